@@ -1,0 +1,237 @@
+"""Artifacts: folders with a manifest, written whole or not at all.
+
+Every stage reads artifacts and writes one. `Stage` answers "is this work already done?" and makes sure that a killed
+run leaves the old artifact, or none, never half of one. A folder without `manifest.json` is unfinished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+IDENTITY = "identity.json"  # inside a working folder: whose work is it?
+
+MADE_BY = {
+    "dataset": "python scripts/prepare_data.py",
+    "embeddings": "python scripts/embed_items.py",
+    "semantic_ids": "python scripts/build_semantic_ids.py",
+    "teacher": "accelerate launch teacher/finetune.py",
+    "soft_labels": "python distill/export_soft_labels.py",
+    "student": "accelerate launch student/train.py --variant tiger",
+    "evaluation": "python scripts/evaluate.py",
+    "report": "python scripts/report.py",
+}
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: printed without a traceback, exit code 2."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder and what its manifest says.
+
+    `inputs` maps the kind of every ancestor, not only the direct ones, to its fingerprint at the time.
+    """
+
+    folder: Path
+    kind: str
+    fingerprint: str
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+def fingerprint(folder: Path) -> str:
+    """Content hash of all files below `folder` but the manifest: names and bytes, never times."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name in (MANIFEST, IDENTITY):
+            continue
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def read(folder: Path, kind: str) -> Artifact:
+    """Open a finished artifact of the given kind.
+
+    Raises:
+        UserError: missing, unfinished, of another kind or schema; the message names the command that makes it.
+    """
+    folder = Path(folder)
+    make = f"Make it with: {MADE_BY[kind]}"
+    if not folder.is_dir():
+        raise UserError(f"No {kind} at {folder}. {make}")
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} is not a finished {kind}: it has no {MANIFEST}. {make}")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        found, schema = manifest["kind"], manifest["schema"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST} is damaged ({error!r}). {make} --overwrite") from None
+    if found != kind:
+        raise UserError(f"Expected a {kind} at {folder}, found a {found}. {make}")
+    if schema != SCHEMA:
+        raise UserError(f"{folder} has schema {schema}, this version reads {SCHEMA}. {make} --overwrite")
+    return Artifact(folder, kind, manifest["fingerprint"], manifest["inputs"], manifest["config"], manifest)
+
+
+def check_agreement(*artifacts: Artifact) -> None:
+    """Refuse artifacts that were made from different versions of the same thing (labels of another codebook).
+
+    Raises:
+        UserError: two of them name different fingerprints for one kind.
+    """
+    seen: dict[str, tuple[str, Artifact]] = {}
+    for artifact in artifacts:
+        for kind, found in (artifact.inputs | {artifact.kind: artifact.fingerprint}).items():
+            if kind in ("student", "evaluation"):  # several of them may stand side by side
+                continue
+            expected, other = seen.setdefault(kind, (found, artifact))
+            if expected != found:
+                raise UserError(
+                    f"{other.folder} and {artifact.folder} do not belong together: the first goes with {kind} "
+                    f"{expected}, the second with {kind} {found}. Make the older one again: {MADE_BY[artifact.kind]}"
+                )
+
+
+class Stage:
+    """One unit of work: config and inputs in, one artifact out.
+
+    Args:
+        kind: what is made, a key of `MADE_BY`.
+        config: a dataclass. Fields of type Path and those with `metadata={"identity": False}` say where and how,
+            not what: changing them does not make finished work stale.
+        output: the folder to write.
+        inputs: the artifacts read; checked for agreement.
+        extra: further facts that decide the result (say, sizes and times of raw files).
+        overwrite: repeat finished work.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        config: Any,
+        output: Path,
+        inputs: list[Artifact] | tuple[Artifact, ...] = (),
+        extra: dict[str, Any] | None = None,
+        overwrite: bool = False,
+    ):
+        check_agreement(*inputs)
+        self.kind, self.output, self.overwrite = kind, Path(output), overwrite
+        self.partial = self.output.with_name(self.output.name + ".partial")
+        self.config = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+        self.inputs: dict[str, str] = {}
+        for artifact in inputs:
+            self.inputs |= artifact.inputs
+        direct = {artifact.kind: artifact.fingerprint for artifact in inputs}
+        self.inputs |= direct
+        placement = {
+            field.name
+            for field in dataclasses.fields(config)
+            if "Path" in str(field.type) or not field.metadata.get("identity", True)
+        }
+        what = {key: value for key, value in self.config.items() if key not in placement}
+        self.identity = json.loads(json.dumps({"config": what, "inputs": direct, "extra": extra or {}}, default=str))
+        self.started = time.time()
+
+    def is_finished(self) -> bool:
+        """True, and says so, if the output exists and was made by this config from these inputs.
+
+        Raises:
+            UserError: the output folder holds something that is not an artifact of this kind.
+        """
+        if not self.output.exists():
+            return False
+        if self.output.is_dir() and not any(self.output.iterdir()):
+            return False
+        if not (self.output / MANIFEST).is_file():
+            raise UserError(f"{self.output} exists and is no {self.kind}; name another output or remove it yourself.")
+        artifact = read(self.output, self.kind)
+        if self.overwrite:
+            return False
+        difference = _difference(artifact.manifest["identity"], self.identity)
+        if not difference:
+            say(f"{self.kind}: finished, at {self.output} (--overwrite repeats it)")
+            return True
+        say(f"{self.kind}: made again, because {difference} changed")
+        return False
+
+    @contextlib.contextmanager
+    def write(self, resume: bool = False) -> Iterator[Path]:
+        """A working folder that becomes the artifact when the block ends without an exception.
+
+        With `resume`, a working folder left by a killed run of the same identity is kept and handed over again.
+        """
+        mark = self.partial / IDENTITY
+        same = mark.is_file() and not self.overwrite and mark.read_text() == json.dumps(self.identity, sort_keys=True)
+        if self.partial.exists() and not (resume and same):
+            shutil.rmtree(self.partial)
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot write to {self.output.parent}: {error.strerror}.") from None
+        mark.write_text(json.dumps(self.identity, sort_keys=True))
+        yield self.partial
+        mark.unlink()
+        manifest = {
+            "kind": self.kind,
+            "schema": SCHEMA,
+            "fingerprint": fingerprint(self.partial),
+            "inputs": self.inputs,
+            "identity": self.identity,
+            "config": self.config,
+            "command": " ".join([Path(sys.executable).name, *sys.argv]),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(time.time() - self.started, 1),
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+        write_json(self.partial / MANIFEST, manifest)
+        old = self.output.with_name(self.output.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.output.exists():
+            os.replace(self.output, old)
+        os.replace(self.partial, self.output)
+        shutil.rmtree(old, ignore_errors=True)
+        say(f"{self.kind}: wrote {self.output} in {manifest['seconds']:.0f} s")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON through a temporary name, so that readers see the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def say(message: str) -> None:
+    """One line of progress for the person at the terminal; in a launch of many processes, only the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    parts = []
+    for section, word in (("config", ""), ("inputs", "input "), ("extra", "")):
+        before, after = old.get(section, {}), new.get(section, {})
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key):
+                detail = f" ({before.get(key)} -> {after.get(key)})" if section == "config" else ""
+                parts.append(f"{word}{key}{detail}")
+    return ", ".join(parts)

@@ -1,0 +1,75 @@
+"""Configs: frozen dataclasses filled from YAML and the command line by jsonargparse.
+
+A stage is a dataclass and a function. `run` turns the two into a command: `--help` shows the field docs, `--config`
+reads YAML, `--field value` overrides it, unknown keys are fatal, and a `UserError` ends with one message and exit
+code 2 instead of a traceback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import jsonargparse
+
+from distill.artifacts import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+Config = TypeVar("Config")
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse(config_class: type[Config], default: str, argv: Sequence[str] | None = None) -> Config:
+    """Fill `config_class` from `--config FILE` (or `configs/<default>`, the demo) and command-line overrides.
+
+    Raises:
+        UserError: unknown key (the nearest is suggested), wrong type, missing value, unreadable file.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    title = (config_class.__doc__ or "").strip()
+    parser = jsonargparse.ArgumentParser(description=title, exit_on_error=False)
+    parser.add_argument("--config", action="config", help=f"YAML file; without one, configs/{default} is read.")
+    parser.add_class_arguments(config_class, as_group=False, skip={"overwrite"})
+    parser.add_argument("--overwrite", action="store_true", help="Repeat the work even if it is finished.")
+    if not any(word == "--config" or word.startswith("--config=") for word in argv):
+        argv = ["--config", str(CONFIGS / default), *argv]
+    try:
+        values = parser.parse_args(argv).as_dict()
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        names = [field.name for field in dataclasses.fields(config_class)]
+        raise UserError(_explain(str(error), names)) from None
+    return config_class(**{key: value for key, value in values.items() if key != "config"})
+
+
+def run(main: Callable[[Config], None], config_class: type[Config], default: str) -> None:
+    """Parse and run a stage as a command; the whole body of every entry's `__main__`."""
+    try:
+        main(parse(config_class, default))
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here or starts afresh", file=sys.stderr)
+        sys.exit(130)
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """'Did you mean …? Available: …' for a word that is not among the known ones."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return (f"Did you mean {near[0]!r}? " if near else "") + f"Available: {', '.join(known)}."
+
+
+def _explain(message: str, names: Sequence[str]) -> str:
+    unknown = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.-]+)", message)
+    if unknown:
+        word = unknown.group(1) or unknown.group(2)
+        return f"Unknown config key {word!r}. {suggest(word, names)}"
+    return message
