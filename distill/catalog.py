@@ -115,12 +115,6 @@ class Dataset:
         histories = np.where(column < lengths[:, None], self.values[np.minimum(index, len(self.values) - 1)], PAD)
         return Examples(users, positions, histories, self.values[ends])
 
-    def repeats(self) -> bool:
-        """Does any user's training part hold an item twice? If none does, recommending a bought item wastes a rank."""
-        values, offsets = self.training_sequences()
-        pairs = np.repeat(np.arange(self.n_users), np.diff(offsets)) * self.n_items + values
-        return len(np.unique(pairs)) < len(pairs)
-
 
 def write_dataset(folder: Path, items: pa.Table, user_ids: list[str], sequences: list[np.ndarray], times=None) -> None:
     """Write both tables after checking them.

@@ -1,0 +1,79 @@
+"""Constrained beam search over any step function (paper, Appendix A).
+
+The trie decides which codewords are candidates *before* the top-k, so a rare child is never lost to a likelier
+invalid one and no beam vanishes while valid IDs remain.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from distill.trie import FullTree, Trie
+
+
+class Step(Protocol):
+    """One decoding step of a model for all beams at once."""
+
+    def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
+        """Log-probabilities of the codewords of `level`.
+
+        Args:
+            level: 0 for the first codeword; then `parents` and `codes` are None and there is one beam a user.
+            parents: for each beam, which beam of the previous call it goes on from [batch, beams].
+            codes: the codeword chosen for it on the level before [batch, beams].
+
+        Returns:
+            [batch, beams, codebook_size].
+        """
+
+
+class Beams(NamedTuple):
+    """Ranked IDs; where there are fewer valid ones than the width, the rest score -inf.
+
+    `leaves` are numbers in the trie ([batch, width]), `codes` are [batch, width, levels], `scores` are summed
+    log-probabilities [batch, width], best first.
+    """
+
+    leaves: Tensor
+    codes: Tensor
+    scores: Tensor
+
+
+@torch.inference_mode()
+def beam_search(
+    step: Step, tree: Trie | FullTree, batch: int, width: int, closed: Tensor | None = None, device="cpu"
+) -> Beams:
+    """The `width` likeliest IDs by greedy beam search; exact if `width` is at least the number of valid IDs.
+
+    Args:
+        step: the model.
+        tree: the valid IDs, or a `FullTree`.
+        batch: users.
+        width: beams a user.
+        closed: leaves not to be recommended, -1 for none, sorted by row [batch, any] (`Trie.closed_leaves`); they are
+            taken out before the last top-k, so no width is lost to them.
+        device: where the step's tensors are.
+    """
+    nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
+    scores = torch.zeros(batch, 1, device=device)
+    prefix = torch.empty(batch, 1, 0, dtype=torch.long, device=device)
+    parents = codes = None
+    for level in range(tree.levels):
+        log_probs = step(level, parents, codes)
+        child, code, exists = tree.children(level, nodes)
+        candidates = scores[..., None] + log_probs.float().gather(2, code)
+        candidates = candidates.masked_fill(~exists, -torch.inf).flatten(1)
+        child, code = child.flatten(1), code.flatten(1)
+        if closed is not None and level == tree.levels - 1:
+            place = torch.searchsorted(closed, child).clamp(max=closed.shape[1] - 1)
+            candidates = candidates.masked_fill(closed.gather(1, place) == child, -torch.inf)
+        scores, best = candidates.topk(min(width, candidates.shape[1]), dim=1)
+        parents = best // tree.max_children[level]
+        codes, nodes = code.gather(1, best), child.gather(1, best)
+        prefix = prefix.gather(1, parents[..., None].expand(-1, -1, level))
+        prefix = torch.cat([prefix, codes[..., None]], dim=2)
+    leaves = torch.where(scores > -torch.inf, nodes, -1)
+    return Beams(leaves, prefix, scores)

@@ -1,0 +1,150 @@
+"""Write what the teacher says about every training example (paper 3.1 and 3.2): beams and codeword distributions.
+
+    python distill/export_soft_labels.py --config configs/demo/export.yaml
+
+Shards are written one by one; a killed export goes on from the last finished shard.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from distill import artifacts
+from distill.artifacts import Stage, say, write_json
+from distill.catalog import PAD, Dataset, Examples
+from distill.config import run
+from distill.semantic_ids import SemanticIDs
+from distill.soft_labels import correct, write_shard
+from teacher.engines.hf import HFEngine
+
+
+@dataclass(frozen=True)
+class Config:
+    """Export soft labels: python distill/export_soft_labels.py [--config FILE] [--field value ...]."""
+
+    run: Path = Path("runs/demo")
+    """Folder of the run; inputs and output default to their names inside it."""
+    dataset: Path | None = None
+    """Dataset artifact (default: RUN/dataset)."""
+    semantic_ids: Path | None = None
+    """Semantic IDs artifact (default: RUN/semantic_ids)."""
+    teacher: Path | None = None
+    """Teacher artifact (default: RUN/teacher)."""
+    output: Path | None = None
+    """Where the labels go (default: RUN/soft_labels)."""
+    engine: Literal["hf"] = "hf"
+    """What runs the teacher."""
+    width: int = 25
+    """Beams (paper: 25)."""
+    keep: int = 16
+    """Candidates kept after correction, the reference first (paper: 16)."""
+    exclude_bought: bool = True
+    """Leave items of the history out of the candidates."""
+    shard_rows: int = 4096
+    """Examples a shard."""
+    batch_size: int = field(default=64, metadata={"identity": False})
+    """Examples a forward pass."""
+    limit: int | None = None
+    """Label only the first N examples."""
+    device: str = field(default="auto", metadata={"identity": False})
+    """auto, cpu or cuda."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Weights of the teacher."""
+    overwrite: bool = field(default=False, metadata={"identity": False})
+    """Repeat finished work."""
+
+
+def main(config: Config) -> None:
+    """Label every training example, shard by shard."""
+    dataset = Dataset.load(config.dataset or config.run / "dataset")
+    ids = SemanticIDs.load(config.semantic_ids or config.run / "semantic_ids", dataset.n_items)
+    teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
+    stage = Stage(
+        "soft_labels", config, config.output or config.run / "soft_labels",
+        [dataset.artifact, ids.artifact, teacher], overwrite=config.overwrite,
+    )  # fmt: skip
+    if stage.is_finished():
+        return
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    engine = HFEngine.load(teacher.folder, dataset, ids, device, config.dtype)
+    examples = dataset.examples("train", engine.data.max_history)
+    if config.limit:
+        examples = examples.take(slice(0, config.limit))
+
+    quality = []
+    with stage.write(resume=True) as folder:
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "parts").mkdir(exist_ok=True)
+        bar = tqdm(total=len(examples), desc="soft labels", unit="target")
+        for number, start in enumerate(range(0, len(examples), config.shard_rows)):
+            shard = examples.take(slice(start, start + config.shard_rows))
+            part = folder / "parts" / f"{number:05d}.json"
+            if not part.is_file():
+                labels = label(engine, ids, shard, config, bar)
+                write_shard(folder / "data" / f"{number:05d}.parquet", shard, ids.codes[shard.targets], *labels)
+                write_json(part, describe(shard, *labels))  # last: a shard with this file is finished
+            else:
+                bar.update(len(shard))
+            quality.append(json.loads(part.read_text()))
+        bar.close()
+        summary = summarise(quality)
+        write_json(folder / "report.json", summary)
+        for part in (folder / "parts").iterdir():
+            part.unlink()
+        (folder / "parts").rmdir()
+    say("soft labels: " + ", ".join(f"{key} {value:.4g}" for key, value in summary.items()))
+
+
+def label(
+    engine: HFEngine, ids: SemanticIDs, examples: Examples, config: Config, bar: tqdm
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Candidates [n, keep], their scores [n, keep] and log-probabilities [n, levels, codebook_size] of n examples."""
+    lengths = (examples.histories != PAD).sum(1)
+    order = np.argsort(lengths, kind="stable")
+    candidates = np.empty((len(examples), config.keep), np.int64)
+    scores = np.empty((len(examples), config.keep), np.float32)
+    log_probs = np.empty((len(examples), ids.levels, ids.codebook_size), np.float32)
+    for start in range(0, len(order), config.batch_size):
+        rows = order[start : start + config.batch_size]
+        part = examples.take(rows)
+        histories = part.histories[:, : lengths[rows].max()]
+        batch = engine.codeword_logprobs(histories, part.targets).cpu().numpy()
+        target_codes = ids.codes[part.targets]
+        target_scores = np.take_along_axis(batch, target_codes[..., None], axis=2)[..., 0].sum(1)
+        beams = engine.beams(histories, config.width, config.exclude_bought)
+        log_probs[rows] = batch
+        candidates[rows], scores[rows] = correct(*beams, part.targets, target_scores, config.keep)
+        bar.update(len(rows))
+    return candidates, scores, log_probs
+
+
+def describe(examples: Examples, candidates: np.ndarray, scores: np.ndarray, log_probs: np.ndarray) -> dict[str, float]:
+    """Sums over a shard that say how good the labels are."""
+    mass = np.exp(log_probs).sum(-1)
+    inside = log_probs - np.log(mass)[..., None]
+    entropy = -(np.exp(inside) * inside).sum(-1).mean(1)
+    better = (scores[:, 1:] > scores[:, :1]).sum(1)
+    return {
+        "targets": len(examples),
+        "recall@10": float((better < 10).sum()),
+        "entropy_per_level": float(entropy.sum()),
+        "mass_off_level": float((1 - mass).mean(1).sum()),
+    }
+
+
+def summarise(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Means over all shards."""
+    total = sum(part["targets"] for part in parts)
+    means = {key: sum(part[key] for part in parts) / total for key in parts[0] if key != "targets"}
+    return {"targets": total, **means}
+
+
+if __name__ == "__main__":
+    run(main, Config, "demo/export.yaml")

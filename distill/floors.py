@@ -1,0 +1,160 @@
+"""Recommenders that only count: popularity, and item-to-item transitions (the floor of every table)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from distill.catalog import PAD, Dataset, Examples
+
+CHUNK = 1024  # users scored at once
+
+
+@dataclass(frozen=True)
+class TransitionSettings:
+    """How to count and how to read the counts."""
+
+    window: int = 5
+    """G: count pairs at most this far apart."""
+    decay: float = 0.7
+    """A pair at distance g counts decay^(g-1)."""
+    recency: float = 0.7
+    """w: weight w^d for the d-th last item of the history."""
+    last: int = 10
+    """L: items of the history that are used."""
+
+
+GRID = [
+    TransitionSettings(window, decay, recency, last)
+    for window, decay in ((1, 1.0), (3, 0.7), (5, 0.7), (10, 0.8), (20, 0.8), (20, 1.0))
+    for recency, last in ((0.3, 5), (0.6, 5), (0.7, 10), (0.9, 20))
+]
+
+
+def count_transitions(values: np.ndarray, offsets: np.ndarray, n_items: int, window: int, decay: float) -> sp.csr_array:
+    """A: for each pair at distance g ≤ window, decay^(g−1), in both directions [n_items, n_items].
+
+    Args:
+        values: item numbers of all sequences, one after the other.
+        offsets: where each sequence starts [users + 1].
+        n_items: catalogue size.
+        window: G.
+        decay: per step of distance.
+    """
+    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    rows, columns, weights = [], [], []
+    for gap in range(1, window + 1):
+        together = owner[gap:] == owner[:-gap]
+        rows.append(values[:-gap][together])
+        columns.append(values[gap:][together])
+        weights.append(np.full(together.sum(), decay ** (gap - 1)))
+    row, column, weight = map(np.concatenate, (rows, columns, weights))
+    counts = sp.coo_array((weight, (row, column)), shape=(n_items, n_items)).tocsr()
+    return (counts + counts.T).tocsr()
+
+
+class Transitions:
+    """Score of an item after a history: Σ_{d<L} w^d · N[d-th last item], N = diag(rowsum^−½) A."""
+
+    def __init__(self, dataset: Dataset, settings: TransitionSettings, with_validation: bool = False):
+        values, offsets = dataset.training_sequences()
+        if with_validation:
+            keep = np.ones(len(dataset.values), dtype=bool)
+            keep[dataset.offsets[1:] - 1] = False
+            values, offsets = dataset.values[keep], dataset.offsets - np.arange(len(dataset.offsets))
+        counts = count_transitions(values, offsets, dataset.n_items, settings.window, settings.decay)
+        total = counts.sum(1)
+        scale = np.divide(1, np.sqrt(total), out=np.zeros_like(total), where=total > 0)
+        self.matrix = (sp.diags_array(scale) @ counts).tocsr()
+        self.settings = settings
+
+    def scores(self, histories: np.ndarray) -> np.ndarray:
+        """Scores of all items [users, n_items] for histories padded with -1 [users, length]."""
+        users, n_items = len(histories), self.matrix.shape[0]
+        lengths = (histories != PAD).sum(1)
+        rows, columns, weights = [], [], []
+        for back in range(min(self.settings.last, histories.shape[1])):
+            has = np.flatnonzero(lengths > back)
+            rows.append(has)
+            columns.append(histories[has, lengths[has] - 1 - back])
+            weights.append(np.full(len(has), self.settings.recency**back))
+        row, column, weight = map(np.concatenate, (rows, columns, weights))
+        reader = sp.coo_array((weight, (row, column)), shape=(users, n_items)).tocsr()
+        return (reader @ self.matrix).toarray()
+
+    @staticmethod
+    def tune(dataset: Dataset, max_users: int = 5000) -> tuple[Transitions, float]:
+        """The settings of `GRID` with the best validation NDCG@10, and that NDCG@10."""
+        from distill.metrics import hit_ranks, ndcg
+
+        examples = dataset.examples("valid")
+        rng = np.random.default_rng(0)
+        if len(examples) > max_users:
+            examples = examples.take(np.sort(rng.choice(len(examples), max_users, replace=False)))
+        counted: dict[tuple, Transitions] = {}
+        best: tuple[float, Transitions] | None = None
+        for settings in GRID:
+            key = (settings.window, settings.decay)
+            model = counted.setdefault(key, None) or Transitions(dataset, settings)
+            counted[key] = model
+            model = model.with_settings(settings)
+            value = float(ndcg(hit_ranks(recommend(model, examples, 10), examples.targets), 10).mean())
+            if best is None or value > best[0]:
+                best = (value, model)
+        return best[1], best[0]
+
+    def with_settings(self, settings: TransitionSettings) -> Transitions:
+        """The same counts read with another recency and length."""
+        other = object.__new__(Transitions)
+        other.matrix, other.settings = self.matrix, settings
+        return other
+
+    def describe(self) -> dict:
+        """The settings, for reports."""
+        return asdict(self.settings)
+
+
+class Popularity:
+    """Score of an item: how often it occurs in the training part."""
+
+    def __init__(self, dataset: Dataset):
+        values, _ = dataset.training_sequences()
+        self.counts = np.bincount(values, minlength=dataset.n_items).astype(float)
+
+    def scores(self, histories: np.ndarray) -> np.ndarray:
+        """The same scores for everybody [users, n_items]."""
+        return np.broadcast_to(self.counts, (len(histories), len(self.counts))).copy()
+
+
+def recommend(model: Transitions | Popularity, examples: Examples, k: int, exclude_bought: bool = True) -> np.ndarray:
+    """Top k items of an item-scoring model, ties by item number, -1 where nothing scores above zero [users, k]."""
+    lists = []
+    for start in range(0, len(examples), CHUNK):
+        histories = examples.histories[start : start + CHUNK]
+        scores = model.scores(histories)
+        if exclude_bought:
+            hide_bought(scores, histories, 0.0)
+        lists.append(top_items(scores, k))
+    return np.concatenate(lists)
+
+
+def top_items(scores: np.ndarray, k: int) -> np.ndarray:
+    """Item numbers of the k highest positive scores, best first, ties by item number [users, k]; -1 for the rest."""
+    k = min(k, scores.shape[1])
+    part = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < scores.shape[1] else None
+    if part is None:
+        part = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    part = np.sort(part, axis=1)
+    values = np.take_along_axis(scores, part, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    lists = np.take_along_axis(part, order, axis=1)
+    return np.where(np.take_along_axis(values, order, axis=1) > 0, lists, PAD)
+
+
+def hide_bought(scores: np.ndarray, histories: np.ndarray, value: float) -> None:
+    """Set the scores of items in the history to `value`, in place."""
+    rows = np.repeat(np.arange(len(histories)), histories.shape[1])
+    columns = histories.ravel()
+    scores[rows[columns != PAD], columns[columns != PAD]] = value

@@ -1,0 +1,178 @@
+"""The Hugging Face engine: exact beams and codeword distributions from plain PyTorch, on any device.
+
+All beams of a user hang from one encoded prompt as a tree: every new codeword is one more query whose attention mask
+shows it the prompt and its own ancestors. Nothing is repeated per beam and no cache is reordered.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from distill.artifacts import UserError
+from distill.beam import beam_search
+from distill.catalog import PAD, Dataset
+from distill.semantic_ids import SemanticIDs
+from distill.trie import FullTree, Trie
+from teacher.model import check_checkpoint
+from teacher.tasks import TaskData
+
+
+class HFEngine:
+    """A teacher behind the engine protocol: `beams(histories)` and `codeword_logprobs(histories, targets)`.
+
+    Args:
+        model: a causal model with codewords in its vocabulary.
+        data: knows the prompts and the codewords' token numbers.
+        prompt: how the teacher is asked, "stream" or "seqrec".
+    """
+
+    def __init__(self, model, data: TaskData, prompt: str):
+        self.model, self.data, self.prompt = model.eval(), data, prompt
+        self.device = next(model.parameters()).device
+        self.token_of = torch.from_numpy(data.token_of).to(self.device)
+        self.trie = Trie(data.ids.codes, data.ids.codebook_size, self.device)
+        self.pad = data.tokenizer.pad_token_id
+
+    @staticmethod
+    def load(folder: Path, dataset: Dataset, ids: SemanticIDs, device: str = "cpu", dtype: str = "float32") -> HFEngine:
+        """Load a merged teacher checkpoint.
+
+        Raises:
+            UserError: not a checkpoint, or without this codebook's tokens.
+        """
+        check_checkpoint(folder)
+        facts = json.loads((Path(folder) / "teacher.json").read_text())
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        missing = [token for token in ids.tokens() if token not in tokenizer.get_vocab()]
+        if missing:
+            raise UserError(f"The teacher at {folder} does not know {len(missing)} codewords (first {missing[0]!r}).")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
+        data = TaskData(dataset, ids, tokenizer, facts["max_history"], facts["max_tokens"])
+        return HFEngine(model, data, facts["prompt"])
+
+    @torch.inference_mode()
+    def beams(
+        self, histories: np.ndarray, width: int, exclude_bought: bool = True, constrained: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The likeliest items after each history.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 [users, length].
+            width: beams.
+            exclude_bought: leave out the history's items.
+            constrained: only valid IDs; otherwise any codewords, and items are -1 where there is none.
+
+        Returns:
+            Item numbers, best first, -1 for none, and their log P(v|S); both [users, width].
+        """
+        bought = torch.from_numpy(histories).to(self.device)
+        step = TreeStep(self.model, self.token_of, *self.prompts(histories))
+        if constrained:
+            closed = self.trie.closed_leaves(bought) if exclude_bought else None
+            beams = beam_search(step, self.trie, len(histories), width, closed, self.device)
+            leaves = beams.leaves
+        else:
+            tree = FullTree(self.trie.levels, self.trie.codebook_size)
+            beams = beam_search(step, tree, len(histories), width, None, self.device)
+            leaves = self.trie.find(beams.codes)
+        if not constrained:  # places are kept, so that the invalid ones can be counted
+            return self.trie.first_item(leaves).cpu().numpy(), beams.scores.cpu().numpy()
+        items, place = self.trie.items(leaves, bought if exclude_bought else None)
+        return items.cpu().numpy(), beams.scores.gather(1, place).cpu().numpy()
+
+    @torch.inference_mode()
+    def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray) -> Tensor:
+        """Teacher-forced full-vocabulary log-probabilities of every level's codewords.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 [rows, length].
+            targets: the items that are forced [rows].
+
+        Returns:
+            float32 [rows, levels, codebook_size]; what a level lacks to 1 is the mass outside it.
+        """
+        prompts, lengths = self.prompts(histories)
+        levels = self.data.ids.levels
+        tokens = torch.nn.functional.pad(prompts, (0, levels - 1), value=self.pad)
+        forced = torch.from_numpy(self.data.item_tokens[targets]).to(self.device)
+        place = lengths[:, None] + torch.arange(levels - 1, device=self.device)
+        tokens.scatter_(1, place, forced[:, :-1])
+        hidden = self.model.base_model(input_ids=tokens).last_hidden_state
+        ask = lengths[:, None] - 1 + torch.arange(levels, device=self.device)
+        return self._codewords(hidden.gather(1, ask[..., None].expand(-1, -1, hidden.shape[-1])))
+
+    @torch.inference_mode()
+    def stream_logprobs(self, sequences: np.ndarray) -> Tensor:
+        """As `codeword_logprobs` for every item of running sequences at once; only for teachers asked with "stream".
+
+        Args:
+            sequences: item numbers, padded with -1 on the right [users, length].
+
+        Returns:
+            float32 [users, length, levels, codebook_size]; rows of padding mean nothing.
+        """
+        prompts, _ = self.prompts(sequences)
+        hidden = self.model.base_model(input_ids=prompts[:, :-1]).last_hidden_state
+        return self._codewords(hidden.unflatten(1, (sequences.shape[1], self.data.ids.levels)))
+
+    def prompts(self, histories: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Token numbers padded on the right [users, tokens], and lengths [users]."""
+        if self.prompt == "stream":
+            padded = histories == PAD
+            codes = np.where(padded[..., None], self.pad, self.data.item_tokens[histories])
+            tokens = np.pad(codes.reshape(len(histories), -1), ((0, 0), (1, 0)), constant_values=0)
+            tokens[:, 0] = self.data.tokenizer.bos_token_id
+            lengths = 1 + (~padded).sum(1) * self.data.ids.levels
+        else:
+            rows = [self.data.seqrec_prompt(history) for history in histories]
+            lengths = np.array([len(row) for row in rows])
+            tokens = np.full((len(rows), lengths.max()), self.pad, dtype=np.int64)
+            for number, row in enumerate(rows):
+                tokens[number, : len(row)] = row
+        return torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
+
+    def _codewords(self, hidden: Tensor) -> Tensor:
+        logits = self.model.get_output_embeddings()(hidden).float()
+        total = logits.logsumexp(-1, keepdim=True)
+        levels = [logits[..., level, :][..., self.token_of[level]] for level in range(len(self.token_of))]
+        return torch.stack(levels, dim=-2) - total
+
+
+class TreeStep:
+    """`beam.Step` of a causal model: beams as a tree in one growing key-value cache."""
+
+    def __init__(self, model, token_of: Tensor, prompts: Tensor, lengths: Tensor):
+        self.model, self.token_of, self.prompts, self.lengths = model, token_of, prompts, lengths
+        self.cache = DynamicCache(config=model.config)
+        columns = torch.arange(prompts.shape[1], device=prompts.device)
+        self.visible = (columns < lengths[:, None])[:, None, :]  # [users, beams, keys so far]
+
+    def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
+        model = self.model
+        if level == 0:
+            # padding stands on the right: causal attention never shows it to a real token
+            out = model.base_model(input_ids=self.prompts, past_key_values=self.cache, use_cache=True)
+            last = (self.lengths - 1)[:, None, None].expand(-1, 1, out.last_hidden_state.shape[-1])
+            hidden = out.last_hidden_state.gather(1, last)
+        else:
+            users, beams = parents.shape
+            inherited = self.visible.gather(1, parents[..., None].expand(-1, -1, self.visible.shape[2]))
+            own = torch.eye(beams, dtype=torch.bool, device=parents.device).expand(users, -1, -1)
+            self.visible = torch.cat([inherited, own], dim=2)
+            mask = torch.zeros(self.visible.shape, dtype=model.dtype, device=parents.device)
+            mask = mask.masked_fill(~self.visible, torch.finfo(model.dtype).min)[:, None]
+            hidden = model.base_model(
+                input_ids=self.token_of[level - 1][codes],
+                attention_mask=mask,
+                position_ids=(self.lengths + level - 1)[:, None].expand(-1, beams),
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state
+        logits = model.get_output_embeddings()(hidden).float()
+        return logits[..., self.token_of[level]] - logits.logsumexp(-1, keepdim=True)
