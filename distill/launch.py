@@ -17,14 +17,15 @@ def accelerator(accumulation: int = 1, precision: str = "no", seed: int = 0) -> 
     Raises:
         UserError: several processes were launched, or DeepSpeed or FSDP asked for, and each would train alone.
     """
-    handlers = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpus = launched > 1 and not torch.cuda.is_available()
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if on_cpus else []
     made = Accelerator(
         cpu=not torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true",
         gradient_accumulation_steps=accumulation,
         mixed_precision=precision,
         kwargs_handlers=handlers,
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if made.num_processes != launched:
         raise UserError(f"{launched} processes were launched, but each would train alone; see configs/accelerate.")
     for engine in ("DEEPSPEED", "FSDP"):

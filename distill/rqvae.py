@@ -7,6 +7,7 @@ its own afterwards, `save` and `load` keep the model as safetensors and JSON.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import warnings
@@ -19,9 +20,6 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from distill.artifacts import UserError, write_json
@@ -29,6 +27,7 @@ from distill.artifacts import UserError, write_json
 WEIGHTS, SETTINGS = "rqvae.safetensors", "rqvae.json"
 MAX_LEVELS = 8  # one letter a level, a to h
 KMEANS_SAMPLES = 64  # per codeword; more only costs time
+SMALL_STEP = 1 << 19  # distances a step, below which one thread is enough
 Progress = Callable[[int, dict[str, float]], None]
 
 
@@ -297,6 +296,23 @@ def train(x: np.ndarray, config: RQVAEConfig, progress: Progress | None = None, 
         UserError: settings that cannot work (`check`), or embeddings that are not finite.
     """
     check(len(x), config)
+    small = device == "cpu" and min(len(x), config.batch_size) * config.codebook_size <= SMALL_STEP
+    with _one_thread() if small else contextlib.nullcontext():
+        return _train(x, config, progress, device)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps of a millisecond: threads gain little, and where cores are shared, their barriers cost a hundredfold."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(x: np.ndarray, config: RQVAEConfig, progress: Progress | None, device: str) -> RQVAE:
     order = np.random.default_rng(config.seed)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -358,6 +374,9 @@ def _measure(model: RQVAE, x: np.ndarray, batch_size: int = 8192) -> None:
 @torch.no_grad()
 def _start_codebooks(model: RQVAE, x: np.ndarray, rng: np.random.Generator) -> None:
     """k-means on the residuals, level by level, over a sample of the items (LC-Rec: of the first batch)."""
+    from sklearn.cluster import KMeans  # here, because it takes as long to import as torch
+    from sklearn.exceptions import ConvergenceWarning
+
     size = model.config.codebook_size
     chosen = np.sort(rng.permutation(len(x))[: KMEANS_SAMPLES * size])
     residual = np.concatenate([model.latents(rows).cpu().numpy() for rows in model._rows(x[chosen], 8192)])
@@ -461,6 +480,8 @@ def resolve_collisions(
 
 
 def _part(codes: np.ndarray, rows: Tensor, words: Tensor) -> np.ndarray:
+    from scipy.optimize import linear_sum_assignment
+
     size = len(words)
     for group in _groups(codes[:, :-1]):
         if len(group) > size:

@@ -16,11 +16,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from distill import artifacts, rqvae
+from distill import artifacts
 from distill.artifacts import Stage, UserError, write_json
 from distill.catalog import Dataset
 from distill.config import run
-from distill.rqvae import RQVAE, RQVAEConfig
 from distill.semantic_ids import LEVEL_NAMES, write_codes
 
 TOKEN = re.compile(r"<([a-z])_(0|[1-9]\d{0,5})>")
@@ -96,7 +95,7 @@ def main(config: Config) -> None:
     # Everything is checked before the first byte is written.
     if config.index is not None:
         codes, size = read_index(config.index, dataset.n_items, config.codebook_size)
-        model, facts = None, {"source": config.index.name, "collision_rate_before": rqvae.collision_rate(codes)}
+        model, facts = None, {"source": config.index.name}
     else:
         embeddings = _load_embeddings(inputs[1].folder / "embeddings.safetensors", dataset.n_items)
         model, codes, facts = _quantise(embeddings, config)
@@ -105,6 +104,8 @@ def main(config: Config) -> None:
     with stage.write() as folder:
         write_codes(folder, dataset.items["item_id"].to_pylist(), codes)
         if model is not None:
+            from distill import rqvae
+
             rqvae.save(model, folder)
         write_json(folder / "report.json", report)
     _print(report)
@@ -171,10 +172,11 @@ def describe(codes: np.ndarray, codebook_size: int) -> dict[str, Any]:
         share = np.bincount(column, minlength=codebook_size) / len(codes)
         share = share[share > 0]
         levels.append({"used": len(share), "perplexity": float(np.exp(-(share * np.log(share)).sum()))})
-    rate = rqvae.collision_rate(codes)
+    distinct = len(np.unique(codes, axis=0))
+    rate = 1 - distinct / len(codes)
     return {
         "items": len(codes),
-        "distinct_ids": len(np.unique(codes, axis=0)),
+        "distinct_ids": distinct,
         "levels": codes.shape[1],
         "codebook_size": codebook_size,
         "collision_rate_before": rate,
@@ -212,12 +214,14 @@ def _load_embeddings(path: Path, n_items: int) -> np.ndarray:
     return embeddings
 
 
-def _quantise(embeddings: np.ndarray, config: Config) -> tuple[RQVAE, np.ndarray, dict[str, Any]]:
-    """Train, encode, resolve: the quantiser, codes [n_items, levels], and what only a trained quantiser can report."""
-    import torch
+def _quantise(embeddings: np.ndarray, config: Config) -> tuple[Any, np.ndarray, dict[str, Any]]:
+    """Train, encode, resolve: the `RQVAE`, codes [n_items, levels], and what only a trained quantiser can report."""
+    import torch  # here, because importing IDs does without
 
-    names = {one.name for one in dataclasses.fields(RQVAEConfig)}
-    settings = RQVAEConfig(**{name: value for name, value in vars(config).items() if name in names})
+    from distill import rqvae
+
+    names = {one.name for one in dataclasses.fields(rqvae.RQVAEConfig)}
+    settings = rqvae.RQVAEConfig(**{name: value for name, value in vars(config).items() if name in names})
     with tqdm(total=settings.epochs, desc="RQ-VAE", unit="epoch") as bar:
 
         def progress(epoch: int, losses: dict[str, float]) -> None:

@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import save_file
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm import tqdm
 
 from distill.artifacts import Stage, UserError, say
@@ -98,6 +96,9 @@ def _check_texts(texts: list[str], dataset: Dataset, config: Config) -> None:
 
 def _tfidf(texts: list[str], config: Config) -> np.ndarray:
     """TF-IDF of words and pairs of words, brought to `dim` by truncated SVD (latent semantic analysis) [n, dim]."""
+    from sklearn.decomposition import TruncatedSVD  # here, because errors and hf do without
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     # Pairs of words keep "water bottle" apart from "bottle opener"; logs keep long descriptions from shouting.
     vectorizer = TfidfVectorizer(
         sublinear_tf=True,
@@ -122,7 +123,7 @@ def _tfidf(texts: list[str], config: Config) -> np.ndarray:
 
 def _hidden_states(texts: list[str], config: Config) -> np.ndarray:
     """Last hidden states, averaged over the text's tokens [n, hidden size] (paper 2.2)."""
-    import torch  # here, because tfidf does without and starts faster
+    import torch
 
     tokenizer, model = _load_model(str(config.model))
     order = np.argsort([-len(text) for text in texts], kind="stable")  # like lengths together, little padding

@@ -23,7 +23,7 @@ from distill.catalog import PAD
 from distill.sources import Options, Source
 
 FILE = "simulator.safetensors"
-VERSION = 1  # part of the data set's identity: raise it when the same seed would give another shop
+VERSION = 2  # part of the data set's identity: raise it when the same seed would give another shop
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Weights:
     """
 
     complement: float = 0.45
-    """A companion of the last item: the same line in one of two companion types. Its name stands in the text, and a
-    counter sees it only for items that were bought often; so this is what rewards reading and sharing of codes."""
+    """A companion of the last item: one of two companion types, mostly of the same line. The tie stands in the text,
+    and a counter sees it only for items that were bought often; so this is what rewards reading and sharing of codes."""
     interest: float = 0.35
     """Departments and lines of the recent history: rewards models that use more than the last item."""
     popularity: float = 0.12
@@ -47,10 +47,14 @@ class Weights:
     first_companion: float = 0.7
     """Share of the first of the two companion types; their order can be learnt, so soft labels have something to say
     beyond the one item that was bought."""
+    same_brand: float = 0.3
+    """Pull of a companion of the brand's other line; the same line pulls with 1."""
+    other_line: float = 0.05
+    """Pull of a companion of any other line."""
     decay: float = 0.7
     """Each step back in the history counts this much less: interests drift within some three purchases."""
     damping: float = 0.5
-    """Power of popularity inside an interest: well-known items lead in their department, but do not drown it."""
+    """Power of popularity among companions and inside an interest: well-known items lead, but do not drown the rest."""
     zipf: float = 1.0
     """Popularity of the item of rank r is 1 / r^zipf, as in real shops: a long tail of items too rare to count."""
     memory: int = 20
@@ -73,7 +77,7 @@ class Simulator:
         departments: department number [n_items].
         lines: design line [n_items].
         popularity: sums to 1 [n_items].
-        companions: item numbers of the first and second companion [n_items, 2].
+        ties: ties[a, b] = share of b among the companions of a; rows sum to 1 [n_items, n_items].
         drift: drift[a, b] = share of an interest in department a that turns to b; rows sum to 1 [6, 6].
         weights: see `Weights`.
     """
@@ -83,7 +87,7 @@ class Simulator:
     departments: np.ndarray
     lines: np.ndarray
     popularity: np.ndarray
-    companions: np.ndarray
+    ties: np.ndarray
     drift: np.ndarray
     weights: Weights = Weights()
 
@@ -108,18 +112,15 @@ class Simulator:
         # Shuffled, so that an item's number says nothing about it.
         order = rng.permutation(n_items)
         types, lines = order % n_types, order // n_types
-        number = np.empty(n_items, dtype=np.int64)
-        number[order] = np.arange(n_items)
-        companion_types = np.array([kind.companions for kind in _types()])
-        companions = number[companion_types[types] + lines[:, None] * n_types]
         popularity = 1.0 / (1 + rng.permutation(n_items)) ** weights.zipf
+        ties = _ties(types, lines, popularity, weights)
         # A ring in random order: most of an interest stays, the rest moves on to the next two departments.
         ring = rng.permutation(len(DEPARTMENTS))
         drift = 0.6 * np.eye(len(DEPARTMENTS))
         drift[ring, np.roll(ring, -1)] = 0.3
         drift[ring, np.roll(ring, -2)] = 0.1
         departments = np.array([kind.department for kind in _types()])[types]
-        return Simulator(seed, types, departments, lines, popularity / popularity.sum(), companions, drift, weights)
+        return Simulator(seed, types, departments, lines, popularity / popularity.sum(), ties, drift, weights)
 
     @property
     def n_items(self) -> int:
@@ -140,7 +141,6 @@ class Simulator:
         n, width = recent.shape
         bought = recent != PAD
         lengths = bought.sum(1)
-        rows = np.arange(n)
         result = np.tile(w.popularity * self.popularity + w.uniform / self.n_items, (n, 1))
 
         age = lengths[:, None] - 1 - np.arange(width)
@@ -153,9 +153,8 @@ class Simulator:
         total = interest.sum(1, keepdims=True)
         result += w.interest * np.divide(interest, total, out=interest, where=total > 0)
 
-        companions = self.companions[recent[rows, np.maximum(lengths - 1, 0)]]
-        result[rows, companions[:, 0]] += w.complement * w.first_companion
-        result[rows, companions[:, 1]] += w.complement * (1 - w.first_companion)
+        last = recent[np.arange(n), np.maximum(lengths - 1, 0)]
+        result += w.complement * self.ties[last]
 
         row, column = np.nonzero(bought)
         result[row, recent[row, column]] = 0.0
@@ -222,7 +221,7 @@ class Simulator:
             ) from None
 
 
-_ARRAYS = ("types", "departments", "lines", "popularity", "companions", "drift")
+_ARRAYS = ("types", "departments", "lines", "popularity", "ties", "drift")
 
 
 def files(folder: Path | None, options: Options) -> list[Path]:
@@ -236,6 +235,20 @@ def read(folder: Path | None, options: Options) -> Source:
     sequences = simulator.sample(options.users, options.seed)
     user_ids = [f"U{number:05d}" for number in range(options.users)]
     return Source(simulator.items_table(), user_ids, sequences, origin="the simulator", extra_files=simulator.save)
+
+
+def _ties(types: np.ndarray, lines: np.ndarray, popularity: np.ndarray, w: Weights) -> np.ndarray:
+    """Share of each item among the companions of each: companion type, closeness of the lines, popularity."""
+    brands = lines // 2
+    pull = np.where(brands[:, None] == brands, w.same_brand, w.other_line)
+    pull[lines[:, None] == lines] = 1.0
+    pull = pull * popularity**w.damping
+    ties = np.zeros(pull.shape)
+    companion_types = np.array([kind.companions for kind in _types()])[types]
+    for place, share in enumerate((w.first_companion, 1 - w.first_companion)):
+        of_type = np.where(types == companion_types[:, place, None], pull, 0.0)
+        ties += share * of_type / of_type.sum(1, keepdims=True)
+    return ties
 
 
 def _share_by(groups: np.ndarray, share: np.ndarray, count: int) -> np.ndarray:

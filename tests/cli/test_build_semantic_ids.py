@@ -182,3 +182,33 @@ def test_some_items_without_text(tmp_path):
 def test_hf_embedder_refuses(tmp_path):
     make_dataset(tmp_path, TITLES)
     assert "needs a model" in refused("embed_items.py", tmp_path, "--embedder", "hf", kind="embeddings")
+    (tmp_path / "empty").mkdir()
+    words = ["--embedder", "hf", "--model", str(tmp_path / "empty")]
+    assert "is not a model that transformers can load" in refused("embed_items.py", tmp_path, *words, kind="embeddings")
+
+
+def test_hf_embeddings_are_means_over_the_tokens(tmp_path):
+    torch = pytest.importorskip("torch")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    make_dataset(tmp_path, [*TITLES[:5], "aurora"])
+    words = ["[UNK]", *KINDS, *LINES, "number"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes)).eval()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    environment = ["--embedder", "hf", "--model", str(tmp_path / "model"), "--batch_size", "4"]
+    code, _, error = command("embed_items.py", tmp_path, *environment)
+    assert code == 0, error
+    found = load_file(tmp_path / "embeddings" / "embeddings.safetensors")["embeddings"]
+    assert found.shape == (6, 16)
+    for row in (0, 5):
+        tokens = tokenizer([*TITLES[:5], "aurora"][row], return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            expected = model.model(**tokens).last_hidden_state[0].mean(0)
+        np.testing.assert_allclose(found[row], expected.numpy(), atol=1e-5)
