@@ -22,6 +22,7 @@ from typing import Any
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+CHECK_ONLY = False  # set by --check: a stage that is not finished ends the program with exit code 1
 IDENTITY = "identity.json"  # inside a working folder: whose work is it?
 
 MADE_BY = {
@@ -44,7 +45,7 @@ class UserError(Exception):
 class Artifact:
     """A finished folder and what its manifest says.
 
-    `inputs` maps the kind of every ancestor, not only the direct ones, to its fingerprint at the time.
+    `inputs` maps the name of every ancestor, not only the direct ones, to its fingerprint at the time.
     """
 
     folder: Path
@@ -53,6 +54,11 @@ class Artifact:
     inputs: dict[str, str]
     config: dict[str, Any]
     manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its kind; of students, several of which may stand side by side, also the folder's name."""
+        return f"student/{self.folder.name}" if self.kind == "student" else self.kind
 
 
 def fingerprint(folder: Path) -> str:
@@ -101,9 +107,7 @@ def check_agreement(*artifacts: Artifact) -> None:
     """
     seen: dict[str, tuple[str, Artifact]] = {}
     for artifact in artifacts:
-        for kind, found in (artifact.inputs | {artifact.kind: artifact.fingerprint}).items():
-            if kind in ("student", "evaluation"):  # several of them may stand side by side
-                continue
+        for kind, found in (artifact.inputs | {artifact.name: artifact.fingerprint}).items():
             expected, other = seen.setdefault(kind, (found, artifact))
             if expected != found:
                 raise UserError(
@@ -141,7 +145,7 @@ class Stage:
         self.inputs: dict[str, str] = {}
         for artifact in inputs:
             self.inputs |= artifact.inputs
-        direct = {artifact.kind: artifact.fingerprint for artifact in inputs}
+        direct = {artifact.name: artifact.fingerprint for artifact in inputs}
         self.inputs |= direct
         placement = {
             field.name
@@ -157,7 +161,14 @@ class Stage:
 
         Raises:
             UserError: the output folder holds something that is not an artifact of this kind.
+            SystemExit: with `--check`, if the work is not finished.
         """
+        finished = self._is_finished()
+        if CHECK_ONLY and not finished:
+            sys.exit(1)
+        return finished
+
+    def _is_finished(self) -> bool:
         if not self.output.exists():
             return False
         if self.output.is_dir() and not any(self.output.iterdir()):

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import jsonargparse
 
+from distill import artifacts
 from distill.artifacts import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -38,13 +39,15 @@ def parse(config_class: type[Config], default: str, argv: Sequence[str] | None =
     parser.add_argument("--config", action="config", help=f"YAML file; without one, configs/{default} is read.")
     parser.add_class_arguments(config_class, as_group=False, skip={"overwrite"})
     parser.add_argument("--overwrite", action="store_true", help="Repeat the work even if it is finished.")
+    parser.add_argument("--check", action="store_true", help="Do nothing; exit code 0 if the work is finished, else 1.")
     if not any(word == "--config" or word.startswith("--config=") for word in argv):
         argv = ["--config", str(CONFIGS / default), *argv]
     try:
-        values = parser.parse_args(argv).as_dict()
+        values = parser.instantiate(parser.parse_args(argv)).as_dict()
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         names = [field.name for field in dataclasses.fields(config_class)]
         raise UserError(_explain(str(error), names)) from None
+    artifacts.CHECK_ONLY = values.pop("check")
     return config_class(**{key: value for key, value in values.items() if key != "config"})
 
 

@@ -8,12 +8,12 @@ Shards are written one by one; a killed export goes on from the last finished sh
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from distill import artifacts
@@ -22,7 +22,9 @@ from distill.catalog import PAD, Dataset, Examples
 from distill.config import run
 from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import correct, write_shard
-from teacher.engines.hf import HFEngine
+
+if TYPE_CHECKING:
+    from teacher.engines.hf import HFEngine
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,19 @@ class Config:
 
 def main(config: Config) -> None:
     """Label every training example, shard by shard."""
-    dataset = Dataset.load(config.dataset or config.run / "dataset")
-    ids = SemanticIDs.load(config.semantic_ids or config.run / "semantic_ids", dataset.n_items)
+    data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
+    codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
     teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
-    stage = Stage(
-        "soft_labels", config, config.output or config.run / "soft_labels",
-        [dataset.artifact, ids.artifact, teacher], overwrite=config.overwrite,
-    )  # fmt: skip
+    output = config.output or config.run / "soft_labels"
+    stage = Stage("soft_labels", config, output, [data, codes, teacher], overwrite=config.overwrite)
     if stage.is_finished():
         return
+    import torch  # heavy, and not needed where the work is finished
+
+    from teacher.engines.hf import HFEngine
+
+    dataset = Dataset.load(data.folder)
+    ids = SemanticIDs.load(codes.folder, dataset.n_items)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     engine = HFEngine.load(teacher.folder, dataset, ids, device, config.dtype)
     examples = dataset.examples("train", engine.data.max_history)
@@ -87,7 +93,7 @@ def main(config: Config) -> None:
             shard = examples.take(slice(start, start + config.shard_rows))
             part = folder / "parts" / f"{number:05d}.json"
             if not part.is_file():
-                labels = label(engine, ids, shard, config, bar)
+                labels = label(engine, dataset, shard, config, bar)
                 write_shard(folder / "data" / f"{number:05d}.parquet", shard, ids.codes[shard.targets], *labels)
                 write_json(part, describe(shard, *labels))  # last: a shard with this file is finished
             else:
@@ -103,26 +109,56 @@ def main(config: Config) -> None:
 
 
 def label(
-    engine: HFEngine, ids: SemanticIDs, examples: Examples, config: Config, bar: tqdm
+    engine: HFEngine, dataset: Dataset, examples: Examples, config: Config, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Candidates [n, keep], their scores [n, keep] and log-probabilities [n, levels, codebook_size] of n examples."""
-    lengths = (examples.histories != PAD).sum(1)
-    order = np.argsort(lengths, kind="stable")
     candidates = np.empty((len(examples), config.keep), np.int64)
     scores = np.empty((len(examples), config.keep), np.float32)
-    log_probs = np.empty((len(examples), ids.levels, ids.codebook_size), np.float32)
-    for start in range(0, len(order), config.batch_size):
-        rows = order[start : start + config.batch_size]
-        part = examples.take(rows)
-        histories = part.histories[:, : lengths[rows].max()]
-        batch = engine.codeword_logprobs(histories, part.targets).cpu().numpy()
-        target_codes = ids.codes[part.targets]
-        target_scores = np.take_along_axis(batch, target_codes[..., None], axis=2)[..., 0].sum(1)
+    log_probs = distributions(engine, dataset, examples, config.batch_size)
+    codes = engine.data.ids.codes[examples.targets]
+    target_scores = np.take_along_axis(log_probs, codes[..., None], axis=2)[..., 0].sum(1)
+    for rows, histories in by_length(examples, np.arange(len(examples)), config.batch_size):
         beams = engine.beams(histories, config.width, config.exclude_bought)
-        log_probs[rows] = batch
-        candidates[rows], scores[rows] = correct(*beams, part.targets, target_scores, config.keep)
+        candidates[rows], scores[rows] = correct(*beams, examples.targets[rows], target_scores[rows], config.keep)
         bar.update(len(rows))
     return candidates, scores, log_probs
+
+
+def distributions(engine: HFEngine, dataset: Dataset, examples: Examples, batch_size: int) -> np.ndarray:
+    """Teacher-forced log-probabilities [n, levels, codebook_size].
+
+    A teacher asked with `stream` labels all of a user's targets in one forward pass; the numbers are those of one
+    prompt a prefix, as long as the prefix fits the history. Longer ones, and other prompts, go prefix by prefix.
+    """
+    ids, longest = engine.data.ids, engine.data.max_history
+    log_probs = np.empty((len(examples), ids.levels, ids.codebook_size), np.float32)
+    at_once = (examples.positions <= longest) & (engine.prompt == "stream")
+    users, first = np.unique(examples.users[at_once], return_index=True)
+    last = np.append(first[1:], at_once.sum()) - 1  # examples of a user stand together, by position
+    lengths = examples.positions[at_once][last] + 1
+    where = np.flatnonzero(at_once)
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        sequences = np.full((len(rows), lengths[rows].max()), PAD, np.int64)
+        for place, row in enumerate(rows):
+            sequences[place, : lengths[row]] = dataset.sequence(users[row])[: lengths[row]]
+        batch = engine.stream_logprobs(sequences).cpu().numpy()
+        for place, row in enumerate(rows):
+            mine = where[first[row] : last[row] + 1]
+            log_probs[mine] = batch[place, examples.positions[mine]]
+    for rows, histories in by_length(examples, np.flatnonzero(~at_once), batch_size):
+        log_probs[rows] = engine.codeword_logprobs(histories, examples.targets[rows]).cpu().numpy()
+    return log_probs
+
+
+def by_length(examples: Examples, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of row numbers with histories of like lengths, and these histories without common padding."""
+    lengths = (examples.histories != PAD).sum(1)
+    rows = rows[np.argsort(lengths[rows], kind="stable")]
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        yield batch, examples.histories[batch, : lengths[batch].max()]
 
 
 def describe(examples: Examples, candidates: np.ndarray, scores: np.ndarray, log_probs: np.ndarray) -> dict[str, float]:

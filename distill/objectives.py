@@ -1,8 +1,8 @@
 """The students' objectives (paper 3.1 and 3.2): pure functions of tensors.
 
 `log_probs` are log-softmaxed over the codewords, [..., levels, V]: V is the level's 256 ("level"), or all levels' 1,024
-("all"); `targets` are numbers in the same V, [..., levels]. Every loss is averaged over the levels (the positions of the
-equations) and returned per example, so that the caller can weight examples.
+("all"); `targets` are numbers in the same V, [..., levels]. Every loss is averaged over the levels (the positions of
+the equations) and returned per example, so that the caller can weight examples.
 """
 
 from __future__ import annotations

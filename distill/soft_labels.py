@@ -1,14 +1,14 @@
 """Soft labels as a data set: what a teacher says about each training example.
 
-`soft_labels/` holds `data/*.parquet`, which `datasets.load_dataset("parquet", data_files="…/data/*.parquet")` reads, one
-row an example:
+`soft_labels/` holds `data/*.parquet`, which `datasets.load_dataset("parquet", data_files="…/data/*.parquet")` reads,
+one row an example:
 
 | column | holds |
 |---|---|
 | user, position | which example: the item at `position` of the user's sequence is the target |
 | target, target_codes | its item number and codes [levels] |
 | candidates, candidate_scores | item numbers, the reference first, then the teacher's best [k]; their log P(v\\|S) |
-| log_probs_0 … | per level, log-probabilities of its codewords over the teacher's whole vocabulary [codebook_size], fp16 |
+| log_probs_0 … | per level, its codewords' log-probabilities over the teacher's whole vocabulary [codebook_size] |
 
 The student does not know who taught. Temperature is the student's business and is not baked in.
 """
@@ -21,8 +21,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from distill import artifacts
 from distill.artifacts import Artifact, UserError
@@ -45,7 +43,7 @@ class SoftLabels:
     positions: np.ndarray
     targets: np.ndarray
     candidates: np.ndarray
-    log_probs: Tensor
+    log_probs: np.ndarray
 
     @staticmethod
     def load(folder: Path) -> SoftLabels:
@@ -68,7 +66,7 @@ class SoftLabels:
             table["position"].to_numpy(),
             table["target"].to_numpy(),
             matrix(table["candidates"]).astype(np.int64),
-            torch.from_numpy(np.stack(stacked, axis=1)),
+            np.stack(stacked, axis=1),
         )
 
     def rows_of(self, examples: Examples) -> np.ndarray:

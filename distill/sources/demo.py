@@ -37,7 +37,7 @@ class Weights:
 
     complement: float = 0.45
     """A companion of the last item: one of two companion types, mostly of the same line. The tie stands in the text,
-    and a counter sees it only for items that were bought often; so this is what rewards reading and sharing of codes."""
+    and a counter sees it only for items that were bought often: this is what rewards reading and sharing of codes."""
     interest: float = 0.35
     """Departments and lines of the recent history: rewards models that use more than the last item."""
     popularity: float = 0.12

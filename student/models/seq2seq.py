@@ -166,7 +166,7 @@ class Seq2SeqStep:
             tokens = torch.zeros(len(self.memory.mask), 1, 1, dtype=torch.long, device=self.memory.mask.device)
         else:
             tokens = (codes + 1 + (level - 1) * c.codebook_size)[..., None]
-            batch, beams = parents.shape
+            batch = len(parents)
             before = self.past[0][0].shape[0] // batch
             rows = (torch.arange(batch, device=parents.device)[:, None] * before + parents).flatten()
             self.past = [(key[rows], value[rows]) for key, value in self.past]

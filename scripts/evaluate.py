@@ -1,0 +1,248 @@
+"""Measure every system of a run on the same users: floors, teacher, students, and on demo data the oracle.
+
+python scripts/evaluate.py --config configs/demo/evaluate.yaml
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load_file
+from tqdm import tqdm
+
+from distill import artifacts, floors
+from distill.artifacts import Stage, UserError, say, write_json
+from distill.catalog import PAD, Dataset, Examples
+from distill.config import run
+from distill.floors import Popularity, Transitions, TransitionSettings
+from distill.metrics import diversity, hit_ranks, kl_to_truth, ndcg, recall
+from distill.semantic_ids import SemanticIDs
+from distill.sources import demo
+
+CUTOFFS = (5, 10)
+Ranker = Callable[
+    ..., tuple[np.ndarray, np.ndarray]
+]  # (histories, width, exclude_bought, constrained) -> items, scores
+
+
+@dataclass(frozen=True)
+class Config:
+    """Evaluate all systems of a run: python scripts/evaluate.py [--config FILE] [--field value ...]."""
+
+    run: Path = Path("runs/demo")
+    """Folder of the run; inputs and output default to their names inside it."""
+    dataset: Path | None = None
+    """Dataset artifact (default: RUN/dataset)."""
+    semantic_ids: Path | None = None
+    """Semantic IDs artifact (default: RUN/semantic_ids)."""
+    embeddings: Path | None = None
+    """Embeddings for diversity (default: RUN/embeddings where it exists, otherwise the codes, one-hot)."""
+    teacher: Path | None = None
+    """Teacher artifact (default: RUN/teacher)."""
+    students: Path | None = None
+    """Folder of student artifacts (default: RUN/students)."""
+    output: Path | None = None
+    """Where the metrics go (default: RUN/evaluation)."""
+    split: Literal["valid", "test"] = "test"
+    """Which target: the last item, or the one before it."""
+    users: int | None = None
+    """Only the first N users."""
+    width: int = 20
+    """Beams (paper: 20)."""
+    exclude_bought: bool = True
+    """Never recommend items of the history, in any row."""
+    transitions: TransitionSettings | None = None
+    """Settings of the floor; none: the best of a grid on the validation split."""
+    kl_users: int = 300
+    """Users whose exact item distributions are compared with the truth (demo data only)."""
+    batch_size: int = field(default=256, metadata={"identity": False})
+    """Users at once."""
+    device: str = field(default="auto", metadata={"identity": False})
+    """auto, cpu or cuda."""
+    seed: int = 0
+    """Named in the table: the seed of the run's trainings."""
+    overwrite: bool = field(default=False, metadata={"identity": False})
+    """Repeat finished work."""
+
+
+def main(config: Config) -> None:
+    """Rank, measure, write `metrics.json` and `lists.parquet`."""
+    data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
+    codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
+    teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
+    folder = config.students or config.run / "students"
+    students = [artifacts.read(path, "student") for path in in_order(folder)]
+    if not students:
+        raise UserError(f"No student in {folder}. Make one with: {artifacts.MADE_BY['student']}")
+    table = config.embeddings or config.run / "embeddings"
+    embeddings = artifacts.read(table, "embeddings") if config.embeddings or table.exists() else None
+    inputs = [data, codes, teacher, *students, *([embeddings] if embeddings else [])]
+    stage = Stage("evaluation", config, config.output or config.run / "evaluation", inputs, overwrite=config.overwrite)
+    if stage.is_finished():
+        return
+
+    import torch  # heavy, and not needed where the work is finished
+
+    dataset = Dataset.load(data.folder)
+    ids = SemanticIDs.load(codes.folder, dataset.n_items)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    examples = dataset.examples(config.split)
+    if config.users:
+        examples = examples.take(slice(0, config.users))
+    if embeddings:
+        vectors = load_file(embeddings.folder / "embeddings.safetensors")["embeddings"]
+    else:
+        vectors = np.eye(ids.codebook_size)[ids.codes].reshape(dataset.n_items, -1)
+    truth = Truth.of(dataset, examples, config.kl_users)
+    facts = {"dataset": config.run.name, "split": config.split, "users": len(examples), "seed": config.seed}
+
+    rows: list[dict[str, Any]] = []
+    lists: dict[str, np.ndarray] = {}
+
+    def add(system: str, items: np.ndarray, seconds: float, **more: Any) -> None:
+        ranks = hit_ranks(items[:, : max(CUTOFFS)], examples.targets)
+        row = {"system": system, **facts}
+        row |= {f"recall@{k}": float(recall(ranks, k).mean()) for k in CUTOFFS}
+        row |= {f"ndcg@{k}": float(ndcg(ranks, k).mean()) for k in CUTOFFS}
+        row["diversity@10"] = float(diversity(items, vectors, 10).mean())
+        row |= {"invalid@10": None, "kl_to_truth": None, "parameters": None}
+        row["users_per_s"] = len(examples) / max(seconds, 1e-9)
+        rows.append(row | more)
+        lists[system] = items[:, : max(CUTOFFS)]
+        say(f"{system}: NDCG@10 {row['ndcg@10']:.4f}, recall@10 {row['recall@10']:.4f}")
+
+    if truth:
+        started = time.time()
+        best = floors.top_items(truth.all_users, 10)
+        add("oracle", best, time.time() - started, kl_to_truth=0.0, note="the simulator's own distribution")
+
+    popularity = Popularity(dataset)
+    transitions = Transitions.tune(dataset)[0] if config.transitions is None else None
+    transitions = transitions or Transitions(dataset, config.transitions)
+    for name, model in (("popularity", popularity), ("transitions", transitions)):
+        started = time.time()
+        items = floors.recommend(model, examples, 10, config.exclude_bought)
+        more: dict[str, Any] = {"kl_to_truth": truth and truth.floor_kl(model, popularity, dataset)}
+        seconds = time.time() - started
+        if model is transitions:
+            flattered = floors.ranks_with_ties_won(transitions, examples)
+            more["recall@10_ties_won"] = float(recall(flattered, 10).mean())
+            more["ndcg@10_ties_won"] = float(ndcg(flattered, 10).mean())
+            more["note"] = f"counts of the training part, {transitions.describe()}"
+        add(name, items, seconds, **more)
+
+    for artifact in (teacher, *students):
+        rank, parameters = load(artifact, dataset, ids, device)
+        items, seconds = ranked(rank, examples, config, constrained=True, name=artifact.folder.name)
+        free, _ = ranked(rank, examples, config, constrained=False, name=f"{artifact.folder.name} without the trie")
+        distance = truth and truth.model_kl(rank, dataset)
+        add(artifact.folder.name, items, seconds, parameters=parameters, kl_to_truth=distance,
+            **{"invalid@10": float((free[:, :10] < 0).mean())})  # fmt: skip
+
+    with stage.write() as output:
+        write_json(output / "metrics.json", rows)
+        write_lists(output / "lists.parquet", examples, lists)
+
+
+def in_order(folder: Path) -> list[Path]:
+    """Students in the order of the paper's table, others after them by name."""
+    known = ["tiger", "smooth", "distill", "dtr", "dwr"]
+    paths = [path for path in Path(folder).glob("*") if (path / artifacts.MANIFEST).is_file()]
+    return sorted(paths, key=lambda path: (known.index(path.name) if path.name in known else len(known), path.name))
+
+
+def load(artifact: artifacts.Artifact, dataset: Dataset, ids: SemanticIDs, device: str) -> tuple[Ranker, int]:
+    """The ranking function of a teacher or student, and its number of parameters."""
+    if artifact.kind == "teacher":
+        from teacher.engines.hf import HFEngine
+
+        engine = HFEngine.load(artifact.folder, dataset, ids, device)
+        return engine.beams, sum(parameter.numel() for parameter in engine.model.parameters())
+    from student.recommender import Recommender
+
+    student = Recommender.from_pretrained(artifact.folder, device)
+    models = [model for model in (student.model, student.ranker) if model is not None]
+    return student.rank_items, sum(parameter.numel() for model in models for parameter in model.parameters())
+
+
+def ranked(rank: Ranker, examples: Examples, config: Config, constrained: bool, name: str) -> tuple[np.ndarray, float]:
+    """Ranked items of all users [users, width], and the seconds it took."""
+    lengths = (examples.histories != PAD).sum(1)
+    order = np.argsort(lengths, kind="stable")
+    items = np.full((len(examples), config.width), PAD)
+    started = time.time()
+    for start in tqdm(range(0, len(order), config.batch_size), desc=name, unit="batch", leave=False):
+        rows = order[start : start + config.batch_size]
+        histories = examples.histories[rows, : lengths[rows].max()]
+        found, _ = rank(histories, config.width, exclude_bought=config.exclude_bought, constrained=constrained)
+        items[rows, : found.shape[1]] = found
+    return items, time.time() - started
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The demo's known distribution: of all users [users, n_items], and of the first few, to measure distances."""
+
+    all_users: np.ndarray
+    histories: np.ndarray
+
+    @staticmethod
+    def of(dataset: Dataset, examples: Examples, users: int) -> Truth | None:
+        """None where the data set has no simulator."""
+        if not (dataset.artifact.folder / demo.FILE).is_file():
+            return None
+        simulator = demo.Simulator.load(dataset.artifact.folder)
+        return Truth(simulator.next_item_probabilities(examples.histories), examples.histories[:users])
+
+    def model_kl(self, rank: Ranker, dataset: Dataset) -> float:
+        """Mean KL in nats of a model's distribution over items; exact: as many beams as items.
+
+        Scores that are means over the codewords (`dtr`'s M) are turned back into sums.
+        """
+        log_probs = np.full((len(self.histories), dataset.n_items), -np.inf)
+        for start in range(0, len(self.histories), 32):
+            items, scores = rank(self.histories[start : start + 32], dataset.n_items)
+            user, place = np.nonzero((items >= 0) & np.isfinite(scores))
+            log_probs[start + user, items[user, place]] = scores[user, place]
+        top = log_probs.max(1, keepdims=True)
+        log_probs -= top + np.log(np.exp(log_probs - top).sum(1, keepdims=True))
+        return float(kl_to_truth(self.all_users[: len(self.histories)], log_probs).mean())
+
+    def floor_kl(self, model: Transitions | Popularity, popularity: Popularity, dataset: Dataset) -> float:
+        """The same for a counter, mixed with popularity by the share that validation likes best."""
+        valid = dataset.examples("valid").take(slice(0, 1000))
+        scores = model.scores(valid.histories)
+        shares = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+        rows = np.arange(len(valid))
+        likelihood = [
+            np.log(floors.smoothed(scores, popularity.counts, share)[rows, valid.targets]).mean() for share in shares
+        ]
+        best = shares[int(np.argmax(likelihood))]
+        probabilities = floors.smoothed(model.scores(self.histories), popularity.counts, best)
+        floors.hide_bought(probabilities, self.histories, 0.0)
+        with np.errstate(divide="ignore"):
+            log_probs = np.log(probabilities / probabilities.sum(1, keepdims=True))
+        return float(kl_to_truth(self.all_users[: len(self.histories)], log_probs).mean())
+
+
+def write_lists(path: Path, examples: Examples, lists: dict[str, np.ndarray]) -> None:
+    """One row a user: user, target, history, and each system's top items."""
+    histories = [row[row != PAD].tolist() for row in examples.histories]
+    columns = {
+        "user": pa.array(examples.users, pa.int32()),
+        "target": pa.array(examples.targets, pa.int32()),
+        "history": pa.array(histories, pa.list_(pa.int32())),
+    }
+    columns |= {name: pa.array(items.tolist(), pa.list_(pa.int32())) for name, items in lists.items()}
+    pq.write_table(pa.table(columns), path)
+
+
+if __name__ == "__main__":
+    run(main, Config, "demo/evaluate.yaml")

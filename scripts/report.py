@@ -1,0 +1,650 @@
+"""A finished evaluation to a report: metrics.json, report.md and one self-contained page, report.html.
+
+    python scripts/report.py --config configs/demo/report.yaml
+
+The page gathers what lies in the run's folder: the evaluation it must have; curves, quality of IDs and labels, cost and
+origin of every artifact it shows where they exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import statistics
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from distill import artifacts
+from distill.artifacts import MADE_BY, MANIFEST, Artifact, Stage, UserError, check_agreement, write_json
+from distill.catalog import read_parquet
+from distill.config import run
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+Row = dict[str, Any]
+
+FLOOR = "transitions"
+NOT_LEARNED = ("oracle", "popularity", FLOOR)
+IN_EXAMPLES = (FLOOR, "tiger", "dwr")
+HISTORY_SHOWN = 6
+FIXED = ("users", "seed", "parameters")  # facts of a row that no mean is taken of
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write the report of a run: table, curves, examples, cost and origin."""
+
+    run: Path = Path("runs/demo")
+    """Root of a run: stages put their results below it."""
+    evaluation: Path | None = None
+    """Folder of the evaluation; RUN/evaluation if not given."""
+    output: Path | None = None
+    """Folder of the report; RUN/report if not given."""
+    seeds: list[Path] = field(default_factory=list)
+    """Other runs of the same data with other seeds; the table then shows mean ± standard deviation."""
+    examples: int = 12
+    """How many users' recommendations to show with titles."""
+    overwrite: bool = field(default=False, metadata={"identity": False})
+    """Repeat the work even if it is finished."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of the table; `better` is 1 (higher is better), -1 (lower is better) or 0 (no matter)."""
+
+    key: str
+    head: str
+    meaning: str
+    better: int
+    show: Callable[[float], str]
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _three(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2%}"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _size(value: float) -> str:
+    return f"{value / 1e6:.2f} M" if value >= 1e4 else f"{value:,.0f}"
+
+
+COLUMNS = (
+    Column("recall@5", "R@5", "share of users whose next item is among the first 5", 1, _four),
+    Column("recall@10", "R@10", "the same among the first 10", 1, _four),
+    Column("ndcg@5", "N@5", "NDCG: a hit counts more the higher it stands", 1, _four),
+    Column("ndcg@10", "N@10", "the same for the first 10", 1, _four),
+    Column("diversity@10", "Div@10", "how different the 10 items of a list are", 1, _three),
+    Column("invalid@10", "Invalid", "share of IDs that name no item when decoding without the trie", -1, _percent),
+    Column("kl_to_truth", "KL", "distance from the known true distribution of the next item", -1, _three),
+    Column("parameters", "Params", "weights of the model", 0, _size),
+    Column("users_per_s", "Users/s", "users answered a second", 0, _count),
+)
+TIES = "recall@10_ties_won"
+
+
+def main(config: Config) -> None:
+    """Read and check everything, render, write, and print the table."""
+    if config.examples < 0:
+        raise UserError(f"examples: expected 0 or more, got {config.examples}.")
+    evaluation = artifacts.read(config.evaluation or config.run / "evaluation", "evaluation")
+    others = [artifacts.read(folder / "evaluation", "evaluation") for folder in config.seeds]
+    check_seeds(evaluation, others)
+    dataset = artifacts.read(Path(evaluation.config.get("dataset") or config.run / "dataset"), "dataset")
+    check_agreement(dataset, evaluation)
+    found = find_artifacts(config.run, dataset, evaluation)
+    extra = {
+        "other seeds": [other.fingerprint for other in others],
+        "artifacts of the run": {name: [one.fingerprint, one.manifest["created"]] for name, one in found.items()},
+        "page template": hashlib.sha256(TEMPLATE.read_bytes()).hexdigest()[:16],
+    }
+    output = config.output or config.run / "report"
+    stage = Stage("report", config, output, inputs=[evaluation], extra=extra, overwrite=config.overwrite)
+    if stage.is_finished():
+        print_table(json.loads((output / "metrics.json").read_text()))
+        _print_path(output)
+        return
+    # Everything is read and rendered before the first byte is written.
+    rows = merge_seeds([read_rows(one) for one in (evaluation, *others)])
+    markdown = render_markdown(rows, found)
+    page = render_page(config, rows, found, dataset, evaluation)
+    with stage.write() as folder:
+        write_json(folder / "metrics.json", rows)
+        (folder / "report.md").write_text(markdown, encoding="utf-8")
+        (folder / "report.html").write_text(page, encoding="utf-8")
+    print_table(rows)
+    _print_path(output)
+
+
+# What is read
+
+
+def check_seeds(main: Artifact, others: list[Artifact]) -> None:
+    """Refuse runs that cannot be averaged with the main one.
+
+    Raises:
+        UserError: another data set, or one run named twice, which would make the spread look smaller than it is.
+    """
+    seen = {main.folder.resolve()}
+    for other in others:
+        mine, theirs = main.inputs.get("dataset"), other.inputs.get("dataset")
+        if mine != theirs:
+            raise UserError(
+                f"{other.folder} was made from another data set ({theirs}) than {main.folder} ({mine}); "
+                "only runs of the same data can be averaged."
+            )
+        if other.folder.resolve() in seen:
+            raise UserError(f"{other.folder} is named twice; --seeds names the other runs, each once.")
+        seen.add(other.folder.resolve())
+
+
+def read_rows(evaluation: Artifact) -> list[Row]:
+    """The rows of an evaluation's metrics.json.
+
+    Raises:
+        UserError: missing or damaged file, a row without a system, a metric that is not a number.
+    """
+    path = evaluation.folder / "metrics.json"
+    rows = _read_json(path, "evaluation")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} should hold a list of rows, one a system. {_again('evaluation')}")
+    names = set()
+    for number, row in enumerate(rows):
+        name = row.get("system")
+        if not isinstance(name, str) or name in names:
+            raise UserError(f"{path}, row {number}: expected a new name of a system, got {name!r}.")
+        names.add(name)
+        for key in [column.key for column in COLUMNS] + [TIES]:
+            if not isinstance(row.get(key), int | float | None):
+                raise UserError(f"{path}, row {number} ({name}): {key} should be a number, got {row[key]!r}.")
+    return rows
+
+
+def merge_seeds(runs: list[list[Row]]) -> list[Row]:
+    """The rows themselves if there is one run, else their means, with KEY_std (sample deviation) and `seeds`.
+
+    Raises:
+        UserError: a system was evaluated on other users or another split in one of the runs.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    by_system: dict[str, list[Row]] = {}
+    for row in (row for rows in runs for row in rows):
+        by_system.setdefault(row["system"], []).append(row)
+    merged = []
+    for system, rows in by_system.items():
+        first = rows[0]
+        for row in rows:
+            for key in ("split", "users"):
+                if row.get(key) != first.get(key):
+                    raise UserError(f"{system}: {key} {first.get(key)!r} in one run, {row.get(key)!r} in another.")
+        mean = dict(first)
+        for key, value in first.items():
+            values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
+            if key in FIXED or not values or isinstance(value, str):
+                continue
+            mean[key] = statistics.fmean(values)
+            if len(values) > 1:
+                mean[f"{key}_std"] = statistics.stdev(values)
+        merged.append(mean | {"seeds": [row.get("seed") for row in rows]})
+    return merged
+
+
+def find_artifacts(root: Path, dataset: Artifact, evaluation: Artifact) -> dict[str, Artifact]:
+    """The finished artifacts of a run by name, in the order of the pipeline, the evaluation last."""
+    found = {"dataset": dataset}
+    order = list(MADE_BY)
+    folders = [path.parent for path in (*root.glob(f"*/{MANIFEST}"), *root.glob(f"students/*/{MANIFEST}"))]
+    for folder in sorted(folder for folder in folders if folder.suffix not in (".old", ".partial")):
+        manifest = _read_json(folder / MANIFEST, None)
+        kind = manifest.get("kind") if isinstance(manifest, dict) else None
+        if kind in order and kind not in ("dataset", "evaluation", "report"):
+            found[folder.relative_to(root).as_posix()] = artifacts.read(folder, kind)
+    shown = [f"students/{row['system']}" for row in read_rows(evaluation)]
+
+    def place(name: str) -> tuple[int, int, str]:
+        return order.index(found[name].kind), shown.index(name) if name in shown else len(shown), name
+
+    return {name: found[name] for name in sorted(found, key=place)} | {"evaluation": evaluation}
+
+
+def _read_json(path: Path, kind: str | None) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"Missing file {path}. {_again(kind)}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). {_again(kind)}") from None
+
+
+def _again(kind: str | None) -> str:
+    return f"Make it again: {MADE_BY[kind]} --overwrite" if kind else "Make its artifact again with --overwrite."
+
+
+# The table, in all three shapes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as text, its spread over the seeds, and whether it is the best of the learned systems."""
+
+    text: str
+    spread: str = ""
+    best: bool = False
+
+    @property
+    def whole(self) -> str:
+        return f"{self.text} ± {self.spread}" if self.spread else self.text
+
+
+@dataclass(frozen=True)
+class Line:
+    """One system's line of the table."""
+
+    system: str
+    cells: list[Cell]
+    floor: bool
+    bound: bool
+    beats: bool
+
+
+def lay_out(rows: list[Row]) -> tuple[list[Column], list[Line]]:
+    """The columns that have any value, and the lines with the best learned systems and the floor marked."""
+    columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
+    best = {}
+    for column in columns:
+        values = [row[column.key] for row in rows if is_learned(row) and row.get(column.key) is not None]
+        if values and column.better:
+            best[column.key] = max(values) if column.better > 0 else min(values)
+    floor = next((row for row in rows if row["system"] == FLOOR), None)
+    lines = []
+    for row in rows:
+        cells = []
+        for column in columns:
+            value, spread = row.get(column.key), row.get(f"{column.key}_std")
+            if value is None:
+                cells.append(Cell("–"))
+                continue
+            text = column.show(spread) if spread is not None and column.better else ""
+            is_best = is_learned(row) and best.get(column.key) == value
+            cells.append(Cell(column.show(value), text, is_best))
+        lines.append(
+            Line(row["system"], cells, row is floor, row["system"] == "oracle", floor is not None and beats(row, floor))
+        )
+    return columns, lines
+
+
+def is_learned(row: Row) -> bool:
+    """True for the teacher, the students and whatever else was trained."""
+    return row["system"] not in NOT_LEARNED
+
+
+def beats(row: Row, floor: Row) -> bool:
+    """NDCG@10 above the floor's; with several seeds by more than the spread of both."""
+    if row is floor or row["system"] == "oracle" or row.get("ndcg@10") is None or floor.get("ndcg@10") is None:
+        return False
+    spread = row.get("ndcg@10_std", 0.0) + floor.get("ndcg@10_std", 0.0)
+    return row["ndcg@10"] - spread > floor["ndcg@10"]
+
+
+def headline(rows: list[Row]) -> str:
+    """Which rows these are: data set, split, users and seeds."""
+    first = rows[0]
+    seeds = sorted({seed for row in rows for seed in row.get("seeds", [row.get("seed")]) if seed is not None})
+    users = f"{first['users']:,} users" if isinstance(first.get("users"), int) else ""
+    several = any("seeds" in row for row in rows)
+    runs = max(len(row.get("seeds", [0])) for row in rows)
+    seed = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}" if seeds else ""
+    spread = f"mean ± standard deviation of {runs} runs" if several else ""
+    return ", ".join(part for part in (first.get("dataset"), first.get("split"), users, seed, spread) if part)
+
+
+def verdict(rows: list[Row]) -> str:
+    """The result in a sentence: the best learned system beside the floor."""
+    learned = [row for row in rows if is_learned(row) and row.get("ndcg@10") is not None]
+    floor = next((row for row in rows if row["system"] == FLOOR and row.get("ndcg@10")), None)
+    if not learned:
+        return "Nothing learned was evaluated: the table holds floors only."
+    best = max(learned, key=lambda row: row["ndcg@10"])
+    text = f"Best learned system by NDCG@10: {best['system']}, {best['ndcg@10']:.4f}"
+    if floor is None:
+        return text + "."
+    change = best["ndcg@10"] / floor["ndcg@10"] - 1
+    where = "above" if change >= 0 else "below"
+    return f"{text}, {abs(change):.1%} {where} the floor ({FLOOR}, {floor['ndcg@10']:.4f})."
+
+
+def footnotes(rows: list[Row]) -> list[str]:
+    """How to read the table, and what the evaluation says about single rows."""
+    notes = ["Bold: the best of the learned systems (neither oracle nor floors)."]
+    if any(row["system"] == FLOOR for row in rows):
+        several = any("seeds" in row for row in rows)
+        beyond = ", by more than the spread of the seeds" if several else ""
+        notes.append(f"Floor: {FLOOR}, which only counts. ▲ marks rows whose NDCG@10 is above it{beyond}.")
+    if any(row["system"] == "oracle" for row in rows):
+        notes.append("Oracle: knows the simulator's true distribution, the bound for every model.")
+    ties = [f"{row['system']} {row[TIES]:.4f}" for row in rows if row.get(TIES) is not None]
+    if ties:
+        notes.append(f"Recall@10 of the floors if the right item won every tie of equal scores: {', '.join(ties)}.")
+    short = {str(row["seeds"]) for row in rows if "seeds" in row}
+    if len(short) > 1:
+        notes += [f"{row['system']}: {len(row['seeds'])} runs." for row in rows if "seeds" in row]
+    return notes + [f"{row['system']}: {row['note']}" for row in rows if row.get("note")]
+
+
+def print_table(rows: list[Row]) -> None:
+    """The table at the terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a file has no edge to fold at
+    columns, lines = lay_out(rows)
+    table = Table(title=headline(rows), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("system", no_wrap=True)
+    for column in columns:
+        table.add_column(column.head, justify="right")
+    for line in lines:
+        name = line.system + (" (floor)" if line.floor else " ▲" if line.beats else "")
+        style = "dim" if line.bound else "yellow" if line.floor else "green" if line.beats else ""
+        cells = [Text(cell.whole, style="bold" if cell.best else "") for cell in line.cells]
+        table.add_row(Text(name, style=style), *cells)
+    console.print(table)
+    console.print(Text(verdict(rows)))
+
+
+def _print_path(output: Path) -> None:
+    print(f"report: {output / 'report.html'}")
+
+
+def render_markdown(rows: list[Row], found: dict[str, Artifact]) -> str:
+    """report.md: the table, the exact commands, time and memory of each stage."""
+    columns, lines = lay_out(rows)
+    parts = [f"# {headline(rows)}", "", verdict(rows), ""]
+    parts += [f"| system | {' | '.join(column.head for column in columns)} |", "|---|" + "---:|" * len(columns)]
+    for line in lines:
+        name = line.system + (" (floor)" if line.floor else " ▲" if line.beats else "")
+        cells = [f"**{cell.whole}**" if cell.best else cell.whole for cell in line.cells]
+        parts.append(f"| {name} | {' | '.join(cells)} |")
+    parts += ["", *(f"- {note}" for note in footnotes(rows))]
+    parts += ["- " + "; ".join(f"{column.head}: {column.meaning}" for column in columns) + "."]
+    parts += ["", "## Commands", "", "```", *(one.manifest["command"] for one in found.values())]
+    parts += [" ".join([Path(sys.executable).name, *sys.argv]), "```", "", "## Time and memory", ""]
+    parts += ["| stage | time | peak memory | made |", "|---|---:|---:|---|"]
+    for cost in costs(found):
+        parts.append(f"| {cost['name']} | {cost['time']} | {cost['memory']} | {cost['created']} |")
+    return "\n".join(parts) + "\n"
+
+
+# Cost and origin
+
+
+def costs(found: dict[str, Artifact]) -> list[dict[str, Any]]:
+    """Time and memory of each stage, and the sum of the times."""
+    stages = []
+    total = sum(one.manifest["seconds"] for one in found.values())
+    for name, one in found.items():
+        seconds, memory = one.manifest["seconds"], one.manifest["peak_mib"]
+        share = 100 * seconds / total if total else 0
+        stages.append({"name": name, "time": duration(seconds), "share": round(share, 1), "memory": f"{memory:,} MiB",
+                       "created": one.manifest["created"]})  # fmt: skip
+    return [*stages, {"name": "all", "time": duration(total), "share": None, "memory": "", "created": ""}]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def chain(found: dict[str, Artifact]) -> list[dict[str, Any]]:
+    """Which artifact was made from which; a parent that is not the one lying here now is marked as such."""
+    names = {one.fingerprint: name for name, one in found.items()}
+    links = []
+    for name, one in found.items():
+        identity = one.manifest["identity"]
+        parents = [
+            {"name": names.get(mark, kind), "fingerprint": mark, "here": mark in names}
+            for kind, mark in identity["inputs"].items()
+        ]
+        listed = {parent["fingerprint"] for parent in parents}
+        said = json.dumps(identity["extra"])  # several inputs of one kind (students) are named there
+        parents += [
+            {"name": names[mark], "fingerprint": mark, "here": True}
+            for mark in names
+            if mark in said and mark not in listed
+        ]
+        links.append({"name": name, "kind": one.kind, "fingerprint": one.fingerprint, "parents": parents,
+                      "command": one.manifest["command"]})  # fmt: skip
+    return links
+
+
+# Quality of IDs and labels
+
+MEANINGS = {
+    "items": "items of the catalogue",
+    "distinct_ids": "different IDs",
+    "levels": "codes an ID has",
+    "codebook_size": "codes to choose from at each level",
+    "collision_rate_before": "share of items whose ID another item had as well, before repair",
+    "collision_rate": "the same after repair",
+    "source": "where the IDs come from",
+    "reconstruction_error": "what the codes lose of the embeddings (share of their variance)",
+    "mean_squared_error": "the same, a squared number",
+    "targets": "labelled examples",
+    "recall@10": "share of training targets that the teacher has among its first 10",
+    "entropy_per_level": "uncertainty of the teacher's next code, in nats",
+    "mass_off_level": "probability the teacher gives to tokens that are no code of the level",
+}
+
+
+def facts(report: Any) -> list[tuple[str, str, str]]:
+    """(name, meaning, value) of every plain value of a quality report."""
+    if not isinstance(report, dict):
+        return []
+    rows = []
+    for key, value in report.items():
+        if isinstance(value, bool | str):
+            text = str(value)
+        elif isinstance(value, int):
+            text = f"{value:,}"
+        elif isinstance(value, float):
+            text = f"{value:.4g}"
+        else:
+            continue
+        rows.append((key.replace("_", " "), MEANINGS.get(key, ""), text))
+    return rows
+
+
+# Training curves
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training: loss and validation NDCG@10 by epoch."""
+
+    name: str
+    colour: int
+    dashed: bool
+    points: list[Row]
+
+    def line(self, key: str) -> tuple[list[float], list[float]]:
+        """Epochs and values, without the epochs that have none."""
+        points = [point for point in self.points if isinstance(point.get(key), int | float)]
+        return [point["epoch"] for point in points], [point[key] for point in points]
+
+
+COLOURS = ("teacher", "tiger", "smooth", "distill", "dtr", "dwr")  # a system keeps its colour, whoever else is there
+N_COLOURS = 8
+
+
+def read_curves(found: dict[str, Artifact]) -> list[Curve]:
+    """The curves of all teachers and students that have one."""
+    curves = []
+    for name, one in found.items():
+        path = one.folder / "curve.json"
+        if one.kind not in ("teacher", "student") or not path.is_file():
+            continue
+        read = _read_json(path, one.kind)
+        system = name.removeprefix("students/")
+        known = system in COLOURS
+        colour = COLOURS.index(system) if known else len(COLOURS) + len(curves) % (N_COLOURS - len(COLOURS))
+        for part, points in read.items() if isinstance(read, dict) else [("", read)]:
+            if not isinstance(points, list) or not all(isinstance(p, dict) and "epoch" in p for p in points):
+                raise UserError(f"{path} should hold a list of epochs. {_again(one.kind)}")
+            ranker = part == "ranker"
+            curves.append(Curve(f"{system} (ranker)" if ranker else system, colour, ranker, points))
+    return curves
+
+
+# matplotlib wants fixed colours; these are exchanged for the page's own, which follow its light or dark dress.
+INK, GRID = "#010203", "#010204"
+
+
+def draw(curves: list[Curve], key: str, size: tuple[float, float], title: str, number: int) -> str:
+    """A chart of one value by epoch as inline SVG; empty if no curve has the value."""
+    lines = [(curve, *curve.line(key)) for curve in curves]
+    if not any(values for _, _, values in lines):
+        return ""
+    import matplotlib  # here, because `--help` should not wait for it
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 9, "text.color": INK,
+                "axes.labelcolor": INK, "axes.edgecolor": GRID, "xtick.color": GRID, "ytick.color": GRID,
+                "xtick.labelcolor": INK, "ytick.labelcolor": INK}  # fmt: skip
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        for curve, epochs, values in lines:
+            colour, style = f"#0a0b{curve.colour:02x}", "--" if curve.dashed else "-"
+            axes.plot(epochs, values, style, color=colour, linewidth=1.8, marker="o", markersize=2.5)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.grid(axis="y", color=GRID, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--rule)")
+    svg = re.sub(r"#0a0b0(\d)", r"var(--line\1)", svg)
+    # Ids must be unique in the page, which holds several charts.
+    svg = re.sub(r'\bid="', f'id="chart{number}-', svg)
+    svg = re.sub(r'(url\(|href=")#', rf"\1#chart{number}-", svg)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{title} by epoch"', svg, count=1)
+
+
+def charts(curves: list[Curve]) -> dict[str, Any]:
+    """One chart of quality for all, and one of loss for each, because the losses are of different kinds."""
+    losses = [draw([curve], "loss", (2.7, 1.8), curve.name, number) for number, curve in enumerate(curves, 1)]
+    quality = draw(curves, "valid_ndcg@10", (5.4, 3.0), "validation NDCG@10", 0)
+    return {"quality": quality, "losses": [loss for loss in losses if loss], "legend": curves}
+
+
+# Examples
+
+
+def read_examples(count: int, dataset: Artifact, evaluation: Artifact) -> list[dict[str, Any]]:
+    """Recommendations with titles, for users evenly spread over the evaluated ones, so that nobody chose them."""
+    path = evaluation.folder / "lists.parquet"
+    lists = read_parquet(path, ("user", "target", "history"))
+    items = read_parquet(dataset.folder / "items.parquet", ("item_id", "title"))
+    count = min(count, lists.num_rows)
+    names = [name for name in lists.column_names if name not in ("user", "target", "history")]
+    shown = [name for name in IN_EXAMPLES if name in names] or names[: len(IN_EXAMPLES)]
+    chosen = np.linspace(0, lists.num_rows - 1, count).round().astype(np.int64)
+    ids, titles = items["item_id"].to_pylist(), items["title"].to_pylist()
+
+    def title(item: int) -> dict[str, str]:
+        if not 0 <= item < len(ids):
+            raise UserError(f"{path} names item {item}, but the catalogue has {len(ids)}. {_again('evaluation')}")
+        full = titles[item] or ids[item]
+        return {"full": full, "short": textwrap.shorten(full, 90, placeholder=" …") or full[:90]}
+
+    examples = []
+    for row in lists.take(pa.array(chosen)).to_pylist():
+        target, history = row["target"], row["history"]
+        answers = []
+        for name in shown:
+            answer = [item for item in row[name] if item >= 0]
+            rank = answer.index(target) + 1 if target in answer else None
+            answers.append(
+                {"system": name, "rank": rank, "items": [title(item) | {"hit": item == target} for item in answer]}
+            )
+        examples.append({
+            "user": row["user"], "target": title(target), "answers": answers,
+            "history": [title(item) for item in history[-HISTORY_SHOWN:]],
+            "earlier": max(0, len(history) - HISTORY_SHOWN),
+        })  # fmt: skip
+    return examples
+
+
+def render_page(
+    config: Config, rows: list[Row], found: dict[str, Artifact], dataset: Artifact, evaluation: Artifact
+) -> str:
+    """report.html: one page with everything inside."""
+    import jinja2
+    from markupsafe import Markup
+
+    columns, lines = lay_out(rows)
+    quality = {}
+    for kind in ("semantic_ids", "soft_labels"):
+        path = found[kind].folder / "report.json" if kind in found else None
+        quality[kind] = _read_json(path, kind) if path and path.is_file() else None
+    chart = charts(read_curves(found))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    levels = quality["semantic_ids"].get("per_level") if isinstance(quality["semantic_ids"], dict) else None
+    return environment.get_template(TEMPLATE.name).render(
+        headline=headline(rows),
+        verdict=verdict(rows),
+        columns=columns,
+        lines=lines,
+        notes=footnotes(rows),
+        quality_chart=Markup(chart["quality"]),
+        loss_charts=[Markup(loss) for loss in chart["losses"]],
+        legend=chart["legend"],
+        id_facts=facts(quality["semantic_ids"]),
+        levels=levels or [],
+        codebook_size=(quality["semantic_ids"] or {}).get("codebook_size"),
+        label_facts=facts(quality["soft_labels"]),
+        costs=costs(found),
+        chain=chain(found),
+        examples=read_examples(config.examples, dataset, evaluation) if config.examples else [],
+    )
+
+
+if __name__ == "__main__":
+    run(main, Config, "demo/report.yaml")

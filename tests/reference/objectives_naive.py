@@ -1,0 +1,54 @@
+"""Slow readable twins of distill/objectives.py: one example, one level, one codeword at a time, float64 tensors.
+
+Sums are built from tensor scalars, so that autograd gives the twins' own gradients.
+"""
+
+
+def nll(log_probs, targets):
+    """Equation (8) for one example [levels, V]."""
+    levels = len(targets)
+    return -sum(log_probs[j, targets[j]] for j in range(levels)) / levels
+
+
+def smooth_weights(size, target, xi):
+    """Equation (10)."""
+    return [1 - xi if code == target else xi / (size - 1) for code in range(size)]
+
+
+def cross_entropy(log_probs, weights):
+    """Equations (9) and (11): Σ_j Σ_k −w_jk log p_jk, averaged over the positions."""
+    levels, size = log_probs.shape
+    return -sum(weights[j][k] * log_probs[j, k] for j in range(levels) for k in range(size)) / levels
+
+
+def smooth(log_probs, targets, xi):
+    """Equations (9) and (10) for one example [levels, V]."""
+    size = log_probs.shape[1]
+    return cross_entropy(log_probs, [smooth_weights(size, int(target), xi) for target in targets])
+
+
+def distill(log_probs, teacher_log_probs, temperature):
+    """Equations (11) and (12) for one example: q ∝ (teacher's p)^(1/T), renormalised over the codewords."""
+    weights = []
+    for row in teacher_log_probs:
+        powers = [(value / temperature).exp() for value in row]
+        weights.append([power / sum(powers) for power in powers])
+    return cross_entropy(log_probs, weights)
+
+
+def sequence_score(log_probs, codes, eta):
+    """M(v, S) of one candidate [levels, V]."""
+    levels = len(codes)
+    return sum(log_probs[j, codes[j]] for j in range(levels)) / levels**eta
+
+
+def rank(scores, margin, present):
+    """Equation (14) for one example: candidates 1 … k, best first."""
+    total = 0 * scores.sum()
+    for i in range(len(scores)):
+        for j in range(i + 1, len(scores)):
+            if present[i] and present[j]:
+                hinge = scores[j] - scores[i] + (j - i) * margin
+                if hinge > 0:
+                    total = total + hinge
+    return total

@@ -1,0 +1,91 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from distill import metrics
+
+LISTS = np.array([[3, 1, 2], [4, 0, -1], [5, 6, 7], [-1, -1, -1]])
+TARGETS = np.array([3, 0, 9, 1])
+
+
+def test_by_hand():
+    ranks = metrics.hit_ranks(LISTS, TARGETS)
+    assert ranks[:2].tolist() == [0, 1] and (ranks[2:] >= 3).all()
+    assert metrics.recall(ranks, 1).tolist() == [1, 0, 0, 0]
+    assert metrics.recall(ranks, 2).tolist() == [1, 1, 0, 0]
+    assert metrics.recall(ranks, 3).tolist() == [1, 1, 0, 0]
+    assert metrics.ndcg(ranks, 1).tolist() == [1, 0, 0, 0]
+    assert metrics.ndcg(ranks, 3).tolist() == pytest.approx([1, 1 / math.log2(3), 0, 0])
+
+
+def test_the_edge_of_k():
+    ranks = metrics.hit_ranks(np.arange(12)[None].repeat(12, 0), np.arange(12))
+    assert ranks.tolist() == list(range(12))
+    assert metrics.recall(ranks, 10).tolist() == [1] * 10 + [0] * 2
+    gains = metrics.ndcg(ranks, 10)
+    assert gains[9] == pytest.approx(1 / math.log2(11)) and gains[10] == 0
+    assert all(a > b for a, b in pairwise(gains[:11]))
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_equals_ranx(k):
+    """An independent library's numbers, user by user."""
+    from ranx import Qrels, Run, evaluate
+
+    rng = np.random.default_rng(0)
+    users, items = 50, 30
+    lists = np.stack([rng.permutation(items)[:10] for _ in range(users)])
+    targets = rng.integers(items, size=users)
+    qrels = Qrels({f"u{u}": {f"i{targets[u]}": 1} for u in range(users)})
+    run = Run({f"u{u}": {f"i{item}": 10.0 - place for place, item in enumerate(lists[u])} for u in range(users)})
+    evaluate(qrels, run, [f"recall@{k}", f"ndcg@{k}"])
+    ranks = metrics.hit_ranks(lists, targets)
+    for name, values in (("recall", metrics.recall(ranks, k)), ("ndcg", metrics.ndcg(ranks, k))):
+        found = run.scores[f"{name}@{k}"]
+        np.testing.assert_allclose(values, [found[f"u{u}"] for u in range(users)], atol=1e-9)
+        assert 0 < values.mean() < 1
+
+
+def cosine(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_diversity_by_definition(k):
+    rng = np.random.default_rng(1)
+    embeddings = rng.normal(size=(20, 4))
+    lists = np.stack([rng.permutation(20)[:6] for _ in range(7)])
+    expected = []
+    for row in lists:
+        total = sum(1 - cosine(embeddings[row[i]], embeddings[row[j]]) for i in range(k) for j in range(i, k))
+        expected.append(2 / (k * (k + 1)) * total)
+    np.testing.assert_allclose(metrics.diversity(lists, embeddings, k), expected, atol=1e-12)
+
+
+def test_diversity_by_hand():
+    embeddings = np.array([[1.0, 0], [0, 2], [-3, 0]])
+    lists = np.array([[0, 1, 2], [0, 0, 0], [0, -1, 2], [1, -1, -1]])
+    # cosines: 0·1 = 0, 0·2 = −1, 1·2 = 0
+    expected = [2 / 12 * (1 + 2 + 1), 0, 2 / 12 * 2, 0]
+    np.testing.assert_allclose(metrics.diversity(lists, embeddings, 3), expected, atol=1e-12)
+
+
+def test_coverage_by_hand():
+    lists = np.array([[1, 2, 3], [1, 2, 3], [1, -1, -1], [1, 2, 3]])
+    teacher = np.array([[3, 1, 9], [4, 5, 6], [2, 1, -1], [-1, -1, -1]])
+    assert metrics.coverage(lists, teacher).tolist() == pytest.approx([2 / 3, 0, 1 / 2, 0])
+
+
+def test_kl_by_hand():
+    truth = np.array([[0.5, 0.5, 0], [1.0, 0, 0], [0.5, 0.25, 0.25]])
+    model = np.array([[0.25, 0.5, 0.25], [1.0, 0, 0], [0.5, 0.25, 0.25]])
+    with np.errstate(divide="ignore"):
+        values = metrics.kl_to_truth(truth, np.log(model))
+    assert values.tolist() == pytest.approx([0.5 * math.log(2), 0, 0])
+
+
+def test_kl_to_a_model_that_excludes_a_possible_item():
+    values = metrics.kl_to_truth(np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([[0.0, -np.inf], [-np.inf, 0.0]]))
+    assert values.tolist() == [np.inf, 0]

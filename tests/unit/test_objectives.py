@@ -1,0 +1,171 @@
+import math
+
+import pytest
+import torch
+from reference import objectives_naive as naive
+
+from distill import objectives
+
+BATCH, LEVELS, SIZE = 3, 4, 6
+
+
+def random_logits(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def random_codes(seed, *shape, size=SIZE):
+    return torch.randint(size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def same(fast, slow, start):
+    """Two functions of a tensor, one value an example: equal in value and in gradient."""
+    sides = []
+    for function in (fast, slow):
+        logits = start.clone().requires_grad_()
+        values = function(logits)
+        # unequal weights, so that a mix-up of examples shows in the gradient
+        (values * torch.arange(1, len(values) + 1)).sum().backward()
+        sides.append((values.detach(), logits.grad))
+    torch.testing.assert_close(sides[0][0], sides[1][0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(sides[0][1], sides[1][1], rtol=1e-6, atol=1e-7)
+    assert sides[0][1].abs().max() > 0
+
+
+def each(function, *columns):
+    return torch.stack([function(*row) for row in zip(*columns, strict=True)])
+
+
+def test_nll():
+    targets = random_codes(1, BATCH, LEVELS)
+    same(
+        lambda x: objectives.nll(x.log_softmax(-1), targets),
+        lambda x: each(naive.nll, x.log_softmax(-1), targets),
+        random_logits(0, BATCH, LEVELS, SIZE),
+    )
+
+
+def test_nll_by_hand():
+    log_probs = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]]).log()
+    loss = objectives.nll(log_probs, torch.tensor([[1, 2]]))
+    assert loss.item() == pytest.approx(-(math.log(0.25) + math.log(0.7)) / 2)
+
+
+@pytest.mark.parametrize("xi", [0.0, 0.1, 0.5])
+def test_smooth(xi):
+    targets = random_codes(1, BATCH, LEVELS)
+    same(
+        lambda x: objectives.smooth(x.log_softmax(-1), targets, xi),
+        lambda x: each(lambda p, t: naive.smooth(p, t, xi), x.log_softmax(-1), targets),
+        random_logits(2, BATCH, LEVELS, SIZE),
+    )
+
+
+def test_smooth_weights():
+    """The loss is linear in the log-probabilities: minus its gradient, times the levels, are the weights."""
+    log_probs = torch.zeros(1, 2, SIZE, dtype=torch.float64, requires_grad=True)
+    objectives.smooth(log_probs, torch.tensor([[3, 0]]), xi=0.1).sum().backward()
+    weights = -2 * log_probs.grad[0]
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, dtype=torch.float64))
+    assert weights[0].tolist() == pytest.approx([0.02, 0.02, 0.02, 0.9, 0.02, 0.02])
+    assert weights[1].tolist() == pytest.approx([0.9, 0.02, 0.02, 0.02, 0.02, 0.02])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_distill(temperature):
+    # the teacher's rows do not sum to 1: part of its mass lies on other tokens
+    teacher = random_logits(3, BATCH, LEVELS, SIZE + 2).log_softmax(-1)[..., :SIZE]
+    same(
+        lambda x: objectives.distill(x.log_softmax(-1), teacher, temperature),
+        lambda x: each(lambda p, t: naive.distill(p, t, temperature), x.log_softmax(-1), teacher),
+        random_logits(4, BATCH, LEVELS, SIZE),
+    )
+
+
+def test_distill_with_impossible_codewords():
+    """−inf of the teacher (another level's codewords) weighs nothing and makes no NaN."""
+    teacher = random_logits(5, 1, LEVELS, SIZE).log_softmax(-1)
+    wide = torch.cat([teacher, torch.full_like(teacher, -torch.inf)], dim=-1)
+    logits = random_logits(6, 1, LEVELS, 2 * SIZE).requires_grad_()
+    log_probs = logits.log_softmax(-1)
+    loss = objectives.distill(log_probs, wide)
+    torch.testing.assert_close(loss, objectives.distill(log_probs[..., :SIZE], teacher))
+    loss.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_distill_is_least_at_the_teacher():
+    teacher = random_logits(7, BATCH, LEVELS, SIZE)
+    logits = teacher.clone().requires_grad_()
+    loss = objectives.distill(logits.log_softmax(-1), teacher)
+    loss.sum().backward()
+    assert logits.grad.abs().max() < 1e-7
+    p = teacher.softmax(-1)
+    torch.testing.assert_close(loss.detach(), -(p * p.log()).sum(-1).mean(-1), rtol=1e-6, atol=0)  # its entropy
+    off = objectives.distill((teacher + 0.1 * random_logits(8, *teacher.shape)).log_softmax(-1), teacher)
+    assert (off > loss).all()
+
+
+def test_distill_with_a_certain_teacher_is_nll():
+    targets = random_codes(9, BATCH, LEVELS)
+    teacher = torch.full((BATCH, LEVELS, SIZE), -torch.inf).scatter(-1, targets[..., None], 0.0)
+    log_probs = random_logits(10, BATCH, LEVELS, SIZE).log_softmax(-1)
+    torch.testing.assert_close(objectives.distill(log_probs, teacher), objectives.nll(log_probs, targets))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0, 2.0])
+def test_sequence_score(eta):
+    k = 5
+    candidates = random_codes(11, BATCH, k, LEVELS)
+    same(
+        lambda x: objectives.sequence_score(x.log_softmax(-1), candidates, eta).sum(-1),
+        lambda x: each(
+            lambda p, c: sum(naive.sequence_score(p[i], c[i], eta) for i in range(k)), x.log_softmax(-1), candidates
+        ),
+        random_logits(12, BATCH, k, LEVELS, SIZE),
+    )
+
+
+def test_score_is_minus_nll():
+    log_probs, codes = random_logits(13, 2, LEVELS, SIZE).log_softmax(-1), random_codes(14, 2, LEVELS)
+    torch.testing.assert_close(objectives.sequence_score(log_probs, codes), -objectives.nll(log_probs, codes))
+
+
+@pytest.mark.parametrize("k", [2, 3, 7, 16, 32])
+@pytest.mark.parametrize("margin", [0.0, 0.001, 0.1])
+@pytest.mark.parametrize("absent", [False, True])
+def test_rank(k, margin, absent):
+    present = torch.ones(BATCH, k, dtype=torch.bool)
+    if absent:
+        present[0, k // 2 :] = False
+        present[1, 1::3] = False  # not only at the end
+    same(
+        lambda x: objectives.rank(x, margin, present if absent else None),
+        lambda x: each(lambda s, p: naive.rank(s, margin, p), x, present),
+        random_logits(15 + k, BATCH, k),
+    )
+
+
+def test_rank_by_hand():
+    # pairs: (1,2): .5 − 1 + .1 < 0; (1,3): .9 − 1 + .2 = .1; (2,3): .9 − .5 + .1 = .5
+    scores = torch.tensor([[1.0, 0.5, 0.9]])
+    assert objectives.rank(scores, margin=0.1).item() == pytest.approx(0.6)
+    assert objectives.rank(scores, 0.1, torch.tensor([[True, False, True]])).item() == pytest.approx(0.1)
+
+
+def test_rank_is_zero_where_the_order_is_right():
+    margin, k = 0.01, 16
+    scores = -1.1 * margin * torch.arange(k, dtype=torch.float64)[None]  # each gap is a little more than asked for
+    scores.requires_grad_()
+    loss = objectives.rank(scores, margin)
+    loss.sum().backward()
+    assert loss.item() == 0 and (scores.grad == 0).all()
+    assert objectives.rank(scores.flip(1), margin).item() > 0
+    assert objectives.rank(0.8 * scores, margin).item() > 0
+
+
+def test_absent_candidates_have_no_gradient():
+    scores = random_logits(16, 1, 8).requires_grad_()
+    present = torch.arange(8)[None] < 1
+    loss = objectives.rank(scores, 0.1, present)
+    loss.sum().backward()
+    assert loss.item() == 0 and (scores.grad == 0).all()

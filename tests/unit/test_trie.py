@@ -1,0 +1,151 @@
+import numpy as np
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from distill.trie import FullTree, Trie
+
+#  item: 0          1          2          3          4 (= 1)    5
+HAND = [[2, 0, 1], [0, 1, 1], [0, 1, 0], [2, 2, 2], [0, 1, 1], [0, 0, 2]]
+# leaves in order of codes: 002 → 0, 010 → 1, 011 → 2, 201 → 3, 222 → 4
+
+
+@st.composite
+def catalogues(draw):
+    """Codes of random items; small codebooks make full nodes and shared IDs, one level of size 1 a chain."""
+    levels, size, n = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 24))
+    codes = draw(arrays(np.int64, (n, levels), elements=st.integers(0, size - 1)))
+    return codes, size
+
+
+def walk(tree, level=0, node=0, prefix=()):
+    """All (leaf, codes) below a node, through `children` alone."""
+    if level == tree.levels:
+        return [(node, prefix)]
+    child, code, exists = tree.children(level, torch.tensor(node))
+    found = []
+    for number in range(len(child)):
+        if exists[number]:
+            found += walk(tree, level + 1, int(child[number]), (*prefix, int(code[number])))
+    return found
+
+
+def groups(codes):
+    """Items by ID, in order of codes: what the leaves have to be."""
+    behind = {}
+    for item, row in enumerate(codes.tolist()):
+        behind.setdefault(tuple(row), []).append(item)
+    return [behind[key] for key in sorted(behind)]
+
+
+def test_hand_made():
+    tree = Trie(np.array(HAND), codebook_size=3)
+    assert [offsets.tolist() for offsets in tree.offsets] == [[0, 2], [0, 2, 4], [0, 1, 3, 4, 5]]
+    assert [codes.tolist() for codes in tree.codes] == [[0, 2], [0, 1, 0, 2], [2, 0, 1, 1, 2]]
+    assert tree.max_children == [2, 2, 2]
+    assert tree.leaf_of_item.tolist() == [3, 2, 1, 4, 2, 0]
+    assert tree.max_items == 2
+    assert tree.first_item(torch.tensor([0, 1, 2, 3, 4, -1])).tolist() == [5, 2, 1, 0, 3, -1]
+    child, code, exists = tree.children(2, torch.tensor([[0, 1]]))
+    assert exists.tolist() == [[[True, False], [True, True]]]
+    assert child[exists].tolist() == [0, 1, 2] and code[exists].tolist() == [2, 0, 1]
+
+
+def test_find_by_hand():
+    tree = Trie(np.array(HAND), codebook_size=3)
+    asked = torch.tensor([[[2, 2, 2], [0, 1, 1]], [[2, 1, 1], [1, 0, 0]], [[0, 0, 0], [0, 0, 2]]])
+    assert tree.find(asked).tolist() == [[4, 2], [-1, -1], [-1, 0]]
+
+
+def test_closed_leaves_by_hand():
+    tree = Trie(np.array(HAND), codebook_size=3)
+    histories = torch.tensor([[1, 1, 3, -1], [4, 0, 1, -1], [5, 2, -1, -1], [-1, -1, -1, -1]])
+    # item 1 shares its ID with item 4: its leaf closes only when both are bought, however often one is
+    expected = [[-1, -1, -1, 4], [-1, 2, 2, 3], [-1, -1, 0, 1], [-1, -1, -1, -1]]
+    assert tree.closed_leaves(histories).tolist() == expected
+
+
+def test_items_by_hand():
+    tree = Trie(np.array(HAND), codebook_size=3)
+    leaves = torch.tensor([[2, 0, -1], [3, 2, 1]])
+    items, place = tree.items(leaves)
+    assert items.tolist() == [[1, 4, 5], [0, 1, 4]]
+    assert place.tolist() == [[0, 0, 1], [0, 1, 1]]
+    items, place = tree.items(leaves, torch.tensor([[1, -1], [0, 4]]))
+    assert items.tolist() == [[4, 5, -1], [1, 2, -1]]
+    assert place[:, :2].tolist() == [[0, 1], [1, 2]]
+
+
+@given(catalogues())
+@example((np.array([[0, 1, 2, 3]]), 4))  # one chain
+@example((np.array([[a, b] for a in range(3) for b in range(3)]), 3))  # every node full
+@example((np.array([[1, 1]] * 5), 2))  # one ID for all
+@settings(max_examples=60, deadline=None)
+def test_paths_are_the_codes(catalogue):
+    codes, size = catalogue
+    tree = Trie(codes, size)
+    behind = groups(codes)
+    paths = walk(tree)
+    assert [leaf for leaf, _ in paths] == list(range(len(behind)))
+    assert [path for _, path in paths] == sorted({tuple(row) for row in codes.tolist()})
+    for leaf, items in enumerate(behind):
+        start, end = tree.leaf_offsets[leaf], tree.leaf_offsets[leaf + 1]
+        assert tree.leaf_items[start:end].tolist() == items
+        assert tree.first_item(torch.tensor([leaf])).tolist() == items[:1]
+    assert tree.max_items == max(map(len, behind))
+
+
+@given(catalogues())
+@settings(max_examples=60, deadline=None)
+def test_find_is_the_inverse(catalogue):
+    codes, size = catalogue
+    tree = Trie(codes, size)
+    assert tree.find(torch.from_numpy(codes)).tolist() == tree.leaf_of_item.tolist()
+    everything = np.stack(np.meshgrid(*[np.arange(size)] * codes.shape[1], indexing="ij"), -1).reshape(-1, tree.levels)
+    numbers = {path: leaf for leaf, path in walk(tree)}
+    expected = [numbers.get(tuple(row), -1) for row in everything.tolist()]
+    assert tree.find(torch.from_numpy(everything)).tolist() == expected
+
+
+@given(catalogues(), st.data())
+@settings(max_examples=100, deadline=None)
+def test_closed_leaves_and_items(catalogue, data):
+    codes, size = catalogue
+    tree = Trie(codes, size)
+    behind = groups(codes)
+    length, width = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 8))
+    histories = data.draw(arrays(np.int64, (2, length), elements=st.integers(-1, len(codes) - 1)))
+    ranked = data.draw(st.lists(st.permutations(range(len(behind))), min_size=2, max_size=2))
+    leaves = np.full((2, width), -1)
+    for row, order in enumerate(ranked):
+        leaves[row, : len(order)] = order[:width]
+
+    closed = tree.closed_leaves(torch.from_numpy(histories))
+    assert (closed.diff(dim=1) >= 0).all()
+    for row in range(2):
+        bought = set(histories[row].tolist())
+        expected = {leaf for leaf, items in enumerate(behind) if set(items) <= bought}
+        assert set(closed[row].tolist()) - {-1} == expected
+
+    for bought in (None, torch.from_numpy(histories)):
+        items, place = tree.items(torch.from_numpy(leaves), bought)
+        for row in range(2):
+            gone = set() if bought is None else set(histories[row].tolist())
+            expected = [
+                (item, number)
+                for number, leaf in enumerate(leaves[row].tolist())
+                if leaf >= 0
+                for item in behind[leaf]
+                if item not in gone
+            ][:width]
+            found = [(i, p) for i, p in zip(items[row].tolist(), place[row].tolist(), strict=True) if i >= 0]
+            assert found == expected
+            assert items[row, len(expected) :].tolist() == [-1] * (width - len(expected))
+
+
+def test_full_tree():
+    paths = walk(FullTree(levels=3, codebook_size=3))
+    assert len(paths) == 27
+    for number, path in paths:
+        assert number == 9 * path[0] + 3 * path[1] + path[2]
