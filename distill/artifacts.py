@@ -82,6 +82,18 @@ def read(folder: Path, kind: str) -> Artifact:
         UserError: missing, unfinished, of another kind or schema; the message names the command that makes it.
     """
     folder = Path(folder)
+    manifest = _manifest(folder, kind)
+    again = f"Make it with: {MADE_BY[kind]} --overwrite"
+    if manifest["schema"] != SCHEMA:
+        raise UserError(f"{folder} has schema {manifest['schema']}, this version reads {SCHEMA}. {again}")
+    for key in ("fingerprint", "inputs", "config", "identity"):
+        if key not in manifest:
+            raise UserError(f"{folder / MANIFEST} is damaged (no {key!r}). {again}")
+    return Artifact(folder, kind, manifest["fingerprint"], manifest["inputs"], manifest["config"], manifest)
+
+
+def _manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a folder that is, in some schema, an artifact of that kind: `--overwrite` may replace it."""
     make = f"Make it with: {MADE_BY[kind]}"
     if not folder.is_dir():
         raise UserError(f"No {kind} at {folder}. {make}")
@@ -89,14 +101,12 @@ def read(folder: Path, kind: str) -> Artifact:
         raise UserError(f"{folder} is not a finished {kind}: it has no {MANIFEST}. {make}")
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        found, schema = manifest["kind"], manifest["schema"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error!r}). {make} --overwrite") from None
+        found, _ = manifest["kind"], manifest["schema"]
+    except (ValueError, KeyError, TypeError) as error:  # whose folder it is cannot be said, so nobody replaces it
+        raise UserError(f"{folder / MANIFEST} is damaged ({error!r}). Remove {folder} yourself. {make}") from None
     if found != kind:
         raise UserError(f"Expected a {kind} at {folder}, found a {found}. {make}")
-    if schema != SCHEMA:
-        raise UserError(f"{folder} has schema {schema}, this version reads {SCHEMA}. {make} --overwrite")
-    return Artifact(folder, kind, manifest["fingerprint"], manifest["inputs"], manifest["config"], manifest)
+    return manifest
 
 
 def check_agreement(*artifacts: Artifact) -> None:
@@ -150,7 +160,7 @@ class Stage:
         placement = {
             field.name
             for field in dataclasses.fields(config)
-            if "Path" in str(field.type) or not field.metadata.get("identity", True)
+            if "Path" in str(field.type) or field.name == "overwrite" or not field.metadata.get("identity", True)
         }
         what = {key: value for key, value in self.config.items() if key not in placement}
         self.identity = json.loads(json.dumps({"config": what, "inputs": direct, "extra": extra or {}}, default=str))
@@ -175,9 +185,10 @@ class Stage:
             return False
         if not (self.output / MANIFEST).is_file():
             raise UserError(f"{self.output} exists and is no {self.kind}; name another output or remove it yourself.")
-        artifact = read(self.output, self.kind)
         if self.overwrite:
+            _manifest(self.output, self.kind)
             return False
+        artifact = read(self.output, self.kind)
         difference = _difference(artifact.manifest["identity"], self.identity)
         if not difference:
             say(f"{self.kind}: finished, at {self.output} (--overwrite repeats it)")

@@ -134,7 +134,7 @@ def distributions(engine: HFEngine, dataset: Dataset, examples: Examples, batch_
     log_probs = np.empty((len(examples), ids.levels, ids.codebook_size), np.float32)
     at_once = (examples.positions <= longest) & (engine.prompt == "stream")
     users, first = np.unique(examples.users[at_once], return_index=True)
-    last = np.append(first[1:], at_once.sum()) - 1  # examples of a user stand together, by position
+    last = np.append(first[1:], at_once.sum())[: len(first)] - 1  # examples of a user stand together, by position
     lengths = examples.positions[at_once][last] + 1
     where = np.flatnonzero(at_once)
     order = np.argsort(lengths, kind="stable")

@@ -142,9 +142,13 @@ def recommend(model: Transitions | Popularity, examples: Examples, k: int, exclu
 def top_items(scores: np.ndarray, k: int) -> np.ndarray:
     """Item numbers of the k highest positive scores, best first, ties by item number [users, k]; -1 for the rest."""
     k = min(k, scores.shape[1])
-    part = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < scores.shape[1] else None
-    if part is None:
-        part = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    part = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    values = np.take_along_axis(scores, part, axis=1)
+    edge = values.min(1)
+    split = (scores == edge[:, None]).sum(1) > (values == edge[:, None]).sum(1)  # some of the tied were left out
+    for row in np.flatnonzero(split & (edge > 0)):
+        above, tied = np.flatnonzero(scores[row] > edge[row]), np.flatnonzero(scores[row] == edge[row])
+        part[row] = np.concatenate([above, tied])[:k]
     part = np.sort(part, axis=1)
     values = np.take_along_axis(scores, part, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")

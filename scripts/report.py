@@ -276,7 +276,7 @@ def lay_out(rows: list[Row]) -> tuple[list[Column], list[Line]]:
     best = {}
     for column in columns:
         values = [row[column.key] for row in rows if is_learned(row) and row.get(column.key) is not None]
-        if values and column.better:
+        if column.better and (len(values) == 1 or len(set(values)) > 1):  # where all are alike, none is best
             best[column.key] = max(values) if column.better > 0 else min(values)
     floor = next((row for row in rows if row["system"] == FLOOR), None)
     lines = []
@@ -287,7 +287,7 @@ def lay_out(rows: list[Row]) -> tuple[list[Column], list[Line]]:
             if value is None:
                 cells.append(Cell("–"))
                 continue
-            text = column.show(spread) if spread is not None and column.better else ""
+            text = column.show(spread) if spread and column.better else ""  # counting has no seed and no spread
             is_best = is_learned(row) and best.get(column.key) == value
             cells.append(Cell(column.show(value), text, is_best))
         lines.append(
@@ -348,9 +348,10 @@ def footnotes(rows: list[Row]) -> list[str]:
     ties = [f"{row['system']} {row[TIES]:.4f}" for row in rows if row.get(TIES) is not None]
     if ties:
         notes.append(f"Recall@10 of the floors if the right item won every tie of equal scores: {', '.join(ties)}.")
-    short = {str(row["seeds"]) for row in rows if "seeds" in row}
-    if len(short) > 1:
-        notes += [f"{row['system']}: {len(row['seeds'])} runs." for row in rows if "seeds" in row]
+    runs = max(len(row.get("seeds", [])) for row in rows)
+    fewer = [f"{row['system']} {len(row['seeds'])}" for row in rows if "seeds" in row and len(row["seeds"]) < runs]
+    if fewer:
+        notes.append(f"Not in all {runs} runs: {', '.join(fewer)}.")
     return notes + [f"{row['system']}: {row['note']}" for row in rows if row.get("note")]
 
 
@@ -423,20 +424,12 @@ def duration(seconds: float) -> str:
 
 def chain(found: dict[str, Artifact]) -> list[dict[str, Any]]:
     """Which artifact was made from which; a parent that is not the one lying here now is marked as such."""
-    names = {one.fingerprint: name for name, one in found.items()}
+    here = {(one.name, one.fingerprint): name for name, one in found.items()}
     links = []
     for name, one in found.items():
-        identity = one.manifest["identity"]
         parents = [
-            {"name": names.get(mark, kind), "fingerprint": mark, "here": mark in names}
-            for kind, mark in identity["inputs"].items()
-        ]
-        listed = {parent["fingerprint"] for parent in parents}
-        said = json.dumps(identity["extra"])  # several inputs of one kind (students) are named there
-        parents += [
-            {"name": names[mark], "fingerprint": mark, "here": True}
-            for mark in names
-            if mark in said and mark not in listed
+            {"name": here.get(parent, parent[0]), "fingerprint": parent[1], "here": parent in here}
+            for parent in one.manifest["identity"]["inputs"].items()
         ]
         links.append({"name": name, "kind": one.kind, "fingerprint": one.fingerprint, "parents": parents,
                       "command": one.manifest["command"]})  # fmt: skip

@@ -75,8 +75,10 @@ class Config:
     """Items of history (paper: 20)."""
     max_tokens: int = 256
     """Longest sequence in tokens."""
-    valid_users: int = 500
+    valid_users: int = 1000
     """Users whose validation NDCG@10 chooses the epoch that is kept."""
+    patience: int = 3
+    """Stop after so many epochs without a better one."""
     seed: int = 0
     """Of weights, order and templates."""
     overwrite: bool = field(default=False, metadata={"identity": False})

@@ -56,7 +56,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
     schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
     model, optimizer = acc.prepare(model, optimizer)
 
-    curve, best, best_state = [], -1.0, None
+    curve, best, best_state, waited = [], -1.0, None, 0
     bar = tqdm(total=steps, desc="teacher", unit="step", disable=not acc.is_main_process)
     for epoch in range(config.epochs):
         samples, groups = batches_of(data, config, epoch)
@@ -88,7 +88,10 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
         value = validate(HFEngine(unpeft(bare), data, config.prompt), dataset, config)
         curve.append({"epoch": epoch + 1, "loss": total / tokens_seen, "valid_ndcg@10": value})
         if value > best:
-            best, best_state = value, {name: p.detach().cpu().clone() for name, p in trainable_state(bare).items()}
+            best, waited = value, 0
+            best_state = {name: p.detach().cpu().clone() for name, p in trainable_state(bare).items()}
+        elif (waited := waited + 1) >= config.patience:
+            break
     bar.close()
 
     if acc.is_main_process:

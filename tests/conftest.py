@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by Hugging Face's libraries when they are first imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["NUMBA_DISABLE_JIT"] = "1"  # ranx would compile for a minute what runs in a moment
 
 import torch
 

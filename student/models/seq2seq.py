@@ -1,7 +1,9 @@
 """The students' network: T5's architecture on codewords, with the history encoded once for all candidates and beams.
 
 Relative position biases, RMS norms without means, no biases in the linear maps, attention without 1/√d scaling (Raffel
-et al., 2020). The vocabulary is one pad row and `levels × codebook_size` codewords; each level has its own output head.
+et al., 2020). The vocabulary is one pad row and `levels × codebook_size` codewords; each level has its own output head. One thing is
+not T5's: a table of recencies, counted in items from the end, is added to the encoder's input. Relative biases alone
+cannot tell the last item, which matters most, but in a roundabout way; with zeros in the table the network is T5's.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Seq2SeqConfig:
     dropout: float = 0.1
     buckets: int = 32
     max_distance: int = 128
+    max_items: int = 32
 
 
 class Memory(NamedTuple):
@@ -58,6 +61,7 @@ class Seq2Seq(nn.Module):
         self.config = config
         c = config
         self.embedding = nn.Embedding(1 + c.levels * c.codebook_size, c.d_model)
+        self.recency = nn.Embedding(c.max_items, c.d_model)
         self.encoder = nn.ModuleList(EncoderLayer(c) for _ in range(c.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(c) for _ in range(c.decoder_layers))
         self.encoder_bias = nn.Embedding(c.buckets, c.heads)
@@ -71,7 +75,7 @@ class Seq2Seq(nn.Module):
         """T5's initialisation with factor 1: queries carry the 1/√d that the attention leaves out."""
         c = self.config
         special = {"q": (c.d_model * c.d_head) ** -0.5, "o": (c.heads * c.d_head) ** -0.5, "wo": c.d_ff**-0.5}
-        special["embedding"] = 1.0
+        special["embedding"] = special["recency"] = 1.0
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 layer = name.removesuffix(".weight").rsplit(".", 1)[-1]
@@ -90,13 +94,15 @@ class Seq2Seq(nn.Module):
         c = self.config
         level = torch.arange(c.levels, device=codes.device) * c.codebook_size
         tokens = torch.where(codes >= 0, codes + level + 1, 0).flatten(1)
+        items = (codes[..., 0] >= 0).sum(1, keepdim=True)
+        age = (items - 1 - torch.arange(codes.shape[1], device=codes.device)).clamp(0, c.max_items - 1)
         mask = torch.zeros(tokens.shape, device=codes.device, dtype=self.head.dtype)
         mask = mask.masked_fill(tokens == 0, torch.finfo(mask.dtype).min)[:, None, None, :]
         length = tokens.shape[1]
         place = torch.arange(length, device=codes.device)
         buckets = relative_buckets(place[None, :] - place[:, None], True, c.buckets, c.max_distance)
         bias = mask + self.encoder_bias(buckets).permute(2, 0, 1)
-        x = self.dropout(self.embedding(tokens))
+        x = self.dropout(self.embedding(tokens) + self.recency(age).repeat_interleave(c.levels, dim=1))
         for layer in self.encoder:
             x = layer(x, bias)
         x = self.dropout(self.encoder_norm(x))

@@ -35,7 +35,7 @@ def test_equals_ranx(k):
     from ranx import Qrels, Run, evaluate
 
     rng = np.random.default_rng(0)
-    users, items = 50, 30
+    users, items = 100, 20
     lists = np.stack([rng.permutation(items)[:10] for _ in range(users)])
     targets = rng.integers(items, size=users)
     qrels = Qrels({f"u{u}": {f"i{targets[u]}": 1} for u in range(users)})

@@ -134,14 +134,14 @@ def test_score_is_minus_nll():
 @pytest.mark.parametrize("margin", [0.0, 0.001, 0.1])
 @pytest.mark.parametrize("absent", [False, True])
 def test_rank(k, margin, absent):
-    present = torch.ones(BATCH, k, dtype=torch.bool)
+    present = torch.ones(8, k, dtype=torch.bool)
     if absent:
         present[0, k // 2 :] = False
         present[1, 1::3] = False  # not only at the end
     same(
         lambda x: objectives.rank(x, margin, present if absent else None),
         lambda x: each(lambda s, p: naive.rank(s, margin, p), x, present),
-        random_logits(15 + k, BATCH, k),
+        random_logits(15 + k, 8, k),
     )
 
 

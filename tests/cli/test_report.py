@@ -1,0 +1,327 @@
+"""The real command on small made-up artifacts: what the report says, and what bad input is told."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distill.artifacts import MANIFEST, Stage, read, write_json
+from distill.catalog import write_dataset
+
+ROOT = Path(__file__).parents[2]
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+TITLES = ["Bolts & Nuts <M8>", "", *(f"Thing number {i}" for i in range(2, 30))]
+NDCG = {"oracle": 0.5, "popularity": 0.05, "transitions": 0.2, "teacher": 0.3, "tiger": 0.1, "dwr": 0.25}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Stands for any stage's settings."""
+
+    seed: int = 0
+
+
+def metric_rows(ndcg, seed=0):
+    rows = []
+    for system, value in ndcg.items():
+        learned = system not in ("oracle", "popularity", "transitions")
+        row = {"system": system, "dataset": "demo", "split": "test", "users": 8, "seed": seed}
+        row |= {"recall@5": value, "recall@10": value + 0.1, "ndcg@5": value - 0.01, "ndcg@10": value}
+        row |= {"diversity@10": 0.5, "invalid@10": 0.01 if learned else None, "kl_to_truth": 1 - value}
+        rows.append(row | {"parameters": 1_234_567 if learned else None, "users_per_s": 100.0})
+    rows[2] |= {"note": "counts & more", "recall@10_ties_won": 0.3456}
+    return rows
+
+
+def make_run(root, ndcg=NDCG, seed=0, titles=TITLES, rows=None):
+    """A run with everything the report can show; the target stands third in dwr's lists and nowhere in tiger's."""
+    items = pa.table({"item_id": [f"B{i:03}" for i in range(len(titles))], "title": titles})
+    with Stage("dataset", Facts(), root / "dataset").write() as folder:
+        write_dataset(folder, items, [f"u{i}" for i in range(8)], [np.arange(12)] * 8)
+    dataset = read(root / "dataset", "dataset")
+    with Stage("semantic_ids", Facts(seed), root / "semantic_ids", [dataset]).write() as folder:
+        level = {"used": 7, "perplexity": 6.5}
+        report = {
+            "items": 30,
+            "codebook_size": 8,
+            "collision_rate": 0.0312,
+            "per_level": [level] * 4,
+            "source": "rqvae",
+        }
+        write_json(folder / "report.json", report | {"made_in_seed": seed})
+    ids = read(root / "semantic_ids", "semantic_ids")
+    curve = [{"epoch": e, "loss": 3 / e, "valid_ndcg@10": 0.1 + e / 100} for e in range(1, 6)]
+    with Stage("teacher", Facts(seed), root / "teacher", [dataset, ids]).write() as folder:
+        write_json(folder / "curve.json", curve)
+    teacher = read(root / "teacher", "teacher")
+    with Stage("soft_labels", Facts(), root / "soft_labels", [dataset, ids, teacher]).write() as folder:
+        write_json(folder / "report.json", {"targets": 72, "recall@10": 0.4321})
+    labels = read(root / "soft_labels", "soft_labels")
+    students = []
+    for variant in ("tiger", "dwr"):
+        parts = {"retriever": curve} | ({"ranker": curve[:3]} if variant == "dwr" else {})
+        inputs = [dataset, ids] if variant == "tiger" else [dataset, ids, teacher, labels]
+        with Stage("student", Facts(seed), root / "students" / variant, inputs).write() as folder:
+            write_json(folder / "curve.json", parts)
+        students.append(read(root / "students" / variant, "student"))
+    with Stage("evaluation", Facts(seed), root / "evaluation", [dataset, ids, teacher, *students]).write() as folder:
+        write_json(folder / "metrics.json", rows or metric_rows(ndcg, seed))
+        target = 20
+        columns = {"user": list(range(8)), "target": [target] * 8, "history": [list(range(9))] * 8}
+        columns |= {name: [[10, 11, 12, 13, 14, 15, 16, 17, 18, -1]] * 8 for name in ndcg}
+        columns["dwr"] = [[0, 1, target, *range(2, 9)]] * 8
+        pq.write_table(pa.table(columns), folder / "lists.parquet")
+
+
+def command(root, *words):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "report.py"), "--run", str(root / "run"), *words],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(root, *words):
+    code, _, error = command(root, *words)
+    assert code == 2, error
+    assert error.startswith("error: ") and "Traceback" not in error
+    assert not (root / "run" / "report").exists() and not (root / "run" / "report.partial").exists()
+    return error
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order and ids are unique; collects text by the id of the table row."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.ids, self.rows = [], [], {}
+        self.feed(page)
+        self.close()
+        assert not self.open
+        assert len(self.ids) == len(set(self.ids))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        assert tag not in ("script", "img", "link", "iframe")
+        assert not found.keys() & {"src", "srcset"}
+        assert found.get("href", "#").startswith("#") and found.get("xlink:href", "#").startswith("#")
+        if "id" in found:
+            self.ids.append(found["id"])
+        if tag not in VOID:
+            self.open.append((tag, found.get("id", "")))
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        for _, name in self.open:
+            if name.startswith("system-") and data.strip():
+                self.rows.setdefault(name.removeprefix("system-"), []).append(data.strip())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    make_run(root / "run")
+    code, out, error = command(root)
+    assert code == 0, error
+    return root, out
+
+
+def test_files_and_values(finished):
+    root, out = finished
+    report = root / "run" / "report"
+    assert sorted(path.name for path in report.iterdir()) == [MANIFEST, "metrics.json", "report.html", "report.md"]
+    assert json.loads((report / "metrics.json").read_text()) == metric_rows(NDCG)
+    evaluation = read(root / "run" / "evaluation", "evaluation")
+    assert read(report, "report").inputs == evaluation.inputs | {"evaluation": evaluation.fingerprint}
+    assert str(report / "report.html") in out
+    assert re.search(r"dwr ▲ +0\.2500 +0\.3500 +0\.2400 +0\.2500", out)
+    assert "Best learned system by NDCG@10: teacher, 0.3000, 50.0% above the floor (transitions, 0.2000)." in out
+
+
+def test_markdown(finished):
+    text = (finished[0] / "run" / "report" / "report.md").read_text()
+    assert "| teacher ▲ | **0.3000** | **0.4000** |" in text
+    assert "| transitions (floor) | 0.2000 | 0.3000 |" in text
+    assert "| oracle | 0.5000 |" in text and "| tiger | 0.1000 |" in text
+    assert "1.23 M" in text and "1.00%" in text
+    assert "transitions 0.3456" in text and "- transitions: counts & more" in text
+    for name in ("dataset", "semantic_ids", "teacher", "soft_labels", "students/tiger", "students/dwr", "evaluation"):
+        made = read(finished[0] / "run" / name, "student" if "/" in name else name)
+        assert made.manifest["command"] in text
+        assert re.search(rf"^\| {name} \| [\d.]+ s \| [\d,]+ MiB \|", text, re.MULTILINE)
+    assert "report.py" in text
+
+
+def test_page(finished):
+    page = (finished[0] / "run" / "report" / "report.html").read_text()
+    rows = Page(page).rows
+    assert list(rows) == list(NDCG)
+    assert rows["transitions"][:2] == ["transitions", "floor"]
+    marked = [name for name, words in rows.items() if "▲" in words]
+    assert marked == ["teacher", "dwr"]  # tiger and popularity are below the floor; the oracle is no competitor
+    assert page.count('class="n best">0.3000') == 2  # recall@5 and NDCG@10 of the teacher, not of the oracle
+    assert "0.0312" in page and "0.4321" in page
+    assert page.count("<svg") == 5  # quality of all; loss of teacher, tiger, dwr and its ranker
+    assert "dwr (ranker)" in page
+    assert "not the one here now" not in page and "students/tiger <code" in page  # the evaluation's parents, by name
+
+
+def test_examples(finished):
+    page = (finished[0] / "run" / "report" / "report.html").read_text()
+    assert page.count('<article class="example">') == 8  # no more users than were evaluated
+    assert "Bolts &amp; Nuts &lt;M8&gt;" in page and "<M8>" not in page
+    assert ">B001<" in page  # an item without a title
+    assert page.count("hit at 3") == 8 and page.count("no hit") == 16
+    assert page.count('<li class="hit" title="Thing number 20">') == 8
+    assert "(3 earlier)" in page
+
+
+def test_finished_work_is_not_repeated(finished):
+    root, first = finished
+    before = (root / "run" / "report" / MANIFEST).read_text()
+    code, out, error = command(root)
+    assert code == 0 and "report: finished" in error
+    assert out == first  # the table is shown all the same
+    assert (root / "run" / "report" / MANIFEST).read_text() == before
+
+
+def test_what_changed_is_said(tmp_path):
+    make_run(tmp_path / "run")
+    assert command(tmp_path, "--examples", "0")[0] == 0
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert "<article" not in page and "#examples" not in page
+    code, _, error = command(tmp_path, "--examples", "2")
+    assert code == 0 and "made again, because examples (0 -> 2) changed" in error
+    assert (tmp_path / "run" / "report" / "report.html").read_text().count("<article") == 2
+
+
+def test_only_an_evaluation(tmp_path):
+    make_run(tmp_path / "run", rows=metric_rows({"oracle": 0.5, "popularity": 0.1, "transitions": 0.2}))
+    for name in ("semantic_ids", "teacher", "soft_labels", "students"):
+        (tmp_path / "run" / name).rename(tmp_path / name)
+    code, out, error = command(tmp_path)
+    assert code == 0, error
+    assert "Nothing learned was evaluated" in out
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    Page(page)
+    assert "<svg" not in page and "not the one here now" in page  # the evaluation's parents are gone, and it says so
+
+
+def test_seeds(tmp_path):
+    make_run(tmp_path / "run")
+    make_run(tmp_path / "b", NDCG | {"dwr": 0.27, "teacher": 0.9}, seed=1)
+    make_run(tmp_path / "c", {k: v for k, v in (NDCG | {"dwr": 0.26}).items() if k != "teacher"}, seed=2)
+    code, out, error = command(tmp_path, "--seeds", f"[{tmp_path / 'b'}, {tmp_path / 'c'}]")
+    assert code == 0, error
+    rows = {row["system"]: row for row in json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())}
+    assert rows["dwr"]["ndcg@10"] == pytest.approx(0.26) and rows["dwr"]["ndcg@10_std"] == pytest.approx(0.01)
+    assert rows["dwr"]["seeds"] == [0, 1, 2] and rows["teacher"]["seeds"] == [0, 1]
+    assert rows["transitions"]["ndcg@10_std"] == 0 and rows["transitions"]["invalid@10"] is None
+    assert rows["tiger"]["parameters"] == 1_234_567 and "parameters_std" not in rows["tiger"]
+    assert "dwr ▲" in out and "0.2600 ± 0.0100" in out and "seeds 0, 1, 2" in out
+    assert "Not in all 3 runs: teacher 2." in (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "teacher ▲" not in out  # .6 ± .42 is above .2 by less than its spread
+    assert "± 0.0100" in (tmp_path / "run" / "report" / "report.html").read_text()
+    code, _, error = command(tmp_path)
+    assert code == 0 and "made again, because other seeds changed" in error
+
+
+def test_seeds_that_do_not_fit(tmp_path):
+    make_run(tmp_path / "run")
+    make_run(tmp_path / "other", titles=["Else", *TITLES[1:]], seed=1)
+    assert "another data set" in refused(tmp_path, "--seeds", f"[{tmp_path / 'other'}]")
+    assert "named twice" in refused(tmp_path, "--seeds", f"[{tmp_path / 'run'}]")
+    assert "No evaluation at" in refused(tmp_path, "--seeds", f"[{tmp_path / 'nowhere'}]")
+    fewer = [row | {"users": 4} for row in metric_rows(NDCG, seed=1)]
+    make_run(tmp_path / "fewer", rows=fewer, seed=1)
+    assert "users 8 in one run, 4 in another" in refused(tmp_path, "--seeds", f"[{tmp_path / 'fewer'}]")
+
+
+def test_nothing_evaluated(tmp_path):
+    error = refused(tmp_path)
+    assert "No evaluation at" in error and "python scripts/evaluate.py" in error
+
+
+def test_bad_config(tmp_path):
+    assert "Did you mean 'examples'?" in refused(tmp_path, "--exampels", "3")
+    assert "expected 0 or more, got -1" in refused(tmp_path, "--examples", "-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("evaluation/metrics.json", "[{", "is damaged"),
+        ("evaluation/metrics.json", None, "Missing file"),
+        ("evaluation/metrics.json", "[]", "a list of rows"),
+        ("evaluation/metrics.json", '[{"system": "tiger", "ndcg@10": "high"}]', "should be a number, got 'high'"),
+        ("evaluation/metrics.json", '[{"system": "tiger"}, {"system": "tiger"}]', "row 1"),
+        ("evaluation/lists.parquet", "PAR1", "not a readable parquet file"),
+        ("evaluation/manifest.json", None, "not a finished evaluation"),
+        ("dataset/items.parquet", None, "Missing file"),
+        ("teacher/curve.json", "{", "is damaged"),
+        ("teacher/curve.json", "[3]", "a list of epochs"),
+        ("teacher/manifest.json", "{", "is damaged"),
+        ("semantic_ids/report.json", "}", "is damaged"),
+    ],
+)
+def test_damaged_files(tmp_path, name, text, said):
+    make_run(tmp_path / "run")
+    path = tmp_path / "run" / name
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    error = refused(tmp_path)
+    assert said in error and path.parent.name in error
+
+
+def test_lists_of_another_data_set(tmp_path):
+    make_run(tmp_path / "run")
+    with Stage("dataset", Facts(), tmp_path / "run" / "dataset").write() as folder:
+        write_dataset(folder, pa.table({"item_id": ["a", "b", "c"]}), ["u"], [np.arange(3)])
+    assert "do not belong together" in refused(tmp_path)
+
+
+def test_an_item_outside_the_catalogue(tmp_path):
+    make_run(tmp_path / "run")
+    path = tmp_path / "run" / "evaluation" / "lists.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "target", pa.array([99] * 8)), path)
+    assert "names item 99, but the catalogue has 30" in refused(tmp_path)
+
+
+def test_a_folder_in_the_way(tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "mine.txt").write_text("mine")
+    assert "exists and is no report" in refused(tmp_path, "--output", str(tmp_path / "kept"))
+    assert (tmp_path / "kept" / "mine.txt").read_text() == "mine"
+
+
+def test_starts_without_heavy_libraries():
+    code = (
+        "import runpy, sys; runpy.run_path(sys.argv[1]); print({'torch', 'matplotlib', 'jinja2'} & sys.modules.keys())"
+    )
+    path = str(ROOT / "scripts" / "report.py")
+    out = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "set()"

@@ -1,0 +1,280 @@
+"""The Hugging Face engine against plain full-sequence forward passes of a tiny random teacher."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from distill import export_soft_labels as export
+from distill.artifacts import Stage, write_json
+from distill.catalog import PAD, Dataset, write_dataset
+from distill.semantic_ids import SemanticIDs, write_codes
+from teacher import model as models
+from teacher.engines.hf import HFEngine
+from teacher.tasks import TaskData
+
+N_ITEMS, LEVELS, SIZE = 14, 3, 4
+MAX_HISTORY, MAX_TOKENS = 4, 96
+SIZES = {
+    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "initializer_range": 0.3,
+}  # fmt: skip
+HISTORIES = np.array([[3, 1, 4, 1], [5, PAD, PAD, PAD], [9, 2, PAD, PAD], [6, 7, 8, PAD]])
+PROMPTS = ("stream", "seqrec")
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Users short and long: some prefixes fit the history of 4, some do not."""
+    root, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
+    sequences = [rng.integers(0, N_ITEMS, length) for length in (3, 9, 5, 4, 8, 6)]
+    titles = [
+        f"{colour} {thing}" for colour in ("red", "blue") for thing in ["tent", "lamp", "rope", "kettle", "stove", "mat", "axe"]
+    ]
+    names = [f"i{number}" for number in range(N_ITEMS)]
+    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+        items = pa.table({"item_id": names, "title": titles})
+        write_dataset(folder, items, [f"u{number}" for number in range(len(sequences))], sequences)
+    codes = np.random.default_rng(1).integers(0, SIZE, (N_ITEMS, LEVELS))
+    codes[6] = codes[5]  # two items behind one ID
+    with Stage("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
+        write_codes(folder, names, codes)
+        write_json(folder / "report.json", {"codebook_size": SIZE})
+    return Dataset.load(root / "dataset"), SemanticIDs.load(root / "semantic_ids", N_ITEMS)
+
+
+def new_teacher(shop):
+    """A tiny random LLaMA, full-size in nothing but its parts."""
+    data, ids = shop
+    torch.manual_seed(0)
+    tokenizer = models.train_tokenizer(data.texts(), 300)
+    assert models.add_codewords(tokenizer, ids) == LEVELS * SIZE
+    return models.from_scratch(tokenizer, SIZES, MAX_TOKENS).eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def engines(shop):
+    model, tokenizer = new_teacher(shop)
+    data = TaskData(*shop, tokenizer, MAX_HISTORY, MAX_TOKENS)
+    return {prompt: HFEngine(model, data, prompt) for prompt in PROMPTS}
+
+
+def prompt_of(engine, history):
+    """The prompt's token numbers, made again from words."""
+    tokenizer, ids = engine.data.tokenizer, engine.data.ids
+    bought = [ids.text(item) for item in history if item != PAD]
+    if engine.prompt == "stream":
+        text = "".join(bought)
+    else:
+        text = f"The user bought these items, oldest first: {', '.join(bought)}. What comes next? Answer: "
+    return [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+@torch.no_grad()
+def plain(engine, history, item):
+    """Log-probabilities of each level's codewords before the item's, by one plain forward pass [levels, size]."""
+    ids, tokenizer = engine.data.ids, engine.data.tokenizer
+    codewords = np.array(tokenizer.convert_tokens_to_ids(ids.tokens())).reshape(LEVELS, SIZE)
+    prompt = prompt_of(engine, history)
+    forced = [int(codewords[level, code]) for level, code in enumerate(ids.codes[item])]
+    log_probs = engine.model(torch.tensor([prompt + forced])).logits[0].double().log_softmax(-1).numpy()
+    return np.stack([log_probs[len(prompt) - 1 + level, codewords[level]] for level in range(LEVELS)])
+
+
+def scores_of_all(engine, history):
+    """log P(v|S) of every item, item by item."""
+    codes = engine.data.ids.codes
+    return np.array([plain(engine, history, item)[np.arange(LEVELS), codes[item]].sum() for item in range(N_ITEMS)])
+
+
+def ranking(scores, left_out=()):
+    """Items by score; those behind one ID (equal scores up to rounding) by number."""
+    return [item for item in sorted(range(N_ITEMS), key=lambda i: (-round(scores[i], 9), i)) if item not in left_out]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_tokens_of_the_prompts(engines, prompt):
+    engine = engines[prompt]
+    tokens, lengths = engine.prompts(HISTORIES)
+    assert len(set(lengths.tolist())) == 4  # unequal, so that padding is put to the test
+    for row, history in enumerate(HISTORIES):
+        assert tokens[row, : lengths[row]].tolist() == prompt_of(engine, history)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("exclude_bought", [True, False])
+def test_wide_beams_rank_all_items(engines, prompt, exclude_bought):
+    engine = engines[prompt]
+    items, scores = engine.beams(HISTORIES, 50, exclude_bought)
+    for row, history in enumerate(HISTORIES):
+        expected = scores_of_all(engine, history)
+        order = ranking(expected, set(history.tolist()) if exclude_bought else ())
+        found = [item for item in items[row].tolist() if item >= 0]
+        assert found == order
+        np.testing.assert_allclose(scores[row, : len(found)], expected[order], atol=1e-4)
+    assert np.ptp(scores_of_all(engine, HISTORIES[0])) > 0.1  # a ranking to speak of
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_narrow_beams_score_as_plain_passes(engines, prompt):
+    """Beams of a tree are re-ordered and dropped on the way: what is left must have its own score."""
+    engine = engines[prompt]
+    for width in (1, 2, 3):
+        items, scores = engine.beams(HISTORIES, width, exclude_bought=False)
+        assert items.shape == (4, width) and (items >= 0).all()
+        for row, history in enumerate(HISTORIES):
+            expected = scores_of_all(engine, history)[items[row]]
+            np.testing.assert_allclose(scores[row], expected, atol=1e-4)
+
+
+def test_beams_without_the_trie(engines):
+    engine = engines["stream"]
+    items, scores = engine.beams(HISTORIES, SIZE**LEVELS, exclude_bought=False, constrained=False)
+    codes = [tuple(row) for row in engine.data.ids.codes.tolist()]
+    for row, history in enumerate(HISTORIES):
+        expected = scores_of_all(engine, history)
+        firsts = [codes.index(code) for code in dict.fromkeys(codes)]  # of items behind one ID, the first
+        assert sorted(item for item in items[row].tolist() if item >= 0) == firsts
+        for item, score in zip(items[row], scores[row], strict=True):
+            if item >= 0:
+                assert score == pytest.approx(expected[item], abs=1e-4)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_codeword_logprobs(engines, prompt):
+    engine = engines[prompt]
+    targets = np.array([0, 13, 5, 7])
+    found = engine.codeword_logprobs(HISTORIES, targets)
+    assert found.shape == (4, LEVELS, SIZE) and found.dtype == torch.float32
+    for row, (history, target) in enumerate(zip(HISTORIES, targets, strict=True)):
+        np.testing.assert_allclose(found[row], plain(engine, history, target), atol=1e-4)
+    assert (found.exp().sum(-1) < 1).all()  # of the whole vocabulary
+
+
+def test_a_stream_is_all_of_its_prefixes(engines):
+    engine = engines["stream"]
+    sequences = np.array([[3, 1, 4, 1, 5], [2, 6, PAD, PAD, PAD], [7, 8, 9, PAD, PAD]])
+    found = engine.stream_logprobs(sequences)
+    assert found.shape == (3, 5, LEVELS, SIZE)
+    for row, sequence in enumerate(sequences):
+        for place in range(int((sequence != PAD).sum())):
+            prefix = np.full((1, max(place, 1)), PAD)
+            prefix[0, :place] = sequence[:place]
+            expected = engine.codeword_logprobs(prefix, sequence[place : place + 1])[0]
+            np.testing.assert_allclose(found[row, place], expected, atol=1e-4)
+            np.testing.assert_allclose(found[row, place], plain(engine, sequence[:place], sequence[place]), atol=1e-4)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("rows", [slice(None), slice(1, 7), slice(0, 1), slice(4, 6)])
+def test_exported_distributions(shop, engines, prompt, rows):
+    """Whatever goes through one pass a user and whatever prefix by prefix, and wherever a shard begins."""
+    engine = engines[prompt]
+    examples = shop[0].examples("train", MAX_HISTORY).take(rows)
+    found = export.distributions(engine, shop[0], examples, batch_size=3)
+    assert len(found) == len(examples) > 0
+    for row in range(len(examples)):
+        expected = plain(engine, examples.histories[row], examples.targets[row])
+        np.testing.assert_allclose(found[row], expected, atol=1e-4)
+
+
+def test_exported_labels(shop, engines):
+    engine = engines["stream"]
+    examples = shop[0].examples("train", MAX_HISTORY)
+    assert (examples.positions > MAX_HISTORY).any() and (examples.positions <= MAX_HISTORY).any()
+    config = export.Config(width=50, keep=5, batch_size=4)
+    bar = export.tqdm(disable=True)
+    candidates, scores, _ = export.label(engine, shop[0], examples, config, bar)
+    for row in range(len(examples)):
+        expected = scores_of_all(engine, examples.histories[row])
+        target = int(examples.targets[row])
+        others = [i for i in ranking(expected, set(examples.histories[row].tolist())) if i != target]
+        assert candidates[row].tolist() == [target, *others][:5]
+        np.testing.assert_allclose(scores[row], expected[candidates[row]], atol=1e-4)
+
+
+def step_once(model, tokens, lr=0.05):
+    """One optimiser step on everything that may train."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr, weight_decay=0.1)  # decay would move frozen rows too
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_trains_codewords_and_adapters_only(shop, tied):
+    model, tokenizer = new_teacher(shop)
+    if not tied:
+        config = model.config
+        config.tie_word_embeddings = False
+        torch.manual_seed(1)
+        model = type(model)(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    new_rows = tokenizer.convert_tokens_to_ids(shop[1].tokens())
+    tuned = models.add_lora(model, new_rows, rank=2, alpha=8, dropout=0.0)
+    names = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    assert names and all("lora_" in name or "trainable_tokens_delta" in name for name in names)
+    for projection in models.PROJECTIONS:
+        assert sum(f".{projection}.lora_A" in name for name in names) == SIZES["num_hidden_layers"]
+
+    # words and codewords in one sequence: the old rows are used, and still have to stay
+    text = "red tent " + "".join(shop[1].text(item) for item in range(N_ITEMS))
+    tokens = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    tuned.train()
+    for _ in range(2):  # the first step moves B off zero, the second moves A
+        step_once(tuned, tokens)
+    tuned.eval()
+    with torch.no_grad():
+        unmerged = tuned(input_ids=tokens).logits
+    merged = tuned.merge_and_unload()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=tokens).logits, unmerged, rtol=0, atol=1e-4)
+
+    after = merged.state_dict()
+    assert after.keys() == before.keys()
+    old_rows = [row for row in range(len(tokenizer)) if row not in set(new_rows)]
+    used = sorted({row for row in new_rows if row in tokens[0].tolist()})
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(after[name][old_rows], before[name][old_rows])
+        assert (after[name][used] != before[name][used]).any(dim=1).all()
+    assert torch.equal(after["model.embed_tokens.weight"], after["lm_head.weight"]) == tied
+    for name in before:
+        if any(f".{projection}." in name for projection in models.PROJECTIONS):
+            assert not torch.equal(after[name], before[name]), name
+        elif "embed" not in name and "lm_head" not in name:
+            assert torch.equal(after[name], before[name]), name
+
+
+def test_new_rows_start_near_the_mean(shop):
+    _, tokenizer = new_teacher(shop)
+    config = models.LlamaConfig(vocab_size=len(tokenizer) - LEVELS * SIZE, tie_word_embeddings=False, **SIZES)
+    torch.manual_seed(0)
+    base = models.LlamaForCausalLM(config)
+    old = base.get_input_embeddings().weight.detach().clone()
+    models.extend_vocabulary(base, tokenizer, LEVELS * SIZE)
+    for table in (base.get_input_embeddings().weight, base.get_output_embeddings().weight):
+        assert table.shape[0] == len(tokenizer)
+    rows = base.get_input_embeddings().weight.detach()
+    assert torch.equal(rows[: len(old)], old)
+    distance = (rows[len(old) :] - old.mean(0)).norm(dim=1)
+    assert (distance > 0).all() and (distance < 0.3 * (old - old.mean(0)).norm(dim=1).mean()).all()
+
+
+def test_a_checkpoint_of_disk_gives_the_same_numbers(shop, engines, tmp_path):
+    engine = engines["seqrec"]
+    engine.model.save_pretrained(tmp_path)
+    engine.data.tokenizer.save_pretrained(tmp_path)
+    facts = {"prompt": "seqrec", "max_history": MAX_HISTORY, "max_tokens": MAX_TOKENS}
+    write_json(tmp_path / "teacher.json", facts)
+    loaded = HFEngine.load(tmp_path, *shop)
+    targets = np.array([0, 13, 5, 7])
+    expected = engine.codeword_logprobs(HISTORIES, targets)
+    torch.testing.assert_close(loaded.codeword_logprobs(HISTORIES, targets), expected)

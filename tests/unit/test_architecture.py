@@ -1,0 +1,137 @@
+"""The house rules of docs/architecture.md, read from the sources: who may import whom, and what nobody may."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HOUSE = ("distill", "teacher", "student", "scripts")
+FILES = sorted(path for room in HOUSE for path in (ROOT / room).rglob("*.py"))
+ENTRIES = {"teacher.finetune", "student.train", "distill.export_soft_labels"}
+DISTILL_ENTRY = "distill.export_soft_labels"  # the one place where distill reaches for the teacher
+HEAVY = ("vllm", "deepspeed", "bitsandbytes")  # extras: a plain install has none of them
+
+CHAIN = ["artifacts", "catalog", "semantic_ids", "trie", "beam"]  # each may import those before it
+LEAVES = {"artifacts", "objectives", "metrics"}
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+TREES = {name_of(path): ast.parse(path.read_text(), str(path)) for path in FILES}
+
+
+def only_for_types(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def statements(tree, in_functions):
+    """All nodes that run: not what stands under TYPE_CHECKING; functions' bodies on request."""
+    for node in ast.iter_child_nodes(tree):
+        if only_for_types(node):
+            continue
+        yield node
+        if in_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from statements(node, in_functions)
+
+
+def imports(name, in_functions=True):
+    """Full names of the modules that a module imports; `from teacher import model` counts as teacher.model."""
+    found = set()
+    for node in statements(TREES[name], in_functions):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} line {node.lineno}: absolute imports only"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {full for full in inner if full in TREES} or {node.module}
+    return found
+
+
+def rooms(name):
+    return {module.split(".")[0] for module in imports(name)}
+
+
+def inside(room):
+    return [name for name in TREES if name.split(".")[0] == room]
+
+
+def test_the_rules_see_the_house():
+    assert {f"distill.{name}" for name in CHAIN} | ENTRIES <= TREES.keys()
+    assert "distill.artifacts" in imports("distill.catalog")
+    assert "teacher.model" in imports("teacher.engines.hf")
+    assert "teacher.engines.hf" in imports(DISTILL_ENTRY)
+
+
+@pytest.mark.parametrize(("room", "forbidden"), [("teacher", "student"), ("student", "teacher")])
+def test_teacher_and_student_meet_only_in_files(room, forbidden):
+    for name in inside(room):
+        assert forbidden not in rooms(name), name
+
+
+def test_distill_imports_neither():
+    for name in inside("distill"):
+        allowed = {"teacher"} if name == DISTILL_ENTRY else set()
+        assert not rooms(name) & {"teacher", "student"} - allowed, name
+
+
+def test_nobody_imports_entries():
+    for name in TREES:
+        assert "scripts" not in rooms(name), name
+        assert not imports(name) & ENTRIES, name
+
+
+def test_order_within_distill():
+    def ours(module):
+        return {other.removeprefix("distill.") for other in imports(f"distill.{module}") if other.startswith("distill")}
+
+    for place, module in enumerate(CHAIN):
+        assert ours(module) <= set(CHAIN[:place]), module
+    for module in LEAVES:
+        assert not ours(module), module
+    assert ours("config") == {"artifacts"}
+
+
+def test_no_cycles():
+    ready = set()
+    while len(ready) < len(TREES):
+        free = {name for name in TREES if name not in ready and imports(name) & TREES.keys() - {name} <= ready}
+        assert free, f"these import each other in a circle: {sorted(TREES.keys() - ready)}"
+        ready |= free
+
+
+def test_extras_are_imported_where_they_are_used():
+    for name in TREES:
+        assert not {module.split(".")[0] for module in imports(name, in_functions=False)} & set(HEAVY), name
+
+
+def test_no_path_edits_and_no_pickle():
+    for name, tree in TREES.items():
+        assert not rooms(name) & {"pickle", "dill", "joblib", "cloudpickle"}, name
+        for node in ast.walk(tree):
+            text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            assert text not in ("sys.path", "torch.load", "torch.save"), f"{name} line {node.lineno}: {text}"
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert ast.unparse(node.value) == "False", name
+
+
+def test_no_entry_shadows_a_library():
+    """A script's own folder comes first on the path: scripts/datasets.py would be Hugging Face's `datasets`."""
+    taken = {
+        "datasets",
+        "tokenizers",
+        "transformers",
+        "accelerate",
+        "torch",
+        "numpy",
+        "tokenize",
+        "types",
+        "copy",
+        "json",
+    }
+    for path in FILES:
+        if path.parent == ROOT / "scripts" or name_of(path) in ENTRIES:
+            siblings = {sibling.stem for sibling in path.parent.glob("*.py")}
+            assert not siblings & taken, path

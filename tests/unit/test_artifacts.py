@@ -1,0 +1,249 @@
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from distill import artifacts
+from distill.artifacts import Stage, UserError, check_agreement, fingerprint
+
+
+@dataclass(frozen=True)
+class Config:
+    """Some settings."""
+
+    epochs: int = 3
+    folder: Path | None = None
+    device: str = field(default="cpu", metadata={"identity": False})
+
+
+def make(root, name="ids", kind="semantic_ids", config=Config(), text="1", inputs=(), **more):
+    stage = Stage(kind, config, root / name, inputs, **more)
+    with stage.write() as folder:
+        (folder / "data.txt").write_text(text)
+    return artifacts.read(root / name, kind)
+
+
+def names(root):
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_written_and_read(tmp_path):
+    artifact = make(tmp_path, text="hello")
+    assert names(tmp_path) == ["ids"] and names(tmp_path / "ids") == ["data.txt", "manifest.json"]
+    assert artifact.kind == "semantic_ids" and artifact.fingerprint == fingerprint(tmp_path / "ids")
+    assert artifact.config == {"epochs": 3, "folder": None, "device": "cpu"} and artifact.inputs == {}
+    assert {"command", "created", "seconds", "peak_mib", "schema"} <= artifact.manifest.keys()
+
+
+def test_ancestors_are_passed_on(tmp_path):
+    data = make(tmp_path, "dataset", "dataset")
+    ids = make(tmp_path, inputs=[data], text="2")
+    teacher = make(tmp_path, "teacher", "teacher", inputs=[ids], text="3")
+    assert teacher.inputs == {"dataset": data.fingerprint, "semantic_ids": ids.fingerprint}
+
+
+def test_finished_work_is_skipped(tmp_path, capsys):
+    make(tmp_path)
+    assert Stage("semantic_ids", Config(), tmp_path / "ids").is_finished()
+    assert "finished" in capsys.readouterr().err
+
+
+def test_new_work_is_not_finished(tmp_path):
+    assert not Stage("semantic_ids", Config(), tmp_path / "ids").is_finished()
+    (tmp_path / "ids").mkdir()  # an empty folder is in nobody's way
+    assert not Stage("semantic_ids", Config(), tmp_path / "ids").is_finished()
+    make(tmp_path)
+
+
+def test_where_and_how_is_no_reason_to_repeat(tmp_path):
+    make(tmp_path)
+    assert Stage("semantic_ids", Config(folder=tmp_path, device="cuda"), tmp_path / "ids").is_finished()
+
+
+def test_a_changed_config_repeats_and_says_why(tmp_path, capsys):
+    make(tmp_path)
+    stage = Stage("semantic_ids", Config(epochs=5), tmp_path / "ids")
+    assert not stage.is_finished()
+    assert "made again, because epochs (3 -> 5) changed" in capsys.readouterr().err
+
+
+def test_a_changed_input_repeats_and_says_why(tmp_path, capsys):
+    make(tmp_path, inputs=[make(tmp_path, "dataset", "dataset", text="old")])
+    data = make(tmp_path, "dataset", "dataset", text="new")
+    assert not Stage("semantic_ids", Config(), tmp_path / "ids", [data]).is_finished()
+    assert "because input dataset changed" in capsys.readouterr().err
+    data = make(tmp_path, "dataset", "dataset", text="old")
+    assert Stage("semantic_ids", Config(), tmp_path / "ids", [data]).is_finished()
+
+
+def test_a_changed_extra_repeats(tmp_path, capsys):
+    make(tmp_path, extra={"raw": [1, 2]})
+    assert Stage("semantic_ids", Config(), tmp_path / "ids", extra={"raw": (1, 2)}).is_finished()
+    assert not Stage("semantic_ids", Config(), tmp_path / "ids", extra={"raw": [1, 3]}).is_finished()
+    assert "because raw changed" in capsys.readouterr().err
+
+
+def test_overwrite_repeats(tmp_path):
+    make(tmp_path)
+    assert not Stage("semantic_ids", Config(), tmp_path / "ids", overwrite=True).is_finished()
+    assert make(tmp_path, text="2", overwrite=True).folder.joinpath("data.txt").read_text() == "2"
+    assert names(tmp_path) == ["ids"]
+
+
+def killed(stage, resume=False):
+    with pytest.raises(KeyboardInterrupt), stage.write(resume) as folder:
+        (folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_a_kill_leaves_the_old_artifact(tmp_path):
+    before = make(tmp_path)
+    killed(Stage("semantic_ids", Config(epochs=5), tmp_path / "ids"))
+    after = artifacts.read(tmp_path / "ids", "semantic_ids")
+    assert after.manifest == before.manifest and names(after.folder) == ["data.txt", "manifest.json"]
+    make(tmp_path, config=Config(epochs=5), text="2")
+    assert names(tmp_path) == ["ids"] and names(after.folder) == ["data.txt", "manifest.json"]
+
+
+def test_a_kill_leaves_nothing_where_there_was_nothing(tmp_path):
+    killed(Stage("semantic_ids", Config(), tmp_path / "ids"))
+    assert not (tmp_path / "ids").exists()
+    with pytest.raises(UserError, match="No semantic_ids at"):
+        artifacts.read(tmp_path / "ids", "semantic_ids")
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "resume", "kept"),
+    [
+        (Config(), {}, True, True),
+        (Config(device="cuda"), {}, True, True),
+        (Config(), {}, False, False),
+        (Config(epochs=4), {}, True, False),
+        (Config(), {"extra": {"raw": 1}}, True, False),
+        (Config(), {"overwrite": True}, True, False),
+    ],
+)
+def test_resume_keeps_only_its_own_work(tmp_path, config, more, resume, kept):
+    killed(Stage("semantic_ids", Config(), tmp_path / "ids"), resume=True)
+    with Stage("semantic_ids", config, tmp_path / "ids", **more).write(resume) as folder:
+        assert (folder / "half.txt").exists() == kept
+    assert ("half.txt" in names(tmp_path / "ids")) == kept
+    assert "identity.json" not in names(tmp_path / "ids")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_foreign_folders_are_never_replaced(tmp_path, overwrite):
+    (tmp_path / "ids").mkdir()
+    (tmp_path / "ids" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="exists and is no semantic_ids"):
+        Stage("semantic_ids", Config(), tmp_path / "ids", overwrite=overwrite).is_finished()
+    make(tmp_path, "dataset", "dataset")
+    with pytest.raises(UserError, match=r"Expected a semantic_ids at .*, found a dataset"):
+        Stage("semantic_ids", Config(), tmp_path / "dataset", overwrite=overwrite).is_finished()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="exists and is no semantic_ids"):
+        Stage("semantic_ids", Config(), tmp_path / "file", overwrite=overwrite).is_finished()
+    assert names(tmp_path / "ids") == ["thesis.txt"]
+
+
+def test_an_unwritable_place_is_one_message(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="Cannot write to"), Stage("dataset", Config(), tmp_path / "file" / "d").write():
+        pass
+
+
+def test_agreement(tmp_path):
+    data = make(tmp_path, "dataset", "dataset")
+    first = make(tmp_path, "ids", inputs=[data], text="codebook 1")
+    labels = make(tmp_path, "labels", "soft_labels", inputs=[first], text="labels")
+    check_agreement(data, first, labels)
+    second = make(tmp_path, "ids2", inputs=[data], text="codebook 2")
+    with pytest.raises(UserError) as error:
+        check_agreement(data, second, labels)
+    for part in ("ids2", "labels", "do not belong together", first.fingerprint, second.fingerprint):
+        assert part in str(error.value)
+    with pytest.raises(UserError):  # a stage refuses them before it does anything
+        Stage("student", Config(), tmp_path / "student", [second, labels])
+
+
+def test_grandparents_agree_too(tmp_path):
+    old = make(tmp_path, "dataset", "dataset", text="old")
+    ids = make(tmp_path, inputs=[old])
+    labels = make(tmp_path, "labels", "soft_labels", inputs=[ids])
+    new = make(tmp_path, "dataset", "dataset", text="new")
+    with pytest.raises(UserError, match="goes with dataset"):
+        check_agreement(new, labels)
+
+
+def test_students_stand_side_by_side(tmp_path):
+    ids = make(tmp_path)
+    students = [make(tmp_path, name, "student", inputs=[ids], text=name) for name in ("tiger", "dwr")]
+    check_agreement(ids, *students)
+
+
+def test_read_errors(tmp_path):
+    with pytest.raises(UserError, match=r"No dataset at .*nowhere.*scripts/prepare_data\.py"):
+        artifacts.read(tmp_path / "nowhere", "dataset")
+    artifact = make(tmp_path, "dataset", "dataset")
+    with pytest.raises(UserError, match=r"Expected a teacher at .*, found a dataset.*teacher/finetune\.py"):
+        artifacts.read(artifact.folder, "teacher")
+    path = artifact.folder / "manifest.json"
+    path.write_text(json.dumps(artifact.manifest | {"schema": 99}))
+    with pytest.raises(UserError, match="has schema 99, this version reads"):
+        artifacts.read(artifact.folder, "dataset")
+    path.unlink()
+    with pytest.raises(UserError, match=r"is not a finished dataset: it has no manifest\.json"):
+        artifacts.read(artifact.folder, "dataset")
+
+
+@pytest.mark.parametrize("missing", ["kind", "schema", "fingerprint", "inputs", "config", "identity"])
+def test_manifests_with_missing_entries(tmp_path, missing):
+    artifact = make(tmp_path, "dataset", "dataset")
+    del artifact.manifest[missing]
+    (artifact.folder / "manifest.json").write_text(json.dumps(artifact.manifest))
+    with pytest.raises(UserError, match="is damaged"):
+        Stage("dataset", Config(), artifact.folder).is_finished()
+
+
+@pytest.mark.parametrize("content", [b'{"kind": "data', b"[]", b"", b"\xff\xfe\x00"])
+def test_damaged_manifests(tmp_path, content):
+    artifact = make(tmp_path, "dataset", "dataset")
+    (artifact.folder / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        artifacts.read(artifact.folder, "dataset")
+
+
+def test_overwrite_replaces_another_schema(tmp_path):
+    """The message about an old schema says to use --overwrite: it has to help."""
+    artifact = make(tmp_path, "dataset", "dataset")
+    (artifact.folder / "manifest.json").write_text(json.dumps(artifact.manifest | {"schema": 0}))
+    with pytest.raises(UserError, match="--overwrite"):
+        Stage("dataset", Config(), artifact.folder).is_finished()
+    assert not Stage("dataset", Config(), artifact.folder, overwrite=True).is_finished()
+
+
+def test_fingerprint_is_of_content(tmp_path):
+    def fresh(name, files):
+        folder = tmp_path / name
+        for path, text in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+        return folder
+
+    files = {"a.txt": "1", "sub/b.txt": "2"}
+    first, second = fresh("x", files), fresh("y", dict(reversed(files.items())))
+    os.utime(second / "a.txt", (0, 0))
+    assert fingerprint(first) == fingerprint(second)
+    (first / "manifest.json").write_text("{}")
+    assert fingerprint(first) == fingerprint(second)
+    others = [
+        {"a.txt": "1", "sub/b.txt": "3"},
+        {"a.txt": "1", "b.txt": "2"},
+        {"a.txt": "12", "sub/b.txt": ""},
+        {"a.txt": "1"},
+        {**files, "c.txt": ""},
+    ]
+    hashes = [fingerprint(fresh(f"z{number}", other)) for number, other in enumerate(others)]
+    assert len({*hashes, fingerprint(second)}) == len(others) + 1

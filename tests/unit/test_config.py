@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from distill import config as configs
+from distill.artifacts import UserError
+from distill.config import parse, run, suggest
+
+
+@dataclass(frozen=True)
+class Config:
+    """Do something."""
+
+    run: Path = Path("runs/demo")
+    """Folder of the run."""
+    output: Path | None = None
+    """Where it goes."""
+    epochs: int = 20
+    """Passes over the data."""
+    lr: float = 1e-3
+    """Learning rate."""
+    mode: Literal["full", "lora"] = "full"
+    """What trains."""
+    tasks: dict[str, float] = field(default_factory=lambda: {"stream": 1.0})
+    """Weights of tasks."""
+    hidden: list[int] = field(default_factory=lambda: [8, 4])
+    """Sizes."""
+    overwrite: bool = field(default=False, metadata={"identity": False})
+    """Repeat finished work."""
+
+
+@pytest.fixture(autouse=True)
+def demo(tmp_path, monkeypatch):
+    monkeypatch.setattr(configs, "CONFIGS", tmp_path)
+    (tmp_path / "demo.yaml").write_text("# a comment\nepochs: 3\ntasks:\n  stream: 2\n")
+    return tmp_path
+
+
+def test_without_config_the_demo_is_read():
+    found = parse(Config, "demo.yaml", [])
+    assert found == Config(epochs=3, tasks={"stream": 2.0})
+    assert isinstance(found.run, Path) and isinstance(found.tasks["stream"], float)
+
+
+@pytest.mark.parametrize("style", ["two words", "one word"])
+def test_with_config_only_that_file_is_read(demo, style):
+    path = demo / "mine.yaml"
+    path.write_text("run: runs/mine\nlr: 1e-4\nhidden: [2]\n")
+    words = ["--config", str(path)] if style == "two words" else [f"--config={path}"]
+    assert parse(Config, "demo.yaml", words) == Config(run=Path("runs/mine"), lr=1e-4, hidden=[2])
+
+
+def test_the_command_line_wins(demo):
+    words = ["--epochs", "7", "--mode=lora", "--output", "x/y"]
+    assert parse(Config, "demo.yaml", words) == Config(epochs=7, mode="lora", output=Path("x/y"), tasks={"stream": 2.0})
+
+
+def test_overwrite():
+    assert parse(Config, "demo.yaml", ["--overwrite"]).overwrite is True
+    assert parse(Config, "demo.yaml", []).overwrite is False
+
+
+@pytest.mark.parametrize("words", [["--epoch_s", "4"], ["--epohcs=4"]])
+def test_unknown_words_suggest_the_nearest(words):
+    with pytest.raises(UserError, match=r"Unknown config key 'ep.*Did you mean 'epochs'\?"):
+        parse(Config, "demo.yaml", words)
+
+
+def test_unknown_keys_suggest_the_nearest(demo):
+    path = demo / "mine.yaml"
+    path.write_text("hiden: [2]\n")
+    with pytest.raises(UserError, match=r"Unknown config key 'hiden'. Did you mean 'hidden'\? Available: run, output"):
+        parse(Config, "demo.yaml", ["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--epochs", "many"], ["epochs", "many"]),
+        (["--mode", "some"], ["mode", "some"]),
+        (["--lr", "[1]"], ["lr"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+    ],
+)
+def test_wrong_values_name_the_key(words, parts):
+    with pytest.raises(UserError) as error:
+        parse(Config, "demo.yaml", words)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_files_that_are_not_yaml(demo):
+    path = demo / "mine.yaml"
+    for text in ("epochs: [1\n", "just words\n"):
+        path.write_text(text)
+        with pytest.raises(UserError):
+            parse(Config, "demo.yaml", ["--config", str(path)])
+
+
+def test_help_shows_the_field_docs(capsys):
+    with pytest.raises(SystemExit) as done:
+        parse(Config, "demo.yaml", ["--help"])
+    text = capsys.readouterr().out
+    assert done.value.code == 0
+    for part in ("Do something.", "Passes over the data.", "--overwrite", "Learning rate.", "--config"):
+        assert part in text
+
+
+def test_a_mistake_of_the_user_ends_with_code_2(monkeypatch, capsys):
+    def refuse(config):
+        raise UserError("the dog ate it")
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as done:
+        run(refuse, Config, "demo.yaml")
+    assert done.value.code == 2 and capsys.readouterr().err == "error: the dog ate it\n"
+    monkeypatch.setenv("RANK", "1")  # one message, not one a process
+    with pytest.raises(SystemExit) as done:
+        run(refuse, Config, "demo.yaml")
+    assert done.value.code == 2 and capsys.readouterr().err == ""
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
+    def stumble(config):
+        raise KeyError("bug")
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(KeyError):
+        run(stumble, Config, "demo.yaml")
+
+
+def test_suggest():
+    assert suggest("tigr", ["tiger", "dwr"]) == "Did you mean 'tiger'? Available: tiger, dwr."
+    assert suggest("zzz", ["tiger", "dwr"]) == "Available: tiger, dwr."

@@ -1,0 +1,209 @@
+import copy
+
+import pytest
+import torch
+
+from distill.beam import beam_search
+from distill.trie import FullTree
+from student.models.seq2seq import PRESETS, Seq2Seq, Seq2SeqConfig
+
+LEVELS, SIZE = 4, 7
+SMALL = Seq2SeqConfig(LEVELS, SIZE, d_model=24, d_ff=40, heads=3, d_head=8, encoder_layers=2, decoder_layers=3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    made = Seq2Seq(SMALL).eval()
+    with torch.no_grad():  # norms start at one: give them something to do
+        for name, parameter in made.named_parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5)
+    return made
+
+
+def histories(lengths, seed=1):
+    """Codes of random histories padded to the longest [batch, items, levels]."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(SIZE, (len(lengths), max(lengths), LEVELS), generator=generator)
+    for row, length in enumerate(lengths):
+        codes[row, length:] = -1
+    return codes
+
+
+def candidates(batch, k, seed=2):
+    return torch.randint(SIZE, (batch, k, LEVELS), generator=torch.Generator().manual_seed(seed))
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+@torch.no_grad()
+def test_steps_equal_teacher_forcing(model):
+    """Step by step with beams that are re-ordered, doubled and dropped: the cache has to follow the parents."""
+    memory = model.encode(histories([5, 2]))
+    step, generator = model.step(memory), torch.Generator().manual_seed(3)
+    prefixes = torch.empty(2, 1, 0, dtype=torch.long)
+    parents = codes = None
+    for level, beams in enumerate((5, 3, 6, 4)):
+        log_probs = step(level, parents, codes)
+        items = torch.cat([prefixes, torch.zeros(*prefixes.shape[:2], LEVELS - level, dtype=torch.long)], dim=2)
+        close(log_probs, model.log_probs(memory, items)[:, :, level])
+        parents = torch.randint(prefixes.shape[1], (2, beams), generator=generator)
+        codes = torch.randint(SIZE, (2, beams), generator=generator)
+        prefixes = torch.cat([prefixes.gather(1, parents[..., None].expand(-1, -1, level)), codes[..., None]], dim=2)
+
+
+@torch.no_grad()
+def test_beam_scores_are_teacher_forced_scores(model):
+    memory = model.encode(histories([4, 1, 3]))
+    beams = beam_search(model.step(memory), FullTree(LEVELS, SIZE), 3, 12)
+    log_probs = model.log_probs(memory, beams.codes)
+    close(beams.scores, log_probs.gather(-1, beams.codes[..., None]).squeeze(-1).sum(-1))
+
+
+@torch.no_grad()
+def test_candidates_do_not_see_each_other(model):
+    codes, items = histories([5, 2]), candidates(2, 6)
+    for scope in ("level", "all"):
+        together = model(codes, items, scope)
+        for number in range(6):
+            close(together[:, number : number + 1], model(codes, items[:, number : number + 1], scope))
+
+
+@torch.no_grad()
+def test_padding_and_company_change_nothing(model):
+    codes, items = histories([5, 2, 1, 4]), candidates(4, 2)
+    together = model(codes, items)
+    for row, length in enumerate((5, 2, 1, 4)):
+        close(together[row], model(codes[row : row + 1, :length], items[row : row + 1])[0])
+    wider = torch.cat([codes, torch.full((4, 3, LEVELS), -1)], dim=1)
+    close(together, model(wider, items))
+
+
+@torch.no_grad()
+def test_positions_see_only_what_came_before(model):
+    codes, items = histories([3]), candidates(1, 1)
+    before = model(codes, items)
+    for level in range(LEVELS):
+        changed = items.clone()
+        changed[..., level] = (changed[..., level] + 1) % SIZE
+        after = model(codes, changed)
+        close(after[:, :, : level + 1], before[:, :, : level + 1])
+        if level + 1 < LEVELS:
+            assert (after[:, :, level + 1] - before[:, :, level + 1]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_the_order_of_the_history_matters(model):
+    codes, items = histories([3]), candidates(1, 1)
+    assert (model(codes, items) - model(codes.flip(1), items)).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_recency_counts_items_from_the_end(model):
+    codes, items = histories([4, 2]), candidates(2, 1)
+    before = model(codes, items)
+    for age, seen in ((0, [True, True]), (1, [True, True]), (2, [True, False]), (4, [False, False])):
+        changed = copy.deepcopy(model)
+        changed.recency.weight[age] += 1
+        moved = (changed(codes, items) - before).abs().amax(dim=(1, 2, 3)) > 1e-4
+        assert moved.tolist() == seen, age
+
+
+@torch.no_grad()
+def test_scopes(model):
+    """Over one level or over all: the same logits, another normaliser."""
+    codes, items = histories([3, 2]), candidates(2, 2)
+    level, every = model(codes, items), model(codes, items, "all")
+    assert every.shape == (2, 2, LEVELS, LEVELS * SIZE)
+    close(level.exp().sum(-1), torch.ones(2, 2, LEVELS))
+    close(every.exp().sum(-1), torch.ones(2, 2, LEVELS))
+    for number in range(LEVELS):
+        own = every[:, :, number, number * SIZE : (number + 1) * SIZE]
+        close(own.log_softmax(-1), level[:, :, number])
+
+
+ATTENTION = ("q", "k", "v", "o")
+
+
+def hugging_face_twin(model):
+    """Hugging Face's T5 with our weights; our head's levels are rows of its head, and row 0 (padding) is left over."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    c = model.config
+    config = T5Config(
+        vocab_size=1 + c.levels * c.codebook_size, d_model=c.d_model, d_kv=c.d_head, d_ff=c.d_ff, num_heads=c.heads,
+        num_layers=c.encoder_layers, num_decoder_layers=c.decoder_layers, feed_forward_proj="relu",
+        relative_attention_num_buckets=c.buckets, relative_attention_max_distance=c.max_distance,
+        tie_word_embeddings=False, pad_token_id=0, decoder_start_token_id=0,
+    )  # fmt: skip
+    twin = T5ForConditionalGeneration(config).eval()
+    twin.lm_head.weight = torch.nn.Parameter(torch.empty_like(twin.lm_head.weight))  # tied by some versions regardless
+    assert twin.lm_head.weight is not twin.shared.weight and not config.scale_decoder_outputs
+    ours = model.state_dict()
+    weights = {
+        "shared.weight": ours["embedding.weight"],
+        "encoder.final_layer_norm.weight": ours["encoder_norm.weight"],
+        "decoder.final_layer_norm.weight": ours["decoder_norm.weight"],
+        "lm_head.weight": torch.cat([torch.zeros(1, c.d_model), ours["head"].flatten(0, 1)]),
+    }
+    for side, layers in (("encoder", c.encoder_layers), ("decoder", c.decoder_layers)):
+        first = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        weights[first] = ours[f"{side}_bias.weight"]
+        weights[f"{side}.embed_tokens.weight"] = ours["embedding.weight"]
+        parts = [("attention", "SelfAttention")] + [("cross", "EncDecAttention")] * (side == "decoder")
+        for n in range(layers):
+            for place, (mine, theirs) in enumerate(parts):
+                weights[f"{side}.block.{n}.layer.{place}.layer_norm.weight"] = ours[
+                    f"{side}.{n}.norm{place + 1}.weight"
+                ]
+                for name in ATTENTION:
+                    weights[f"{side}.block.{n}.layer.{place}.{theirs}.{name}.weight"] = ours[
+                        f"{side}.{n}.{mine}.{name}.weight"
+                    ]
+            last = f"{side}.block.{n}.layer.{len(parts)}"
+            weights[f"{last}.layer_norm.weight"] = ours[f"{side}.{n}.norm{len(parts) + 1}.weight"]
+            for name in ("wi", "wo"):
+                weights[f"{last}.DenseReluDense.{name}.weight"] = ours[f"{side}.{n}.ff.{name}.weight"]
+    twin.load_state_dict(weights)  # strict: every weight of theirs is one of ours
+    return twin
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [[5, 2, 1], [40, 17]])  # the long ones reach the logarithmic buckets
+def test_equals_hugging_faces_t5(model, lengths):
+    model = copy.deepcopy(model)
+    model.recency.weight.zero_()  # the one thing that is not T5's
+    twin = hugging_face_twin(model)
+    codes, items = histories(lengths), candidates(len(lengths), 1)
+    start = torch.arange(LEVELS) * SIZE + 1
+    tokens = torch.where(codes >= 0, codes + start, 0).flatten(1)
+    forced = torch.cat([torch.zeros(len(lengths), 1, dtype=torch.long), (items[:, 0] + start)[:, :-1]], dim=1)
+    logits = twin(input_ids=tokens, attention_mask=(tokens > 0).long(), decoder_input_ids=forced).logits
+    close(model(codes, items, "all")[:, 0], logits[..., 1:].log_softmax(-1))
+    level = model(codes, items)[:, 0]
+    for number in range(LEVELS):
+        rows = slice(1 + number * SIZE, 1 + (number + 1) * SIZE)
+        close(level[:, number], logits[:, number, rows].log_softmax(-1))
+
+
+def test_sizes_of_the_presets():
+    sizes = {
+        name: sum(p.numel() for p in Seq2Seq(Seq2SeqConfig(4, 256, **preset)).parameters())
+        for name, preset in PRESETS.items()
+    }
+    assert sizes["demo"] < 1e6
+    assert 4e6 < sizes["tiger-4m"] < 5e6
+    assert 12e6 < sizes["lohrec-13m"] < 14e6
+    assert PRESETS["lohrec-13m"]["d_model"] == 384  # the paper's item representations
+
+
+def test_gradients_reach_every_weight(model):
+    log_probs = model(histories([5, 2]), candidates(2, 3))
+    loss = -log_probs.diagonal(dim1=-2, dim2=-1).sum()
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    model.zero_grad()
