@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from distill.catalog import PAD, Dataset, Examples
-from distill.metrics import hit_ranks, ndcg
+from distill.metrics import MISSED, hit_ranks, ndcg
 
 CHUNK = 1024  # users scored at once
 
@@ -167,7 +167,7 @@ def ranks_with_ties_won(model: Transitions, examples: Examples) -> np.ndarray:
         scores = model.scores(part.histories)
         own = scores[np.arange(len(part)), part.targets][:, None].copy()
         hide_bought(scores, part.histories, -1.0)
-        ranks.append(np.where(own[:, 0] > 0, (scores > own).sum(1), scores.shape[1]))
+        ranks.append(np.where(own[:, 0] > 0, (scores > own).sum(1), MISSED))
     return np.concatenate(ranks)
 
 

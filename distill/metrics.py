@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
+MISSED = np.iinfo(np.int32).max  # beyond every cutoff, however short the list
+
 
 def hit_ranks(lists: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Place of the target in each list, 0 the first; the list's width where it is missing.
+    """Place of the target in each list, 0 the first; `MISSED` where it is not there.
 
     Args:
         lists: recommended item numbers, best first, -1 for none [users, width].
         targets: item numbers [users].
     """
     hits = lists == targets[:, None]
-    return np.where(hits.any(1), hits.argmax(1), lists.shape[1])
+    return np.where(hits.any(1), hits.argmax(1), MISSED)
 
 
 def recall(ranks: np.ndarray, k: int) -> np.ndarray:

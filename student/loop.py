@@ -135,7 +135,9 @@ def fit(
         wrapped.train()
         total, started, seen = 0.0, time.time(), 0
         for rows in share(buckets(lengths, config.batch_size, np.random.default_rng([config.seed, epoch])), acc):
-            value = batch_loss(wrapped, loss, data, torch.from_numpy(rows), int(lengths[rows].max()), acc, config)
+            ranks = loss.rank and (loss.generative is None or schedule.last_epoch >= config.rank_from * steps)
+            now = Loss(loss.generative, ranks)
+            value = batch_loss(wrapped, now, data, torch.from_numpy(rows), int(lengths[rows].max()), acc, config)
             if not torch.isfinite(value):
                 raise UserError(f"The loss is {value.item()} in epoch {epoch + 1}; lower --lr.")
             acc.backward(value)

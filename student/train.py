@@ -64,6 +64,9 @@ class Config:
     """Of the teacher's distributions."""
     gamma: float = 1.0
     """γ, weight of the ranking loss beside a generative one, equation (16)."""
+    rank_from: float = 0.0
+    """Share of the steps that pass before the ranking loss joins a generative one (paper: 0); before, it costs time and
+    the order of candidates that the student cannot yet tell apart teaches little."""
     margin: float = 0.001
     """λ of the ranking loss, equation (14)."""
     eta: float = 1.0

@@ -82,9 +82,8 @@ class TaskData:
         return samples
 
     def ask(self, prompt: str, response: np.ndarray) -> Sample:
-        """A prompt and its response, cut on the left to `max_tokens`."""
-        question = np.array([self.tokenizer.bos_token_id, *self.encode(prompt)], dtype=np.int64)
-        question = question[-(self.max_tokens - len(response)) :]
+        """A prompt and its response, the prompt cut so that both fit `max_tokens`."""
+        question = np.array(self.question(prompt, len(response)), dtype=np.int64)
         counted = np.concatenate([np.zeros(len(question), bool), np.ones(len(response), bool)])
         return Sample(np.concatenate([question, response]), counted)
 
@@ -98,8 +97,11 @@ class TaskData:
 
     def seqrec_prompt(self, history: np.ndarray, template: int = 0) -> list[int]:
         """The prompt that `seqrec` teachers are asked with, as token numbers."""
-        text = SEQREC[template].format(history=self.history_text(history))
-        return [self.tokenizer.bos_token_id, *self.encode(text)][-self.max_tokens :]
+        return self.question(SEQREC[template].format(history=self.history_text(history)), self.ids.levels)
+
+    def question(self, prompt: str, room: int) -> list[int]:
+        """Token numbers of a prompt, its beginning cut away (but for BOS) where `room` more would not fit."""
+        return [self.tokenizer.bos_token_id, *self.encode(prompt)[-(self.max_tokens - room - 1) :]]
 
 
 def _stream(data: TaskData, weight: float, rng: np.random.Generator) -> list[Sample]:

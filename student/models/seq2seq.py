@@ -1,9 +1,9 @@
 """The students' network: T5's architecture on codewords, with the history encoded once for all candidates and beams.
 
 Relative position biases, RMS norms without means, no biases in the linear maps, attention without 1/√d scaling (Raffel
-et al., 2020). The vocabulary is one pad row and `levels × codebook_size` codewords; each level has its own output head. One thing is
-not T5's: a table of recencies, counted in items from the end, is added to the encoder's input. Relative biases alone
-cannot tell the last item, which matters most, but in a roundabout way; with zeros in the table the network is T5's.
+et al., 2020). The vocabulary is one pad row and `levels × codebook_size` codewords; each level has its own output head.
+One thing is not T5's: a table of recencies, counted in items from the end, is added to the encoder's input. Relative
+biases alone find the last item, which matters most, only in a roundabout way; with zeros there the network is T5's.
 """
 
 from __future__ import annotations

@@ -35,9 +35,8 @@ def shop(tmp_path_factory):
     """Users short and long: some prefixes fit the history of 4, some do not."""
     root, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
     sequences = [rng.integers(0, N_ITEMS, length) for length in (3, 9, 5, 4, 8, 6)]
-    titles = [
-        f"{colour} {thing}" for colour in ("red", "blue") for thing in ["tent", "lamp", "rope", "kettle", "stove", "mat", "axe"]
-    ]
+    things = ["tent", "lamp", "rope", "kettle", "stove", "mat", "axe"]
+    titles = [f"{colour} {thing}" for colour in ("red", "blue") for thing in things]
     names = [f"i{number}" for number in range(N_ITEMS)]
     with Stage("dataset", Nothing(), root / "dataset").write() as folder:
         items = pa.table({"item_id": names, "title": titles})

@@ -16,7 +16,7 @@ def model():
     torch.manual_seed(0)
     made = Seq2Seq(SMALL).eval()
     with torch.no_grad():  # norms start at one: give them something to do
-        for name, parameter in made.named_parameters():
+        for parameter in made.parameters():
             if parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5)
     return made
