@@ -122,7 +122,8 @@ def check_agreement(*artifacts: Artifact) -> None:
             if expected != found:
                 raise UserError(
                     f"{other.folder} and {artifact.folder} do not belong together: the first goes with {kind} "
-                    f"{expected}, the second with {kind} {found}. Make the older one again: {MADE_BY[artifact.kind]}"
+                    f"{expected}, the second with {kind} {found}. Make again the one that is out of date: "
+                    + " or ".join(sorted({MADE_BY[other.kind], MADE_BY[artifact.kind]}))
                 )
 
 

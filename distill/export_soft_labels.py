@@ -59,7 +59,7 @@ class Config:
     """auto, cpu or cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Weights of the teacher."""
-    overwrite: bool = field(default=False, metadata={"identity": False})
+    overwrite: bool = False
     """Repeat finished work."""
 
 

@@ -68,7 +68,7 @@ class Config:
     """auto, cpu or cuda."""
     seed: int = 0
     """Named in the table: the seed of the run's trainings."""
-    overwrite: bool = field(default=False, metadata={"identity": False})
+    overwrite: bool = False
     """Repeat finished work."""
 
 

@@ -56,7 +56,7 @@ class Config:
     """Other runs of the same data with other seeds; the table then shows mean ± standard deviation."""
     examples: int = 12
     """How many users' recommendations to show with titles."""
-    overwrite: bool = field(default=False, metadata={"identity": False})
+    overwrite: bool = False
     """Repeat the work even if it is finished."""
 
 

@@ -121,7 +121,9 @@ def fit(
     """Train one model in place and leave it at its best epoch; returns the curve."""
     epochs, lr = (config.epochs, config.lr) if name == "retriever" else (config.ranker_epochs, config.ranker_lr)
     lengths = (data.histories != PAD).sum(1).numpy()
-    optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
     steps = epochs * len(share(buckets(lengths, config.batch_size, np.random.default_rng(0)), acc))
     schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
     wrapped, optimizer = acc.prepare(model, optimizer)

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -85,7 +85,7 @@ class Config:
     """Mixed precision."""
     seed: int = 0
     """Of weights and order."""
-    overwrite: bool = field(default=False, metadata={"identity": False})
+    overwrite: bool = False
     """Repeat finished work."""
 
 

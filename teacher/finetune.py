@@ -81,7 +81,7 @@ class Config:
     """Stop after so many epochs without a better one."""
     seed: int = 0
     """Of weights, order and templates."""
-    overwrite: bool = field(default=False, metadata={"identity": False})
+    overwrite: bool = False
     """Repeat finished work."""
 
 

@@ -50,7 +50,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
     say(f"teacher: {count(model.parameters()):,} parameters, {count(trainable):,} train; tasks {config.tasks}")
 
     data = TaskData(dataset, ids, tokenizer, config.max_history, config.max_tokens)
-    optimizer = torch.optim.AdamW(trainable, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(trainable, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     plan = [batches_of(data, config, epoch)[1] for epoch in range(config.epochs)]
     steps = sum(math.ceil(len(share(groups, acc)) / config.accumulation) for groups in plan)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
