@@ -33,7 +33,7 @@ class Config:
     """Where the teacher goes (default: RUN/teacher)."""
     base: str | None = None
     """Base model, a local path or hub name (LLaMA-7B); none: a small LLaMA from a random start."""
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
     """Without a base: fields of LlamaConfig (hidden_size, intermediate_size, num_hidden_layers, ...)."""
     vocab_size: int = 1024
     """Without a base: text tokens of the tokenizer trained on the catalogue."""
@@ -49,6 +49,8 @@ class Config:
     """Dropout on attention weights."""
     token_dropout: float = 0.0
     """Share of codewords in the context that are hidden in training: a small teacher learns to use the others."""
+    crop: float = 0.0
+    """Share of the `stream` sequences that begin at a random item: the same purchases after other histories."""
     tasks: dict[str, float] = field(default_factory=lambda: {"stream": 1.0})
     """Passes a task and epoch: stream, seqrec, item2index, index2item."""
     prompt: Literal["stream", "seqrec"] = "stream"

@@ -49,7 +49,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     say(f"teacher: {count(model.parameters()):,} parameters, {count(trainable):,} train; tasks {config.tasks}")
 
-    data = TaskData(dataset, ids, tokenizer, config.max_history, config.max_tokens)
+    data = TaskData(dataset, ids, tokenizer, config.max_history, config.max_tokens, config.crop)
     optimizer = torch.optim.AdamW(trainable, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     plan = [batches_of(data, config, epoch)[1] for epoch in range(config.epochs)]
     steps = sum(math.ceil(len(share(groups, acc)) / config.accumulation) for groups in plan)

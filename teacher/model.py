@@ -68,16 +68,17 @@ def add_codewords(tokenizer: PreTrainedTokenizerBase, ids: SemanticIDs) -> int:
     return tokenizer.add_tokens(tokens)
 
 
-def from_scratch(tokenizer: PreTrainedTokenizerBase, sizes: dict[str, int], max_tokens: int) -> LlamaForCausalLM:
-    """A small LLaMA from a random start; `sizes` are fields of LlamaConfig."""
+def from_scratch(tokenizer: PreTrainedTokenizerBase, sizes: dict[str, float], max_tokens: int) -> LlamaForCausalLM:
+    """A small LLaMA from a random start; `sizes` are numeric fields of LlamaConfig."""
+    fields = {name: int(value) if float(value).is_integer() else value for name, value in sizes.items()}
+    fields = {"tie_word_embeddings": True} | fields
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=max_tokens,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-        **sizes,
+        **fields,
     )
     return LlamaForCausalLM(config)
 

@@ -43,8 +43,10 @@ class Sample:
 class TaskData:
     """Draws samples of every task; the draw depends on (seed, epoch) alone, not on who draws."""
 
-    def __init__(self, dataset: Dataset, ids: SemanticIDs, tokenizer, max_history: int, max_tokens: int):
-        self.dataset, self.ids, self.tokenizer = dataset, ids, tokenizer
+    def __init__(
+        self, dataset: Dataset, ids: SemanticIDs, tokenizer, max_history: int, max_tokens: int, crop: float = 0.0
+    ):
+        self.dataset, self.ids, self.tokenizer, self.crop = dataset, ids, tokenizer, crop
         self.max_history, self.max_tokens = max_history, max_tokens
         first = np.array(tokenizer.convert_tokens_to_ids(ids.tokens()))
         self.token_of = first.reshape(ids.levels, ids.codebook_size)
@@ -107,6 +109,8 @@ class TaskData:
 def _stream(data: TaskData, weight: float, rng: np.random.Generator) -> list[Sample]:
     samples = []
     for start, end in zip(data.offsets[:-1], data.offsets[1:], strict=True):
+        if data.crop and rng.random() < data.crop:  # begin anywhere that leaves two items
+            start += rng.integers(max(end - start - 1, 1))
         for first in range(start, end, data.max_history):
             items = data.values[first : min(first + data.max_history + 1, end)]  # windows share one item
             if first > start and len(items) < 2:
