@@ -37,7 +37,11 @@ stage() { # CONFIG_NAME SCRIPT [ARG ...]
 }
 
 launched() { # the same under accelerate; finished work is found out without starting it
-  stage "$@" --check 2>/dev/null && return
+  local said
+  if said=$(stage "$@" --check 2>&1 >/dev/null); then
+    echo "$said" >&2
+    return
+  fi
   local config=$configs/$1.yaml script=$root/$2
   shift 2
   "${launch[@]}" "$script" --config "$config" "$@" ${common[@]+"${common[@]}"}
