@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import resource
+import shlex
 import shutil
 import sys
 import time
@@ -221,7 +222,7 @@ class Stage:
             "inputs": self.inputs,
             "identity": self.identity,
             "config": self.config,
-            "command": " ".join([Path(sys.executable).name, *sys.argv]),
+            "command": command(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.time() - self.started, 1),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -234,6 +235,12 @@ class Stage:
         os.replace(self.partial, self.output)
         shutil.rmtree(old, ignore_errors=True)
         say(f"{self.kind}: wrote {self.output} in {manifest['seconds']:.0f} s")
+
+
+def command() -> str:
+    """The command that runs, as one would type it from the current folder."""
+    launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+    return shlex.join([*launcher.split(), os.path.relpath(sys.argv[0]), *sys.argv[1:]])
 
 
 def write_json(path: Path, value: Any) -> None:
