@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
 done
 
 # one process on this machine unless ACCELERATE_CONFIG names a launch configuration
-launch=(accelerate launch --config_file "${ACCELERATE_CONFIG:-$root/configs/accelerate/cpu.yaml}")
+launch=(accelerate launch --quiet --config_file "${ACCELERATE_CONFIG:-$root/configs/accelerate/cpu.yaml}")
 
 stage() { # CONFIG_NAME SCRIPT [ARG ...]
   local config=$configs/$1.yaml script=$root/$2
@@ -37,10 +37,11 @@ stage() { # CONFIG_NAME SCRIPT [ARG ...]
 }
 
 launched() { # the same under accelerate; finished work is found out without starting it
-  local said
-  if said=$(stage "$@" --check 2>&1 >/dev/null); then
+  local said status=0
+  said=$(stage "$@" --check 2>&1 >/dev/null) || status=$?
+  if [ "$status" -ne 1 ]; then # 0: finished; 2: a mistake, explained
     echo "$said" >&2
-    return
+    return "$status"
   fi
   local config=$configs/$1.yaml script=$root/$2
   shift 2

@@ -181,6 +181,17 @@ class TestBadInput:
         error = refused(sys.executable, ROOT / "student/train.py", "--config", config, "--run", run)
         assert "Unknown config key 'epohcs'. Did you mean 'epochs'?" in error
 
+    def test_a_mistake_stops_the_pipeline(self, finished, tmp_path):
+        configs, run = finished
+        shutil.copytree(configs, tmp_path / "configs")
+        (tmp_path / "configs/teacher.yaml").write_text(json.dumps(CONFIGS["teacher"] | {"epochs": "many"}))
+        error = refused("bash", ROOT / "scripts/run_pipeline.sh", tmp_path / "configs", "--run", run)
+        assert "epochs" in error and "many" in error
+
+    def test_launched(self, tmp_path):
+        words = ["accelerate", "launch", "--quiet", "--cpu", ROOT / "teacher/finetune.py", "--run", tmp_path / "none"]
+        assert "scripts/prepare_data.py" in refused(*words)
+
     def test_unknown_variant(self, finished):
         error = refused(sys.executable, ROOT / "student/train.py", "--variant", "dwt")
         assert "Unknown variant 'dwt'. Did you mean 'dwr'?" in error
