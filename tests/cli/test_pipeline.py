@@ -190,7 +190,9 @@ class TestBadInput:
 
     def test_launched(self, tmp_path):
         words = ["accelerate", "launch", "--quiet", "--cpu", ROOT / "teacher/finetune.py", "--run", tmp_path / "none"]
-        assert "scripts/prepare_data.py" in refused(*words)
+        code, _, error = command(*words)
+        assert code == 1  # the launcher's own, whatever the launched command ended with
+        assert "error: " in error and "Traceback" not in error and "scripts/prepare_data.py" in error
 
     def test_unknown_variant(self, finished):
         error = refused(sys.executable, ROOT / "student/train.py", "--variant", "dwt")
