@@ -166,10 +166,11 @@ def describe(examples: Examples, candidates: np.ndarray, scores: np.ndarray, log
     mass = np.exp(log_probs).sum(-1)
     inside = log_probs - np.log(mass)[..., None]
     entropy = -(np.exp(inside) * inside).sum(-1).mean(1)
+    cutoff = min(10, scores.shape[1] - 1)  # a longer list was not kept
     better = (scores[:, 1:] > scores[:, :1]).sum(1)
     return {
         "targets": len(examples),
-        "recall@10": float((better < 10).sum()),
+        f"recall@{cutoff}": float((better < cutoff).sum()),
         "entropy_per_level": float(entropy.sum()),
         "mass_off_level": float((1 - mass).mean(1).sum()),
     }

@@ -148,6 +148,24 @@ def test_recommender_stands_alone(finished):
         assert [row.score for row in first] == sorted((row.score for row in first), reverse=True)
 
 
+def test_a_lora_teacher_labels_as_any_other(finished, tmp_path):
+    configs, run = finished
+    code, _, error = command(
+        sys.executable, ROOT / "teacher/finetune.py", "--config", configs / "teacher.yaml", "--run", run,
+        "--mode", "lora", "--gradient_checkpointing", "true", "--output", tmp_path / "teacher",
+    )  # fmt: skip
+    assert code == 0, error
+    assert (tmp_path / "teacher/adapter/adapter_model.safetensors").is_file()
+    code, _, error = command(
+        sys.executable, ROOT / "distill/export_soft_labels.py", "--config", configs / "export.yaml", "--run", run,
+        "--teacher", tmp_path / "teacher", "--output", tmp_path / "labels",
+    )  # fmt: skip
+    assert code == 0, error
+    report = json.loads((tmp_path / "labels/report.json").read_text())
+    assert report["targets"] == pq.read_table(tmp_path / "labels/data").num_rows
+    assert 0 <= report["recall@3"] < 1  # four candidates are kept, the reference and three beams
+
+
 def test_a_killed_export_goes_on(finished, tmp_path):
     configs, run = finished
     words = [sys.executable, ROOT / "distill/export_soft_labels.py", "--config", configs / "export.yaml", "--run", run]

@@ -138,3 +138,13 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
 def test_suggest():
     assert suggest("tigr", ["tiger", "dwr"]) == "Did you mean 'tiger'? Available: tiger, dwr."
     assert suggest("zzz", ["tiger", "dwr"]) == "Available: tiger, dwr."
+
+
+def test_names_that_light_entries_repeat():
+    """`--help` and checks must not import torch, so entries hold the names of what the loops know."""
+    from student import train
+    from student.models import seq2seq
+    from teacher import finetune, tasks
+
+    assert set(train.PRESETS) == set(seq2seq.PRESETS)
+    assert set(finetune.TASKS) == set(tasks.TASKS)
