@@ -96,9 +96,9 @@ class Transitions:
         best: tuple[float, Transitions] | None = None
         for settings in GRID:
             key = (settings.window, settings.decay)
-            model = counted.setdefault(key, None) or Transitions(dataset, settings)
-            counted[key] = model
-            model = model.with_settings(settings)
+            if key not in counted:
+                counted[key] = Transitions(dataset, settings)
+            model = counted[key].with_settings(settings)
             value = float(ndcg(hit_ranks(recommend(model, examples, 10), examples.targets), 10).mean())
             if best is None or value > best[0]:
                 best = (value, model)

@@ -124,13 +124,12 @@ def main(config: Config) -> None:
         add("oracle", best, time.time() - started, kl_to_truth=0.0, note="the simulator's own distribution")
 
     popularity = Popularity(dataset)
-    transitions = Transitions.tune(dataset)[0] if config.transitions is None else None
-    transitions = transitions or Transitions(dataset, config.transitions)
+    transitions = Transitions(dataset, config.transitions) if config.transitions else Transitions.tune(dataset)[0]
     for name, model in (("popularity", popularity), ("transitions", transitions)):
         started = time.time()
         items = floors.recommend(model, examples, 10, config.exclude_bought)
-        more: dict[str, Any] = {"kl_to_truth": truth and truth.floor_kl(model, popularity, dataset)}
         seconds = time.time() - started
+        more: dict[str, Any] = {"kl_to_truth": truth and truth.floor_kl(model, popularity, dataset)}
         if model is transitions:
             flattered = floors.ranks_with_ties_won(transitions, examples)
             more["recall@10_ties_won"] = float(recall(flattered, 10).mean())
