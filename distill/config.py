@@ -27,8 +27,13 @@ Config = TypeVar("Config")
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def parse(config_class: type[Config], default: str, argv: Sequence[str] | None = None) -> Config:
-    """Fill `config_class` from `--config FILE` (or `configs/<default>`, the demo) and command-line overrides.
+def parse(config_class: type[Config], default: str | None = None, argv: Sequence[str] | None = None) -> Config:
+    """Fill `config_class` from `--config FILE` and command-line overrides.
+
+    Args:
+        config_class: a dataclass; its field docs are the help.
+        default: the file of `configs/` that is read where no `--config` is given; None: the dataclass's own defaults.
+        argv: the command line (default: this process's).
 
     Raises:
         UserError: unknown key (the nearest is suggested), wrong type, missing value, unreadable file.
@@ -36,25 +41,33 @@ def parse(config_class: type[Config], default: str, argv: Sequence[str] | None =
     argv = list(sys.argv[1:] if argv is None else argv)
     title = (config_class.__doc__ or "").strip()
     parser = jsonargparse.ArgumentParser(description=title, exit_on_error=False)
-    parser.add_argument("--config", action="config", help=f"YAML file; without one, configs/{default} is read.")
+    without = f"configs/{default} is read" if default else "the defaults below hold"
+    parser.add_argument("--config", action="config", help=f"YAML file; without one, {without}.")
     parser.add_class_arguments(config_class, as_group=False, skip={"overwrite"})
-    parser.add_argument("--overwrite", action="store_true", help="Repeat the work even if it is finished.")
-    parser.add_argument("--check", action="store_true", help="Do nothing; exit code 0 if the work is finished, else 1.")
-    if not any(word == "--config" or word.startswith("--config=") for word in argv):
+    names = [field.name for field in dataclasses.fields(config_class)]
+    if "overwrite" in names:  # a stage: what it makes is kept
+        parser.add_argument("--overwrite", action="store_true", help="Repeat the work even if it is finished.")
+        check = "Do nothing; exit code 0 if the work is finished, else 1."
+        parser.add_argument("--check", action="store_true", help=check)
+    if default and not any(word == "--config" or word.startswith("--config=") for word in argv):
         argv = ["--config", str(CONFIGS / default), *argv]
     try:
         values = parser.instantiate(parser.parse_args(argv)).as_dict()
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        names = [field.name for field in dataclasses.fields(config_class)]
         raise UserError(_explain(str(error), names)) from None
-    artifacts.CHECK_ONLY = values.pop("check")
+    artifacts.CHECK_ONLY = values.pop("check", False)
     return config_class(**{key: value for key, value in values.items() if key != "config"})
 
 
-def run(main: Callable[[Config], None], config_class: type[Config], default: str) -> None:
+def run(
+    main: Callable[[Config], None],
+    config_class: type[Config],
+    default: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
     """Parse and run a stage as a command; the whole body of every entry's `__main__`."""
     try:
-        main(parse(config_class, default))
+        main(parse(config_class, default, argv))
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
