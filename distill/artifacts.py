@@ -139,6 +139,9 @@ class Stage:
         inputs: the artifacts read; checked for agreement.
         extra: further facts that decide the result (say, sizes and times of raw files).
         overwrite: repeat finished work.
+
+    Attributes:
+        facts: numbers about the result, for the manifest; no part of its fingerprint.
     """
 
     def __init__(
@@ -166,6 +169,7 @@ class Stage:
         }
         what = {key: value for key, value in self.config.items() if key not in placement}
         self.identity = json.loads(json.dumps({"config": what, "inputs": direct, "extra": extra or {}}, default=str))
+        self.facts: dict[str, Any] = {}
         self.started = time.time()
 
     def is_finished(self) -> bool:
@@ -222,6 +226,7 @@ class Stage:
             "inputs": self.inputs,
             "identity": self.identity,
             "config": self.config,
+            "facts": self.facts,
             "command": command(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.time() - self.started, 1),

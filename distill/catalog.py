@@ -1,17 +1,21 @@
-"""The data set: items, users' sequences in time order, and leave-one-out examples (paper 4.1).
+"""The data set: items, users' sequences in time order, and how these are split into examples (paper 4.1).
 
 `dataset/` holds `items.parquet` (item_id, title, description, brand, categories; row number = item number) and
-`sequences.parquet` (user_id, items as dense item numbers in time order, timestamps or null).
+`sequences.parquet` (user_id, items as dense item numbers in time order, timestamps or null). A data set that is split
+by time has two more columns there, train_end and valid_end: where in the sequence these parts end. Without them the
+split is leave-one-out. `training_sequences` and `examples` alone know splits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distill import artifacts
@@ -21,6 +25,7 @@ Split = Literal["train", "valid", "test"]
 PAD = -1  # fills histories on the right
 TEXT_COLUMNS = ("title", "description", "brand", "categories")
 MIN_LENGTH = 3  # leave-one-out: one item to train on, one to validate, one to test
+MIN_LENGTH_CUT = 2  # split by time: a history and a target
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,23 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Items and sequences in memory; sequence u is `values[offsets[u]:offsets[u + 1]]`."""
+    """Items and sequences in memory; sequence u is `values[offsets[u]:offsets[u + 1]]`.
+
+    Attributes:
+        artifact: where it came from.
+        items: the catalogue; row = item number.
+        user_ids: one a sequence, an arrow array of strings.
+        values: item numbers of all sequences, one after the other [interactions].
+        offsets: where each sequence starts [users + 1].
+        ends: where the training part and the validation part of each sequence end [users, 2]; None: leave-one-out.
+    """
 
     artifact: Artifact
     items: pa.Table
-    user_ids: list[str]
+    user_ids: pa.Array | pa.ChunkedArray
     values: np.ndarray
     offsets: np.ndarray
+    ends: np.ndarray | None = None
 
     @staticmethod
     def load(folder: Path) -> Dataset:
@@ -70,7 +85,10 @@ class Dataset:
         column = table["items"].combine_chunks()
         values = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
         offsets = np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))])
-        return Dataset(artifact, items, table["user_id"].to_pylist(), values, offsets.astype(np.int64))
+        ends = None
+        if "train_end" in table.column_names:
+            ends = np.stack([table[name].to_numpy() for name in ("train_end", "valid_end")], axis=1).astype(np.int64)
+        return Dataset(artifact, items, table["user_id"], values, offsets.astype(np.int64), ends)
 
     @property
     def n_items(self) -> int:
@@ -78,36 +96,55 @@ class Dataset:
 
     @property
     def n_users(self) -> int:
-        return len(self.user_ids)
+        return len(self.offsets) - 1
 
     def sequence(self, user: int) -> np.ndarray:
         """Item numbers of one user, in time order [length]."""
         return self.values[self.offsets[user] : self.offsets[user + 1]]
+
+    def statistics(self) -> dict[str, float]:
+        """The columns of the paper's Table 3."""
+        return statistics(self.n_items, self.offsets)
 
     def texts(self) -> list[str]:
         """One line of text an item: title, brand, categories, description; empty where there is none."""
         columns = [self.items[name].to_pylist() for name in ("title", "brand", "categories", "description")]
         return [". ".join(part for part in row if part) for row in zip(*columns, strict=True)]
 
-    def training_sequences(self) -> tuple[np.ndarray, np.ndarray]:
-        """Everything but each user's last two items, as (values, offsets)."""
-        lengths = np.diff(self.offsets) - 2
-        keep = np.ones(len(self.values), dtype=bool)
-        keep[self.offsets[1:] - 1] = False
-        keep[self.offsets[1:] - 2] = False
-        return self.values[keep], np.concatenate([[0], np.cumsum(lengths)])
+    def _parts(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Split -> (start, end) of its targets' positions in each sequence [users]; a first item is nobody's target."""
+        lengths = np.diff(self.offsets)
+        train, valid = (lengths - 2, lengths - 1) if self.ends is None else self.ends.T
+        starts = {"train": np.ones_like(train), "valid": np.maximum(train, 1), "test": np.maximum(valid, 1)}
+        return {split: (starts[split], end) for split, end in (("train", train), ("valid", valid), ("test", lengths))}
+
+    def training_sequences(self, with_validation: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """What may be trained on, as (values, offsets); under a split by time some sequences are empty.
+
+        Leave-one-out: all but each user's last two items (with validation: all but the last).
+        """
+        ends = self._parts()["valid" if with_validation else "train"][1]
+        position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
+        keep = position < np.repeat(ends, np.diff(self.offsets))
+        return self.values[keep], np.concatenate([[0], np.cumsum(ends)])
+
+    def repeats(self) -> bool:
+        """Whether the training part has an item twice in a sequence; where it never has, nobody buys a thing again."""
+        values, offsets = self.training_sequences()
+        pairs = np.repeat(np.arange(self.n_users), np.diff(offsets)) * self.n_items + values
+        return len(np.unique(pairs)) < len(pairs)
 
     def examples(self, split: Split, max_history: int = 20) -> Examples:
-        """Leave-one-out: last item tests, the one before validates, every earlier one but the first trains."""
-        if split == "test":
-            users, positions = np.arange(self.n_users), np.diff(self.offsets) - 1
-        elif split == "valid":
-            users, positions = np.arange(self.n_users), np.diff(self.offsets) - 2
-        else:
-            counts = np.diff(self.offsets) - 3
-            users = np.repeat(np.arange(self.n_users), counts)
-            first = np.cumsum(counts) - counts
-            positions = np.arange(counts.sum()) - np.repeat(first, counts) + 1
+        """All targets of a split with the items before them, user by user, in time order.
+
+        Leave-one-out: last item tests, the one before validates, every earlier one but the first trains. Split by time:
+        every item of that time which has an item before it; a user may have several examples, or none.
+        """
+        start, end = self._parts()[split]
+        counts = np.maximum(end - start, 0)
+        users = np.repeat(np.arange(self.n_users), counts)
+        first = np.cumsum(counts) - counts
+        positions = np.arange(counts.sum()) + np.repeat(start - first, counts)
         ends = self.offsets[users] + positions
         lengths = np.minimum(positions, max_history)
         column = np.arange(max_history)
@@ -116,44 +153,126 @@ class Dataset:
         return Examples(users, positions, histories, self.values[ends])
 
 
-def write_dataset(folder: Path, items: pa.Table, user_ids: list[str], sequences: list[np.ndarray], times=None) -> None:
+def cut_by_time(
+    times: np.ndarray, offsets: np.ndarray, valid_from: float, test_from: float
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Where the training and the validation part of each sequence end, if time is cut at the same moments for all.
+
+    Args:
+        times: seconds since 1970, in time order within a sequence [interactions].
+        offsets: where each sequence starts [users + 1].
+        valid_from: first moment of the validation part; below 1: that share of the interactions comes before.
+        test_from: first moment of the test part, likewise.
+
+    Returns:
+        ends [users, 2], and the two moments in seconds.
+
+    Raises:
+        UserError: a part would be without targets.
+    """
+    ordered = np.sort(times)
+    moments = [
+        int(ordered[min(int(cut * len(ordered)), len(ordered) - 1)]) if 0 < cut < 1 else int(cut)
+        for cut in (valid_from, test_from)
+    ]
+    before = [np.concatenate([[0], np.cumsum(times < moment)]) for moment in moments]
+    train, valid = (np.diff(count[offsets]) for count in before)
+    lengths = np.diff(offsets)
+    for part, start, end in (("training", 0, train), ("validation", train, valid), ("test", valid, lengths)):
+        if not (end > np.maximum(start, 1)).any():
+            raise UserError(
+                f"global_cut at {date(moments[0])} and {date(moments[1])}: the {part} part has no target with an item "
+                f"before it; the interactions run from {date(ordered[0])} to {date(ordered[-1])}. "
+                "Choose other cuts with --valid_from and --test_from."
+            )
+    return np.stack([train, valid], axis=1), (moments[0], moments[1])
+
+
+def date(seconds: int) -> str:
+    """Seconds since 1970 as one reads them."""
+    return f"{np.datetime64(int(seconds), 's')} UTC"
+
+
+def statistics(n_items: int, offsets: np.ndarray) -> dict[str, float]:
+    """The columns of the paper's Table 3: users, items, interactions, sparsity and mean length."""
+    users, interactions = len(offsets) - 1, int(offsets[-1])
+    return {
+        "users": users,
+        "items": n_items,
+        "interactions": interactions,
+        "sparsity": 1 - interactions / (users * n_items),
+        "mean_length": interactions / users,
+    }
+
+
+def as_lists(values: np.ndarray, offsets: np.ndarray, kind: pa.DataType) -> pa.ListArray:
+    """Flat values as an arrow column of lists."""
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
+
+
+def write_dataset(
+    folder: Path,
+    items: pa.Table,
+    user_ids: Sequence[str] | pa.Array,
+    sequences: Sequence[np.ndarray] | pa.ListArray,
+    times: Sequence[np.ndarray] | pa.ListArray | None = None,
+    ends: np.ndarray | None = None,
+) -> None:
     """Write both tables after checking them.
 
     Args:
         folder: an existing folder.
         items: columns item_id and any of title, description, brand, categories; missing ones become empty.
-        sequences: dense item numbers in time order, one array a user.
-        times: seconds since 1970, one array a user, or None.
+        user_ids: one a sequence.
+        sequences: dense item numbers in time order, one list a user.
+        times: seconds since 1970, one list a user, or None.
+        ends: of a split by time, as `cut_by_time` gives them [users, 2]; None: leave-one-out.
 
     Raises:
-        UserError: duplicate items or users, numbers outside the catalogue, users with fewer than 3 items.
+        UserError: duplicate items or users, numbers outside the catalogue, users with too few items for the split.
     """
-    ids = items["item_id"].to_pylist()
+    ids = pa.chunked_array([items["item_id"]]) if isinstance(items["item_id"], pa.Array) else items["item_id"]
+    ids, users = ids.cast(pa.string()).combine_chunks(), pa.array(user_ids, pa.string())
     check_unique(ids, "item", "items")
-    check_unique(user_ids, "user", "sequences")
-    for user, sequence in zip(user_ids, sequences, strict=True):
-        if len(sequence) < MIN_LENGTH:
-            raise UserError(
-                f"User {user} has {len(sequence)} interactions; leave-one-out needs at least {MIN_LENGTH}. "
-                "Remove such users, or run with --short_users drop."
-            )
-        if len(sequence) and (min(sequence) < 0 or max(sequence) >= len(ids)):
-            raise UserError(f"User {user} names an item outside the catalogue of {len(ids)} items.")
+    check_unique(users, "user", "sequences")
+    rows, stamps = _lists(sequences, pa.int32()), pa.nulls(len(users), pa.list_(pa.int64()))
+    if times is not None:
+        stamps = _lists(times, pa.int64())
+    lengths = rows.value_lengths().to_numpy(zero_copy_only=False)
+    need, split = (MIN_LENGTH, "leave-one-out") if ends is None else (MIN_LENGTH_CUT, "global_cut")
+    if (lengths < need).any():
+        user = int(np.argmax(lengths < need))
+        raise UserError(
+            f"User {users[user]} has {lengths[user]} interactions; {split} needs at least {need}. "
+            "Remove such users, or run with --short_users drop."
+        )
+    values = rows.flatten().to_numpy(zero_copy_only=False)
+    outside = np.flatnonzero((values < 0) | (values >= len(ids)))
+    if len(outside):
+        user = int(np.searchsorted(np.cumsum(lengths), outside[0], side="right"))
+        raise UserError(f"User {users[user]} names an item outside the catalogue of {len(ids)} items.")
     empty = pa.array([""] * len(ids), pa.string())
     columns = {name: items[name] if name in items.column_names else empty for name in TEXT_COLUMNS}
-    pq.write_table(pa.table({"item_id": pa.array(ids, pa.string()), **columns}), folder / "items.parquet")
-    stamps = pa.nulls(len(user_ids), pa.list_(pa.int64()))
-    if times is not None:
-        stamps = pa.array([list(map(int, row)) for row in times], pa.list_(pa.int64()))
-    rows = pa.array([list(map(int, sequence)) for sequence in sequences], pa.list_(pa.int32()))
-    table = pa.table({"user_id": pa.array(user_ids, pa.string()), "items": rows, "timestamps": stamps})
-    pq.write_table(table, folder / "sequences.parquet")
+    pq.write_table(pa.table({"item_id": ids, **columns}), folder / "items.parquet")
+    table = {"user_id": users, "items": rows, "timestamps": stamps}
+    if ends is not None:
+        table |= {"train_end": pa.array(ends[:, 0], pa.int32()), "valid_end": pa.array(ends[:, 1], pa.int32())}
+    pq.write_table(pa.table(table), folder / "sequences.parquet")
 
 
-def check_unique(names: list[str], one: str, where: str) -> None:
+def _lists(rows: Sequence[np.ndarray] | pa.ListArray, kind: pa.DataType) -> pa.ListArray:
+    if isinstance(rows, pa.ListArray):
+        return rows
+    flat = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]) if len(rows) else np.zeros(0, np.int64)
+    return as_lists(flat, np.cumsum([0, *map(len, rows)]), kind)
+
+
+def check_unique(names: pa.Array | pa.ChunkedArray, one: str, where: str) -> None:
     """Raise a UserError that names the first duplicate."""
+    if pc.count_distinct(names, mode="all").as_py() == len(names):
+        return
     seen: set[str] = set()
-    for row, name in enumerate(names):
+    for row, name in enumerate(names.to_pylist()):
         if name in seen:
             raise UserError(f"Duplicate {one} id {name!r} in {where} (row {row}); every {one} must appear once.")
         seen.add(name)

@@ -60,11 +60,7 @@ class Transitions:
     """Score of an item after a history: Σ_{d<L} w^d · N[d-th last item], N = diag(rowsum^−½) A."""
 
     def __init__(self, dataset: Dataset, settings: TransitionSettings, with_validation: bool = False):
-        values, offsets = dataset.training_sequences()
-        if with_validation:
-            keep = np.ones(len(dataset.values), dtype=bool)
-            keep[dataset.offsets[1:] - 1] = False
-            values, offsets = dataset.values[keep], dataset.offsets - np.arange(len(dataset.offsets))
+        values, offsets = dataset.training_sequences(with_validation)
         counts = count_transitions(values, offsets, dataset.n_items, settings.window, settings.decay)
         total = counts.sum(1)
         scale = np.divide(1, np.sqrt(total), out=np.zeros_like(total), where=total > 0)

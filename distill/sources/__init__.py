@@ -1,14 +1,18 @@
-"""Readers of outside formats: each module has `files(folder, options)` and `read(folder, options) -> Source`."""
+"""Readers of outside formats: each module has `files(folder, options)` and `read(folder, options) -> Source`.
+
+Readers take columns, not rows: ids become numbers as they are read, so that what is held is a few bytes an interaction.
+"""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from distill.artifacts import UserError
-from distill.catalog import MIN_LENGTH, TEXT_COLUMNS
+from distill.catalog import TEXT_COLUMNS
 from distill.config import suggest
 
 FORMATS = {
@@ -24,7 +28,12 @@ FORMATS = {
     "recbole": "distill.sources.recbole",
     "lcrec": "distill.sources.lcrec",
     "table": "distill.sources.table",
+    "amazon": "distill.sources.amazon",
+    "movielens": "distill.sources.movielens",
 }
+DEFAULTS = {"amazon": {"k_core": 5, "duplicates": "first", "clean_html": True}}  # raw reviews; others come prepared
+CSV_BLOCK = 1 << 24  # bytes; ids are numbered block by block
+MERGE_ROWS = 1 << 22  # and anew after so many rows: what is held grows with the ids, not with their repetitions
 
 
 @dataclass(frozen=True)
@@ -34,37 +43,84 @@ class Options:
     Attributes:
         seed: of the demo's shop and users.
         users: how many users the demo has.
-        empty_text: refuse items without text where the source has texts, or keep them.
+        empty_text: refuse items without text where the source has texts, keep them, or drop them.
         user_column, item_column, time_column: names in tables; no time column means that rows are in time order.
+        rating_column: the same; only `min_rating` asks for it.
+        min_rating: leave out interactions rated lower.
+        duplicates: keep repeated interactions; or leave out "exact" ones (user, item and time agree); or all but the
+            "first" of a user with an item.
+        user_core, item_core: leave out users and items with fewer interactions, until nothing changes.
+        clean_html: take tags and entities out of the texts.
+        max_bad_lines: lines that may be left out as malformed before reading stops (JSON lines).
     """
 
     seed: int = 0
     users: int = 2000
-    empty_text: Literal["error", "keep"] = "error"
+    empty_text: Literal["error", "keep", "drop"] = "error"
     user_column: str = "user_id"
     item_column: str = "item_id"
     time_column: str | None = "timestamp"
+    rating_column: str = "rating"
+    min_rating: float | None = None
+    duplicates: Literal["keep", "exact", "first"] = "keep"
+    user_core: int = 0
+    item_core: int = 0
+    clean_html: bool = False
+    max_bad_lines: int = 10
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader found.
+    """What a reader found; sequence u is `values[offsets[u]:offsets[u + 1]]`.
 
     Attributes:
         items: item_id and any of title, description, brand, categories (strings); row = item number.
-        user_ids: one a user.
-        sequences: item numbers in time order, one int array a user.
-        times: seconds since 1970, one int array a user, or None where the format has none.
+        user_ids: strings, one a user.
+        values: item numbers of all users, one user after the other, each in time order [n].
+        offsets: where each user starts [users + 1].
+        times: seconds since 1970 [n], or None where the format has none.
+        ratings: [n], or None where nobody asked for them.
         origin: where the interactions come from, for messages.
         extra_files: writes further files of the data set into the folder it is given.
     """
 
     items: pa.Table
-    user_ids: list[str]
-    sequences: list[np.ndarray]
-    times: list[np.ndarray] | None = None
+    user_ids: pa.Array
+    values: np.ndarray
+    offsets: np.ndarray
+    times: np.ndarray | None = None
+    ratings: np.ndarray | None = None
     origin: str = ""
     extra_files: Callable[[Path], None] | None = None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many interactions each user has [users]."""
+        return np.diff(self.offsets)
+
+    @property
+    def owners(self) -> np.ndarray:
+        """The user of each interaction [n]."""
+        return np.repeat(np.arange(len(self.offsets) - 1, dtype=np.int32), self.lengths)
+
+    def take(self, rows: np.ndarray) -> Source:
+        """Only these interactions (ascending numbers); users who keep none are left out."""
+        counts = np.bincount(self.owners[rows], minlength=len(self.lengths))
+        users = np.flatnonzero(counts)
+        return replace(
+            self,
+            user_ids=self.user_ids.take(pa.array(users)),
+            values=self.values[rows],
+            offsets=np.concatenate([[0], np.cumsum(counts[users])]),
+            times=None if self.times is None else self.times[rows],
+            ratings=None if self.ratings is None else self.ratings[rows],
+        )
+
+    def take_items(self, kept: np.ndarray) -> Source:
+        """A catalogue of these items (ascending numbers), which must hold all that are bought."""
+        number = np.full(self.items.num_rows, -1)
+        number[kept] = np.arange(len(kept))
+        return replace(self, items=self.items.take(pa.array(kept)), values=number[self.values])
 
 
 def reader(name: str) -> ModuleType:
@@ -72,56 +128,35 @@ def reader(name: str) -> ModuleType:
     return importlib.import_module(FORMATS[name])
 
 
-def without_short_users(source: Source, short_users: Literal["error", "drop"]) -> Source:
-    """Refuse or drop users with fewer than 3 items.
-
-    Raises:
-        UserError: there are such users and they are not to be dropped, or nobody is left.
-    """
-    lengths = np.array([len(sequence) for sequence in source.sequences], dtype=np.int64)
-    short = np.flatnonzero(lengths < MIN_LENGTH)
-    if len(short) and short_users == "error":
-        user = short[0]
-        raise UserError(
-            f"{source.origin}: user {source.user_ids[user]!r} has {lengths[user]} interactions, leave-one-out needs at "
-            f"least {MIN_LENGTH} ({len(short)} such users). Remove them, or run with --short_users drop."
-        )
-    if len(short) == len(lengths):
-        raise UserError(f"{source.origin}: no user with at least {MIN_LENGTH} interactions, expected some.")
-    if not len(short):
-        return source
-    keep = np.flatnonzero(lengths >= MIN_LENGTH)
-    return replace(
-        source,
-        user_ids=[source.user_ids[user] for user in keep],
-        sequences=[source.sequences[user] for user in keep],
-        times=None if source.times is None else [source.times[user] for user in keep],
-    )
+def without_text(items: pa.Table) -> np.ndarray:
+    """Whether all of an item's text columns are blank [n_items]; nobody's where the catalogue has no such columns."""
+    names = set(TEXT_COLUMNS) & set(items.column_names)
+    blank = np.full(items.num_rows, bool(names))
+    for name in names:
+        blank &= _is_blank(items[name])
+    return blank
 
 
-def check_texts(items: pa.Table, where: Callable[[int], str], empty_text: Literal["error", "keep"]) -> None:
+def check_texts(items: pa.Table, where: Callable[[int], str], empty_text: Literal["error", "keep", "drop"]) -> None:
     """Refuse items all of whose text columns are blank.
 
     Args:
         items: the catalogue; has at least one text column.
         where: row of the catalogue -> place in a file, for the message.
-        empty_text: "keep" accepts everything.
+        empty_text: "keep" and "drop" accept everything here.
 
     Raises:
         UserError: names the first such item and counts them.
     """
-    if empty_text == "keep":
+    if empty_text != "error":
         return
-    blank = np.ones(items.num_rows, dtype=bool)
-    for name in set(TEXT_COLUMNS) & set(items.column_names):
-        blank &= _is_blank(items[name])
-    rows = np.flatnonzero(blank)
+    rows = np.flatnonzero(without_text(items))
     if len(rows):
         first = int(rows[0])
         raise UserError(
             f"{where(first)}: expected a text for every item, found none for item "
             f"{items['item_id'][first].as_py()!r} ({len(rows)} such items). "
-            "Add the texts, or go on without them: --empty_text keep."
+            "Add the texts, or go on without them: --empty_text keep (or drop, which leaves such items out)."
         )
 
 
@@ -131,7 +166,7 @@ class TextTable:
 
     Attributes:
         path: the file.
-        columns: column names and strings; missing values are empty strings.
+        columns: column names and strings, numbered (dictionary) where asked; missing values are empty strings.
         delimiter: between fields.
         quoted: whether fields may stand in double quotes.
         header: whether the first line names the columns.
@@ -145,7 +180,13 @@ class TextTable:
 
     @staticmethod
     def read(
-        path: Path, delimiter: str = "\t", quoted: bool = False, names: Sequence[str] | None = None, typed: bool = False
+        path: Path,
+        delimiter: str = "\t",
+        quoted: bool = False,
+        names: Sequence[str] | None = None,
+        typed: bool = False,
+        only: Sequence[str] | None = None,
+        ids: Sequence[str] = (),
     ) -> TextTable:
         """Read a file.
 
@@ -155,13 +196,15 @@ class TextTable:
             quoted: fields may stand in double quotes, and then hold line ends.
             names: of the columns, if the file has no header.
             typed: header fields look like `user_id:token`, as in RecBole's files.
+            only: the columns to keep; None, or one of them is missing: all, so that a message can name them.
+            ids: columns that repeat themselves, to be numbered while reading.
 
         Raises:
             UserError: empty, a line with too few or too many fields, not UTF-8.
         """
         header = names is None
         if names is None:
-            with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            with _open(path) as file:
                 names = next(csv.reader(file, **_dialect(delimiter, quoted)), [])
             names = [name.split(":")[0] if typed else name for name in (name.strip() for name in names)]
         if not any(names) or len(set(names)) < len(names):
@@ -169,16 +212,18 @@ class TextTable:
                 f"{path}:1: expected a header with distinct column names, got {', '.join(names) or 'none'}."
             )
         result = TextTable(path, pa.table({}), delimiter, quoted, header)
+        kept = list(only if only is not None and set(only) <= set(names) else names)
+        types = {name: pa.dictionary(pa.int32(), pa.string()) if name in ids else pa.string() for name in kept}
         try:
             columns = pacsv.read_csv(
                 path,
-                pacsv.ReadOptions(column_names=list(names), skip_rows=int(header)),
+                pacsv.ReadOptions(column_names=list(names), skip_rows=int(header), block_size=CSV_BLOCK),
                 pacsv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted),
-                pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+                pacsv.ConvertOptions(column_types=types, include_columns=kept, strings_can_be_null=False),
             )
         except pa.ArrowInvalid as error:
             if path.stat().st_size == 0 or "Empty CSV" in str(error):
-                columns = pa.table({name: pa.array([], pa.string()) for name in names})
+                columns = pa.table({name: pa.array([], kind) for name, kind in types.items()})
             else:
                 raise UserError(result._explain(len(names), str(error))) from None
         return replace(result, columns=columns)
@@ -192,7 +237,7 @@ class TextTable:
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """(line, fields) of each row; slow, for messages only."""
-        with open(self.path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        with _open(self.path) as file:
             reader = csv.reader(file, **_dialect(self.delimiter, self.quoted))
             if self.header:
                 next(reader, None)
@@ -210,16 +255,73 @@ class TextTable:
         return f"{self.path} cannot be read: {message.splitlines()[0]}. Expected UTF-8 text, {width} fields a line."
 
 
-def need_column(columns: pa.Table, name: str, where: str, hint: str = "") -> pa.Array:
-    """A column as strings.
+def named_column(columns: pa.Table, name: str, where: str, hint: str = "") -> pa.ChunkedArray:
+    """A column as it is.
 
     Raises:
         UserError: there is none of this name.
     """
     if name not in columns.column_names:
         raise UserError(f"{where}: missing column {name!r}. {suggest(name, columns.column_names)} {hint}".rstrip())
-    column = columns[name].combine_chunks()
+    return columns[name]
+
+
+def need_column(columns: pa.Table, name: str, where: str, hint: str = "") -> pa.Array:
+    """A column as strings.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    column = named_column(columns, name, where, hint).combine_chunks()
     return column if pa.types.is_string(column.type) else column.cast(pa.string())
+
+
+def need_ids(columns: pa.Table, name: str, where: str, hint: str = "") -> pa.DictionaryArray:
+    """A column of ids, numbered: a dictionary of strings in which each stands once.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    return numbered(named_column(columns, name, where, hint))
+
+
+def with_numbers(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The table with its columns of ids numbered (dictionaries)."""
+    for name in set(names) & set(table.column_names):
+        table = table.set_column(table.column_names.index(name), name, table[name].dictionary_encode())
+    return table
+
+
+def merged(tables: Iterable[pa.Table], empty: pa.Table) -> pa.Table:
+    """Tables with numbered ids, one after the other, as one; `empty` if there are none."""
+    done: list[pa.Table] = []
+    waiting = 0
+    for table in tables:
+        done.append(table)
+        waiting += len(table)
+        if waiting >= MERGE_ROWS:
+            done, waiting = [pa.concat_tables(done).unify_dictionaries().combine_chunks()], 0
+    return pa.concat_tables(done) if done else empty
+
+
+def numbered(column: pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:
+    """Ids -> a dictionary of strings, in order of first appearance."""
+    whole = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    if isinstance(whole, pa.ChunkedArray):
+        whole = whole.unify_dictionaries().combine_chunks()
+    indices, ids = whole.indices, whole.dictionary.cast(pa.string())
+    # what wrote the file may have sorted its dictionary, or left ids in it that no row names
+    codes = indices.fill_null(len(ids)).to_numpy(zero_copy_only=False) if indices.null_count else indices.to_numpy()
+    first = np.full(len(ids) + 1, len(codes))
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # of several assignments the last holds
+    order = np.argsort(first[:-1], kind="stable")
+    order = order[first[order] < len(codes)]
+    if len(order) == len(ids) and (order == np.arange(len(ids))).all():
+        return pa.DictionaryArray.from_arrays(indices.cast(pa.int32()), ids)
+    number = np.full(len(ids) + 1, -1, dtype=np.int32)
+    number[order] = np.arange(len(order))
+    missing = number[codes] < 0
+    return pa.DictionaryArray.from_arrays(pa.array(number[codes], mask=missing), ids.take(pa.array(order)))
 
 
 def check_ids(ids: pa.Array, one: str, where: Callable[[int], str], unique: bool) -> None:
@@ -228,19 +330,19 @@ def check_ids(ids: pa.Array, one: str, where: Callable[[int], str], unique: bool
     Raises:
         UserError: names the first one's place.
     """
-    blank = np.flatnonzero(_is_blank(ids))
-    if len(blank):
-        raise UserError(f"{where(int(blank[0]))}: expected {one} id, got nothing. Mend or remove the line.")
-    if unique:
-        codes = ids.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-        again = np.ones(len(codes), dtype=bool)
-        again[np.unique(codes, return_index=True)[1]] = False
-        if again.any():
-            row = int(np.argmax(again))
-            raise UserError(
-                f"{where(row)}: duplicate {one} id {ids[row].as_py()!r} ({again.sum()} such lines); every {one} must "
-                "appear once. Remove the duplicates."
-            )
+    ids = ids if isinstance(ids, pa.DictionaryArray) else numbered(ids)
+    blank = np.flatnonzero(_is_blank(ids.dictionary))
+    if ids.null_count or len(blank):
+        rows = np.flatnonzero(np.isin(ids.indices.fill_null(-1).to_numpy(zero_copy_only=False), [-1, *blank]))
+        raise UserError(f"{where(int(rows[0]))}: expected {one} id, got nothing. Mend or remove the line.")
+    if unique and len(ids.dictionary) < len(ids):
+        again = np.ones(len(ids), dtype=bool)
+        again[np.unique(ids.indices.to_numpy(), return_index=True)[1]] = False
+        row = int(np.argmax(again))
+        raise UserError(
+            f"{where(row)}: duplicate {one} id {ids[row].as_py()!r} ({again.sum()} such lines); every {one} must "
+            "appear once. Remove the duplicates."
+        )
 
 
 def number_items(named: pa.Array, known: pa.Array, where: Callable[[int], str], catalogue: str) -> np.ndarray:
@@ -255,15 +357,17 @@ def number_items(named: pa.Array, known: pa.Array, where: Callable[[int], str], 
     Raises:
         UserError: names the first id that is not in the catalogue, and counts them.
     """
-    numbers = pc.index_in(named, value_set=known)
-    unknown = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False))
+    named = named if isinstance(named, pa.DictionaryArray) else numbered(named)
+    number = pc.index_in(named.dictionary, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
+    numbers = number[named.indices.to_numpy()]
+    unknown = np.flatnonzero(numbers < 0)
     if len(unknown):
         row = int(unknown[0])
         raise UserError(
             f"{where(row)}: unknown item {named[row].as_py()!r}: expected one of the {len(known)} items of {catalogue} "
             f"({len(unknown)} such interactions). Add the items or remove the interactions."
         )
-    return numbers.to_numpy(zero_copy_only=False).astype(np.int64)
+    return numbers
 
 
 def dense_catalogue(table: TextTable) -> pa.Array:
@@ -288,6 +392,11 @@ def dense_catalogue(table: TextTable) -> pa.Array:
 
 def _is_blank(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return pc.equal(pc.utf8_trim_whitespace(pc.fill_null(column, "")), "").to_numpy(zero_copy_only=False)
+
+
+def _open(path: Path) -> IO[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    return opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
 
 
 def _dialect(delimiter: str, quoted: bool) -> dict[str, Any]:
@@ -318,24 +427,50 @@ def the_one(folder: Path, pattern: str, exclude: Sequence[str] = (), needed: boo
     return found[0] if found else None
 
 
-def group(users: pa.Array | pa.ChunkedArray, items: np.ndarray, times: np.ndarray | None) -> tuple:
+def group(
+    items: pa.Table,
+    users: pa.DictionaryArray,
+    numbers: np.ndarray,
+    times: np.ndarray | None,
+    ratings: np.ndarray | None = None,
+    origin: str = "",
+) -> Source:
     """Interactions as rows -> sequences; stable, so that rows of equal time keep their order.
 
     Args:
-        users: user ids [n].
-        items: item numbers [n].
+        items: the catalogue.
+        users: user ids [n], as `need_ids` gives them.
+        numbers: item numbers [n].
         times: seconds [n], or None if the rows are in time order.
+        ratings: [n] or None.
+        origin: where the rows come from.
 
     Returns:
-        (user_ids, sequences, times or None); users in order of first appearance.
+        Users in order of first appearance.
     """
-    encoded = pc.dictionary_encode(users)
-    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    codes = encoded.indices.to_numpy(zero_copy_only=False)
-    order = np.argsort(codes, kind="stable") if times is None else np.lexsort((times, codes))
-    ends = np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))[:-1]
-    if not len(codes):
-        return [], [], None if times is None else []
-    ids = [str(user) for user in encoded.dictionary.to_pylist()]
-    stamps = None if times is None else np.split(times[order].astype(np.int64), ends)
-    return ids, np.split(items[order], ends), stamps
+    codes = users.indices.to_numpy()
+    order = np.argsort(codes, kind="stable") if times is None else _by_time(codes, times)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(users.dictionary)))])
+    return Source(
+        items,
+        users.dictionary,
+        numbers[order],
+        offsets,
+        None if times is None else times[order].astype(np.int64),
+        None if ratings is None else ratings[order],
+        origin,
+    )
+
+
+def _by_time(codes: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The order by code and, within a code, by time; stable."""
+    whole = times.astype(np.int64)
+    span = int(whole.max(initial=0)) - int(whole.min(initial=0)) + 1
+    if (whole != times).any() or span * (int(codes.max(initial=0)) + 1) >= 2**63:
+        return np.lexsort((times, codes))
+    return np.argsort(codes * np.int64(span) + (whole - whole.min(initial=0)), kind="stable")  # one sort, not two
+
+
+def flatten(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays, one a user -> (values, offsets)."""
+    return np.concatenate(sequences), np.cumsum([0, *map(len, sequences)])

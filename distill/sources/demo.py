@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from distill.artifacts import UserError
 from distill.catalog import PAD
-from distill.sources import Options, Source
+from distill.sources import Options, Source, flatten
 
 FILE = "simulator.safetensors"
 VERSION = 2  # part of the data set's identity: raise it when the same seed would give another shop
@@ -232,9 +232,11 @@ def files(folder: Path | None, options: Options) -> list[Path]:
 def read(folder: Path | None, options: Options) -> Source:
     """The demo data set of `options.seed` and `options.users`."""
     simulator = Simulator.build(options.seed)
-    sequences = simulator.sample(options.users, options.seed)
-    user_ids = [f"U{number:05d}" for number in range(options.users)]
-    return Source(simulator.items_table(), user_ids, sequences, origin="the simulator", extra_files=simulator.save)
+    values, offsets = flatten(simulator.sample(options.users, options.seed))
+    user_ids = pa.array([f"U{number:05d}" for number in range(options.users)])
+    return Source(
+        simulator.items_table(), user_ids, values, offsets, origin="the simulator", extra_files=simulator.save
+    )
 
 
 def _ties(types: np.ndarray, lines: np.ndarray, popularity: np.ndarray, w: Weights) -> np.ndarray:

@@ -64,8 +64,8 @@ def read(folder: Path, options: Options) -> Source:
     items = {"item_id": ids}
     if ".item.json" in by_ending:
         items |= _texts(by_ending[".item.json"], texts, ids, options)
-    sequences = np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
-    return Source(pa.table(items), list(users), sequences, origin=str(inter))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Source(pa.table(items), pa.array(users, pa.string()), values, offsets, origin=str(inter))
 
 
 def _load(path: Path) -> dict[str, Any]:

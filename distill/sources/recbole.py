@@ -23,6 +23,7 @@ from distill.sources import (
     dense_catalogue,
     group,
     need_column,
+    need_ids,
     number_items,
     the_one,
 )
@@ -58,9 +59,9 @@ def read(folder: Path, options: Options) -> Source:
         UserError: as `files`; malformed lines, missing columns, duplicates, unknown items, items without text.
     """
     paths = {path.suffix: path for path in files(folder, options)}
-    inter = TextTable.read(paths[".inter"], typed=True)
-    is_split = paths[".inter"].name.endswith(".test.inter")
-    return _read_split(paths, inter, options) if is_split else _read_plain(paths, inter, options)
+    if paths[".inter"].name.endswith(".test.inter"):
+        return _read_split(paths, TextTable.read(paths[".inter"], typed=True), options)
+    return _read_plain(paths, options)
 
 
 def _read_split(paths: dict[str, Path], inter: TextTable, options: Options) -> Source:
@@ -91,8 +92,7 @@ def _read_split(paths: dict[str, Path], inter: TextTable, options: Options) -> S
     items = {"item_id": ids}
     if ".text" in paths:
         items |= _texts(TextTable.read(paths[".text"], typed=True), ids, options)
-    sequences = np.split(values, ends[:-1]) if len(ends) else []
-    return Source(pa.table(items), users.to_pylist(), sequences, origin=str(inter.path))
+    return Source(pa.table(items), users, values, np.concatenate([[0], ends]), origin=str(inter.path))
 
 
 def _texts(texts: TextTable, ids: pa.Array, options: Options) -> dict[str, pa.Array]:
@@ -119,17 +119,22 @@ def _split_text(text: str) -> tuple[str, str, str]:
     return text.strip(), "", ""
 
 
-def _read_plain(paths: dict[str, Path], inter: TextTable, options: Options) -> Source:
-    users, named = (need_column(inter.columns, name, f"{inter.path}:1") for name in ("user_id", "item_id"))
+def _read_plain(paths: dict[str, Path], options: Options) -> Source:
+    needed = ["user_id", "item_id", "timestamp"] + ([options.rating_column] if options.min_rating is not None else [])
+    inter = TextTable.read(paths[".inter"], typed=True, only=needed, ids=needed[:2])
+    users, named = (need_ids(inter.columns, name, f"{inter.path}:1") for name in ("user_id", "item_id"))
     check_ids(users, "user", inter.where, unique=False)
     check_ids(named, "item", inter.where, unique=False)
-    times = None
-    if "timestamp" in inter.columns.column_names:
-        times = _seconds(inter)
+    times = (
+        _numbers(inter, "timestamp", "a timestamp in seconds") if "timestamp" in inter.columns.column_names else None
+    )
+    ratings = None
+    if options.min_rating is not None:
+        need_column(inter.columns, options.rating_column, f"{inter.path}:1", "Name it with --rating_column.")
+        ratings = _numbers(inter, options.rating_column, "a rating")
     if ".item" not in paths:
-        ids = named.unique()
-        user_ids, sequences, stamps = group(users, number_items(named, ids, inter.where, ""), times)
-        return Source(pa.table({"item_id": ids}), user_ids, sequences, stamps, str(inter.path))
+        items = pa.table({"item_id": named.dictionary})
+        return group(items, users, named.indices.to_numpy(), times, ratings, str(inter.path))
     table = TextTable.read(paths[".item"], typed=True)
     known = need_column(table.columns, "item_id", f"{table.path}:1")
     check_ids(known, "item", table.where, unique=True)
@@ -143,12 +148,11 @@ def _read_plain(paths: dict[str, Path], inter: TextTable, options: Options) -> S
             items[name] = table.columns[column].combine_chunks().take(pa.array(kept))
     if len(items) > 1:
         check_texts(pa.table(items), lambda item: table.where(int(kept[item])), options.empty_text)
-    user_ids, sequences, stamps = group(users, values, times)
-    return Source(pa.table(items), user_ids, sequences, stamps, str(inter.path))
+    return group(pa.table(items), users, values, times, ratings, str(inter.path))
 
 
-def _seconds(inter: TextTable) -> np.ndarray:
-    column = inter.columns["timestamp"].combine_chunks()
+def _numbers(inter: TextTable, name: str, expected: str) -> np.ndarray:
+    column = inter.columns[name]
     try:
         return column.cast(pa.float64()).to_numpy()
     except pa.ArrowInvalid:
@@ -157,6 +161,6 @@ def _seconds(inter: TextTable) -> np.ndarray:
                 float(text)
             except ValueError:
                 raise UserError(
-                    f"{inter.where(row)}: expected a timestamp in seconds, got {text!r}. Mend or remove the line."
+                    f"{inter.where(row)}: expected {expected}, got {text!r}. Mend or remove the line."
                 ) from None
         raise

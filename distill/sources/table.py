@@ -4,27 +4,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from distill.artifacts import UserError
 from distill.catalog import TEXT_COLUMNS, read_parquet
 from distill.sources import (
+    MERGE_ROWS,
     Options,
     Source,
     TextTable,
     check_ids,
     check_texts,
     group,
+    merged,
+    named_column,
     need_column,
+    need_ids,
     number_items,
     the_one,
+    with_numbers,
 )
 
+TIME = "a time, as a number of seconds or like 2024-05-31 12:00:00"
 ENDINGS = (".csv", ".tsv", ".parquet")
 
 
@@ -61,44 +68,57 @@ def read(folder: Path, options: Options) -> Source:
             items, items without text.
     """
     paths = files(folder, options)
-    rows, where = _read(paths[0])
-    users = need_column(rows, options.user_column, str(paths[0]), "Name it with --user_column.")
-    named = need_column(rows, options.item_column, str(paths[0]), "Name it with --item_column.")
+    ids = [options.user_column, options.item_column]
+    times_and_ratings = [options.time_column, options.rating_column if options.min_rating is not None else None]
+    rows, where = _read(paths[0], [*ids, *filter(None, times_and_ratings)], ids)
+    users = need_ids(rows, options.user_column, str(paths[0]), "Name it with --user_column.")
+    named = need_ids(rows, options.item_column, str(paths[0]), "Name it with --item_column.")
     check_ids(users, "user", where, unique=False)
     check_ids(named, "item", where, unique=False)
-    times = None
+    times = ratings = None
     if options.time_column is not None:
-        need_column(
-            rows, options.time_column, str(paths[0]), "Name it with --time_column (null: rows are in time order)."
-        )
-        times = _seconds(rows[options.time_column].combine_chunks(), where)
+        hint = "Name it with --time_column (null: rows are in time order)."
+        times = _numbers(named_column(rows, options.time_column, str(paths[0]), hint), where, TIME)
+    if options.min_rating is not None:
+        column = named_column(rows, options.rating_column, str(paths[0]), "Name it with --rating_column.")
+        ratings = _numbers(column, where, "a rating as a number")
     if len(paths) == 1:
-        ids = named.unique()
-        items = {"item_id": ids}
+        known = named.dictionary
+        items = {"item_id": known}
     else:
         table, item_where = _read(paths[1])
-        ids = need_column(table, options.item_column, str(paths[1]), "Name it with --item_column.")
-        check_ids(ids, "item", item_where, unique=True)
+        known = need_column(table, options.item_column, str(paths[1]), "Name it with --item_column.")
+        check_ids(known, "item", item_where, unique=True)
         columns = [name for name in TEXT_COLUMNS if name in table.column_names]
-        items = {"item_id": ids} | {name: need_column(table, name, "").fill_null("") for name in columns}
+        items = {"item_id": known} | {name: need_column(table, name, "").fill_null("") for name in columns}
         if not columns:
             raise UserError(f"{paths[1]}: expected a column of texts ({', '.join(TEXT_COLUMNS)}), found none.")
         check_texts(pa.table(items), item_where, options.empty_text)
-    numbers = number_items(named, ids, where, str(paths[-1]))
-    user_ids, sequences, stamps = group(users, numbers, times)
-    return Source(pa.table(items), user_ids, sequences, stamps, str(paths[0]))
+    numbers = number_items(named, known, where, str(paths[-1]))
+    return group(pa.table(items), users, numbers, times, ratings, str(paths[0]))
 
 
-def _read(path: Path) -> tuple[pa.Table, Callable[[int], str]]:
-    """A table, and row -> place for messages."""
+def _read(path: Path, only: list[str] | None = None, ids: Sequence[str] = ()) -> tuple[pa.Table, Callable[[int], str]]:
+    """A table, and row -> place for messages; `only` and `ids` as for TextTable."""
     if path.suffix == ".parquet":
-        return read_parquet(path, ()), lambda row: f"{path} row {row}"
-    table = TextTable.read(path, "\t" if path.suffix == ".tsv" else ",", quoted=True)
+        return _read_parquet(path, only, ids), lambda row: f"{path} row {row}"
+    table = TextTable.read(path, "\t" if path.suffix == ".tsv" else ",", quoted=True, only=only, ids=ids)
     return table.columns, table.where
 
 
-def _seconds(column: pa.Array, where: Callable[[int], str]) -> np.ndarray:
-    """Numbers, dates or texts of either -> seconds since 1970 [n], float."""
+def _read_parquet(path: Path, only: list[str] | None, ids: Sequence[str]) -> pa.Table:
+    try:
+        file = pq.ParquetFile(path)
+        # with a column missing all are read, so that the message can name them
+        narrow = only if set(only or ()) <= set(file.schema_arrow.names) else None
+        tables = (pa.table(batch) for batch in file.iter_batches(MERGE_ROWS, columns=narrow))
+        return merged((with_numbers(table, ids) for table in tables), file.schema_arrow.empty_table())
+    except (pa.ArrowInvalid, OSError):
+        return read_parquet(path, ())  # says what is wrong
+
+
+def _numbers(column: pa.ChunkedArray, where: Callable[[int], str], expected: str) -> np.ndarray:
+    """Numbers, dates or texts of either -> floats, seconds since 1970 if dates [n]."""
     try:
         return _convert(column)
     except pa.ArrowInvalid:
@@ -107,13 +127,12 @@ def _seconds(column: pa.Array, where: Callable[[int], str]) -> np.ndarray:
                 _convert(column.slice(row, 1))
             except pa.ArrowInvalid:
                 raise UserError(
-                    f"{where(row)}: expected a time, as a number of seconds or like 2024-05-31 12:00:00, "
-                    f"got {column[row].as_py()!r}. Mend or remove the line."
+                    f"{where(row)}: expected {expected}, got {column[row].as_py()!r}. Mend or remove the line."
                 ) from None
         raise
 
 
-def _convert(column: pa.Array) -> np.ndarray:
+def _convert(column: pa.ChunkedArray) -> np.ndarray:
     if column.null_count:
         raise pa.ArrowInvalid("null")
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -123,8 +142,8 @@ def _convert(column: pa.Array) -> np.ndarray:
             column = pc.cast(column, pa.timestamp("us"))
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         microseconds = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
-        return microseconds.to_numpy(zero_copy_only=False) / 1e6
+        return microseconds.to_numpy() / 1e6
     try:
-        return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return column.cast(pa.float64()).to_numpy()
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise pa.ArrowInvalid(str(error)) from None

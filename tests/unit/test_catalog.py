@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.artifacts import Stage, UserError
-from distill.catalog import PAD, Dataset, write_dataset
+from distill.catalog import PAD, Dataset, as_lists, cut_by_time, statistics, write_dataset
 
 SEQUENCES = [[0, 1, 2, 3, 4], [4, 2, 0], [5, 3, 1, 5]]
 TITLES, BRANDS = ["A", "B", "", "D", "E", "F"], ["x", "", "", "y", "", ""]
@@ -21,10 +21,10 @@ class Nothing:
     """No settings."""
 
 
-def make(root, sequences=SEQUENCES, items=ITEMS, times=None):
+def make(root, sequences=SEQUENCES, items=ITEMS, times=None, ends=None):
     with Stage("dataset", Nothing(), root / "dataset").write() as folder:
         users = [f"u{number}" for number in range(len(sequences))]
-        write_dataset(folder, items, users, [np.array(sequence) for sequence in sequences], times)
+        write_dataset(folder, items, users, [np.array(sequence) for sequence in sequences], times, ends)
     return Dataset.load(root / "dataset")
 
 
@@ -39,7 +39,7 @@ def listed(examples):
 
 def test_leave_one_out_by_hand(tmp_path):
     data = make(tmp_path)
-    assert (data.n_items, data.n_users, data.user_ids) == (6, 3, ["u0", "u1", "u2"])
+    assert (data.n_items, data.n_users, data.user_ids.to_pylist()) == (6, 3, ["u0", "u1", "u2"])
     assert listed(data.examples("test")) == [(0, 4, [0, 1, 2, 3], 4), (1, 2, [4, 2], 0), (2, 3, [5, 3, 1], 5)]
     assert listed(data.examples("valid")) == [(0, 3, [0, 1, 2], 3), (1, 1, [4], 2), (2, 2, [5, 3], 1)]
     assert listed(data.examples("train")) == [(0, 1, [0], 1), (0, 2, [0, 1], 2), (2, 1, [5], 3)]
@@ -70,8 +70,99 @@ def test_splits_by_definition(sequences, longest):
             positions = {"test": [last], "valid": [last - 1], "train": range(1, last - 1)}[split]
             expected += [(user, p, sequence[max(p - longest, 0) : p], sequence[p]) for p in positions]
         assert listed(data.examples(split, longest)) == expected
+    for with_validation, end in ((False, -2), (True, -1)):
+        values, starts = data.training_sequences(with_validation)
+        assert [values[a:b].tolist() for a, b in pairwise(starts)] == [s[:end] for s in sequences]
+
+
+def test_global_cut_by_hand(tmp_path):
+    times = [[1, 2, 5, 8, 9], [6, 7, 8], [1, 9, 9, 9], [2, 3]]
+    sequences = [*SEQUENCES, [1, 0]]
+    offsets = np.cumsum([0, *map(len, sequences)])
+    ends, moments = cut_by_time(np.concatenate(times), offsets, 5, 8)
+    assert moments == (5, 8) and ends.tolist() == [[2, 3], [0, 2], [1, 1], [2, 2]]
+    data = make(tmp_path, sequences, times=times, ends=ends)
     values, starts = data.training_sequences()
-    assert [values[a:b].tolist() for a, b in pairwise(starts)] == [s[:-2] for s in sequences]
+    assert values.tolist() == [0, 1, 5, 1, 0] and starts.tolist() == [
+        0,
+        2,
+        2,
+        3,
+        5,
+    ]  # u1 comes later: an empty sequence
+    assert data.training_sequences(with_validation=True)[0].tolist() == [0, 1, 2, 4, 2, 5, 1, 0]
+    assert listed(data.examples("train")) == [(0, 1, [0], 1), (3, 1, [1], 0)]
+    assert listed(data.examples("valid")) == [(0, 2, [0, 1], 2), (1, 1, [4], 2)]
+    assert listed(data.examples("test")) == [
+        (0, 3, [0, 1, 2], 3),
+        (0, 4, [0, 1, 2, 3], 4),
+        (1, 2, [4, 2], 0),
+        (2, 1, [5], 3),
+        (2, 2, [5, 3], 1),
+        (2, 3, [5, 3, 1], 5),
+    ]
+    # the columns are there for this split only
+    assert pq.read_table(tmp_path / "dataset/sequences.parquet").column_names[3:] == ["train_end", "valid_end"]
+    assert pq.read_table(make(tmp_path / "other").artifact.folder / "sequences.parquet").num_columns == 3
+
+
+timed = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 12)), min_size=2, max_size=9)
+
+
+@given(st.lists(timed, min_size=1, max_size=6), st.integers(1, 12), st.integers(1, 12), st.integers(1, 8))
+@settings(max_examples=100, deadline=None)
+def test_global_cut_by_definition(users, one, other, longest):
+    """Every interaction is in the part of its time, and a target wherever it is not its user's first."""
+    cuts = sorted((one, other))
+    users = [sorted(user, key=lambda pair: pair[1]) for user in users]
+    expected = {"train": [], "valid": [], "test": []}
+    for user, pairs in enumerate(users):
+        items = [item for item, _ in pairs]
+        for p, (item, time) in enumerate(pairs):
+            part = ("train", "valid", "test")[(time >= cuts[0]) + (time >= cuts[1])]
+            if p:
+                expected[part].append((user, p, items[max(p - longest, 0) : p], item))
+    flat = np.array([pair for user in users for pair in user])
+    offsets = np.cumsum([0, *map(len, users)])
+    if not all(expected.values()):
+        names = {"train": "training", "valid": "validation", "test": "test"}
+        empty = next(names[part] for part in expected if not expected[part])
+        with pytest.raises(UserError, match=f"the {empty} part has no target"):
+            cut_by_time(flat[:, 1], offsets, *cuts)
+        return
+    ends, _ = cut_by_time(flat[:, 1], offsets, *cuts)
+    data = Dataset(None, ITEMS, pa.array([f"u{u}" for u in range(len(users))]), flat[:, 0], offsets, ends)
+    assert {split: listed(data.examples(split, longest)) for split in expected} == expected
+    for with_validation in (False, True):
+        values, starts = data.training_sequences(with_validation)
+        early = [[item for item, time in user if time < cuts[with_validation]] for user in users]
+        assert [values[a:b].tolist() for a, b in pairwise(starts)] == early
+
+
+def test_shares_of_the_interactions():
+    times, offsets = np.arange(100, 200), np.arange(0, 101, 10)  # ten users, ten each
+    ends, moments = cut_by_time(times, offsets, 0.55, 0.95)
+    assert moments == (155, 195)
+    assert ends.sum(0).tolist() == [55, 95]
+    assert cut_by_time(times, offsets, 155, 0.95)[0].tolist() == ends.tolist()
+    with pytest.raises(UserError, match=r"validation part has no target.* 1970-01-01T00:01:40 UTC to 1970-01-01T00:03"):
+        cut_by_time(times, offsets, 0.9, 0.8)
+
+
+def test_statistics(tmp_path):
+    expected = {"users": 3, "items": 6, "interactions": 12, "sparsity": 1 - 12 / 18, "mean_length": 4.0}
+    assert make(tmp_path).statistics() == expected == statistics(6, np.array([0, 5, 8, 12]))
+
+
+def test_flat_lists_are_written_alike(tmp_path):
+    """Arrow lists and arrays give the same bytes."""
+    first = make(tmp_path / "a", times=[[1, 2, 3, 4, 5], [6, 7, 8], [9, 9, 9, 10]])
+    offsets = np.array([0, 5, 8, 12])
+    with Stage("dataset", Nothing(), tmp_path / "b").write() as folder:
+        values = as_lists(np.concatenate(SEQUENCES), offsets, pa.int32())
+        times = as_lists(np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 10]), offsets, pa.int64())
+        write_dataset(folder, ITEMS, pa.array(["u0", "u1", "u2"]), values, times)
+    assert Dataset.load(tmp_path / "b").artifact.fingerprint == first.artifact.fingerprint
 
 
 def test_nobody_to_train_on(tmp_path):
@@ -112,6 +203,7 @@ def test_without_times(tmp_path):
         (["a", "b", "c"], ["u"], [[0, -1, 1]], "User u names an item outside the catalogue of 3 items"),
         (["a", "b", "c"], ["u", "v"], [[0, 1, 2], [0, 1]], "User v has 2 interactions"),
         (["a", "b", "c"], ["u"], [[]], "User u has 0 interactions"),
+        (["a", "b", "c"], ["u", "v"], [[0, 1, 2], [0, 1, 2, 3]], "User v names an item outside"),
     ],
 )
 def test_refusals(tmp_path, items, users, sequences, message):
@@ -133,3 +225,9 @@ def test_damaged_files(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="Missing file"):
         Dataset.load(tmp_path / "dataset")
+
+
+def test_repeats_looks_at_the_training_part_alone(tmp_path):
+    assert not make(tmp_path / "tested", [[5, 3, 1, 5], [0, 1, 2]]).repeats()
+    assert make(tmp_path / "trained", [[5, 5, 1, 3], [0, 1, 2]]).repeats()
+    assert not make(tmp_path / "different users", [[5, 3, 1, 2], [5, 3, 2, 1]]).repeats()

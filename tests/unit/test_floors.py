@@ -20,10 +20,11 @@ class Nothing:
     """No settings."""
 
 
-def make(root, sequences, n_items=N_ITEMS):
+def make(root, sequences, n_items=N_ITEMS, ends=None):
     with Stage("dataset", Nothing(), root / "dataset").write() as folder:
         items = pa.table({"item_id": [f"i{number}" for number in range(n_items)]})
-        write_dataset(folder, items, [f"u{u}" for u in range(len(sequences))], [np.array(s) for s in sequences])
+        users = [f"u{u}" for u in range(len(sequences))]
+        write_dataset(folder, items, users, [np.array(s) for s in sequences], ends=ends)
     return Dataset.load(root / "dataset")
 
 
@@ -68,6 +69,32 @@ def test_scores(shop, given_settings, with_validation):
         bought = [int(item) for item in history if item >= 0]
         expected = naive.scores(training, bought, N_ITEMS, given_settings)
         np.testing.assert_allclose(scores[row], expected, atol=1e-12)
+
+
+def test_scores_under_a_split_by_time(tmp_path):
+    """Counts come from before the cut, whoever it was, and the floors rank several targets of one user."""
+    rng = np.random.default_rng(2)
+    sequences, ends = [], []
+    for _ in range(20):
+        length = rng.integers(3, 9)
+        sequences.append(rng.integers(0, N_ITEMS, length))
+        ends.append(np.sort(rng.integers(0, length + 1, 2)))
+    shop = make(tmp_path, sequences, ends=np.array(ends))
+    chosen = TransitionSettings(3, 0.7, 0.6, 4)
+    for with_validation in (False, True):
+        early = [row[: end[int(with_validation)]].tolist() for row, end in zip(sequences, ends, strict=True)]
+        model = Transitions(shop, chosen, with_validation)
+        examples = shop.examples("test", 6)
+        scores = model.scores(examples.histories)
+        for row, history in enumerate(examples.histories):
+            bought = [int(item) for item in history if item >= 0]
+            np.testing.assert_allclose(scores[row], naive.scores(early, bought, N_ITEMS, chosen), atol=1e-12)
+    assert len(examples) > len(np.unique(examples.users))
+    assert recommend(model, examples, 3).shape == (len(examples), 3)
+    counted = np.bincount(
+        np.concatenate([row[: end[0]] for row, end in zip(sequences, ends, strict=True)]), minlength=12
+    )
+    assert Popularity(shop).counts.tolist() == counted.tolist()
 
 
 @pytest.mark.parametrize("exclude_bought", [True, False])

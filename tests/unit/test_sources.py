@@ -1,6 +1,7 @@
 """Readers on tiny files whose contents can be checked by eye, and the simulator against its definition."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -8,12 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill.artifacts import UserError
-from distill.sources import FORMATS, Options, Source, demo, lcrec, reader, recbole, table, without_short_users
+from distill.sources import FORMATS, Options, demo, lcrec, reader, recbole, table
 from distill.sources.demo import Simulator
 
 
-def lists(arrays):
-    return [list(map(int, row)) for row in arrays]
+def sequences(source):
+    return [source.values[a:b].tolist() for a, b in pairwise(source.offsets)]
+
+
+def stamps(source):
+    return [source.times[a:b].tolist() for a, b in pairwise(source.offsets)]
 
 
 def test_every_format_has_a_reader():
@@ -32,8 +37,8 @@ class TestRecBole:
 
     def test_split(self, tmp_path):
         source = recbole.read(self.split(tmp_path), Options())
-        assert source.user_ids == ["7", "8"]
-        assert lists(source.sequences) == [[2, 0, 1], [1, 1, 0, 2]]
+        assert source.user_ids.to_pylist() == ["7", "8"]
+        assert sequences(source) == [[2, 0, 1], [1, 1, 0, 2]]
         assert source.times is None
         assert source.items.to_pydict() == {
             "item_id": ["A", "B", "C"],
@@ -48,7 +53,7 @@ class TestRecBole:
         (tmp_path / "N.text").unlink()
         source = recbole.read(tmp_path, Options())
         assert source.items.to_pydict() == {"item_id": ["x", "y", "z"]}
-        assert lists(source.sequences) == [[0], [1, 0, 2]]
+        assert sequences(source) == [[0], [1, 0, 2]]
 
     def test_index_need_not_be_sorted(self, tmp_path):
         self.split(tmp_path)
@@ -86,14 +91,14 @@ class TestRecBole:
             'item_id:token\titem_name:token_seq\tclass:token_seq\na\tAn "a\tx\nz\tunsold\tx\nb\tB\ty\nc\tC\ty\n'
         )
         source = recbole.read(tmp_path, Options())
-        assert source.user_ids == ["u", "v"]
+        assert source.user_ids.to_pylist() == ["u", "v"]
         assert source.items.to_pydict() == {
             "item_id": ["a", "b", "c"],
             "title": ['An "a', "B", "C"],
             "categories": ["x", "y", "y"],
         }
-        assert lists(source.sequences) == [[0, 1, 2], [0]]  # b before c: equal times keep the order of the file
-        assert lists(source.times) == [[10, 30, 30], [5]]
+        assert sequences(source) == [[0, 1, 2], [0]]  # b before c: equal times keep the order of the file
+        assert stamps(source) == [[10, 30, 30], [5]]
 
     def test_plain_bad_time(self, tmp_path):
         (tmp_path / "N.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\ta\t1\nu\tb\tnoon\n")
@@ -129,8 +134,8 @@ class TestLCRec:
 
     def test_without_texts(self, tmp_path):
         source = lcrec.read(self.write(tmp_path), Options())
-        assert source.user_ids == ["0", "1"]
-        assert lists(source.sequences) == [[1, 0, 2], [2, 2]]
+        assert source.user_ids.to_pylist() == ["0", "1"]
+        assert sequences(source) == [[1, 0, 2], [2, 2]]
         assert source.items.to_pydict() == {"item_id": ["A", "B", "C"]}
 
     def test_with_texts(self, tmp_path):
@@ -190,9 +195,9 @@ class TestTable:
         (tmp_path / "items.csv").write_text('what,title,price\nc,"a ""C"", with\ntwo lines",1\na,A,2\nb,B,3\n')
         options = Options(user_column="who", item_column="what", time_column="when")
         source = table.read(tmp_path, options)
-        assert source.user_ids == ["u", "v"]
-        assert lists(source.sequences) == [[2, 1, 0], [1]]
-        assert lists(source.times) == [[1704067200, 1704153600, 1704153600], [60]]
+        assert source.user_ids.to_pylist() == ["u", "v"]
+        assert sequences(source) == [[2, 1, 0], [1]]
+        assert stamps(source) == [[1704067200, 1704153600, 1704153600], [60]]
         assert source.items.to_pydict() == {"item_id": ["c", "a", "b"], "title": ['a "C", with\ntwo lines', "A", "B"]}
 
     def test_parquet_without_items(self, tmp_path):
@@ -200,9 +205,9 @@ class TestTable:
         pq.write_table(pa.table(columns), tmp_path / "clicks.parquet")
         source = table.read(tmp_path / "clicks.parquet", Options())
         assert source.items.to_pydict() == {"item_id": ["9", "8"]}
-        assert source.user_ids == ["5", "6"]
-        assert lists(source.sequences) == [[1, 0], [0]]
-        assert lists(source.times) == [[1, 2], [0]]
+        assert source.user_ids.to_pylist() == ["5", "6"]
+        assert sequences(source) == [[1, 0], [0]]
+        assert stamps(source) == [[1, 2], [0]]
 
     def test_parquet_dates(self, tmp_path):
         times = pa.array([2000, 1000], pa.timestamp("ms", "UTC"))
@@ -211,13 +216,13 @@ class TestTable:
             tmp_path / "interactions.parquet",
         )
         source = table.read(tmp_path, Options())
-        assert lists(source.sequences) == [[1, 0]] and lists(source.times) == [[1, 2]]
+        assert sequences(source) == [[1, 0]] and stamps(source) == [[1, 2]]
 
     def test_rows_in_time_order(self, tmp_path):
         (tmp_path / "interactions.tsv").write_text("user_id\titem_id\nu\tb\nv\ta\nu\ta\n")
         source = table.read(tmp_path, Options(time_column=None))
         assert source.times is None
-        assert lists(source.sequences) == [[0, 1], [1]]
+        assert sequences(source) == [[0, 1], [1]]
 
     @pytest.mark.parametrize(
         ("interactions", "items", "message"),
@@ -251,15 +256,6 @@ class TestTable:
     def test_missing_input(self, tmp_path):
         with pytest.raises(UserError, match="No folder"):
             table.files(tmp_path / "none", Options())
-
-
-def test_short_users():
-    source = Source(pa.table({"item_id": ["a"]}), ["u", "v"], [np.zeros(3, int), np.zeros(2, int)], origin="here")
-    assert without_short_users(source, "drop").user_ids == ["u"]
-    with pytest.raises(UserError, match="here: user 'v' has 2 interactions"):
-        without_short_users(source, "error")
-    with pytest.raises(UserError, match="no user with at least 3"):
-        without_short_users(Source(source.items, ["v"], [np.zeros(2, int)]), "drop")
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +373,8 @@ class TestSimulator:
         assert again.items_table().equals(self.shop.items_table())
         for one, other in zip(again.sample(50, seed=1), self.shop.sample(50, seed=1), strict=True):
             np.testing.assert_array_equal(one, other)
-        assert lists(self.shop.sample(50, seed=2)) != lists(self.shop.sample(50, seed=1))
+        first, second = (np.concatenate(self.shop.sample(50, seed=seed)) for seed in (1, 2))
+        assert first.tolist() != second.tolist()
         assert not Simulator.build(seed=4).items_table().equals(self.shop.items_table())
 
     def test_catalogue(self):

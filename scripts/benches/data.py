@@ -1,0 +1,179 @@
+"""How fast raw interactions become a data set: the real command on generated files, against pandas doing the same.
+
+A parquet table (users and items by power laws, as in shops), first of repeated and 5-core; and gzipped JSON lines as
+Amazon's reviews are. The command and pandas are processes of their own, so that their peaks are their own.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benches import interleaved
+from distill.artifacts import UserError
+from distill.sources import Options, amazon
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+CORE = 5
+WORDS = "the of and strings sound good for a guitar case stand works well with my new old it is very not".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure data preparation: python scripts/bench.py data [--field value ...]."""
+
+    json: Path | None = None
+    """Write the figures there."""
+    seed: int = 0
+    """Of the generated files."""
+    interactions: int = 10_000_000
+    """Rows of the table; it has a tenth as many users and a fiftieth as many items."""
+    reviews: int = 500_000
+    """Lines of the file of reviews, about 600 bytes each."""
+    folder: Path | None = None
+    """Where the files are written and removed again (default: a temporary folder)."""
+
+
+def main(config: Config) -> dict:
+    """Seconds and GiB of both, and megabytes of JSON text a second."""
+    with tempfile.TemporaryDirectory(dir=config.folder) as temporary:
+        folder = Path(temporary).resolve()
+        write_table(folder / "interactions.parquet", config.interactions, config.seed)
+        size = f"{config.interactions:.0e}".replace("e+0", "e")
+        core = ("--k_core", str(CORE), "--duplicates", "first", "--short_users", "drop", "--run", str(folder / "run"))
+        ours = measure("prepare_data.py", "--format", "table", "--input", str(folder), *core)
+        left = kept(folder / "run/dataset/sequences.parquet")
+        pandas = measure("-m", "benches.data", str(folder))
+        if kept(folder / "pandas.parquet") != left:
+            raise UserError("pandas and prepare_data disagree on what is left; the comparison would say nothing.")
+        text_mb = write_reviews(folder / "N.jsonl.gz", config.reviews, config.seed)
+        reviews = folder / "N.jsonl.gz"
+        contenders = {"ours": lambda: amazon.read(reviews, Options()), "json.loads": lambda: loads_reviews(reviews)}
+        seconds_of = interleaved(contenders, repeats=3)
+    return {
+        f"prepare_s_{size}": ours.seconds,
+        f"prepare_cpu_s_{size}": ours.cpu_seconds,
+        f"prepare_gib_{size}": ours.gib,
+        f"pandas_s_{size}": pandas.seconds,
+        f"pandas_cpu_s_{size}": pandas.cpu_seconds,
+        f"pandas_gib_{size}": pandas.gib,
+        "prepare_times_faster_than_pandas": pandas.seconds / ours.seconds,
+        "read_jsonl_gz_mb_per_s": text_mb / seconds_of["ours"],
+        "read_times_faster_than_json_loads": seconds_of["json.loads"] / seconds_of["ours"],
+        "kept_users": left[0],
+        "kept_interactions": left[1],
+    }
+
+
+def kept(path: Path) -> tuple[int, int]:
+    """Users and interactions of a file of sequences."""
+    lengths = pc.list_value_length(pq.read_table(path, columns=["items"])["items"])
+    return len(lengths), pc.sum(lengths).as_py()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds by the clock, seconds of computing by all cores (what a busy machine does not lengthen), peak memory."""
+
+    seconds: float
+    cpu_seconds: float
+    gib: float
+
+
+def measure(*command: str) -> Measured:
+    """What a script takes as a process of its own, its start included; paths are seen from `scripts/`."""
+    started, line = time.perf_counter(), [sys.executable, *command]
+    process = subprocess.Popen(line, cwd=SCRIPTS, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    messages = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"{' '.join(command)} ended with code {process.returncode}: {messages[-1000:]}")
+    seconds = time.perf_counter() - started
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
+
+
+def draw(rng: np.random.Generator, count: int, exponent: float, n: int) -> np.ndarray:
+    """n numbers below `count`, the k-th with a probability like 1 / (k + 20)^exponent."""
+    weights = np.cumsum((np.arange(count) + 20.0) ** -exponent)
+    return np.searchsorted(weights, rng.random(n) * weights[-1])
+
+
+def write_table(path: Path, n: int, seed: int) -> None:
+    """user_id, item_id (strings of 14 and 10 letters) and timestamp, in no order."""
+    rng = np.random.default_rng(seed)
+    columns = {"timestamp": pa.array(rng.integers(1_200_000_000, 1_600_000_000, n))}
+    for name, count, exponent, letter in (("user_id", n // 10, 0.7, "A{:013d}"), ("item_id", n // 50, 1.0, "B{:09d}")):
+        ids = pa.array([letter.format(number) for number in rng.permutation(count)])
+        columns[name] = ids.take(pa.array(draw(rng, count, exponent, n)))
+    pq.write_table(pa.table(columns), path)
+
+
+def write_reviews(path: Path, n: int, seed: int) -> float:
+    """Reviews as those of 2023 look; returns megabytes of text."""
+    rng = np.random.default_rng(seed)
+    users, items = draw(rng, n // 4, 0.7, n), draw(rng, max(n // 50, 1), 1.0, n)
+    times, words = rng.integers(1.2e12, 1.6e12, n), rng.integers(0, len(WORDS), (n, 60))
+    size = 0
+    with gzip.open(path, "wb", compresslevel=6) as file:
+        for row in range(n):
+            line = {
+                "rating": float(1 + row % 5),
+                "title": "Five stars",
+                "text": " ".join(WORDS[word] for word in words[row]),
+                "images": [],
+                "asin": f"B{items[row]:09d}",
+                "parent_asin": f"B{items[row]:09d}",
+                "user_id": f"A{users[row]:027d}",
+                "timestamp": int(times[row]),
+                "helpful_vote": 0,
+                "verified_purchase": True,
+            }
+            text = (json.dumps(line) + "\n").encode()
+            size += file.write(text)
+    return size / 1e6
+
+
+def pandas_prepare(folder: Path) -> None:
+    """The same work as people write it in pandas: first of repeated, k-core, sequences in time order, written."""
+    import pandas as pd
+
+    rows = pd.read_parquet(folder / "interactions.parquet", columns=["user_id", "item_id", "timestamp"])
+    rows["user"], users = pd.factorize(rows.pop("user_id"))  # numbers are faster than strings
+    rows["item"], _ = pd.factorize(rows.pop("item_id"))
+    rows = rows.sort_values(["user", "timestamp"], kind="stable").drop_duplicates(["user", "item"])
+    while True:
+        enough = rows["user"].map(rows["user"].value_counts()).ge(CORE)
+        enough &= rows["item"].map(rows["item"].value_counts()).ge(CORE)
+        if enough.all():
+            break
+        rows = rows[enough]
+    lists = rows.groupby("user", sort=False).agg(items=("item", list), timestamps=("timestamp", list))
+    lists.insert(0, "user_id", users[lists.index])
+    lists.to_parquet(folder / "pandas.parquet")
+
+
+def loads_reviews(path: Path) -> None:
+    """Reviews read line by line: the same columns, ids not yet numbered."""
+    columns: dict[str, list] = {name: [] for name in ("user_id", "parent_asin", "timestamp", "rating")}
+    with gzip.open(path) as file:
+        for line in file:
+            row = json.loads(line)
+            for name, column in columns.items():
+                column.append(row[name])
+
+
+if __name__ == "__main__":  # pandas, in a process of its own
+    pandas_prepare(Path(sys.argv[1]))
