@@ -1,7 +1,7 @@
 """Constrained beam search over any step function (paper, Appendix A).
 
 The trie decides which codewords are candidates *before* the top-k, so a rare child is never lost to a likelier
-invalid one and no beam vanishes while valid IDs remain.
+invalid one and no beam vanishes while valid IDs remain. All shapes depend on batch, width and level alone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Beams(NamedTuple):
     scores: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def beam_search(
     step: Step, tree: Trie | FullTree, batch: int, width: int, closed: Tensor | None = None, device="cpu"
 ) -> Beams:
@@ -59,21 +59,36 @@ def beam_search(
     """
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
     scores = torch.zeros(batch, 1, device=device)
-    prefix = torch.empty(batch, 1, 0, dtype=torch.long, device=device)
+    chosen = torch.empty(batch, 1, 0, dtype=torch.long, device=device)
     parents = codes = None
     for level in range(tree.levels):
         log_probs = step(level, parents, codes)
-        child, code, exists = tree.children(level, nodes)
-        candidates = scores[..., None] + log_probs.float().gather(2, code)
-        candidates = candidates.masked_fill(~exists, -torch.inf).flatten(1)
-        child, code = child.flatten(1), code.flatten(1)
-        if closed is not None and level == tree.levels - 1:
-            place = torch.searchsorted(closed, child).clamp(max=closed.shape[1] - 1)
-            candidates = candidates.masked_fill(closed.gather(1, place) == child, -torch.inf)
-        scores, best = candidates.topk(min(width, candidates.shape[1]), dim=1)
-        parents = best // tree.max_children[level]
-        codes, nodes = code.gather(1, best), child.gather(1, best)
-        prefix = prefix.gather(1, parents[..., None].expand(-1, -1, level))
-        prefix = torch.cat([prefix, codes[..., None]], dim=2)
+        candidates = tree.candidates(level, nodes, log_probs, closed).float()
+        places = candidates.shape[2]
+        scores, best = (scores[..., None] + candidates).flatten(1).topk(min(width, candidates[0].numel()), dim=1)
+        parents = best // places
+        codes, nodes = tree.choose(level, nodes.gather(1, parents), best % places)
+        chosen = chosen.gather(1, parents[..., None].expand(-1, -1, level))
+        chosen = torch.cat([chosen, codes[..., None]], dim=2)
     leaves = torch.where(scores > -torch.inf, nodes, -1)
-    return Beams(leaves, prefix, scores)
+    return Beams(leaves, chosen, scores)
+
+
+@torch.no_grad()
+def score_all(step: Step, tree: Trie, batch: int, device="cpu") -> Tensor:
+    """Exact log-probabilities of all valid IDs: one pass over the trie's levels, every node once.
+
+    The oracle of `beam_search`, for catalogues whose nodes fit into memory as beams do (ten thousands of items).
+
+    Returns:
+        [batch, n_leaves].
+    """
+    scores = torch.zeros(batch, 1, device=device)
+    parents = codes = None
+    for level in range(tree.levels):
+        log_probs = step(level, parents, codes).float()
+        parent = torch.repeat_interleave(tree.offsets[level].diff()).long()
+        code = tree.codes[level].long()
+        scores = scores[:, parent] + log_probs[:, parent, code]
+        parents, codes = parent.expand(batch, -1), code.expand(batch, -1)
+    return scores

@@ -47,8 +47,8 @@ class Config:
     """Beams (paper: 25)."""
     keep: int = 16
     """Candidates kept after correction, the reference first (paper: 16)."""
-    exclude_bought: bool = True
-    """Leave items of the history out of the candidates."""
+    exclude_bought: bool | None = None
+    """Leave items of the history out of the candidates (default: where the training part never has an item twice)."""
     shard_rows: int = 4096
     """Examples a shard."""
     batch_size: int = field(default=64, metadata={"identity": False})
@@ -112,13 +112,14 @@ def label(
     engine: HFEngine, dataset: Dataset, examples: Examples, config: Config, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Candidates [n, keep], their scores [n, keep] and log-probabilities [n, levels, codebook_size] of n examples."""
+    hide = not dataset.repeats() if config.exclude_bought is None else config.exclude_bought
     candidates = np.empty((len(examples), config.keep), np.int64)
     scores = np.empty((len(examples), config.keep), np.float32)
     log_probs = distributions(engine, dataset, examples, config.batch_size)
     codes = engine.data.ids.codes[examples.targets]
     target_scores = np.take_along_axis(log_probs, codes[..., None], axis=2)[..., 0].sum(1)
     for rows, histories in by_length(examples, np.arange(len(examples)), config.batch_size):
-        beams = engine.beams(histories, config.width, config.exclude_bought)
+        beams = engine.beams(histories, config.width, hide)
         candidates[rows], scores[rows] = correct(*beams, examples.targets[rows], target_scores[rows], config.keep)
         bar.update(len(rows))
     return candidates, scores, log_probs

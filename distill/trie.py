@@ -2,78 +2,172 @@
 
 The codes are sorted once; the nodes of a level are then the distinct prefixes in order, and the children of a node are
 a contiguous run on the next level. So a level is two arrays: where each node's run starts, and the children's codes.
+The first two levels have few nodes with many children: there a table of all codewords says more quickly which exist.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+DENSE_LEVELS = 2
+DENSE_LIMIT = 1 << 20  # entries of a level's table; larger codebooks get runs on all levels
 
+
+@dataclass(frozen=True)
 class Trie:
-    """Valid IDs and the items behind them.
+    """Valid IDs and the items behind them; numbers are int32, codes as small as the codebook allows.
 
     Attributes:
+        codebook_size: codewords a level.
+        max_children: per level, the longest run.
+        max_items: the most items behind one ID.
         offsets: per level, start of each node's children [n_nodes + 1].
         codes: per level, codes of all children, run after run [n_children]; a child's number is its place here.
-        max_children: per level, the longest run.
+        dense: for the first levels, the child of each node by codeword, -1 for none [n_nodes, codebook_size].
         leaf_of_item: leaf number of each item [n_items].
         leaf_offsets, leaf_items: the items of each leaf, run after run; more than one where items share an ID.
     """
 
-    def __init__(self, codes: np.ndarray, codebook_size: int, device: torch.device | str = "cpu"):
-        """Build from the codes of all items [n_items, levels]."""
-        order = np.lexsort(codes.T[::-1])
-        ordered = codes[order]
-        self.levels, self.codebook_size = codes.shape[1], codebook_size
-        self.offsets: list[Tensor] = []
-        self.codes: list[Tensor] = []
-        self.max_children: list[int] = []
-        starts = np.zeros(1, dtype=np.int64)  # first sorted row of each node
-        new = np.zeros(len(ordered), dtype=bool)
-        new[:1] = True
-        for level in range(self.levels):
-            new[1:] |= ordered[1:, level] != ordered[:-1, level]
-            children = np.flatnonzero(new)
-            offsets = np.append(np.searchsorted(children, starts), len(children))
-            self.offsets.append(torch.from_numpy(offsets).to(device))
-            self.codes.append(torch.from_numpy(ordered[children, level].astype(np.int64)).to(device))
-            self.max_children.append(int(np.diff(offsets).max()))
-            starts = children
-        leaf_of_row = np.cumsum(new) - 1
-        leaf_of_item = np.empty(len(codes), dtype=np.int64)
-        leaf_of_item[order] = leaf_of_row
-        self.leaf_of_item = torch.from_numpy(leaf_of_item).to(device)
-        self.leaf_offsets = torch.from_numpy(np.append(starts, len(order))).to(device)
-        self.leaf_items = torch.from_numpy(order).to(device)
-        self.max_items = int(np.diff(np.append(starts, len(order))).max())
+    codebook_size: int
+    max_children: list[int]
+    max_items: int
+    offsets: list[Tensor]
+    codes: list[Tensor]
+    dense: list[Tensor]
+    leaf_of_item: Tensor
+    leaf_offsets: Tensor
+    leaf_items: Tensor
 
-    def children(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Children of nodes of a level.
+    @staticmethod
+    def build(codes: np.ndarray, codebook_size: int) -> Trie:
+        """The trie of all items' codes [n_items, levels], on the CPU."""
+        n_items, levels = codes.shape
+        new, items = _sorted(codes, codebook_size)
+        offsets, runs, most = [], [], []
+        starts = np.zeros(1, dtype=np.int32)  # first sorted row of each node
+        for level in range(levels):
+            children = np.flatnonzero(new[level]).astype(np.int32)
+            bounds = np.append(np.searchsorted(children, starts), len(children)).astype(np.int32)
+            offsets.append(torch.from_numpy(bounds))
+            runs.append(torch.from_numpy(codes[items[children], level].astype(_smallest(codebook_size))))
+            most.append(int(np.diff(bounds).max()))
+            starts = children
+        leaf_of_item = np.empty(n_items, dtype=np.int32)
+        leaf_of_item[items] = np.cumsum(new[-1], dtype=np.int32) - 1
+        starts = np.append(starts, np.int32(n_items))
+        return Trie(
+            codebook_size=codebook_size,
+            max_children=most,
+            max_items=int(np.diff(starts).max()),
+            offsets=offsets,
+            codes=runs,
+            dense=_tables(offsets, runs, codebook_size),
+            leaf_of_item=torch.from_numpy(leaf_of_item),
+            leaf_offsets=torch.from_numpy(starts),
+            leaf_items=torch.from_numpy(items),
+        )
+
+    @property
+    def levels(self) -> int:
+        return len(self.codes)
+
+    @property
+    def n_leaves(self) -> int:
+        return len(self.codes[-1])
+
+    def to(self, device: torch.device | str) -> Trie:
+        """The same trie on another device."""
+        lists = {name: [one.to(device) for one in getattr(self, name)] for name in ("offsets", "codes", "dense")}
+        leaves = {name: getattr(self, name).to(device) for name in ("leaf_of_item", "leaf_offsets", "leaf_items")}
+        return Trie(self.codebook_size, self.max_children, self.max_items, **lists, **leaves)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        tensors = {name: getattr(self, name) for name in ("leaf_of_item", "leaf_offsets", "leaf_items")}
+        for level in range(self.levels):
+            tensors |= {f"offsets.{level}": self.offsets[level], f"codes.{level}": self.codes[level]}
+        facts = [self.codebook_size, self.max_items, *self.max_children]
+        save_file({name: one.cpu() for name, one in tensors.items()}, path, {"sizes": " ".join(map(str, facts))})
+
+    @staticmethod
+    def load(path: Path) -> Trie:
+        """Read what `save` wrote through a memory map: pages come from the disk when they are first used."""
+        with safe_open(path, "pt") as file:
+            size, max_items, *most = map(int, file.metadata()["sizes"].split())
+            offsets = [file.get_tensor(f"offsets.{level}") for level in range(len(most))]
+            codes = [file.get_tensor(f"codes.{level}") for level in range(len(most))]
+            names = ("leaf_of_item", "leaf_offsets", "leaf_items")
+            leaves = {name: file.get_tensor(name) for name in names}
+        return Trie(size, most, max_items, offsets, codes, _tables(offsets, codes, size), **leaves)
+
+    def children(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers and codes of the children of nodes.
 
         Args:
             level: 0 is the root's.
             nodes: node numbers [...].
 
         Returns:
-            Child numbers on the next level, their codes, and which of them exist, each [..., max_children[level]].
+            Child numbers on the next level, -1 in unused places, and codes; both [..., max_children[level]].
         """
         first, end = self.offsets[level][nodes], self.offsets[level][nodes + 1]
-        child = first[..., None] + torch.arange(self.max_children[level], device=nodes.device)
+        child = first[..., None] + torch.arange(self.max_children[level], dtype=torch.int32, device=nodes.device)
         exists = child < end[..., None]
-        child = torch.where(exists, child, 0)
-        return child, self.codes[level][child], exists
+        code = self.codes[level][torch.where(exists, child, 0)]
+        return torch.where(exists, child, -1), code.long()
+
+    def candidates(self, level: int, nodes: Tensor, log_probs: Tensor, closed: Tensor | None = None) -> Tensor:
+        """Log-probabilities of the codewords that lead on from nodes, -inf elsewhere.
+
+        Args:
+            level: 0 is the root's.
+            nodes: node numbers [batch, beams].
+            log_probs: of all codewords of the level [batch, beams, codebook_size].
+            closed: leaves to leave out on the last level, -1 for none, sorted by row [batch, any].
+
+        Returns:
+            [batch, beams, codebook_size or max_children[level]]; what stands at a place, `choose` tells.
+        """
+        if level < len(self.dense):
+            child = self.dense[level][nodes]
+        else:
+            child, code = self.children(level, nodes)
+            log_probs = log_probs.gather(2, code)
+        gone = child < 0
+        if closed is not None and level == self.levels - 1:
+            place = torch.searchsorted(closed, child.flatten(1)).clamp(max=closed.shape[1] - 1)
+            gone = gone | (closed.gather(1, place).view_as(child) == child)
+        return log_probs.masked_fill(gone, -torch.inf)
+
+    def choose(self, level: int, nodes: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Codeword and child at a place of `candidates`; a place with -inf gives some codeword and child.
+
+        Args:
+            level: as for `candidates`.
+            nodes: the nodes that are gone on from [...].
+            place: one for each [...].
+        """
+        if level < len(self.dense):
+            return place, self.dense[level][nodes, place].clamp(min=0)
+        child = (self.offsets[level][nodes] + place).clamp(max=len(self.codes[level]) - 1).int()
+        return self.codes[level][child].long(), child
 
     def find(self, codes: Tensor) -> Tensor:
         """Leaf number of each ID [..., levels], -1 where there is no such item."""
-        node = torch.zeros(codes.shape[:-1], dtype=torch.long, device=codes.device)
+        node = torch.zeros(codes.shape[:-1], dtype=torch.int32, device=codes.device)
         valid = torch.ones_like(node, dtype=torch.bool)
         for level in range(self.levels):
-            child, code, exists = self.children(level, node)
-            match = exists & (code == codes[..., level, None])
+            child, code = self.children(level, node)
+            match = (child >= 0) & (code == codes[..., level, None])
             valid &= match.any(-1)
-            node = torch.where(match, child, 0).sum(-1)
+            node = torch.where(match, child, 0).sum(-1, dtype=torch.int32)
         return torch.where(valid, node, -1)
 
     def first_item(self, leaves: Tensor) -> Tensor:
@@ -99,22 +193,22 @@ class Trie:
             leaves = torch.where(bought >= size, leaves, -1)
         return leaves.sort(dim=1).values
 
-    def items(self, leaves: Tensor, bought: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def items(self, leaves: Tensor, width: int, bought: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Distinct items behind a ranked list of leaves.
 
         Args:
-            leaves: leaf numbers, -1 for none [batch, width].
+            leaves: leaf numbers, -1 for none [batch, beams].
+            width: items a user at most; fewer leaves may hold as many where items share an ID.
             bought: item numbers to leave out, padded with -1 [batch, length].
 
         Returns:
             Item numbers in the order of the leaves (those that share an ID by item number), padded with -1, and the
-            place in `leaves` that each came from; both [batch, width].
+            place in `leaves` that each came from; both [batch, width], or narrower where there are no more places.
         """
-        width = leaves.shape[1]
         first, end = self.leaf_offsets[leaves.clamp(min=0)], self.leaf_offsets[leaves.clamp(min=0) + 1]
         row = first[..., None] + torch.arange(self.max_items, device=leaves.device)
         exists = (row < end[..., None]) & (leaves >= 0)[..., None]
-        items = torch.where(exists, self.leaf_items[torch.where(exists, row, 0)], -1).flatten(1)
+        items = torch.where(exists, self.leaf_items[torch.where(exists, row, 0)], -1).flatten(1).long()
         if bought is not None:
             items = torch.where((items[:, :, None] == bought[:, None, :]).any(-1), -1, items)
         order = (items < 0).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
@@ -122,13 +216,61 @@ class Trie:
 
 
 class FullTree:
-    """Every sequence of codewords is allowed: measures how many invalid IDs a model makes without the trie."""
+    """Every sequence of codewords is allowed: measures how many invalid IDs a model makes without the trie.
+
+    A node's number is its prefix read as a number in base `codebook_size`.
+    """
 
     def __init__(self, levels: int, codebook_size: int):
         self.levels, self.codebook_size = levels, codebook_size
-        self.max_children = [codebook_size] * levels
 
-    def children(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `Trie.children`; a node's number is its prefix read as a number in base `codebook_size`."""
-        codes = torch.arange(self.codebook_size, device=nodes.device).expand(*nodes.shape, -1)
-        return nodes[..., None] * self.codebook_size + codes, codes, torch.ones_like(codes, dtype=torch.bool)
+    def candidates(self, level: int, nodes: Tensor, log_probs: Tensor, closed: Tensor | None = None) -> Tensor:
+        """As `Trie.candidates`: all of them."""
+        return log_probs
+
+    def choose(self, level: int, nodes: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Trie.choose`."""
+        return place, nodes * self.codebook_size + place
+
+
+def _sorted(codes: np.ndarray, codebook_size: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Items by ID, then by number [n_items], and per level which rows of that order open a new prefix [n_items]."""
+    n_items, levels = codes.shape
+    bits, item_bits = (codebook_size - 1).bit_length(), (n_items - 1).bit_length()
+    if levels * bits + item_bits > 64:
+        items = np.lexsort(codes.T[::-1])
+        differs = np.ones((levels, n_items), dtype=bool)
+        differs[:, 1:] = (codes[items[1:]] != codes[items[:-1]]).T
+        return list(np.logical_or.accumulate(differs)), items.astype(np.int32)
+    # ID and item number in one integer: sorting values is ten times as fast as sorting places by four keys
+    key = np.zeros(n_items, dtype=np.uint64)
+    for column in codes.T:
+        key <<= np.uint64(bits)
+        key |= column.astype(np.uint64)
+    key <<= np.uint64(item_bits)
+    key |= np.arange(n_items, dtype=np.uint64)
+    key.sort()
+    items = (key & np.uint64((1 << item_bits) - 1)).astype(np.int32)
+    new = []
+    for level in range(levels):
+        prefix = key >> np.uint64(item_bits + (levels - 1 - level) * bits)
+        new.append(np.append(True, prefix[1:] != prefix[:-1]))
+    return new, items
+
+
+def _smallest(codebook_size: int) -> type:
+    return np.uint8 if codebook_size <= 1 << 8 else np.int16 if codebook_size <= 1 << 15 else np.int32
+
+
+def _tables(offsets: list[Tensor], codes: list[Tensor], codebook_size: int) -> list[Tensor]:
+    """The children of the first levels' nodes by codeword, where that is small."""
+    tables = []
+    for bounds, code in list(zip(offsets, codes, strict=True))[:DENSE_LEVELS]:
+        nodes = len(bounds) - 1
+        if nodes * codebook_size > DENSE_LIMIT:
+            break
+        parent = torch.repeat_interleave(torch.arange(nodes), bounds.diff())
+        table = torch.full((nodes, codebook_size), -1, dtype=torch.int32)
+        table[parent, code.long()] = torch.arange(len(code), dtype=torch.int32)
+        tables.append(table)
+    return tables

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file
+from scipy.special import logsumexp
 from tqdm import tqdm
 
 from distill import artifacts, floors
@@ -27,9 +28,7 @@ from distill.semantic_ids import SemanticIDs
 from distill.sources import demo
 
 CUTOFFS = (5, 10)
-Ranker = Callable[
-    ..., tuple[np.ndarray, np.ndarray]
-]  # (histories, width, exclude_bought, constrained) -> items, scores
+SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into memory
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,18 @@ class Config:
     output: Path | None = None
     """Where the metrics go (default: RUN/evaluation)."""
     split: Literal["valid", "test"] = "test"
-    """Which target: the last item, or the one before it."""
+    """Which held-out part."""
     users: int | None = None
-    """Only the first N users."""
+    """Only the first N examples; under leave-one-out, users."""
     width: int = 20
     """Beams (paper: 20)."""
-    exclude_bought: bool = True
-    """Never recommend items of the history, in any row."""
+    exclude_bought: bool | None = None
+    """Never recommend items of the history, in any row (default: where the training part never has an item twice)."""
     transitions: TransitionSettings | None = None
     """Settings of the floor; none: the best of a grid on the validation split."""
+    exact_users: int = 50
+    """Users for whom all items are scored exactly, to see how much of their true first ten the beams miss (teachers
+    only where the catalogue is small); 0 leaves it out."""
     kl_users: int = 300
     """Users whose exact item distributions are compared with the truth (demo data only)."""
     batch_size: int = field(default=256, metadata={"identity": False})
@@ -101,7 +103,9 @@ def main(config: Config) -> None:
     else:
         vectors = np.eye(ids.codebook_size)[ids.codes].reshape(dataset.n_items, -1)
     truth = Truth.of(dataset, examples, config.kl_users)
+    hide = not dataset.repeats() if config.exclude_bought is None else config.exclude_bought
     facts = {"dataset": config.run.name, "split": config.split, "users": len(examples), "seed": config.seed}
+    facts["exclude_bought"] = hide
 
     rows: list[dict[str, Any]] = []
     lists: dict[str, np.ndarray] = {}
@@ -112,7 +116,7 @@ def main(config: Config) -> None:
         row |= {f"recall@{k}": float(recall(ranks, k).mean()) for k in CUTOFFS}
         row |= {f"ndcg@{k}": float(ndcg(ranks, k).mean()) for k in CUTOFFS}
         row["diversity@10"] = float(diversity(items, vectors, 10).mean())
-        row |= {"invalid@10": None, "kl_to_truth": None, "parameters": None}
+        row |= {"invalid@10": None, "beam_missed@10": None, "kl_to_truth": None, "parameters": None}
         row["users_per_s"] = len(examples) / max(seconds, 1e-9)
         rows.append(row | more)
         lists[system] = items[:, : max(CUTOFFS)]
@@ -127,7 +131,7 @@ def main(config: Config) -> None:
     transitions = Transitions(dataset, config.transitions) if config.transitions else Transitions.tune(dataset)[0]
     for name, model in (("popularity", popularity), ("transitions", transitions)):
         started = time.time()
-        items = floors.recommend(model, examples, 10, config.exclude_bought)
+        items = floors.recommend(model, examples, 10, hide)
         seconds = time.time() - started
         more: dict[str, Any] = {"kl_to_truth": truth and truth.floor_kl(model, popularity, dataset)}
         if model is transitions:
@@ -138,12 +142,19 @@ def main(config: Config) -> None:
         add(name, items, seconds, **more)
 
     for artifact in (teacher, *students):
-        rank, parameters = load(artifact, dataset, ids, device)
-        items, seconds = ranked(rank, examples, config, constrained=True, name=artifact.folder.name)
-        free, _ = ranked(rank, examples, config, constrained=False, name=f"{artifact.folder.name} without the trie")
-        distance = truth and truth.model_kl(rank, dataset)
-        add(artifact.folder.name, items, seconds, parameters=parameters, kl_to_truth=distance,
-            **{"invalid@10": float((free[:, :10] < 0).mean())})  # fmt: skip
+        name = artifact.folder.name
+        system, parameters = load(artifact, dataset, ids, device)
+        items, seconds = ranked(system.rank, examples, config, hide, constrained=True, name=name)
+        free, _ = ranked(system.rank, examples, config, hide, constrained=False, name=f"{name} without the trie")
+        small = artifact.kind == "student" or dataset.n_items <= SMALL_CATALOGUE
+        several = examples.take(slice(0, max(config.exact_users, config.kl_users if truth else 0) if small else 0))
+        missed = distance = None
+        if len(several):
+            exact = exact_scores(system.score, several.histories, hide, name)
+            missed = beam_missed(items, exact[: config.exact_users], 10)
+            distance = truth and truth.model_kl(exact)
+        add(name, items, seconds, parameters=parameters, kl_to_truth=distance,
+            **{"invalid@10": float((free[:, :10] < 0).mean()), "beam_missed@10": missed})  # fmt: skip
 
     with stage.write() as output:
         write_json(output / "metrics.json", rows)
@@ -157,21 +168,31 @@ def in_order(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: (known.index(path.name) if path.name in known else len(known), path.name))
 
 
-def load(artifact: artifacts.Artifact, dataset: Dataset, ids: SemanticIDs, device: str) -> tuple[Ranker, int]:
-    """The ranking function of a teacher or student, and its number of parameters."""
+class System(NamedTuple):
+    """How a teacher or student is asked: for ranked lists by beams, and for exact scores of all items."""
+
+    rank: Callable[..., tuple[np.ndarray, np.ndarray]]  # (histories, width, exclude_bought, constrained)
+    score: Callable[[np.ndarray], np.ndarray]  # histories -> log-probabilities [users, n_items]
+
+
+def load(artifact: artifacts.Artifact, dataset: Dataset, ids: SemanticIDs, device: str) -> tuple[System, int]:
+    """A teacher or student, and its number of parameters."""
     if artifact.kind == "teacher":
         from teacher.engines.hf import HFEngine
 
         engine = HFEngine.load(artifact.folder, dataset, ids, device)
-        return engine.beams, sum(parameter.numel() for parameter in engine.model.parameters())
+        return System(engine.beams, engine.score_items), sum(one.numel() for one in engine.model.parameters())
     from student.recommender import Recommender
 
     student = Recommender.from_pretrained(artifact.folder, device)
     models = [model for model in (student.model, student.ranker) if model is not None]
-    return student.rank_items, sum(parameter.numel() for model in models for parameter in model.parameters())
+    parameters = sum(parameter.numel() for model in models for parameter in model.parameters())
+    return System(student.rank_items, student.score_items), parameters
 
 
-def ranked(rank: Ranker, examples: Examples, config: Config, constrained: bool, name: str) -> tuple[np.ndarray, float]:
+def ranked(
+    rank: Callable, examples: Examples, config: Config, hide: bool, constrained: bool, name: str
+) -> tuple[np.ndarray, float]:
     """Ranked items of all users [users, width], and the seconds it took."""
     lengths = (examples.histories != PAD).sum(1)
     order = np.argsort(lengths, kind="stable")
@@ -180,9 +201,28 @@ def ranked(rank: Ranker, examples: Examples, config: Config, constrained: bool, 
     for start in tqdm(range(0, len(order), config.batch_size), desc=name, unit="batch", leave=False):
         rows = order[start : start + config.batch_size]
         histories = examples.histories[rows, : lengths[rows].max()]
-        found, _ = rank(histories, config.width, exclude_bought=config.exclude_bought, constrained=constrained)
+        found, _ = rank(histories, config.width, exclude_bought=hide, constrained=constrained)
         items[rows, : found.shape[1]] = found
     return items, time.time() - started
+
+
+def exact_scores(score: Callable, histories: np.ndarray, hide: bool, name: str) -> np.ndarray:
+    """Log-probabilities of all items, −∞ for what may not be recommended [users, n_items]."""
+    parts = [
+        score(histories[start : start + 8])
+        for start in tqdm(range(0, len(histories), 8), desc=f"{name} exactly", unit="batch", leave=False)
+    ]
+    scores = np.concatenate(parts)
+    if hide:
+        floors.hide_bought(scores, histories, -np.inf)
+    return scores
+
+
+def beam_missed(lists: np.ndarray, exact: np.ndarray, k: int) -> float:
+    """Share of the k truly best items that the first k of the beams lack, over the users with exact scores."""
+    best = np.argpartition(-exact, k - 1, axis=1)[:, :k]
+    found = (best[:, :, None] == lists[: len(exact), None, :k]).any(2)
+    return float(1 - found.mean())
 
 
 @dataclass(frozen=True)
@@ -200,18 +240,10 @@ class Truth:
         simulator = demo.Simulator.load(dataset.artifact.folder)
         return Truth(simulator.next_item_probabilities(examples.histories), examples.histories[:users])
 
-    def model_kl(self, rank: Ranker, dataset: Dataset) -> float:
-        """Mean KL in nats of a model's distribution over items; exact: as many beams as items.
-
-        Scores that are means over the codewords (`dtr`'s M) are turned back into sums.
-        """
-        log_probs = np.full((len(self.histories), dataset.n_items), -np.inf)
-        for start in range(0, len(self.histories), 32):
-            items, scores = rank(self.histories[start : start + 32], dataset.n_items)
-            user, place = np.nonzero((items >= 0) & np.isfinite(scores))
-            log_probs[start + user, items[user, place]] = scores[user, place]
-        top = log_probs.max(1, keepdims=True)
-        log_probs -= top + np.log(np.exp(log_probs - top).sum(1, keepdims=True))
+    def model_kl(self, log_probs: np.ndarray) -> float:
+        """Mean KL in nats of a model's distribution over items from its exact scores; those may be unnormalised."""
+        log_probs = log_probs[: len(self.histories)].astype(float)
+        log_probs -= logsumexp(log_probs, axis=1, keepdims=True)
         return float(kl_to_truth(self.all_users[: len(self.histories)], log_probs).mean())
 
     def floor_kl(self, model: Transitions | Popularity, popularity: Popularity, dataset: Dataset) -> float:

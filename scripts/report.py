@@ -98,6 +98,7 @@ COLUMNS = (
     Column("ndcg@10", "N@10", "the same for the first 10", 1, _four),
     Column("diversity@10", "Div@10", "how different the 10 items of a list are", 1, _three),
     Column("invalid@10", "Invalid", "share of IDs that name no item when decoding without the trie", -1, _percent),
+    Column("beam_missed@10", "Missed", "share of the truly best 10 that the beams miss (exact scores)", -1, _percent),
     Column("kl_to_truth", "KL", "distance from the known true distribution of the next item", -1, _three),
     Column("parameters", "Params", "weights of the model", 0, _size),
     Column("users_per_s", "Users/s", "users answered a second", 0, _count),

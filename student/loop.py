@@ -22,7 +22,7 @@ from distill.launch import accelerator, share
 from distill.metrics import hit_ranks, ndcg
 from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import SoftLabels
-from student.models.seq2seq import PRESETS, Seq2Seq, Seq2SeqConfig
+from student.models import BACKBONES
 from student.recommender import Recommender
 from student.variants import Loss, Variant
 
@@ -56,14 +56,16 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     labels = SoftLabels.load(folders[2]) if variant.needs_labels else None
     acc = accelerator(precision=config.precision, seed=config.seed)
     data = training_data(dataset, ids, labels, config)
-    sizes = Seq2SeqConfig(ids.levels, ids.codebook_size, dropout=config.dropout, **PRESETS[config.preset])
+    network, sizes, presets = BACKBONES[config.backbone]
     titles = dataset.items["title"].to_pylist()
     item_ids = dataset.items["item_id"].to_pylist()
-    facts = {"variant": config.variant, "seed": config.seed, "max_history": config.max_history}
+    facts = {name: getattr(config, name) for name in ("variant", "backbone", "seed", "max_history")}
+    facts["exclude_bought"] = not dataset.repeats()
     valid = dataset.examples("valid", config.max_history)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.valid_users])
 
-    model = Seq2Seq(sizes).to(acc.device)
+    model = network(sizes(ids.levels, ids.codebook_size, dropout=config.dropout, **presets[config.preset]))
+    model.to(acc.device)
     say(f"{config.variant}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(data.targets):,} examples")
     recommender = Recommender(model, ids.codes, item_ids, titles, facts=facts)
     curves = {"retriever": fit("retriever", variant.retriever, model, recommender, data, valid, acc, config)}
@@ -111,7 +113,7 @@ def training_data(dataset: Dataset, ids: SemanticIDs, labels: SoftLabels | None,
 def fit(
     name: str,
     loss: Loss,
-    model: Seq2Seq,
+    model: torch.nn.Module,
     recommender: Recommender,
     data: TrainingData,
     valid: Examples,
@@ -221,7 +223,7 @@ def validate(recommender: Recommender, valid: Examples, config: Config) -> float
     values = []
     for start in range(0, len(valid), 256):
         part = valid.take(slice(start, start + 256))
-        lists, _ = recommender.rank_items(part.histories, config.width)
+        lists, _ = recommender.rank_items(part.histories, config.width, recommender.facts["exclude_bought"])
         values.append(ndcg(hit_ranks(lists, part.targets), 10))
     for model, mode in modes:
         model.train(mode)

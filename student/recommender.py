@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.artifacts import UserError, write_json
-from distill.beam import beam_search
-from distill.catalog import read_parquet
+from distill.beam import beam_search, score_all
+from distill.catalog import PAD, read_parquet
 from distill.objectives import sequence_score
 from distill.trie import FullTree, Trie
-from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from student.models import BACKBONES
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
+USERS_AT_ONCE = {"cpu": 32, "cuda": 1024}  # on a CPU as many as the caches hold: larger batches are slower
 
 
 @dataclass(frozen=True)
@@ -38,31 +39,36 @@ class Recommender:
     """A student with its semantic IDs, and a second one that ranks where the variant has it.
 
     Args:
-        model: the retriever.
+        model: the retriever, a network of `student.models`.
         codes: of all items [n_items, levels].
         item_ids, titles: of all items.
         ranker: re-scores the retriever's beams (`dtr`).
-        facts: what is saved beside the weights: variant, seed and the like.
+        facts: what is saved beside the weights: backbone, variant, seed and the like.
+        trie: of the codes, where it is at hand.
     """
 
     def __init__(
         self,
-        model: Seq2Seq,
+        model: nn.Module,
         codes: np.ndarray,
         item_ids: list[str],
         titles: list[str],
-        ranker: Seq2Seq | None = None,
+        ranker: nn.Module | None = None,
         facts: dict[str, Any] | None = None,
+        trie: Trie | None = None,
     ):
-        self.model, self.ranker, self.facts = model, ranker, facts or {}
+        defaults = {"backbone": "seq2seq", "max_history": 20, "exclude_bought": True}
+        self.model, self.ranker, self.facts = model, ranker, defaults | (facts or {})
         self.device = model.head.device
         self.item_ids, self.titles = item_ids, titles
         self.codes = torch.from_numpy(codes).to(self.device)
-        self.trie = Trie(codes, model.config.codebook_size, self.device)
+        self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
+        self.users_at_once = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
+        self.static = False  # every batch of one shape, for compiled graphs
 
     @staticmethod
-    def from_pretrained(folder: Path | str, device: str = "cpu") -> Recommender:
-        """Load what `save_pretrained` wrote.
+    def from_pretrained(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Recommender:
+        """Load what `save_pretrained` wrote; halves (bfloat16, float16) are for GPUs.
 
         Raises:
             UserError: the folder is not a student.
@@ -71,39 +77,52 @@ class Recommender:
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} is not a student: it needs config.json and model.safetensors.")
         facts = json.loads((folder / "config.json").read_text())
-        sizes = Seq2SeqConfig(**facts.pop("model"))
+        network, config, _ = BACKBONES[facts["backbone"]]
+        sizes = config(**facts.pop("model"))
         models = []
         for name in ("model", "ranker"):
             if (folder / f"{name}.safetensors").is_file():
-                model = Seq2Seq(sizes)
+                model = network(sizes)
                 model.load_state_dict(load_file(folder / f"{name}.safetensors"))
-                models.append(model.to(device).eval())
+                models.append(model.to(device, dtype).eval())
         table = read_parquet(folder / "items.parquet", ("item_id", "title", "codes"))
         codes = np.array(table["codes"].to_pylist(), dtype=np.int64)
-        return Recommender(
-            models[0], codes, table["item_id"].to_pylist(), table["title"].to_pylist(), *models[1:], facts=facts
-        )
+        names = table["item_id"].to_pylist(), table["title"].to_pylist()
+        trie = Trie.load(folder / "trie.safetensors")
+        return Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json, model.safetensors, ranker.safetensors if there is one, and items.parquet."""
+        """Write config.json, model.safetensors, ranker.safetensors if there is one, items.parquet and the trie."""
         save_file(self.model.state_dict(), folder / "model.safetensors")
         if self.ranker is not None:
             save_file(self.ranker.state_dict(), folder / "ranker.safetensors")
         codes = pa.array(self.codes.cpu().tolist(), pa.list_(pa.int16()))
         columns = {"item_id": pa.array(self.item_ids, pa.string()), "title": pa.array(self.titles, pa.string())}
         pq.write_table(pa.table({**columns, "codes": codes}), folder / "items.parquet")
+        self.trie.save(folder / "trie.safetensors")
         write_json(folder / "config.json", {**self.facts, "model": asdict(self.model.config)})
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], k: int = 10, width: int = DEFAULT_WIDTH, exclude_bought: bool = True
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        width: int = DEFAULT_WIDTH,
+        exclude_bought: bool | None = None,
     ) -> list[list[Recommendation]]:
         """The k best next items after each history of item ids, oldest first.
+
+        Args:
+            histories: the last `max_history` items of each count.
+            k: items a list.
+            width: beams; at least k are used.
+            exclude_bought: leave out the history's items; by default where nobody in the training part bought a thing
+                twice.
 
         Raises:
             UserError: an unknown item id, or a history without items.
         """
         number = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        limit = self.facts.get("max_history", 20)
+        limit = self.facts["max_history"]
         padded = np.full((len(histories), limit), -1, dtype=np.int64)
         for row, history in enumerate(histories):
             if not history:
@@ -113,7 +132,8 @@ class Recommender:
                     raise UserError(f"Unknown item id {item_id!r} in history {row}; it has no semantic ID.")
             recent = [number[item_id] for item_id in history][-limit:]
             padded[row, : len(recent)] = recent
-        items, scores = self.rank_items(padded, max(width, k), exclude_bought)
+        hide = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
+        items, scores = self.rank_items(padded, max(width, k), hide)
         return [
             [
                 Recommendation(self.item_ids[item], float(score), self.titles[item])
@@ -123,7 +143,7 @@ class Recommender:
             for row in range(len(histories))
         ]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def rank_items(
         self, histories: np.ndarray, width: int = DEFAULT_WIDTH, exclude_bought: bool = True, constrained: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -138,12 +158,45 @@ class Recommender:
         Returns:
             Items, best first, -1 for none, and scores; both [users, width].
         """
-        bought = torch.from_numpy(histories).to(self.device)
+        items = np.full((len(histories), width), PAD)
+        scores = np.full((len(histories), width), -np.inf, dtype=np.float32)
+        for rows, bought in self._batches(histories, self.users_at_once, self.static):
+            found = self._search(bought, width, exclude_bought, constrained)
+            for whole, part in zip((items, scores), found, strict=True):
+                whole[rows, : part.shape[1]] = part[: len(rows)].cpu().numpy()
+        return items, scores
+
+    @torch.no_grad()
+    def score_items(self, histories: np.ndarray) -> np.ndarray:
+        """Exact log-probabilities of all items, what beams of unlimited width would give [users, n_items].
+
+        Where there is a ranker, it is the one who scores. Costs a decoder pass over all nodes of the trie a user.
+        """
+        model = self.ranker or self.model
+        scores = np.empty((len(histories), len(self.item_ids)), dtype=np.float32)
+        at_once = max(1, self.users_at_once * DEFAULT_WIDTH // self.trie.n_leaves)  # as many nodes as beams elsewhere
+        for rows, bought in self._batches(histories, at_once):
+            step = model.step(model.encode(self.history_codes(bought)))
+            scores[rows] = score_all(step, self.trie, len(rows), self.device)[:, self.trie.leaf_of_item].cpu().numpy()
+        return scores
+
+    def compile(self, **options: Any) -> Recommender:
+        """From here on run the search as one compiled graph; every batch then has the same shape.
+
+        Args:
+            options: of `torch.compile`; by default CUDA graphs on GPUs (`mode="reduce-overhead"`).
+        """
+        options = options or ({"mode": "reduce-overhead"} if self.device.type == "cuda" else {})
+        self._search, self.static = torch.compile(self._search, dynamic=False, fullgraph=True, **options), True
+        return self
+
+    def _search(self, bought: Tensor, width: int, exclude_bought: bool, constrained: bool) -> tuple[Tensor, Tensor]:
+        """`rank_items` of one batch, without a way back to Python between its first and its last operation."""
         codes = self.history_codes(bought)
         step = self.model.step(self.model.encode(codes))
         closed = self.trie.closed_leaves(bought) if exclude_bought and constrained else None
         tree = self.trie if constrained else FullTree(self.trie.levels, self.trie.codebook_size)
-        beams = beam_search(step, tree, len(histories), width, closed, self.device)
+        beams = beam_search(step, tree, len(bought), width, closed, self.device)
         leaves, scores = beams.leaves, beams.scores
         if self.ranker is not None:
             log_probs = self.ranker.log_probs(self.ranker.encode(codes), beams.codes)
@@ -151,9 +204,25 @@ class Recommender:
             scores, order = scores.sort(dim=1, descending=True, stable=True)
             leaves, beams = leaves.gather(1, order), beams._replace(codes=take(beams.codes, order))
         if not constrained:
-            return self.trie.first_item(self.trie.find(beams.codes)).cpu().numpy(), scores.cpu().numpy()
-        items, place = self.trie.items(leaves, bought if exclude_bought else None)
-        return items.cpu().numpy(), scores.gather(1, place).cpu().numpy()
+            return self.trie.first_item(self.trie.find(beams.codes)), scores
+        items, place = self.trie.items(leaves, width, bought if exclude_bought else None)
+        return items, scores.gather(1, place)
+
+    def _batches(
+        self, histories: np.ndarray, at_once: int, static: bool = False
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Row numbers and histories of users of like length, cut to the longest of them; `static`: all of one shape."""
+        lengths = (histories != PAD).sum(1)
+        order = np.argsort(lengths, kind="stable")
+        for start in range(0, len(order), at_once):
+            rows = order[start : start + at_once]
+            batch = histories[rows, : max(1, lengths[rows].max())]
+            if static:
+                wide = np.full((at_once, max(histories.shape[1], self.facts["max_history"])), PAD)
+                wide[: len(rows), : batch.shape[1]] = batch
+                wide[len(rows) :, 0] = 0  # some item: their lists are thrown away
+                batch = wide
+            yield rows, torch.from_numpy(batch).to(self.device)
 
     def history_codes(self, histories: Tensor) -> Tensor:
         """Codes of padded item numbers [users, length] → [users, length, levels], -1 where padded."""

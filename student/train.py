@@ -36,6 +36,8 @@ class Config:
     """Where the student goes (default: RUN/students/VARIANT)."""
     variant: str = "tiger"
     """tiger, smooth, distill, dtr or dwr."""
+    backbone: Literal["seq2seq", "causal"] = "seq2seq"
+    """The network: T5's encoder and decoder, or a decoder alone that reads the history once."""
     preset: str = "demo"
     """Sizes of the network: demo, tiger-4m or lohrec-13m."""
     dropout: float = 0.1

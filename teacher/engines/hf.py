@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from distill.artifacts import UserError
-from distill.beam import beam_search
+from distill.beam import beam_search, score_all
 from distill.catalog import PAD, Dataset
 from distill.semantic_ids import SemanticIDs
 from distill.trie import FullTree, Trie
@@ -36,7 +36,7 @@ class HFEngine:
         self.model, self.data, self.prompt = model.eval(), data, prompt
         self.device = next(model.parameters()).device
         self.token_of = torch.from_numpy(data.token_of).to(self.device)
-        self.trie = Trie(data.ids.codes, data.ids.codebook_size, self.device)
+        self.trie = Trie.build(data.ids.codes, data.ids.codebook_size).to(self.device)
         self.pad = data.tokenizer.pad_token_id
 
     @staticmethod
@@ -83,8 +83,18 @@ class HFEngine:
             leaves = self.trie.find(beams.codes)
         if not constrained:  # places are kept, so that the invalid ones can be counted
             return self.trie.first_item(leaves).cpu().numpy(), beams.scores.cpu().numpy()
-        items, place = self.trie.items(leaves, bought if exclude_bought else None)
+        items, place = self.trie.items(leaves, width, bought if exclude_bought else None)
         return items.cpu().numpy(), beams.scores.gather(1, place).cpu().numpy()
+
+    @torch.inference_mode()
+    def score_items(self, histories: np.ndarray) -> np.ndarray:
+        """Exact log P(v|S) of all items, for catalogues of a few thousand [users, n_items]."""
+        scores = []
+        for start in range(0, len(histories), 8):
+            part = histories[start : start + 8]
+            step = TreeStep(self.model, self.token_of, *self.prompts(part))
+            scores.append(score_all(step, self.trie, len(part), self.device)[:, self.trie.leaf_of_item].cpu().numpy())
+        return np.concatenate(scores)
 
     @torch.inference_mode()
     def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray) -> Tensor:

@@ -188,7 +188,7 @@ def test_exported_labels(shop, engines):
     engine = engines["stream"]
     examples = shop[0].examples("train", MAX_HISTORY)
     assert (examples.positions > MAX_HISTORY).any() and (examples.positions <= MAX_HISTORY).any()
-    config = export.Config(width=50, keep=5, batch_size=4)
+    config = export.Config(width=50, keep=5, batch_size=4, exclude_bought=True)
     bar = export.tqdm(disable=True)
     candidates, scores, _ = export.label(engine, shop[0], examples, config, bar)
     for row in range(len(examples)):

@@ -62,7 +62,7 @@ def test_wide_beams_are_exact(seed, n, levels, size, extra):
     codes = random_codes(seed, n, levels, size)
     valid = distinct(codes)
     step = Table(seed, 2, size)
-    beams = beam_search(step, Trie(codes, size), 2, len(valid) + extra)
+    beams = beam_search(step, Trie.build(codes, size), 2, len(valid) + extra)
     for user in range(2):
         expected = beam_naive.best_ids(valid, lambda prefix, user=user: step.log_prob(user, prefix))
         check(beams, user, expected, valid)
@@ -74,7 +74,7 @@ def test_narrow_beams_equal_the_naive_search(seed, n, levels, size, width):
     codes = random_codes(seed, n, levels, size)
     valid = distinct(codes)
     step = Table(seed, 3, size)
-    beams = beam_search(step, Trie(codes, size), 3, width)
+    beams = beam_search(step, Trie.build(codes, size), 3, width)
     for user in range(3):
         expected = beam_naive.beam_search(valid, lambda prefix, user=user: step.log_prob(user, prefix), levels, width)
         check(beams, user, expected, valid)
@@ -85,7 +85,7 @@ def test_narrow_beams_equal_the_naive_search(seed, n, levels, size, width):
 def test_closed_leaves(seed, n, width, length):
     codes = random_codes(seed, n, 3, 3)
     valid = distinct(codes)
-    tree, step = Trie(codes, 3), Table(seed, 2, 3)
+    tree, step = Trie.build(codes, 3), Table(seed, 2, 3)
     histories = np.random.default_rng(seed + 1).integers(-1, n, (2, length))
     closed = tree.closed_leaves(torch.from_numpy(histories))
     for size in (width, len(valid) + 1):
@@ -104,7 +104,7 @@ def test_closed_leaves(seed, n, width, length):
 
 def test_closed_leaves_lose_no_width():
     codes = np.array([[0, code] for code in range(6)])  # one node: only the last top-k chooses
-    tree, step = Trie(codes, 6), Table(0, 1, 6)
+    tree, step = Trie.build(codes, 6), Table(0, 1, 6)
     for closed in range(4):
         best = beam_search(step, tree, 1, 6).leaves[0, :closed]
         shut = torch.cat([torch.full((1,), -1), best]).sort().values[None]
@@ -121,7 +121,7 @@ def test_a_rare_child_is_not_lost_to_an_invalid_one():
         log_probs = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
         return log_probs.expand(1, 1 if parents is None else parents.shape[1], 4)
 
-    beams = beam_search(step, Trie(codes, 4), 1, 2)
+    beams = beam_search(step, Trie.build(codes, 4), 1, 2)
     assert beams.codes.tolist() == [[[0, 3], [1, 3]]]
     np.testing.assert_allclose(beams.scores.exp(), [[0.5 * 0.05, 0.3 * 0.05]], rtol=1e-5)
 
@@ -132,7 +132,7 @@ def test_impossible_ids_are_none():
     def step(level, parents, codes):
         return torch.tensor([0.0, -torch.inf]).expand(1, 1 if parents is None else parents.shape[1], 2)
 
-    beams = beam_search(step, Trie(np.array([[0, 0], [0, 1], [1, 0]]), 2), 1, 3)
+    beams = beam_search(step, Trie.build(np.array([[0, 0], [0, 1], [1, 0]]), 2), 1, 3)
     assert beams.leaves.tolist() == [[0, -1, -1]]
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import example, given, settings
@@ -23,10 +25,10 @@ def walk(tree, level=0, node=0, prefix=()):
     """All (leaf, codes) below a node, through `children` alone."""
     if level == tree.levels:
         return [(node, prefix)]
-    child, code, exists = tree.children(level, torch.tensor(node))
+    child, code = tree.children(level, torch.tensor(node))
     found = []
     for number in range(len(child)):
-        if exists[number]:
+        if child[number] >= 0:
             found += walk(tree, level + 1, int(child[number]), (*prefix, int(code[number])))
     return found
 
@@ -40,26 +42,27 @@ def groups(codes):
 
 
 def test_hand_made():
-    tree = Trie(np.array(HAND), codebook_size=3)
+    tree = Trie.build(np.array(HAND), codebook_size=3)
     assert [offsets.tolist() for offsets in tree.offsets] == [[0, 2], [0, 2, 4], [0, 1, 3, 4, 5]]
     assert [codes.tolist() for codes in tree.codes] == [[0, 2], [0, 1, 0, 2], [2, 0, 1, 1, 2]]
     assert tree.max_children == [2, 2, 2]
     assert tree.leaf_of_item.tolist() == [3, 2, 1, 4, 2, 0]
     assert tree.max_items == 2
     assert tree.first_item(torch.tensor([0, 1, 2, 3, 4, -1])).tolist() == [5, 2, 1, 0, 3, -1]
-    child, code, exists = tree.children(2, torch.tensor([[0, 1]]))
-    assert exists.tolist() == [[[True, False], [True, True]]]
-    assert child[exists].tolist() == [0, 1, 2] and code[exists].tolist() == [2, 0, 1]
+    child, code = tree.children(2, torch.tensor([[0, 1]]))
+    assert child.tolist() == [[[0, -1], [1, 2]]]
+    assert code[child >= 0].tolist() == [2, 0, 1]
+    assert [table.tolist() for table in tree.dense] == [[[0, -1, 1]], [[0, 1, -1], [2, -1, 3]]]
 
 
 def test_find_by_hand():
-    tree = Trie(np.array(HAND), codebook_size=3)
+    tree = Trie.build(np.array(HAND), codebook_size=3)
     asked = torch.tensor([[[2, 2, 2], [0, 1, 1]], [[2, 1, 1], [1, 0, 0]], [[0, 0, 0], [0, 0, 2]]])
     assert tree.find(asked).tolist() == [[4, 2], [-1, -1], [-1, 0]]
 
 
 def test_closed_leaves_by_hand():
-    tree = Trie(np.array(HAND), codebook_size=3)
+    tree = Trie.build(np.array(HAND), codebook_size=3)
     histories = torch.tensor([[1, 1, 3, -1], [4, 0, 1, -1], [5, 2, -1, -1], [-1, -1, -1, -1]])
     # item 1 shares its ID with item 4: its leaf closes only when both are bought, however often one is
     expected = [[-1, -1, -1, 4], [-1, 2, 2, 3], [-1, -1, 0, 1], [-1, -1, -1, -1]]
@@ -67,12 +70,13 @@ def test_closed_leaves_by_hand():
 
 
 def test_items_by_hand():
-    tree = Trie(np.array(HAND), codebook_size=3)
+    tree = Trie.build(np.array(HAND), codebook_size=3)
     leaves = torch.tensor([[2, 0, -1], [3, 2, 1]])
-    items, place = tree.items(leaves)
+    items, place = tree.items(leaves, 3)
     assert items.tolist() == [[1, 4, 5], [0, 1, 4]]
     assert place.tolist() == [[0, 0, 1], [0, 1, 1]]
-    items, place = tree.items(leaves, torch.tensor([[1, -1], [0, 4]]))
+    assert tree.items(torch.tensor([[2, -1]]), 4)[0].tolist() == [[1, 4, -1, -1]]  # one ID, two items
+    items, place = tree.items(leaves, 3, torch.tensor([[1, -1], [0, 4]]))
     assert items.tolist() == [[4, 5, -1], [1, 2, -1]]
     assert place[:, :2].tolist() == [[0, 1], [1, 2]]
 
@@ -84,7 +88,7 @@ def test_items_by_hand():
 @settings(max_examples=60, deadline=None)
 def test_paths_are_the_codes(catalogue):
     codes, size = catalogue
-    tree = Trie(codes, size)
+    tree = Trie.build(codes, size)
     behind = groups(codes)
     paths = walk(tree)
     assert [leaf for leaf, _ in paths] == list(range(len(behind)))
@@ -100,7 +104,7 @@ def test_paths_are_the_codes(catalogue):
 @settings(max_examples=60, deadline=None)
 def test_find_is_the_inverse(catalogue):
     codes, size = catalogue
-    tree = Trie(codes, size)
+    tree = Trie.build(codes, size)
     assert tree.find(torch.from_numpy(codes)).tolist() == tree.leaf_of_item.tolist()
     everything = np.stack(np.meshgrid(*[np.arange(size)] * codes.shape[1], indexing="ij"), -1).reshape(-1, tree.levels)
     numbers = {path: leaf for leaf, path in walk(tree)}
@@ -112,7 +116,7 @@ def test_find_is_the_inverse(catalogue):
 @settings(max_examples=100, deadline=None)
 def test_closed_leaves_and_items(catalogue, data):
     codes, size = catalogue
-    tree = Trie(codes, size)
+    tree = Trie.build(codes, size)
     behind = groups(codes)
     length, width = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 8))
     histories = data.draw(arrays(np.int64, (2, length), elements=st.integers(-1, len(codes) - 1)))
@@ -129,7 +133,7 @@ def test_closed_leaves_and_items(catalogue, data):
         assert set(closed[row].tolist()) - {-1} == expected
 
     for bought in (None, torch.from_numpy(histories)):
-        items, place = tree.items(torch.from_numpy(leaves), bought)
+        items, place = tree.items(torch.from_numpy(leaves), width, bought)
         for row in range(2):
             gone = set() if bought is None else set(histories[row].tolist())
             expected = [
@@ -144,8 +148,71 @@ def test_closed_leaves_and_items(catalogue, data):
             assert items[row, len(expected) :].tolist() == [-1] * (width - len(expected))
 
 
+@given(catalogues(), st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_candidates_and_choices_are_the_children(catalogue, seed):
+    """Tables (the first levels) and runs (the others) say the same as `children`."""
+    codes, size = catalogue
+    tree = Trie.build(codes, size)
+    runs_only = replace(tree, dense=[])
+    rng = np.random.default_rng(seed)
+    for level in range(tree.levels):
+        nodes = torch.from_numpy(rng.integers(0, len(tree.offsets[level]) - 1, (2, 3)))
+        log_probs = torch.from_numpy(rng.normal(size=(2, 3, size)))
+        child, code = tree.children(level, nodes)
+        expected = {
+            (
+                row,
+                beam,
+                int(child[row, beam, m]),
+                int(code[row, beam, m]),
+                float(log_probs[row, beam, code[row, beam, m]]),
+            )
+            for row, beam, m in np.argwhere(child.numpy() >= 0).tolist()
+        }
+        for layout in (tree, runs_only):
+            found = layout.candidates(level, nodes, log_probs)
+            codes_there, child_there = layout.choose(
+                level, nodes[..., None].expand(found.shape), torch.arange(found.shape[2]).expand(found.shape)
+            )
+            assert expected == {
+                (*place[:2], int(child_there[tuple(place)]), int(codes_there[tuple(place)]), float(found[tuple(place)]))
+                for place in np.argwhere(found.numpy() > -np.inf).tolist()
+            }
+
+
+@given(catalogues())
+@settings(max_examples=30, deadline=None)
+def test_both_sorts_agree(catalogue):
+    """One integer an item, or four keys where they do not fit into one."""
+    codes, size = catalogue
+    narrow, wide = Trie.build(codes, size), Trie.build(codes, 1 << 20 if codes.shape[1] > 3 else 1 << 40)
+    assert wide.leaf_items.tolist() == narrow.leaf_items.tolist()
+    assert [one.tolist() for one in wide.codes] == [one.tolist() for one in narrow.codes]
+    assert [one.tolist() for one in wide.offsets] == [one.tolist() for one in narrow.offsets]
+
+
+@given(codes=catalogues())
+@settings(max_examples=10, deadline=None)
+def test_save_and_load(tmp_path_factory, codes):
+    tree = Trie.build(*codes)
+    path = tmp_path_factory.mktemp("trie") / "trie.safetensors"
+    tree.save(path)
+    loaded = Trie.load(path)
+    for name, value in vars(tree).items():
+        other = getattr(loaded, name)
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other), name
+        elif name in ("offsets", "codes", "dense"):
+            assert all(map(torch.equal, value, other)), name
+        else:
+            assert value == other, name
+
+
 def test_full_tree():
-    paths = walk(FullTree(levels=3, codebook_size=3))
-    assert len(paths) == 27
-    for number, path in paths:
-        assert number == 9 * path[0] + 3 * path[1] + path[2]
+    tree = FullTree(levels=3, codebook_size=3)
+    log_probs = torch.randn(1, 2, 3)
+    nodes = torch.tensor([[4, 7]])
+    assert tree.candidates(1, nodes, log_probs) is log_probs
+    code, child = tree.choose(1, nodes, torch.tensor([[2, 0]]))
+    assert code.tolist() == [[2, 0]] and child.tolist() == [[3 * 4 + 2, 3 * 7]]

@@ -3,23 +3,40 @@ import copy
 import pytest
 import torch
 
-from distill.beam import beam_search
-from distill.trie import FullTree
-from student.models.seq2seq import PRESETS, Seq2Seq, Seq2SeqConfig
+from distill.beam import beam_search, score_all
+from distill.trie import FullTree, Trie
+from student.models import BACKBONES
+from student.models.causal import Causal, CausalConfig
+from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from student.models.t5 import from_t5, to_t5
 
 LEVELS, SIZE = 4, 7
 SMALL = Seq2SeqConfig(LEVELS, SIZE, d_model=24, d_ff=40, heads=3, d_head=8, encoder_layers=2, decoder_layers=3)
+NETWORKS = {
+    "seq2seq": lambda: Seq2Seq(SMALL),
+    "causal": lambda: Causal(CausalConfig(LEVELS, SIZE, d_model=24, d_ff=40, heads=3, d_head=8, layers=3)),
+}
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    made = Seq2Seq(SMALL).eval()
-    with torch.no_grad():  # norms start at one: give them something to do
+def ready(made):
+    """For inference; norms start at one: give them something to do."""
+    with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5)
-    return made
+    return made.eval()
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def model(request):
+    torch.manual_seed(0)
+    return ready(NETWORKS[request.param]())
+
+
+@pytest.fixture(scope="module")
+def seq2seq():
+    torch.manual_seed(0)
+    return ready(NETWORKS["seq2seq"]())
 
 
 def histories(lengths, seed=1):
@@ -102,14 +119,27 @@ def test_the_order_of_the_history_matters(model):
 
 
 @torch.no_grad()
-def test_recency_counts_items_from_the_end(model):
+def test_recency_counts_items_from_the_end(seq2seq):
     codes, items = histories([4, 2]), candidates(2, 1)
-    before = model(codes, items)
+    before = seq2seq(codes, items)
     for age, seen in ((0, [True, True]), (1, [True, True]), (2, [True, False]), (4, [False, False])):
-        changed = copy.deepcopy(model)
+        changed = copy.deepcopy(seq2seq)
         changed.recency.weight[age] += 1
         moved = (changed(codes, items) - before).abs().amax(dim=(1, 2, 3)) > 1e-4
         assert moved.tolist() == seen, age
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scope", ["level", "all"])
+def test_every_item_is_scored_as_if_alone(model, scope):
+    """One pass over the trie gives the teacher-forced score of every ID."""
+    codes = torch.randint(SIZE, (30, LEVELS), generator=torch.Generator().manual_seed(5))
+    memory = model.encode(histories([5, 2]))
+    tree = Trie.build(codes.numpy(), SIZE)
+    scores = score_all(model.step(memory, scope), tree, 2)[:, tree.leaf_of_item]
+    log_probs = model.log_probs(memory, codes.expand(2, -1, -1), scope)
+    own = codes + (torch.arange(LEVELS) * SIZE if scope == "all" else 0)
+    close(scores, log_probs.gather(-1, own.expand(2, -1, -1)[..., None]).squeeze(-1).sum(-1))
 
 
 @torch.no_grad()
@@ -125,58 +155,12 @@ def test_scopes(model):
         close(own.log_softmax(-1), level[:, :, number])
 
 
-ATTENTION = ("q", "k", "v", "o")
-
-
-def hugging_face_twin(model):
-    """Hugging Face's T5 with our weights; our head's levels are rows of its head, and row 0 (padding) is left over."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    c = model.config
-    config = T5Config(
-        vocab_size=1 + c.levels * c.codebook_size, d_model=c.d_model, d_kv=c.d_head, d_ff=c.d_ff, num_heads=c.heads,
-        num_layers=c.encoder_layers, num_decoder_layers=c.decoder_layers, feed_forward_proj="relu",
-        relative_attention_num_buckets=c.buckets, relative_attention_max_distance=c.max_distance,
-        tie_word_embeddings=False, pad_token_id=0, decoder_start_token_id=0,
-    )  # fmt: skip
-    twin = T5ForConditionalGeneration(config).eval()
-    twin.lm_head.weight = torch.nn.Parameter(torch.empty_like(twin.lm_head.weight))  # tied by some versions regardless
-    assert twin.lm_head.weight is not twin.shared.weight and not config.scale_decoder_outputs
-    ours = model.state_dict()
-    weights = {
-        "shared.weight": ours["embedding.weight"],
-        "encoder.final_layer_norm.weight": ours["encoder_norm.weight"],
-        "decoder.final_layer_norm.weight": ours["decoder_norm.weight"],
-        "lm_head.weight": torch.cat([torch.zeros(1, c.d_model), ours["head"].flatten(0, 1)]),
-    }
-    for side, layers in (("encoder", c.encoder_layers), ("decoder", c.decoder_layers)):
-        first = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        weights[first] = ours[f"{side}_bias.weight"]
-        weights[f"{side}.embed_tokens.weight"] = ours["embedding.weight"]
-        parts = [("attention", "SelfAttention")] + [("cross", "EncDecAttention")] * (side == "decoder")
-        for n in range(layers):
-            for place, (mine, theirs) in enumerate(parts):
-                weights[f"{side}.block.{n}.layer.{place}.layer_norm.weight"] = ours[
-                    f"{side}.{n}.norm{place + 1}.weight"
-                ]
-                for name in ATTENTION:
-                    weights[f"{side}.block.{n}.layer.{place}.{theirs}.{name}.weight"] = ours[
-                        f"{side}.{n}.{mine}.{name}.weight"
-                    ]
-            last = f"{side}.block.{n}.layer.{len(parts)}"
-            weights[f"{last}.layer_norm.weight"] = ours[f"{side}.{n}.norm{len(parts) + 1}.weight"]
-            for name in ("wi", "wo"):
-                weights[f"{last}.DenseReluDense.{name}.weight"] = ours[f"{side}.{n}.ff.{name}.weight"]
-    twin.load_state_dict(weights)  # strict: every weight of theirs is one of ours
-    return twin
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", [[5, 2, 1], [40, 17]])  # the long ones reach the logarithmic buckets
-def test_equals_hugging_faces_t5(model, lengths):
-    model = copy.deepcopy(model)
+def test_equals_hugging_faces_t5(seq2seq, lengths):
+    model = copy.deepcopy(seq2seq)
     model.recency.weight.zero_()  # the one thing that is not T5's
-    twin = hugging_face_twin(model)
+    twin = to_t5(model)
     codes, items = histories(lengths), candidates(len(lengths), 1)
     start = torch.arange(LEVELS) * SIZE + 1
     tokens = torch.where(codes >= 0, codes + start, 0).flatten(1)
@@ -189,15 +173,29 @@ def test_equals_hugging_faces_t5(model, lengths):
         close(level[:, number], logits[:, number, rows].log_softmax(-1))
 
 
-def test_sizes_of_the_presets():
+def test_to_t5_and_back(seq2seq):
+    with pytest.raises(ValueError, match="recencies"):
+        to_t5(seq2seq)
+    model = copy.deepcopy(seq2seq)
+    torch.nn.init.zeros_(model.recency.weight)
+    back = from_t5(to_t5(model), LEVELS, SIZE)
+    assert back.config == model.config
+    for name, value in model.state_dict().items():
+        assert torch.equal(back.state_dict()[name], value), name
+    with pytest.raises(ValueError, match="29 tokens"):
+        from_t5(to_t5(model), LEVELS, SIZE + 1)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_sizes_of_the_presets(backbone):
+    network, config, presets = BACKBONES[backbone]
     sizes = {
-        name: sum(p.numel() for p in Seq2Seq(Seq2SeqConfig(4, 256, **preset)).parameters())
-        for name, preset in PRESETS.items()
+        name: sum(p.numel() for p in network(config(4, 256, **preset)).parameters()) for name, preset in presets.items()
     }
     assert sizes["demo"] < 1e6
     assert 4e6 < sizes["tiger-4m"] < 5e6
     assert 12e6 < sizes["lohrec-13m"] < 14e6
-    assert PRESETS["lohrec-13m"]["d_model"] == 384  # the paper's item representations
+    assert presets["lohrec-13m"]["d_model"] == 384  # the paper's item representations
 
 
 def test_gradients_reach_every_weight(model):

@@ -1,0 +1,269 @@
+"""Constrained decoding against Hugging Face's `generate`, against the arithmetic it needs, and the trie by itself."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import T5ForConditionalGeneration
+
+from benches import interleaved
+from distill.artifacts import UserError, say
+from distill.catalog import PAD, Dataset
+from distill.semantic_ids import SemanticIDs
+from distill.trie import Trie
+from student.models import BACKBONES
+from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from student.models.t5 import to_t5
+from student.recommender import Recommender
+
+LEVELS, SIZE = 4, 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """Users per second of constrained beams: python scripts/bench.py decode [--run FOLDER] [--json FILE]."""
+
+    run: Path | None = None
+    """A run with dataset, semantic_ids and perhaps teacher; none: made-up IDs and histories of Instruments' size."""
+    preset: str = "tiger-4m"
+    """Sizes of the students; their weights are random."""
+    width: int = 20
+    """Beams."""
+    batches: list[int] = field(default_factory=lambda: [1, 32, 256])
+    """Users at once, against `generate`."""
+    widths: list[int] = field(default_factory=lambda: [10, 20, 50, 100, 200])
+    """Beam widths of the cost table, 32 users at once."""
+    trie_sizes: list[int] = field(default_factory=lambda: [10**4, 10**5, 10**6, 10**7])
+    """Items of the tries that are built."""
+    repeats: int = 5
+    """Measured rounds; medians are reported."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    json: Path | None = None
+    """Where the figures go."""
+    seed: int = 0
+    """Of weights, users and made-up data."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """All figures."""
+    if config.preset not in BACKBONES["seq2seq"][2]:
+        raise UserError(f"Unknown preset {config.preset!r}. Available: {', '.join(BACKBONES['seq2seq'][2])}.")
+    codes, histories = real_data(config.run) if config.run else made_up(config.seed)
+    torch.manual_seed(config.seed)
+    students = {}
+    for name, (network, sizes, presets) in BACKBONES.items():
+        model = network(sizes(LEVELS, SIZE, **presets[config.preset])).to(config.device).eval()
+        students[name] = Recommender(model, codes, [""] * len(codes), [""] * len(codes), facts={"backbone": name})
+    nn.init.zeros_(students["seq2seq"].model.recency.weight)  # T5 has none
+    rng = np.random.default_rng(config.seed)
+    users = {n: histories[rng.choice(len(histories), n, replace=False)] for n in {*config.batches, 32}}
+    figures = {"threads": torch.get_num_threads(), "device": config.device, "preset": config.preset}
+    figures |= against_generate(students["seq2seq"], users, config)
+    figures |= shares(students["seq2seq"], users[max(users)])
+    rankers = {name: student.rank_items for name, student in students.items()}
+    if config.run and (config.run / "teacher").is_dir():
+        from teacher.engines.hf import HFEngine
+
+        ids = SemanticIDs.load(config.run / "semantic_ids")
+        dataset = Dataset.load(config.run / "dataset")
+        rankers["teacher"] = HFEngine.load(config.run / "teacher", dataset, ids, config.device).beams
+    for width in config.widths:
+        work = {name: lambda rank=rank, width=width: rank(users[32], width) for name, rank in rankers.items()}
+        for name, seconds in interleaved(work, max(2, config.repeats // 2)).items():
+            figures[f"users_per_s_{name}_width{width}"] = 32 / seconds
+    started = time.perf_counter()
+    students["seq2seq"].score_items(users[32][:4])
+    figures["users_per_s_exact"] = 4 / (time.perf_counter() - started)
+    return figures | tries(config)
+
+
+def real_data(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and the test users' histories of a run."""
+    dataset = Dataset.load(run / "dataset")
+    ids = SemanticIDs.load(run / "semantic_ids", dataset.n_items)
+    if (ids.levels, ids.codebook_size) != (LEVELS, SIZE):
+        raise UserError(f"{run} has {ids.levels} levels of {ids.codebook_size}; the bench is for {LEVELS} of {SIZE}.")
+    return ids.codes, dataset.examples("test").histories
+
+
+def made_up(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """IDs and histories of Instruments' size: 9,922 items, histories of 4 to 20 with a mean of 7."""
+    rng = np.random.default_rng(seed)
+    codes = np.stack([rng.integers(0, top, 9922) for top in (162, 140, SIZE, SIZE)], axis=1)
+    lengths = np.minimum(20, 4 + rng.geometric(0.25, 2000) - 1)
+    histories = rng.integers(0, len(codes), (2000, 20))
+    return codes, np.where(np.arange(20) < lengths[:, None], histories, PAD)
+
+
+def against_generate(student: Recommender, users: dict[int, np.ndarray], config: Config) -> dict[str, Any]:
+    """Ours and `generate(num_beams=…, prefix_allowed_tokens_fn=…)` on the same weights, users and softmax."""
+    model, figures = student.model, {}
+    peer = Generate(to_t5(model), student, config.width)
+    same, compared, seconds = 0, 0, {}
+    with TallSoftmax(model):  # Hugging Face's softmax is over all levels' codewords
+        for batch in tqdm(config.batches, desc="against generate", unit="batch"):
+            ours, _ = student.rank_items(users[batch], config.width, exclude_bought=False)
+            theirs = student.trie.items(peer(users[batch]), config.width)[0].cpu().numpy()
+            same, compared = same + (ours == theirs).all(1).sum(), compared + batch
+            work = {
+                "ours": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False),
+                "generate": lambda batch=batch: peer(users[batch]),
+            }
+            median = interleaved(work, config.repeats if batch < 100 else max(1, config.repeats // 2), warm_ups=0)
+            figures[f"ratio_vs_hf_generate_b{batch}"] = median["generate"] / median["ours"]
+            figures[f"users_per_s_hf_generate_b{batch}"] = batch / median["generate"]
+    figures["identical_lists"] = same / compared
+    rate = matrix_rate(config.device)
+    figures["gflop_per_s_matrix"] = rate / 1e9
+    for batch in config.batches:  # as it is used: only the level's head
+        work = {"ours": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False)}
+        seconds[batch] = interleaved(work, config.repeats)["ours"]
+        figures[f"users_per_s_seq2seq_b{batch}"] = batch / seconds[batch]
+        flop = flops(model.config, (users[batch] != PAD).sum(1) * LEVELS, config.width)
+        figures[f"times_flop_floor_b{batch}"] = seconds[batch] * rate / flop
+    return figures
+
+
+class TallSoftmax:
+    """For a while, a network whose steps take the softmax over all levels' codewords."""
+
+    def __init__(self, model: Seq2Seq):
+        self.model = model
+
+    def __enter__(self) -> None:
+        step = self.model.step
+        self.model.step = lambda memory: step(memory, "all")
+
+    def __exit__(self, *_) -> None:
+        del self.model.step
+
+
+class Generate:
+    """The way of the peers: a dictionary of allowed tokens by prefix, asked for every beam at every step."""
+
+    def __init__(self, t5: T5ForConditionalGeneration, student: Recommender, width: int):
+        self.t5, self.student, self.width = t5.to(student.device), student, width
+        head = nn.Linear(t5.config.d_model, t5.config.vocab_size)  # a bias takes the pad token out of the softmax
+        head.weight = t5.lm_head.weight
+        nn.init.zeros_(head.bias).data[0] = torch.finfo(torch.float32).min
+        t5.lm_head = head.to(student.device)
+        self.start = torch.arange(LEVELS) * SIZE + 1
+        self.allowed: dict[tuple, list[int]] = {}
+        for row in (student.codes.cpu() + self.start).tolist():
+            for level in range(LEVELS):
+                self.allowed.setdefault(tuple(row[:level]), []).append(row[level])
+        self.allowed = {prefix: sorted(set(tokens)) for prefix, tokens in self.allowed.items()}
+
+    @torch.inference_mode()
+    def __call__(self, histories: np.ndarray) -> Tensor:
+        """Leaves, best first [users, width]."""
+        histories = histories[:, : (histories != PAD).sum(1).max()]
+        codes = self.student.history_codes(torch.from_numpy(histories).to(self.student.device))
+        tokens = torch.where(codes >= 0, codes + self.start.to(codes.device), 0).flatten(1)
+        found = self.t5.generate(
+            tokens,
+            attention_mask=(tokens > 0).long(),
+            num_beams=self.width,
+            num_return_sequences=self.width,
+            max_new_tokens=LEVELS,
+            do_sample=False,
+            length_penalty=0.0,
+            eos_token_id=None,
+            prefix_allowed_tokens_fn=lambda _, sent: self.allowed[tuple(sent[1:].tolist())],
+        )
+        found = found[:, 1:].cpu() - self.start
+        return self.student.trie.find(found.to(codes.device)).view(len(histories), self.width)
+
+
+def matrix_rate(device: str) -> float:
+    """Floating-point operations a second of a large matrix product in float32, the best of ten."""
+    a = torch.randn(2048, 2048, device=device)
+    best = np.inf
+    for _ in range(10):
+        started = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * 2048**3 / best
+
+
+def flops(c: Seq2SeqConfig, lengths: np.ndarray, width: int) -> float:
+    """What encoder and constrained decoder need: real tokens only, each beam's token once, only the level's head.
+
+    Args:
+        c: sizes of the network.
+        lengths: tokens of each user's history.
+        width: beams.
+    """
+    inner, tokens = c.heads * c.d_head, 1 + (c.levels - 1) * width
+    projections, ff = 2 * 4 * c.d_model * inner, 2 * 2 * c.d_model * c.d_ff
+    encoder = c.encoder_layers * (lengths * (projections + ff) + lengths**2 * 4 * inner)
+    cross_keys = c.decoder_layers * lengths * projections / 2
+    own = (1 + width * sum(range(2, c.levels + 1))) * 4 * inner
+    decoder = c.decoder_layers * (tokens * (1.5 * projections + ff + lengths * 4 * inner) + own)
+    head = tokens * 2 * c.d_model * c.codebook_size
+    return float((encoder + cross_keys + decoder + head).sum())
+
+
+def shares(student: Recommender, histories: np.ndarray) -> dict[str, float]:
+    """The part of decoding that the trie takes: candidates before the top-k and children after it."""
+    spent = 0.0
+
+    class Watched:
+        def __init__(self, trie: Trie):
+            self.trie, self.levels = trie, trie.levels
+
+        def __getattr__(self, name: str):
+            method = getattr(self.trie, name)
+            if name not in ("candidates", "choose"):
+                return method
+
+            def timed(*args):
+                nonlocal spent
+                started = time.perf_counter()
+                result = method(*args)
+                spent += time.perf_counter() - started
+                return result
+
+            return timed
+
+    trie, found = student.trie, []
+    if student.device.type != "cpu":
+        return {}
+    for _ in range(4):
+        spent, student.trie = 0.0, Watched(trie)
+        started = time.perf_counter()
+        student.rank_items(histories)
+        found.append(spent / (time.perf_counter() - started))
+    student.trie = trie
+    return {"mask_share": float(np.median(found[1:]))}
+
+
+def tries(config: Config) -> dict[str, float]:
+    """Seconds and memory of tries over random IDs."""
+    figures = {}
+    rng = np.random.default_rng(config.seed)
+    for n in config.trie_sizes:
+        say(f"a trie of {n:,} items")
+        codes = rng.integers(0, SIZE, (n, LEVELS)).astype(np.uint8)
+        started = time.perf_counter()
+        trie = Trie.build(codes, SIZE)
+        seconds = time.perf_counter() - started
+        arrays = [*trie.offsets, *trie.codes, *trie.dense, trie.leaf_of_item, trie.leaf_offsets, trie.leaf_items]
+        name = f"1e{len(str(n)) - 1}" if n == 10 ** (len(str(n)) - 1) else str(n)
+        figures[f"trie_build_s_{name}"] = seconds
+        figures[f"trie_mib_{name}"] = sum(one.nbytes for one in arrays) / 2**20
+        del trie, arrays
+        tracemalloc.start()
+        Trie.build(codes, SIZE)
+        figures[f"trie_build_peak_mib_{name}"] = tracemalloc.get_traced_memory()[1] / 2**20
+        tracemalloc.stop()
+    return figures

@@ -1,0 +1,220 @@
+"""A decoder-only student: it reads the user's codewords once and goes on from there, one codeword at a time.
+
+The same interface as `seq2seq`: `encode` a history, then `log_probs` of candidates or a `step` for beam search. All
+candidates and beams of a user look at one copy of the history's keys and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from student.models.layers import (
+    Attention,
+    CachedStep,
+    FeedForward,
+    Pair,
+    forced_log_probs,
+    initialise,
+    level_log_probs,
+    relative_buckets,
+)
+
+PRESETS: dict[str, dict[str, int]] = {  # as many parameters as seq2seq's of the same name
+    "demo": {"d_model": 64, "d_ff": 256, "heads": 4, "d_head": 16, "layers": 5},
+    "tiger-4m": {"d_model": 192, "d_ff": 1024, "heads": 6, "d_head": 64, "layers": 6},
+    "lohrec-13m": {"d_model": 384, "d_ff": 1024, "heads": 6, "d_head": 64, "layers": 9},
+}
+
+
+@dataclass(frozen=True)
+class CausalConfig:
+    """Sizes of the network; `levels` and `codebook_size` come from the semantic IDs."""
+
+    levels: int
+    codebook_size: int
+    d_model: int = 64
+    d_ff: int = 256
+    heads: int = 4
+    d_head: int = 16
+    layers: int = 5
+    dropout: float = 0.1
+    buckets: int = 32
+    max_distance: int = 128
+
+
+class Memory(NamedTuple):
+    """A history that was read: every layer's keys and values [batch, heads, length, d_head], the additive mask of its
+    padding [batch, 1, 1, length], its number of tokens [batch], and the state after the last one [batch, d_model]."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask: Tensor
+    lengths: Tensor
+    state: Tensor
+
+
+class Causal(nn.Module):
+    """T5's layers without cross-attention, every token seeing those before it."""
+
+    def __init__(self, config: CausalConfig):
+        super().__init__()
+        self.config = config
+        c = config
+        self.embedding = nn.Embedding(1 + c.levels * c.codebook_size, c.d_model)
+        self.layers = nn.ModuleList(CausalLayer(c) for _ in range(c.layers))
+        self.bias = nn.Embedding(c.buckets, c.heads)
+        self.norm = nn.RMSNorm(c.d_model, eps=1e-6)
+        self.head = nn.Parameter(torch.empty(c.levels, c.codebook_size, c.d_model))
+        self.dropout = nn.Dropout(c.dropout)
+        initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
+
+    def forward(self, history: Tensor, items: Tensor, scope: str = "level") -> Tensor:
+        """`log_probs` of candidates after histories; see `encode` for the shapes."""
+        return self.log_probs(self.encode(history), items, scope)
+
+    def encode(self, codes: Tensor) -> Memory:
+        """Read histories.
+
+        Args:
+            codes: codewords of the items, oldest first; whole items padded with -1 on the right [batch, items, levels].
+        """
+        c = self.config
+        level = torch.arange(c.levels, device=codes.device) * c.codebook_size
+        tokens = torch.where(codes >= 0, codes + level + 1, 0).flatten(1)
+        place = torch.arange(tokens.shape[1], device=codes.device)
+        # padding stands on the right: no real token sees it
+        bias = self.relative(place[None, :] - place[:, None])[None]
+        x = self.dropout(self.embedding(tokens))
+        keys, values = [], []
+        for layer in self.layers:
+            x, key, value = layer(x, bias)
+            keys.append(key)
+            values.append(value)
+        x = self.dropout(self.norm(x))
+        lengths = (tokens > 0).sum(1)
+        mask = torch.zeros(tokens.shape, device=codes.device, dtype=x.dtype)
+        mask = mask.masked_fill(tokens == 0, torch.finfo(x.dtype).min)[:, None, None, :]
+        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, c.d_model)
+        return Memory(keys, values, mask, lengths, x.gather(1, last).squeeze(1))
+
+    def relative(self, distance: Tensor) -> Tensor:
+        """Bias of key-minus-query distances [..., queries, keys] → [..., heads, queries, keys]; tokens ahead hidden."""
+        c = self.config
+        bias = self.bias(relative_buckets(distance, False, c.buckets, c.max_distance)).movedim(-1, -3)
+        return bias.masked_fill((distance > 0).unsqueeze(-3), torch.finfo(bias.dtype).min)
+
+    def beside(self, memory: Memory, first: int, new: int) -> Tensor:
+        """Bias of `new` tokens, the first of which is `first` places after the history, towards the history
+        [batch, heads, new, length]."""
+        at = memory.lengths[:, None] + torch.arange(first, first + new, device=memory.lengths.device)
+        place = torch.arange(memory.mask.shape[-1], device=at.device)
+        return self.relative((place - at[..., None]).clamp(max=0)) + memory.mask
+
+    def log_probs(self, memory: Memory, items: Tensor, scope: str = "level") -> Tensor:
+        """Teacher-forced log-probabilities of every codeword at every position.
+
+        Args:
+            memory: of `encode`.
+            items: codewords of k candidates [batch, k, levels].
+            scope: softmax over the level's codewords, or over "all" levels'.
+
+        Returns:
+            [batch, k, levels, codebook_size], or [..., levels · codebook_size] for "all".
+        """
+        c = self.config
+        new = c.levels - 1
+        level = torch.arange(new, device=items.device) * c.codebook_size
+        x = self.dropout(self.embedding(items[..., :-1] + level + 1))  # [batch, k, new, d_model]
+        place = torch.arange(new, device=items.device)
+        own_bias = self.relative(place[None, :] - place[:, None])
+        bias = self.beside(memory, 0, new)
+        for number, layer in enumerate(self.layers):
+            x = layer.candidates(x, memory.keys[number], memory.values[number], bias, own_bias)
+        first = memory.state[:, None, None].expand(-1, items.shape[1], -1, -1)
+        states = torch.cat([first, self.dropout(self.norm(x))], dim=2)
+        return forced_log_probs(states, self.head, scope)
+
+    def step(self, memory: Memory, scope: str = "level") -> CachedStep:
+        """A fresh step function for `beam_search`; scores over the level's codewords, or over "all" levels'."""
+        return CachedStep(self, memory, len(self.layers), scope)
+
+    def next_codeword(
+        self, level: int, tokens: Tensor | None, past: list[list[Pair]], memory: Memory, scope: str = "level"
+    ) -> tuple[Tensor, list[Pair]]:
+        """As `Seq2Seq.next_codeword`; `tokens` is None for the first codeword, which the history's last state tells."""
+        if tokens is None:
+            return level_log_probs(memory.state[:, None], self.head, level, scope), []
+        x, present = self.embedding(tokens), []
+        bias = self.beside(memory, level - 1, 1)
+        own_bias = self.relative(torch.arange(1 - level, 1, device=tokens.device)[None])[:, 0]
+        for number, layer in enumerate(self.layers):
+            x, new = layer.step(x, past[number], memory.keys[number], memory.values[number], bias, own_bias)
+            present.append(new)
+        return level_log_probs(self.norm(x), self.head, level, scope), present
+
+
+class CausalLayer(nn.Module):
+    """Self-attention and feed-forward, each with norm before and residual after."""
+
+    def __init__(self, c: CausalConfig):
+        super().__init__()
+        self.attention, self.ff = Attention(c.d_model, c.heads, c.d_head), FeedForward(c.d_model, c.d_ff)
+        self.norm1, self.norm2 = nn.RMSNorm(c.d_model, eps=1e-6), nn.RMSNorm(c.d_model, eps=1e-6)
+        self.dropout = nn.Dropout(c.dropout)
+
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [batch, length, d_model] → the same, and the keys and values that later tokens look at."""
+        normed = self.norm1(x)
+        keys, values = self.attention.keys_values(normed)
+        return self.feed(x + self.dropout(self.attention(normed, keys, values, bias))), keys, values
+
+    def candidates(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, own_bias: Tensor) -> Tensor:
+        """Tokens of k candidates, each seeing the history and its own tokens.
+
+        Args:
+            x: [batch, k, new, d_model].
+            keys, values: of the history [batch, heads, length, d_head].
+            bias: towards the history [batch, heads, new, length].
+            own_bias: among a candidate's tokens [heads, new, new].
+        """
+        attention, (batch, k, new, d_model) = self.attention, x.shape
+        normed = self.norm1(x).view(batch, k * new, d_model)
+        queries = attention.split(attention.q(normed))  # [batch, heads, k · new, d_head]
+        own_keys, own_values = (part.unflatten(2, (k, new)) for part in attention.keys_values(normed))
+        far = (queries @ keys.transpose(2, 3)).unflatten(2, (k, new)) + bias[:, :, None]
+        near = queries.unflatten(2, (k, new)) @ own_keys.transpose(3, 4) + own_bias[None, :, None]
+        weights = torch.cat([far, near], dim=-1).softmax(-1)
+        far, near = weights.split([keys.shape[2], new], dim=-1)
+        mixed = far.flatten(2, 3) @ values + (near @ own_values).flatten(2, 3)
+        return self.feed(x + self.dropout(attention.o(mixed.transpose(1, 2).flatten(2))).view_as(x))
+
+    def step(self, x: Tensor, past: list[Pair], keys: Tensor, values: Tensor, bias: Tensor, own_bias: Tensor):
+        """One new token a beam; `past` holds the tokens of the beam before it, as in `Attention.step`.
+
+        Args:
+            x: [batch, beams, d_model].
+            past: keys and values of each earlier token [batch · beams, heads · d_head].
+            keys, values, bias: of the history, as for `candidates` with one new token.
+            own_bias: towards the beam's tokens [heads, len(past) + 1].
+        """
+        attention, (batch, beams, _) = self.attention, x.shape
+        normed = self.norm1(x)
+        queries, new = attention.q(normed), (attention.k(normed).flatten(0, 1), attention.v(normed).flatten(0, 1))
+        own = [*past, new]
+        by_head = (batch, beams, attention.heads, -1)
+        far = attention.split(queries) @ keys.transpose(2, 3) + bias  # [batch, heads, beams, length]
+        near = [(queries * key.view_as(queries)).view(by_head).sum(-1) for key, _ in own]
+        near = torch.stack(near, dim=-1).transpose(1, 2) + own_bias[:, None]
+        weights = torch.cat([far, near], dim=-1).softmax(-1)
+        far, near = weights.split([keys.shape[2], len(own)], dim=-1)
+        mixed = (far @ values).transpose(1, 2)  # [batch, beams, heads, d_head]
+        for weight, (_, value) in zip(near.transpose(1, 2).unbind(-1), own, strict=True):
+            mixed = mixed + weight[..., None] * value.view(by_head)
+        return self.feed(x + self.dropout(attention.o(mixed.flatten(2)))), new
+
+    def feed(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.ff(self.norm2(x)))

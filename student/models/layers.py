@@ -1,0 +1,164 @@
+"""What the students' networks are made of: T5's attention, feed-forward and relative positions (Raffel et al., 2020).
+
+RMS norms without means, no biases in the linear maps, attention without 1/√d scaling: the initialisation of the queries
+carries it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Pair = tuple[Tensor, Tensor]  # keys and values
+
+
+class Attention(nn.Module):
+    """Multi-head attention without scaling and without biases."""
+
+    def __init__(self, d_model: int, heads: int, d_head: int):
+        super().__init__()
+        self.heads, inner = heads, heads * d_head
+        self.q, self.k = nn.Linear(d_model, inner, bias=False), nn.Linear(d_model, inner, bias=False)
+        self.v, self.o = nn.Linear(d_model, inner, bias=False), nn.Linear(inner, d_model, bias=False)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[batch, length, heads · d_head] → [batch, heads, length, d_head]."""
+        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of x [batch, length, d_model], each [batch, heads, length, d_head]."""
+        return self.split(self.k(x)), self.split(self.v(x))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """Attend from x [batch, length, d_model] with an additive bias [batch or 1, heads or 1, length or 1, keys]."""
+        queries = self.split(self.q(x))
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+    def step(self, x: Tensor, past: list[Pair], bias: Tensor) -> tuple[Tensor, Pair]:
+        """Attend from one new token a row to the few before it and to itself.
+
+        Sums of products, token by token: a matrix product a row costs more in calls than in arithmetic, and a cache in
+        one piece would be copied at every step.
+
+        Args:
+            x: [rows, d_model].
+            past: keys and values of the row's earlier tokens, a pair a token, each [rows, heads · d_head].
+            bias: [heads, len(past) + 1].
+
+        Returns:
+            [rows, d_model], and the pair of the new token.
+        """
+        new = (self.k(x), self.v(x))
+        if not past:
+            return self.o(new[1]), new  # nothing else to look at
+        queries, by_head = self.q(x), (len(x), self.heads, -1)
+        scores = [(queries * key).view(by_head).sum(-1) for key, _ in (*past, new)]
+        weights = (torch.stack(scores, dim=-1) + bias).softmax(-1)
+        mixed = sum(
+            weight[..., None] * value.view(by_head)
+            for weight, (_, value) in zip(weights.unbind(-1), (*past, new), strict=True)
+        )
+        return self.o(mixed.flatten(1)), new
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, linear. No dropout between them: on CPUs its random numbers cost as much as the layer."""
+
+    def __init__(self, d_model: int, d_ff: int):
+        super().__init__()
+        self.wi, self.wo = nn.Linear(d_model, d_ff, bias=False), nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wo(F.relu(self.wi(x)))
+
+
+class CachedStep:
+    """`beam.Step` of a student: one new codeword a beam, the cache of the new tokens gathered by parent.
+
+    Args:
+        model: has `next_codeword`.
+        memory: of its `encode`.
+        layers: that keep keys and values of the new tokens.
+        scope: scores over the "level"'s codewords, or over "all" levels'.
+    """
+
+    def __init__(self, model: nn.Module, memory, layers: int, scope: str = "level"):
+        self.model, self.memory, self.scope = model, memory, scope
+        self.past: list[list[Pair]] = [[] for _ in range(layers)]  # layer by layer, token by token
+        self.beams = 1
+
+    def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
+        tokens = None
+        if level > 0:
+            tokens = codes + 1 + (level - 1) * self.model.config.codebook_size
+            rows = torch.arange(len(parents), device=parents.device)[:, None] * self.beams + parents
+            rows, self.beams = rows.flatten(), parents.shape[1]
+            self.past = [
+                [(key.index_select(0, rows), value.index_select(0, rows)) for key, value in pairs]
+                for pairs in self.past
+            ]
+        log_probs, present = self.model.next_codeword(level, tokens, self.past, self.memory, self.scope)
+        for pairs, new in zip(self.past, present, strict=False):
+            pairs.append(new)
+        return log_probs
+
+
+def level_log_probs(states: Tensor, head: Tensor, level: int, scope: str) -> Tensor:
+    """Log-probabilities of one level's codewords [..., codebook_size].
+
+    Args:
+        states: [..., d_model].
+        head: [levels, codebook_size, d_model].
+        level: which one.
+        scope: softmax over the "level"'s codewords: only its part of the head is computed; or over "all" levels'.
+    """
+    if scope == "level":
+        return (states @ head[level].T).float().log_softmax(-1)
+    logits = (states @ head.flatten(0, 1).T).float()
+    return logits.unflatten(-1, head.shape[:2])[..., level, :] - logits.logsumexp(-1, keepdim=True)
+
+
+def forced_log_probs(states: Tensor, head: Tensor, scope: str) -> Tensor:
+    """Log-probabilities at every position of candidates.
+
+    Args:
+        states: [batch, k, levels, d_model].
+        head: [levels, codebook_size, d_model].
+        scope: softmax over the "level"'s codewords, or over "all" levels'.
+
+    Returns:
+        [batch, k, levels, codebook_size], or [..., levels · codebook_size] for "all".
+    """
+    own = scope == "level"
+    logits = torch.einsum("bkld,lnd->bkln", states, head) if own else states @ head.flatten(0, 1).T
+    return logits.float().log_softmax(-1)
+
+
+def initialise(module: nn.Module, d_model: int, d_ff: int, heads: int, d_head: int) -> None:
+    """T5's initialisation with factor 1: queries carry the 1/√d that the attention leaves out."""
+    special = {"q": (d_model * d_head) ** -0.5, "o": (heads * d_head) ** -0.5, "wo": d_ff**-0.5}
+    special["embedding"] = special["recency"] = 1.0
+    for name, parameter in module.named_parameters():
+        if parameter.dim() > 1:
+            layer = name.removesuffix(".weight").rsplit(".", 1)[-1]
+            nn.init.normal_(parameter, std=special.get(layer, d_model**-0.5))
+
+
+def relative_buckets(distance: Tensor, both_ways: bool, buckets: int, max_distance: int) -> Tensor:
+    """T5's bucket of each key-minus-query distance: exact when near, logarithmic when far."""
+    result = torch.zeros_like(distance)
+    if both_ways:
+        buckets //= 2
+        result = (distance > 0).long() * buckets
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = buckets // 2
+    far = exact + (
+        torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (buckets - exact)
+    ).long().clamp(max=buckets - exact - 1)
+    return result + torch.where(distance < exact, distance, far)

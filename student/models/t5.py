@@ -1,0 +1,98 @@
+"""The `seq2seq` network to Hugging Face's T5 and back; import it only where transformers is installed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
+
+
+def to_t5(model: Seq2Seq) -> T5ForConditionalGeneration:
+    """A T5 with the same weights and logits.
+
+    Vocabulary: 0 pads and opens the decoder, then level after level of codewords. Row 0 of T5's head, which ours lacks,
+    is zero.
+
+    Raises:
+        ValueError: the table of recencies is not zero; T5 has none.
+    """
+    if model.recency.weight.abs().max() > 0:
+        raise ValueError("The student's table of recencies is not zero, and T5 has none: its logits would differ.")
+    c = model.config
+    config = T5Config(
+        vocab_size=1 + c.levels * c.codebook_size,
+        d_model=c.d_model,
+        d_kv=c.d_head,
+        d_ff=c.d_ff,
+        num_heads=c.heads,
+        num_layers=c.encoder_layers,
+        num_decoder_layers=c.decoder_layers,
+        relative_attention_num_buckets=c.buckets,
+        relative_attention_max_distance=c.max_distance,
+        dropout_rate=c.dropout,
+        feed_forward_proj="relu",
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+    )
+    t5 = T5ForConditionalGeneration(config).eval()
+    t5.lm_head.weight = nn.Parameter(torch.empty_like(t5.lm_head.weight))  # some versions tie it regardless
+    ours = model.state_dict()
+    weights = {theirs: ours[name] for theirs, name in _names(c).items()}
+    weights["lm_head.weight"] = torch.cat([ours["head"].new_zeros(1, c.d_model), ours["head"].flatten(0, 1)])
+    t5.load_state_dict(weights)  # strict: every weight of theirs is one of ours
+    return t5
+
+
+def from_t5(t5: T5ForConditionalGeneration, levels: int, codebook_size: int) -> Seq2Seq:
+    """The student with the weights of a T5 over the vocabulary that `to_t5` describes; its recencies are zero.
+
+    Raises:
+        ValueError: another vocabulary, a gated feed-forward, or scaled outputs (T5 1.0 with tied embeddings).
+    """
+    c = t5.config
+    if c.vocab_size != 1 + levels * codebook_size:
+        raise ValueError(f"The T5 has {c.vocab_size} tokens; {levels} levels of {codebook_size} need one more.")
+    if c.feed_forward_proj != "relu" or getattr(c, "scale_decoder_outputs", False):
+        raise ValueError("Only a T5 with a plain ReLU feed-forward and unscaled outputs is a student.")
+    config = Seq2SeqConfig(
+        levels=levels,
+        codebook_size=codebook_size,
+        d_model=c.d_model,
+        d_ff=c.d_ff,
+        heads=c.num_heads,
+        d_head=c.d_kv,
+        encoder_layers=c.num_layers,
+        decoder_layers=c.num_decoder_layers,
+        dropout=c.dropout_rate,
+        buckets=c.relative_attention_num_buckets,
+        max_distance=c.relative_attention_max_distance,
+    )
+    model = Seq2Seq(config).eval()
+    theirs = t5.state_dict()
+    weights: dict[str, Tensor] = {name: theirs[full] for full, name in _names(config).items()}
+    weights["head"] = theirs["lm_head.weight"][1:].view(levels, codebook_size, -1)
+    weights["recency.weight"] = torch.zeros_like(model.recency.weight)
+    model.load_state_dict(weights)
+    return model
+
+
+def _names(c: Seq2SeqConfig) -> dict[str, str]:
+    """T5's names to ours, for all weights but the head."""
+    names = {"shared.weight": "embedding.weight"}
+    for side, layers in (("encoder", c.encoder_layers), ("decoder", c.decoder_layers)):
+        names[f"{side}.embed_tokens.weight"] = "embedding.weight"
+        names[f"{side}.final_layer_norm.weight"] = f"{side}_norm.weight"
+        names[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = f"{side}_bias.weight"
+        parts = [("SelfAttention", "attention"), ("EncDecAttention", "cross")][: 1 + (side == "decoder")]
+        for n in range(layers):
+            for place, (theirs, mine) in enumerate(parts):
+                block = f"{side}.block.{n}.layer.{place}"
+                names[f"{block}.layer_norm.weight"] = f"{side}.{n}.norm{place + 1}.weight"
+                names |= {f"{block}.{theirs}.{one}.weight": f"{side}.{n}.{mine}.{one}.weight" for one in "qkvo"}
+            last = f"{side}.block.{n}.layer.{len(parts)}"
+            names[f"{last}.layer_norm.weight"] = f"{side}.{n}.norm{len(parts) + 1}.weight"
+            names |= {f"{last}.DenseReluDense.{one}.weight": f"{side}.{n}.ff.{one}.weight" for one in ("wi", "wo")}
+    return names

@@ -1,0 +1,164 @@
+"""A recommender of random weights against brute force: every item scored alone by teacher forcing."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.artifacts import UserError
+from student.models import BACKBONES
+from student.recommender import Recommender
+
+LEVELS, SIZE, N_ITEMS = 3, 4, 30
+SIZES = {"d_model": 16, "d_ff": 32, "heads": 2, "d_head": 8}
+
+
+def network(backbone, seed=0):
+    torch.manual_seed(seed)
+    make, config, _ = BACKBONES[backbone]
+    return make(config(LEVELS, SIZE, **SIZES)).eval()
+
+
+def shop(backbone="seq2seq", ranker=False, seed=0, shared=True):
+    numbers = np.random.default_rng(seed).choice(SIZE**LEVELS, N_ITEMS, replace=False)
+    codes = np.stack(np.unravel_index(numbers, (SIZE,) * LEVELS), axis=1)
+    if shared:
+        codes[7] = codes[3]  # two items behind one ID
+    ids = [f"i{number}" for number in range(N_ITEMS)]
+    second = network(backbone, seed + 1) if ranker else None
+    return Recommender(network(backbone, seed), codes, ids, ids, second, {"backbone": backbone, "max_history": 6})
+
+
+def histories(lengths, seed=1):
+    rng = np.random.default_rng(seed)
+    padded = rng.integers(0, N_ITEMS, (len(lengths), 6))
+    return np.where(np.arange(6) < np.array(lengths)[:, None], padded, -1)
+
+
+@torch.no_grad()
+def item_scores(model, codes, history):
+    """log P of every item after one history, one item at a time."""
+    own = codes[torch.from_numpy(history[history >= 0])][None]
+    scores = []
+    for row in codes:
+        log_probs = model.log_probs(model.encode(own), row[None, None])[0, 0]
+        scores.append(sum(log_probs[level, code].item() for level, code in enumerate(row.tolist())))
+    return np.array(scores)
+
+
+def ranking(scores, without):
+    """Item numbers by score, ties by number."""
+    order = sorted(range(len(scores)), key=lambda item: (-scores[item], item))
+    return [item for item in order if item not in without]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("exclude_bought", [True, False])
+def test_wide_beams_are_the_ranking_of_all_items(backbone, exclude_bought):
+    student, users = shop(backbone), histories([6, 1, 3])
+    items, scores = student.rank_items(users, N_ITEMS, exclude_bought)
+    exact = student.score_items(users)
+    for row, history in enumerate(users):
+        expected = item_scores(student.model, student.codes, history)
+        np.testing.assert_allclose(exact[row], expected, atol=1e-4)
+        order = ranking(expected.round(4), set(history.tolist()) if exclude_bought else set())
+        found = [item for item in items[row].tolist() if item >= 0]
+        assert len(found) == len(order) and len(set(found)) == len(found)
+        np.testing.assert_allclose(scores[row, : len(found)], expected[found], atol=1e-4)
+        np.testing.assert_allclose(expected[found], expected[order], atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_company_and_batch_size_change_no_list(backbone):
+    student, users = shop(backbone), histories([6, 1, 3, 2, 5, 4, 1, 6, 2])
+    together, scores = student.rank_items(users, 8)
+    for size in (1, 2, 4):
+        student.users_at_once = size
+        items, again = student.rank_items(users, 8)
+        assert items.tolist() == together.tolist()
+        np.testing.assert_allclose(again, scores, atol=1e-5)
+    for row, history in enumerate(users):  # alone, and padded further
+        wide = np.append(history, [-1, -1])[None]
+        assert student.rank_items(wide, 8)[0].tolist() == together[row : row + 1].tolist()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from(list(BACKBONES)))
+@settings(max_examples=25, deadline=None)
+def test_every_recommendation_is_an_item_and_new(seed, width, backbone):
+    """Random catalogues: chains, shared IDs, fewer items than beams."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 20))
+    codes = rng.integers(0, rng.integers(1, SIZE + 1), (n, LEVELS))
+    student = Recommender(network(backbone), codes, [str(i) for i in range(n)], [""] * n, None, {"max_history": 4})
+    users = np.full((3, 4), -1)
+    for row in users:
+        row[: rng.integers(1, 5)] = rng.integers(0, n)
+    items, scores = student.rank_items(users, width)
+    for row, history in enumerate(users):
+        found = items[row][items[row] >= 0].tolist()
+        assert len(found) == len(set(found)) and not set(found) & set(history.tolist())
+        assert (np.diff(scores[row, : len(found)]) <= 1e-6).all()
+        if width >= n:
+            assert set(found) == set(range(n)) - set(history.tolist())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_ranker_orders_the_retrievers_beams(backbone):
+    student, alone = shop(backbone, ranker=True, shared=False), shop(backbone, shared=False)
+    users = histories([4, 2])
+    items, scores = student.rank_items(users, 10)
+    retrieved, _ = alone.rank_items(users, 10)
+    for row, history in enumerate(users):
+        mean = item_scores(student.ranker, student.codes, history) / LEVELS  # M of the paper
+        assert set(items[row]) == set(retrieved[row])
+        np.testing.assert_allclose(scores[row], mean[items[row]], atol=1e-5)
+        np.testing.assert_allclose(np.sort(mean[retrieved[row]])[::-1], scores[row], atol=1e-5)
+        np.testing.assert_allclose(student.score_items(users)[row], mean * LEVELS, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("ranker", [False, True])
+def test_the_search_is_one_graph(backbone, ranker):
+    """`fullgraph` fails where the search goes back to Python; every batch has one shape, so it is captured once."""
+    student, users = shop(backbone, ranker), histories([6, 1, 3, 2, 5])
+    items, scores = student.rank_items(users, 8)
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    student.users_at_once = 2
+    compiled = student.compile(backend=count)
+    for _ in range(2):
+        again, same = compiled.rank_items(users, 8)
+        assert again.tolist() == items.tolist()
+        np.testing.assert_allclose(same, scores, atol=1e-5)
+    assert len(graphs) == 1
+
+
+def test_half_precision_keeps_most_of_a_list():
+    student, users = shop(), histories([6, 1, 3, 2, 5, 4])
+    items, _ = student.rank_items(users, 8)
+    student.model.to(torch.bfloat16)
+    halved, _ = student.rank_items(users, 8)
+    shared = np.mean([len(set(a) & set(b)) / 8 for a, b in zip(items.tolist(), halved.tolist(), strict=True)])
+    assert shared > 0.8 and (halved >= 0).all()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_save_and_load(backbone, tmp_path):
+    student, users = shop(backbone, ranker=True), histories([6, 1, 3])
+    student.save_pretrained(tmp_path)
+    loaded = Recommender.from_pretrained(tmp_path)
+    for before, after in zip(student.rank_items(users, 8), loaded.rank_items(users, 8), strict=True):
+        assert before.tolist() == after.tolist()
+    assert loaded.facts == student.facts
+    first = loaded.recommend([["i1", "i2"], ["i3"]], k=3)
+    assert [len(one) for one in first] == [3, 3]
+    assert "i7" in {one.item_id for one in loaded.recommend([["i3"]], k=N_ITEMS)[0]}  # shares i3's ID, is another item
+    with pytest.raises(UserError, match=r"Unknown item id 'nothing' in history 1"):
+        loaded.recommend([["i1"], ["nothing"]])
+    with pytest.raises(UserError, match="History 0 is empty"):
+        loaded.recommend([[]])
