@@ -1,7 +1,8 @@
 """Semantic IDs: item number ↔ codes ↔ tokens (paper 2.2).
 
-`semantic_ids/` holds `codes.parquet` (item_id, codes), `report.json`, and for trained quantisers `rqvae.safetensors`
-and `rqvae.json`. Two items may share codes; what is served is then decided where items are resolved.
+`semantic_ids/` holds `codes.parquet` (item_id, codes), `report.json`, and for trained quantisers
+`quantiser.safetensors` and `quantiser.json`. Two items may share codes; what is served is then decided where items are
+resolved.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ class SemanticIDs:
 
     Attributes:
         artifact: where they came from.
+        item_ids: whose they are.
         codes: [n_items, levels], each in [0, codebook_size).
         codebook_size: codewords a level (paper: 256).
     """
 
     artifact: Artifact
+    item_ids: list[str]
     codes: np.ndarray
     codebook_size: int
 
@@ -44,11 +47,12 @@ class SemanticIDs:
         """
         artifact = artifacts.read(folder, "semantic_ids")
         table = read_parquet(Path(folder) / "codes.parquet", ("item_id", "codes"))
-        codes = np.array(table["codes"].to_pylist(), dtype=np.int64)
+        column = table["codes"].combine_chunks()
+        codes = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(len(column), -1)
         if n_items is not None and len(codes) != n_items:
             raise UserError(f"{folder} has codes of {len(codes)} items, the data set has {n_items}.")
         size = json.loads((Path(folder) / "report.json").read_text())["codebook_size"]
-        return SemanticIDs(artifact, codes, size)
+        return SemanticIDs(artifact, table["item_id"].to_pylist(), codes, size)
 
     @property
     def levels(self) -> int:
@@ -56,7 +60,7 @@ class SemanticIDs:
 
     @property
     def n_distinct(self) -> int:
-        return len(np.unique(self.codes, axis=0))
+        return int(keys(self.codes).max()) + 1
 
     def tokens(self) -> list[str]:
         """All codeword tokens in level order: `<a_0> … <a_255> <b_0> …`."""
@@ -72,7 +76,21 @@ def token(level: int, code: int) -> str:
     return f"<{LEVEL_NAMES[level]}_{code}>"
 
 
+def keys(codes: np.ndarray) -> np.ndarray:
+    """One number from 0 for each row of codes [n, levels]: equal rows, equal numbers; in the order of the codes [n]."""
+    key = np.zeros(len(codes), dtype=np.int64)
+    for column in codes.T:
+        key = np.unique(key * (int(codes.max()) + 1) + column, return_inverse=True)[1].ravel()
+    return key
+
+
+def collision_rate(codes: np.ndarray) -> float:
+    """Share of items too many: `(items − distinct IDs) / items` (LC-Rec)."""
+    return 1 - (int(keys(codes).max()) + 1) / len(codes)
+
+
 def write_codes(folder: Path, item_ids: list[str], codes: np.ndarray) -> None:
     """Write `codes.parquet` (item_id, codes [levels])."""
-    column = pa.array([list(map(int, row)) for row in codes], pa.list_(pa.int16()))
+    starts = pa.array(np.arange(len(codes) + 1) * codes.shape[1], pa.int32())
+    column = pa.ListArray.from_arrays(starts, pa.array(codes.ravel(), pa.int16()))
     pq.write_table(pa.table({"item_id": pa.array(item_ids, pa.string()), "codes": column}), folder / "codes.parquet")

@@ -1,28 +1,36 @@
-"""Embeddings to semantic IDs: train an RQ-VAE, resolve collisions, report; or import LC-Rec's `index.json`."""
+"""Semantic IDs: quantise embeddings, resolve collisions, report; or import LC-Rec's `index.json`; or add new items.
+
+python scripts/build_semantic_ids.py --config configs/demo/semantic_ids.yaml
+python scripts/build_semantic_ids.py --index Instruments.index.json --dataset DATASET
+python scripts/build_semantic_ids.py --extend OLD_IDS --dataset NEW --embeddings NEW_EMBEDDINGS --output NEW_IDS
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import io
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from distill import artifacts
-from distill.artifacts import Stage, UserError, write_json
+from distill import artifacts, embeddings, id_quality, quantisers
+from distill.artifacts import Artifact, Stage, UserError, write_json
 from distill.catalog import Dataset
 from distill.config import run
-from distill.semantic_ids import LEVEL_NAMES, write_codes
+from distill.quantisers import Quantiser
+from distill.quantisers.settings import KMeansConfig, RQVAEConfig
+from distill.semantic_ids import LEVEL_NAMES, SemanticIDs, collision_rate, write_codes
 
+TEMPLATE = Path(__file__).with_name("id_report.html.jinja")
 TOKEN = re.compile(r"<([a-z])_(0|[1-9]\d{0,5})>")
+SAME_SPACE = 0.5  # of the old items must get their old first code again, or the new embeddings are of another space
 
 
 @dataclass(frozen=True)
@@ -40,74 +48,80 @@ class Config:
     index: Path | None = None
     """Import these IDs instead of training (LC-Rec's index.json: item number to its tokens, "<a_137>" and so on).
     Needs no embeddings; takes the IDs as they are; of the settings below only codebook_size counts."""
+    extend: Path | None = None
+    """Semantic IDs of an earlier version of the data set: its items keep their codes, new items are encoded by its
+    quantiser. Embed them with embed_items.py --like. Of the settings below only unique and full_prefix count."""
+    quantiser: Literal["rqvae", "rkmeans", "pq"] = "pq"
+    """rqvae (paper), rkmeans (residual k-means) or pq (product quantisation: levels without an order), which
+    recommended best (docs/semantic-ids.md)."""
     levels: int = 4
     """Codes of an item."""
     codebook_size: int = 256
     """Codewords of a level (paper: 256)."""
+    sample: int = 65_536
+    """Items to train the quantiser on, drawn at random where there are more; 0: all. All are encoded."""
     unique: bool = True
     """Guarantee that no two items share an ID."""
+    full_prefix: Literal["error", "move"] = "error"
+    """Where more items share all codes but the last than the last level has codes: stop, or move the surplus to the
+    next nearest prefix."""
     collision_rounds: int = 20
     """Rounds in which colliding items are assigned anew among themselves, as LC-Rec does, before the guarantee."""
-    hidden: list[int] = field(default_factory=lambda: [256, 128, 64])
-    """Hidden sizes of the encoder; the decoder mirrors them (LC-Rec: 2048, 1024, 512, 256, 128, 64)."""
-    latent_dim: int = 32
-    """Size of the codewords."""
-    beta: float = 0.25
-    """Weight of the commitment term."""
-    epochs: int = 1000
-    """Passes over the items (LC-Rec: 5,000 to 10,000)."""
-    warmup_epochs: int = 100
-    """Epochs, of those, without quantisation; then k-means starts the codebooks."""
-    batch_size: int = 1024
-    """Items a step."""
-    learning_rate: float = 1e-3
-    """Of AdamW."""
-    weight_decay: float = 1e-4
-    """Of AdamW."""
-    gradient_clip: float = 1.0
-    """Largest norm of the gradient."""
-    sinkhorn_epsilon: float = 0.003
-    """Entropy of the balanced assignment on the last level; 0 switches it off."""
-    sinkhorn_iterations: int = 50
-    """Sinkhorn-Knopp iterations."""
-    revive_every: int = 20
-    """Epochs between two revivals of codewords that nothing chose; 0 switches it off."""
+    rqvae: RQVAEConfig = field(default_factory=RQVAEConfig)
+    """Settings of rqvae."""
+    kmeans: KMeansConfig = field(default_factory=KMeansConfig)
+    """Settings of rkmeans and pq."""
     seed: int = 0
-    """Of the weights, the order of the batches and k-means."""
+    """Of everything random."""
     overwrite: bool = False
     """Repeat the work even if it is finished."""
 
 
 def main(config: Config) -> None:
-    """Train or import, then write codes, quantiser and report."""
+    """Train, import or extend, then write codes, quantiser and report."""
+    if config.index and config.extend:
+        raise UserError("--index imports IDs and --extend adds to old ones; choose one of them.")
     dataset = Dataset.load(config.dataset or config.run / "dataset")
-    inputs, extra = [dataset.artifact], {}
+    inputs, extra, old = [dataset.artifact], {}, None
     if config.index is None:
         inputs.append(artifacts.read(config.embeddings or config.run / "embeddings", "embeddings"))
     elif config.index.is_file():
         extra = {"index": [config.index.stat().st_size, config.index.stat().st_mtime_ns]}
     else:
         raise UserError(f"No file {config.index}; --index names an index.json of LC-Rec's format.")
+    if config.extend is not None:  # made from the earlier data set, so it is no input that must agree
+        old = artifacts.read(config.extend, "semantic_ids")
+        extra = {"extend": old.fingerprint}
     output = config.output or config.run / "semantic_ids"
+    if old and output.resolve() == old.folder.resolve():
+        raise UserError(f"--output is {output}, which --extend reads; name another folder for the longer list.")
     stage = Stage("semantic_ids", config, output, inputs=inputs, extra=extra, overwrite=config.overwrite)
     if stage.is_finished():
         return
     # Everything is checked before the first byte is written.
+    names = dataset.items["item_id"].to_pylist()
+    model, vectors = None, None
     if config.index is not None:
         codes, size = read_index(config.index, dataset.n_items, config.codebook_size)
-        model, facts = None, {"source": config.index.name}
+        before, facts = codes, {"source": config.index.name}
     else:
-        embeddings = _load_embeddings(inputs[1].folder / "embeddings.safetensors", dataset.n_items)
-        model, codes, facts = _quantise(embeddings, config)
-        size = config.codebook_size
-    report = describe(codes, size) | facts
+        vectors = embeddings.load(inputs[1].folder, names)
+        if old:
+            model, before, codes, facts = _extend(old, vectors, names, config)
+        else:
+            model = _train(vectors, config)
+            before = model.encode(vectors)
+            codes, facts = _resolve(model, vectors, before, config), {"source": model.name}
+        size = model.codebook_size
+    report = describe(codes, before, size) | facts | _meaning(codes, vectors, model, dataset)
+    report["verdict"] = verdict(report)
+    page = render(report, dataset.artifact.folder.resolve().parent.name)
     with stage.write() as folder:
-        write_codes(folder, dataset.items["item_id"].to_pylist(), codes)
+        write_codes(folder, names, codes)
         if model is not None:
-            from distill import rqvae
-
-            rqvae.save(model, folder)
+            quantisers.save(model, folder)
         write_json(folder / "report.json", report)
+        (folder / "report.html").write_text(page, encoding="utf-8")
     _print(report)
 
 
@@ -160,29 +174,40 @@ def _refuse(path: Path, message: str, keys: set[str], n_items: int) -> None:
         raise UserError(f"{path} {message.format(len(keys), n_items)}, the first is item {first!r}.")
 
 
-def describe(codes: np.ndarray, codebook_size: int) -> dict[str, Any]:
-    """Facts that any IDs have: counts, and per level the codes used and their perplexity.
+def describe(codes: np.ndarray, before: np.ndarray, codebook_size: int) -> dict[str, Any]:
+    """Facts that any IDs have: counts, collisions, and per level the codes used and their perplexity.
 
     Args:
         codes: [n_items, levels].
+        before: the same, before collisions were resolved.
         codebook_size: codewords a level.
     """
-    levels = []
-    for column in codes.T:
-        share = np.bincount(column, minlength=codebook_size) / len(codes)
-        share = share[share > 0]
-        levels.append({"used": len(share), "perplexity": float(np.exp(-(share * np.log(share)).sum()))})
-    distinct = len(np.unique(codes, axis=0))
-    rate = 1 - distinct / len(codes)
+    rates = [collision_rate(one) for one in (before, codes)]
     return {
         "items": len(codes),
-        "distinct_ids": distinct,
+        "distinct_ids": round(len(codes) * (1 - rates[1])),
         "levels": codes.shape[1],
         "codebook_size": codebook_size,
-        "collision_rate_before": rate,
-        "collision_rate": rate,
-        "per_level": levels,
+        "collision_rate_before": rates[0],
+        "collision_rate": rates[1],
+        "per_level": id_quality.usage(codes, codebook_size),
     }
+
+
+def _meaning(
+    codes: np.ndarray, vectors: np.ndarray | None, model: Quantiser | None, dataset: Dataset
+) -> dict[str, Any]:
+    """What prefixes mean; without embeddings, the parts that need none."""
+    prefix = id_quality.prefixes(codes)
+    found = {
+        "prefix_sharing": {"from": list(id_quality.GROUPS), "per_length": id_quality.sharing(prefix)},
+        "categories": id_quality.purity(prefix, dataset.items["categories"].to_pylist()),
+        "co_purchase": id_quality.co_purchase(prefix, *dataset.training_sequences()),
+    }
+    if vectors is not None and model is not None:
+        found["neighbours"] = id_quality.neighbours(prefix, vectors)
+        found |= id_quality.reconstruction(model, vectors, codes)
+    return found
 
 
 def verdict(report: dict[str, Any]) -> str:
@@ -190,65 +215,228 @@ def verdict(report: dict[str, Any]) -> str:
     faults = []
     if report["collision_rate"] > 0:
         faults.append(f"{report['items'] - report['distinct_ids']} items share the ID of another")
-    if report["collision_rate_before"] > 0.2 and report.get("source") == "rqvae":
-        faults.append(f"{report['collision_rate_before']:.0%} collided before resolution (train for longer)")
+    if report["collision_rate_before"] > 0.2 and report["source"] in ("rqvae", "rkmeans"):
+        faults.append(f"{report['collision_rate_before']:.0%} collided before resolution")
     # A level cannot use more codes than there are items.
     enough = 0.5 * min(report["codebook_size"], report["items"])
     for name, level in zip(LEVEL_NAMES, report["per_level"], strict=False):
         if level["used"] < enough:
             faults.append(f"level {name} uses only {level['used']} of {report['codebook_size']} codes")
+        elif level["perplexity"] < 0.5 * level["used"]:
+            faults.append(f"level {name} uses its codes unevenly (perplexity {level['perplexity']:.0f})")
     if report.get("reconstruction_error", 0) > 0.6:
         faults.append(f"{report['reconstruction_error']:.0%} of the embeddings' variance is lost")
-    if not faults:
-        return "Good: every item has an ID of its own, and all levels are well used."
-    return "Usable, but " + "; ".join(faults) + "."
+    together = report["co_purchase"]
+    if together and together["share"][0] <= together["chance"][0]:
+        faults.append("items bought together share first codes no more often than by chance")
+    if faults:
+        return "Usable, but " + "; ".join(faults) + "."
+    good = "Good: every item has an ID of its own, and all levels are well used."
+    if not together or not together["chance"][0]:
+        return good
+    lift = together["share"][0] / together["chance"][0]
+    return f"{good} Items bought together share first codes {lift:.1f} times as often as by chance."
 
 
-def _load_embeddings(path: Path, n_items: int) -> np.ndarray:
-    try:
-        embeddings = load_file(path)["embeddings"]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); {artifacts.MADE_BY['embeddings']} --overwrite") from None
-    if embeddings.ndim != 2 or len(embeddings) != n_items:
-        raise UserError(f"{path} has shape {list(embeddings.shape)}, the data set has {n_items} items.")
-    return embeddings
-
-
-def _quantise(embeddings: np.ndarray, config: Config) -> tuple[Any, np.ndarray, dict[str, Any]]:
-    """Train, encode, resolve: the `RQVAE`, codes [n_items, levels], and what only a trained quantiser can report."""
+def _train(vectors: np.ndarray, config: Config) -> Quantiser:
     import torch  # here, because importing IDs does without
 
-    from distill import rqvae
+    with tqdm(desc=config.quantiser, unit="step") as bar:
 
-    names = {one.name for one in dataclasses.fields(rqvae.RQVAEConfig)}
-    settings = rqvae.RQVAEConfig(**{name: value for name, value in vars(config).items() if name in names})
-    with tqdm(total=settings.epochs, desc="RQ-VAE", unit="epoch") as bar:
+        def progress(done: int, total: int, word: str) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            if word and (done % 10 == 0 or done == total):
+                bar.set_postfix_str(word)
 
-        def progress(epoch: int, losses: dict[str, float]) -> None:
-            bar.update()
-            if epoch % 10 == 0 or epoch == settings.epochs:
-                bar.set_postfix({name: f"{loss:.3g}" for name, loss in losses.items()})
+        return quantisers.fit(
+            config.quantiser,
+            vectors,
+            config.levels,
+            config.codebook_size,
+            config.seed,
+            config.rqvae,
+            config.kmeans,
+            config.sample,
+            progress,
+            "cuda" if torch.cuda.is_available() else "cpu",
+        )
 
-        model = rqvae.train(embeddings, settings, progress, "cuda" if torch.cuda.is_available() else "cpu").cpu()
-    before = model.encode(embeddings)
-    codes = rqvae.resolve_collisions(
-        before,
-        model.last_residuals(embeddings, before),
-        model.codebooks[-1].detach().numpy(),
-        rounds=config.collision_rounds,
-        unique=config.unique,
-        epsilon=config.sinkhorn_epsilon,
-        iterations=config.sinkhorn_iterations,
+
+def _resolve(
+    model: Quantiser, vectors: np.ndarray, codes: np.ndarray, config: Config, fixed: np.ndarray | None = None
+) -> np.ndarray:
+    from distill.quantisers.collisions import relieve, resolve_collisions
+
+    last = model.levels - 1
+    if config.unique and config.full_prefix == "move":
+        codes = relieve(codes, lambda rows, own, level: model.target(vectors[rows], own, level), model.words, fixed)
+    return resolve_collisions(
+        codes,
+        lambda rows: model.target(vectors[rows], codes[rows], last),
+        model.words(last),
+        config.collision_rounds,
+        config.unique,
+        fixed=fixed,
     )
-    variance = float(np.square(embeddings - embeddings.mean(axis=0)).sum()) or 1.0
-    error = float(np.square(embeddings - model.decode(codes)).sum())
-    facts = {
-        "source": "rqvae",
-        "reconstruction_error": error / variance,  # share of the variance, 0 is perfect, 1 is the mean embedding
-        "mean_squared_error": error / embeddings.size,
-        "collision_rate_before": rqvae.collision_rate(before),
-    }
-    return model, codes, facts
+
+
+def _extend(
+    old: Artifact, vectors: np.ndarray, names: list[str], config: Config
+) -> tuple[Quantiser, np.ndarray, np.ndarray, dict[str, Any]]:
+    """Old codes as they are, new items encoded: the quantiser, codes before and after resolution, facts.
+
+    Raises:
+        UserError: old IDs without quantiser, items that are gone, embeddings of another space.
+    """
+    before = SemanticIDs.load(old.folder)
+    if not (old.folder / quantisers.SETTINGS).is_file():
+        raise UserError(f"{old.folder} was imported: it has no quantiser that could encode new items.")
+    model = quantisers.load(old.folder)
+    row_of = {name: row for row, name in enumerate(names)}
+    gone = [name for name in before.item_ids if name not in row_of]
+    if gone:
+        raise UserError(
+            f"{len(gone)} of {len(before.item_ids)} items of {old.folder} are not in the data set, the first is "
+            f"{gone[0]!r}. Keep them in the catalogue (their codes stay taken), or build all IDs anew without --extend."
+        )
+    if vectors.shape[1] != model.input_dim:
+        raise UserError(
+            f"The embeddings have {vectors.shape[1]} dimensions, {old.folder} was made from {model.input_dim}. "
+            "Embed with: python scripts/embed_items.py --like OLD_EMBEDDINGS"
+        )
+    rows = np.array([row_of[name] for name in before.item_ids])
+    codes = model.encode(vectors)
+    same = float((codes[rows, 0] == before.codes[:, 0]).mean())
+    if same < SAME_SPACE:
+        raise UserError(
+            f"Only {same:.0%} of the old items would get their old first code again: these embeddings are not in the "
+            "space of the old ones. Embed with: python scripts/embed_items.py --like OLD_EMBEDDINGS"
+        )
+    codes[rows] = before.codes
+    fixed = np.zeros(len(names), dtype=bool)
+    fixed[rows] = True
+    facts = {"source": model.name, "extends": old.fingerprint, "kept": len(rows), "added": len(names) - len(rows)}
+    return model, codes, _resolve(model, vectors, codes, config, fixed), facts
+
+
+def render(report: dict[str, Any], name: str) -> str:
+    """report.html: the same facts as a page with everything inside."""
+    import jinja2  # here, because `--help` should not wait for it
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template(TEMPLATE.name).render(name=name, report=report, sections=_sections(report))
+
+
+def _sections(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the page shows, in order: title, text, chart, head and rows of a table each."""
+    levels = [f"level {name}" for name in LEVEL_NAMES[: report["levels"]]]
+    lengths = [f"{length} code{'s' if length > 1 else ''}" for length in range(1, report["levels"] + 1)]
+
+    def percent(values: list[float | None]) -> list[str]:
+        return ["–" if value is None else f"{value:.1%}" for value in values]
+
+    found = []
+    per_level = {key: [one[key] for one in report["per_level"]] for key in ("used", "perplexity")}
+    found.append(
+        {
+            "title": "Use of the codes",
+            "text": f"Codes used of {report['codebook_size']}, and their perplexity: how many equally used codes would "
+            f"be as various. {report['collision_rate_before']:.2%} of the items collided before resolution, "
+            f"{report['collision_rate']:.2%} after.",
+            "chart": _bars(levels, {"perplexity": per_level["perplexity"], "used": per_level["used"]}),
+            "head": ["", *levels],
+            "rows": [["used", *per_level["used"]], ["perplexity", *(f"{x:.0f}" for x in per_level["perplexity"])]],
+        }
+    )
+    if "explained_per_level" in report:
+        found.append(
+            {
+                "title": "Reconstruction",
+                "text": "Share of the embeddings' variance that the decoded codes explain, level by level; "
+                f"{report['reconstruction_error']:.1%} is lost.",
+                "chart": _bars(levels, {"variance explained": report["explained_per_level"]}),
+                "head": ["", *levels],
+                "rows": [["explained", *percent(report["explained_per_level"])]],
+            }
+        )
+    sharing = report["prefix_sharing"]
+    ends = [str(low) if low + 1 == high else f"{low}–{high - 1}" for low, high in pairwise(sharing["from"])]
+    found.append(
+        {
+            "title": "How many items share a prefix",
+            "text": "Share of items whose prefix of this length has so many items.",
+            "chart": _bars(
+                lengths, {"share a prefix with others": [1 - one["shares"][0] for one in sharing["per_length"]]}
+            ),
+            "head": ["items with the prefix", *lengths],
+            "rows": [
+                [label, *percent([one["shares"][place] for one in sharing["per_length"]])]
+                for place, label in enumerate([*ends, f"{sharing['from'][-1]} and more"])
+            ]
+            + [["distinct prefixes", *(f"{one['prefixes']:,}" for one in sharing["per_length"])]],
+        }
+    )
+    questions = (
+        (
+            "categories",
+            "purity",
+            "Categories",
+            "Of the items that share a prefix, how many are of its commonest category.",
+        ),
+        (
+            "neighbours",
+            "share",
+            "Neighbours in the embedding",
+            "How often an item and one of its nearest share a prefix.",
+        ),
+        ("co_purchase", "share", "Bought together", "How often items bought together (training part) share a prefix."),
+    )
+    for key, value, title, text in questions:
+        if report.get(key):
+            share, chance = report[key][value], report[key]["chance"]
+            lift = [
+                f"{one / other:.1f}" if one is not None and other else "–"
+                for one, other in zip(share, chance, strict=True)
+            ]
+            found.append(
+                {
+                    "title": title,
+                    "text": f"{text} Lift: how many times as often as by chance.",
+                    "chart": _bars(lengths, {"found": [x or 0 for x in share], "chance": [x or 0 for x in chance]}),
+                    "head": ["", *lengths],
+                    "rows": [["found", *percent(share)], ["chance", *percent(chance)], ["lift", *lift]],
+                }
+            )
+    return found
+
+
+def _bars(labels: list[str], series: dict[str, list[float]]) -> Any:
+    """Grouped bars as SVG for the page; colours follow its light or dark dress."""
+    import matplotlib
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    ink, colours = "#0a0b0c", ("#0a0b01", "#0a0b02")  # fixed for matplotlib, exchanged for the page's own below
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "ids", "font.size": 9, "text.color": ink, "axes.edgecolor": ink}
+    settings |= {"xtick.color": ink, "ytick.color": ink, "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(7, 2.1), layout="constrained")
+        axes = figure.subplots()
+        for place, (name, values) in enumerate(series.items()):
+            where = np.arange(len(labels)) + 0.4 * place
+            axes.bar(where, values, 0.38, label=name, color=colours[place])
+        axes.set_xticks(np.arange(len(labels)) + 0.2 * (len(series) - 1), labels)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    for colour, own in zip((ink, *colours), ("currentColor", "var(--one)", "var(--two)"), strict=True):
+        svg = svg.replace(colour, own)
+    return Markup(re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 role="img"', svg, count=1))
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -258,10 +446,12 @@ def _print(report: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     lines = [f"{report['items']:,} items, {report['distinct_ids']:,} distinct IDs"]
+    if "kept" in report:
+        lines.append(f"{report['kept']:,} items kept their codes, {report['added']:,} are new")
     lines.append(f"collision rate {report['collision_rate_before']:.2%} before, {report['collision_rate']:.2%} after")
     if "reconstruction_error" in report:
         lines.append(f"reconstruction error {report['reconstruction_error']:.1%} of the embeddings' variance")
-    console.print("\n".join([*lines, verdict(report)]), highlight=False)
+    console.print("\n".join([*lines, report["verdict"]]), highlight=False)
 
 
 if __name__ == "__main__":

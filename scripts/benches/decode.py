@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import tracemalloc
 from dataclasses import dataclass, field
@@ -261,6 +262,12 @@ def tries(config: Config) -> dict[str, float]:
         name = f"1e{len(str(n)) - 1}" if n == 10 ** (len(str(n)) - 1) else str(n)
         figures[f"trie_build_s_{name}"] = seconds
         figures[f"trie_mib_{name}"] = sum(one.nbytes for one in arrays) / 2**20
+        with tempfile.TemporaryDirectory() as folder:
+            trie.save(Path(folder) / "trie.safetensors")
+            started = time.perf_counter()
+            mapped = Trie.load(Path(folder) / "trie.safetensors")
+            figures[f"trie_load_s_{name}"] = time.perf_counter() - started
+            del mapped
         del trie, arrays
         tracemalloc.start()
         Trie.build(codes, SIZE)

@@ -1,70 +1,19 @@
-"""The real commands, from texts to semantic IDs, and what they say to bad input."""
+"""From embeddings to semantic IDs: the command, its report, imports, extensions, and what it says to bad input."""
 
+import html
 import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+import re
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from safetensors.numpy import load_file, save_file
+from by_command import TITLES, command, make_dataset, make_embeddings, real_command, refused, write_json
+from safetensors.numpy import load_file
 
-from distill import rqvae
-from distill.artifacts import Stage
-from distill.catalog import write_dataset
+from distill import quantisers
 from distill.semantic_ids import SemanticIDs
 
-ROOT = Path(__file__).parents[2]
-KINDS, LINES = ["tent", "kettle", "lamp", "rope"], ["aurora", "basalt", "cedar", "delta", "ember"]
-TITLES = [f"{line} {kind} number {i}" for i, (kind, line) in enumerate((k, n) for k in KINDS for n in LINES)]
-FAST = ["--epochs", "30", "--warmup_epochs", "10", "--codebook_size", "8", "--levels", "3", "--hidden", "[16]"]
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """No settings."""
-
-
-def make_dataset(root, titles):
-    ids = [f"item{i}" for i in range(len(titles))]
-    items = pa.table({"item_id": ids, "title": titles})
-    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
-        write_dataset(folder, items, ["u", "v"], [np.array([0, 1, 2]), np.array([2, 1, 0, 3])])
-
-
-def make_embeddings(root, tensors):
-    with Stage("embeddings", Nothing(), root / "embeddings").write() as folder:
-        save_file(tensors, folder / "embeddings.safetensors")
-
-
-def command(script, root, *words):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), "--run", str(root), *words],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # tiny tensors: threads would only wait for each other
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def refused(script, root, *words, kind):
-    code, _, error = command(script, root, *words)
-    assert code == 2, error
-    assert error.startswith("error: ") or "\nerror: " in error
-    assert "Traceback" not in error
-    assert not (root / kind).exists() and not (root / f"{kind}.partial").exists()
-    return error
-
-
-def write_index(root, table, name="index.json"):
-    path = root / name
-    path.write_text(table if isinstance(table, str) else json.dumps(table))
-    return str(path)
+SHORT = ["--rqvae.epochs", "30", "--rqvae.warmup_epochs", "10", "--rqvae.hidden", "[16]"]
+FAST = ["--codebook_size", "8", "--levels", "3", *SHORT]
 
 
 def good_index(n=20):
@@ -75,19 +24,23 @@ def test_texts_to_ids(tmp_path):
     make_dataset(tmp_path, TITLES)
     code, _, error = command("embed_items.py", tmp_path, "--dim", "8")
     assert code == 0, error
-    embeddings = load_file(tmp_path / "embeddings" / "embeddings.safetensors")["embeddings"]
-    assert embeddings.shape == (20, 8) and embeddings.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    vectors = load_file(tmp_path / "embeddings" / "embeddings.safetensors")["embeddings"]
 
-    code, output, error = command("build_semantic_ids.py", tmp_path, *FAST)
+    code, output, error = real_command("build_semantic_ids.py", tmp_path, *FAST)
     assert code == 0, error
     assert "perplexity" in output and "collision rate" in output
     ids = SemanticIDs.load(tmp_path / "semantic_ids", n_items=20)
     assert ids.codes.shape == (20, 3) and ids.codebook_size == 8 and ids.n_distinct == 20
     report = json.loads((tmp_path / "semantic_ids" / "report.json").read_text())
     assert report["collision_rate"] == 0 and report["distinct_ids"] == 20 and len(report["per_level"]) == 3
-    model = rqvae.load(tmp_path / "semantic_ids")
-    np.testing.assert_array_equal(model.encode(embeddings)[:, :-1], ids.codes[:, :-1])
+    assert report["neighbours"]["k"] == 10 and report["co_purchase"]["pairs"] == 1
+    assert sum(report["explained_per_level"]) == pytest.approx(1 - report["reconstruction_error"])
+    model = quantisers.load(tmp_path / "semantic_ids")
+    np.testing.assert_array_equal(model.encode(vectors)[:, :-1], ids.codes[:, :-1])
+
+    page = (tmp_path / "semantic_ids" / "report.html").read_text()
+    assert report["verdict"] in html.unescape(page) and page.count("<svg") == 6
+    assert not re.search(r'(src|href)="(?!#)', page)  # nothing is fetched
 
     before = (tmp_path / "semantic_ids" / "manifest.json").stat().st_mtime_ns
     code, _, error = command("build_semantic_ids.py", tmp_path, *FAST)
@@ -95,17 +48,85 @@ def test_texts_to_ids(tmp_path):
     assert (tmp_path / "semantic_ids" / "manifest.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", ["rqvae", "rkmeans", "pq"])
+def test_new_items_leave_old_codes_untouched(tmp_path, name):
+    rng = np.random.default_rng(0)
+    old = rng.normal(size=(20, 12)).astype(np.float32)
+    make_dataset(tmp_path, TITLES)
+    make_embeddings(tmp_path, old)
+    code, _, error = command("build_semantic_ids.py", tmp_path, *FAST, "--quantiser", name)
+    assert code == 0, error
+    first = SemanticIDs.load(tmp_path / "semantic_ids")
+
+    # a longer catalogue in another order; among the new items, twins of old ones, which would take their codes
+    order = rng.permutation(30)
+    rows = np.concatenate([old, old[:5], rng.normal(size=(5, 12)).astype(np.float32)])[order]
+    make_dataset(tmp_path, [f"thing {i}" for i in order], [f"item{i}" for i in order], "longer")
+    make_embeddings(tmp_path, rows, "more")
+    words = ["--dataset", "longer", "--embeddings", "more", "--extend", "semantic_ids", "--output", "longer_ids"]
+    code, output, error = command("build_semantic_ids.py", tmp_path, *words)
+    assert code == 0, error
+    assert "20 items kept their codes, 10 are new" in output
+    ids = SemanticIDs.load(tmp_path / "longer_ids", n_items=30)
+    codes = dict(zip(ids.item_ids, ids.codes.tolist(), strict=True))
+    assert [codes[item] for item in first.item_ids] == first.codes.tolist()
+    assert ids.n_distinct == 30
+    for new in range(20, 25):  # twins are close: all but the last code
+        assert (
+            codes[f"item{new}"][:-1] == quantisers.load(tmp_path / "semantic_ids").encode(old)[new - 20, :-1].tolist()
+        )
+
+    # again, on top of the extension
+    code, output, error = command("build_semantic_ids.py", tmp_path, *words[:5], "longer_ids", "--output", "again")
+    assert code == 0, error
+    np.testing.assert_array_equal(SemanticIDs.load(tmp_path / "again").codes, ids.codes)
+
+
+def test_extension_refuses_what_does_not_fit(tmp_path):
+    rng = np.random.default_rng(1)
+    old = rng.normal(size=(20, 12))
+    make_dataset(tmp_path, TITLES)
+    make_embeddings(tmp_path, old)
+    fast = ["--quantiser", "rkmeans", "--levels", "2", "--codebook_size", "8"]
+    assert command("build_semantic_ids.py", tmp_path, *fast)[0] == 0
+
+    def refused_extension(*words):
+        words = [*words, "--extend", "semantic_ids", "--output", "longer"]
+        return refused("build_semantic_ids.py", tmp_path, *words, kind="longer")
+
+    make_dataset(tmp_path, TITLES[1:], [f"item{i}" for i in range(1, 20)], "fewer")
+    make_embeddings(tmp_path, old[1:], "fewer_rows")
+    assert "1 of 20 items" in refused_extension("--dataset", "fewer", "--embeddings", "fewer_rows")
+    make_embeddings(tmp_path, old[:, :6], "narrow")
+    assert "have 6 dimensions" in refused_extension("--embeddings", "narrow")
+    make_embeddings(tmp_path, rng.normal(size=(20, 12)), "elsewhere")
+    assert "are not in the space of the old ones" in refused_extension("--embeddings", "elsewhere")
+    make_dataset(tmp_path, [*TITLES, *TITLES], name="double")
+    make_embeddings(tmp_path, np.concatenate([old, np.repeat(old[:1], 20, axis=0)]), "twins")
+    error = refused_extension("--dataset", "double", "--embeddings", "twins")
+    assert "share the prefix" in error and "only 8 codes" in error
+    code, _, error = command("build_semantic_ids.py", tmp_path, "--extend", "semantic_ids")
+    assert code == 2 and "which --extend reads" in error
+    index = write_json(tmp_path / "index.json", good_index())
+    assert command("build_semantic_ids.py", tmp_path, "--index", index, "--output", "imported")[0] == 0
+    words = ["--extend", "imported", "--output", "longer"]
+    assert "has no quantiser" in refused("build_semantic_ids.py", tmp_path, *words, kind="longer")
+
+
 def test_import_of_an_index(tmp_path):
     make_dataset(tmp_path, [""] * 20)
     table = good_index()
     table["7"] = table["3"]  # taken as they are, collisions too
-    path = write_index(tmp_path, table)
+    path = write_json(tmp_path / "index.json", table)
     code, output, error = command("build_semantic_ids.py", tmp_path, "--index", path)
     assert code == 0, error
     assert "19 distinct IDs" in output
     ids = SemanticIDs.load(tmp_path / "semantic_ids", n_items=20)
     assert ids.text(5) == "<a_1><b_1>" and ids.text(7) == ids.text(3)
-    write_index(tmp_path, good_index())
+    report = json.loads((tmp_path / "semantic_ids" / "report.json").read_text())
+    assert report["source"] == "index.json" and "neighbours" not in report and "reconstruction_error" not in report
+    assert len(report["prefix_sharing"]["per_length"]) == 2 and report["collision_rate"] == pytest.approx(0.05)
+    write_json(tmp_path / "index.json", good_index())
     code, _, error = command("build_semantic_ids.py", tmp_path, "--index", path)
     assert code == 0 and "made again, because index changed" in error
 
@@ -126,7 +147,7 @@ def without(table, *keys):
 )
 def test_bad_indices(tmp_path, table, message):
     make_dataset(tmp_path, [""] * 20)
-    path = write_index(tmp_path, table)
+    path = write_json(tmp_path / "index.json", table)
     error = refused("build_semantic_ids.py", tmp_path, "--index", path, kind="semantic_ids")
     assert message in error and path in error
 
@@ -149,66 +170,30 @@ def test_missing_inputs_name_their_command(tmp_path):
 )
 def test_bad_settings(tmp_path, words, message):
     make_dataset(tmp_path, TITLES)
-    make_embeddings(tmp_path, {"embeddings": np.eye(20, dtype=np.float32)})
+    make_embeddings(tmp_path, np.eye(20))
     assert message in refused("build_semantic_ids.py", tmp_path, *words, kind="semantic_ids")
 
 
-def test_embeddings_of_another_catalogue_and_nan(tmp_path):
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.eye(19), "shape [19, 19]"),
+        (np.where(np.eye(20) * np.arange(20) == 3, np.nan, np.eye(20)), "item 3 ('item3') holds NaN"),
+        (np.eye(20) * (np.arange(20) != 7), "item 7 ('item7') is zero"),
+    ],
+)
+def test_embeddings_that_cannot_be_right(tmp_path, rows, message):
     make_dataset(tmp_path, TITLES)
-    make_embeddings(tmp_path, {"embeddings": np.eye(19, dtype=np.float32)})
-    assert "shape [19, 19]" in refused("build_semantic_ids.py", tmp_path, kind="semantic_ids")
-    broken = np.eye(20, dtype=np.float32)
-    broken[3, 3] = np.nan
-    make_embeddings(tmp_path, {"embeddings": broken})
-    assert "item 3 holds NaN" in refused("build_semantic_ids.py", tmp_path, kind="semantic_ids")
+    make_embeddings(tmp_path, rows)
+    assert message in refused("build_semantic_ids.py", tmp_path, kind="semantic_ids")
 
 
-def test_items_without_text(tmp_path):
-    make_dataset(tmp_path, [""] * 20)
-    assert "build_semantic_ids.py --index" in refused("embed_items.py", tmp_path, kind="embeddings")
-
-
-def test_some_items_without_text(tmp_path):
-    make_dataset(tmp_path, [*TITLES[:5], "", "  ", *TITLES[7:]])
-    error = refused("embed_items.py", tmp_path, kind="embeddings")
-    assert "2 of 20 items have no text, the first is item 5 ('item5')" in error
-    code, _, error = command("embed_items.py", tmp_path, "--empty_text", "keep")
-    assert code == 0, error
-    embeddings = load_file(tmp_path / "embeddings" / "embeddings.safetensors")["embeddings"]
-    np.testing.assert_array_equal(embeddings[5], embeddings[6])
-    assert np.linalg.norm(embeddings[5]) == pytest.approx(1, abs=1e-5)
-
-
-def test_hf_embedder_refuses(tmp_path):
+def test_embeddings_of_another_data_set_and_damaged_ones(tmp_path):
     make_dataset(tmp_path, TITLES)
-    assert "needs a model" in refused("embed_items.py", tmp_path, "--embedder", "hf", kind="embeddings")
-    (tmp_path / "empty").mkdir()
-    words = ["--embedder", "hf", "--model", str(tmp_path / "empty")]
-    assert "is not a model that transformers can load" in refused("embed_items.py", tmp_path, *words, kind="embeddings")
-
-
-def test_hf_embeddings_are_means_over_the_tokens(tmp_path):
-    torch = pytest.importorskip("torch")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    make_dataset(tmp_path, [*TITLES[:5], "aurora"])
-    words = ["[UNK]", *KINDS, *LINES, "number"]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes)).eval()
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    environment = ["--embedder", "hf", "--model", str(tmp_path / "model"), "--batch_size", "4"]
-    code, _, error = command("embed_items.py", tmp_path, *environment)
-    assert code == 0, error
-    found = load_file(tmp_path / "embeddings" / "embeddings.safetensors")["embeddings"]
-    assert found.shape == (6, 16)
-    for row in (0, 5):
-        tokens = tokenizer([*TITLES[:5], "aurora"][row], return_tensors="pt", return_token_type_ids=False)
-        with torch.no_grad():
-            expected = model.model(**tokens).last_hidden_state[0].mean(0)
-        np.testing.assert_allclose(found[row], expected.numpy(), atol=1e-5)
+    assert command("embed_items.py", tmp_path, "--dim", "8")[0] == 0
+    make_dataset(tmp_path, [f"{title} anew" for title in TITLES], name="other")
+    error = refused("build_semantic_ids.py", tmp_path, "--dataset", "other", kind="semantic_ids")
+    assert "do not belong together" in error
+    path = tmp_path / "embeddings" / "embeddings.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    assert "is damaged" in refused("build_semantic_ids.py", tmp_path, kind="semantic_ids")

@@ -21,7 +21,12 @@ ENVIRONMENT = os.environ | {
 CONFIGS = {  # the demo's, made tiny
     "data": {"format": "demo", "users": 60},
     "embeddings": {"dim": 16},
-    "semantic_ids": {"levels": 3, "codebook_size": 32, "hidden": [16], "epochs": 20, "warmup_epochs": 10},
+    "semantic_ids": {
+        "quantiser": "rqvae",
+        "levels": 3,
+        "codebook_size": 32,
+        "rqvae": {"hidden": [16], "epochs": 20, "warmup_epochs": 10},
+    },
     "teacher": {
         "sizes": {
             "hidden_size": 16,
@@ -146,6 +151,23 @@ def test_recommender_stands_alone(finished):
         assert len(first) == len(second) == 5
         assert not {row.item_id for row in first} & set(items[:3])
         assert [row.score for row in first] == sorted((row.score for row in first), reverse=True)
+
+
+def test_a_causal_student_is_trained_and_measured_as_any_other(finished, tmp_path):
+    configs, run = finished
+    code, _, error = command(
+        sys.executable, ROOT / "student/train.py", "--config", configs / "student.yaml", "--run", run,
+        "--backbone", "causal", "--variant", "dtr", "--output", tmp_path / "students/dtr",
+    )  # fmt: skip
+    assert code == 0, error
+    code, _, error = command(
+        sys.executable, ROOT / "scripts/evaluate.py", "--config", configs / "evaluate.yaml", "--run", run,
+        "--students", tmp_path / "students", "--output", tmp_path / "evaluation",
+    )  # fmt: skip
+    assert code == 0, error
+    row = next(row for row in json.loads((tmp_path / "evaluation/metrics.json").read_text()) if row["system"] == "dtr")
+    assert json.loads((tmp_path / "students/dtr/config.json").read_text())["backbone"] == "causal"
+    assert row["exclude_bought"] is True and 0 <= row["beam_missed@10"] < 1 and 0 < row["kl_to_truth"] < 10
 
 
 def test_a_lora_teacher_labels_as_any_other(finished, tmp_path):

@@ -48,3 +48,16 @@ def loss(x, encoder, decoder, codebooks, beta, frozen):
             quantised += stopped_word
         total += np.sum((row - mlp(z + (quantised - stopped_z), decoder)) ** 2)
     return total / len(x)
+
+
+def rounded(plan):
+    """Altschuler et al. 2017, algorithm 2: to uniform marginals, one row and one column at a time."""
+    plan = np.array(plan)
+    n, k = plan.shape
+    for i in range(n):
+        plan[i] *= min(1.0, (1 / n) / plan[i].sum())
+    for j in range(k):
+        plan[:, j] *= min(1.0, (1 / k) / plan[:, j].sum())
+    rows = np.array([1 / n - plan[i].sum() for i in range(n)])
+    columns = np.array([1 / k - plan[:, j].sum() for j in range(k)])
+    return plan + np.outer(rows, columns) / rows.sum() if rows.sum() > 0 else plan
