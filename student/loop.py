@@ -59,7 +59,7 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     network, sizes, presets = BACKBONES[config.backbone]
     titles = dataset.items["title"].to_pylist()
     item_ids = dataset.items["item_id"].to_pylist()
-    facts = {name: getattr(config, name) for name in ("variant", "backbone", "seed", "max_history")}
+    facts = {name: getattr(config, name) for name in ("variant", "backbone", "scope", "seed", "max_history")}
     facts["exclude_bought"] = not dataset.repeats()
     valid = dataset.examples("valid", config.max_history)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.valid_users])

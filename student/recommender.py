@@ -43,7 +43,8 @@ class Recommender:
         codes: of all items [n_items, levels].
         item_ids, titles: of all items.
         ranker: re-scores the retriever's beams (`dtr`).
-        facts: what is saved beside the weights: backbone, variant, seed and the like.
+        facts: what is saved beside the weights: backbone, variant, seed and the like. `scope` says over which codewords
+            the softmax of beams and ranker goes: the "level"'s or "all".
         trie: of the codes, where it is at hand.
     """
 
@@ -57,7 +58,7 @@ class Recommender:
         facts: dict[str, Any] | None = None,
         trie: Trie | None = None,
     ):
-        defaults = {"backbone": "seq2seq", "max_history": 20, "exclude_bought": True}
+        defaults = {"backbone": "seq2seq", "scope": "level", "max_history": 20, "exclude_bought": True}
         self.model, self.ranker, self.facts = model, ranker, defaults | (facts or {})
         self.device = model.head.device
         self.item_ids, self.titles = item_ids, titles
@@ -176,7 +177,7 @@ class Recommender:
         scores = np.empty((len(histories), len(self.item_ids)), dtype=np.float32)
         at_once = max(1, self.users_at_once * DEFAULT_WIDTH // self.trie.n_leaves)  # as many nodes as beams elsewhere
         for rows, bought in self._batches(histories, at_once):
-            step = model.step(model.encode(self.history_codes(bought)))
+            step = model.step(model.encode(self.history_codes(bought)), self.facts["scope"])
             scores[rows] = score_all(step, self.trie, len(rows), self.device)[:, self.trie.leaf_of_item].cpu().numpy()
         return scores
 
@@ -193,14 +194,17 @@ class Recommender:
     def _search(self, bought: Tensor, width: int, exclude_bought: bool, constrained: bool) -> tuple[Tensor, Tensor]:
         """`rank_items` of one batch, without a way back to Python between its first and its last operation."""
         codes = self.history_codes(bought)
-        step = self.model.step(self.model.encode(codes))
+        step = self.model.step(self.model.encode(codes), self.facts["scope"])
         closed = self.trie.closed_leaves(bought) if exclude_bought and constrained else None
         tree = self.trie if constrained else FullTree(self.trie.levels, self.trie.codebook_size)
         beams = beam_search(step, tree, len(bought), width, closed, self.device)
         leaves, scores = beams.leaves, beams.scores
         if self.ranker is not None:
-            log_probs = self.ranker.log_probs(self.ranker.encode(codes), beams.codes)
-            scores = sequence_score(log_probs, beams.codes).masked_fill(scores == -torch.inf, -torch.inf)
+            log_probs = self.ranker.log_probs(self.ranker.encode(codes), beams.codes, self.facts["scope"])
+            places = beams.codes
+            if self.facts["scope"] == "all":
+                places = places + torch.arange(tree.levels, device=self.device) * tree.codebook_size
+            scores = sequence_score(log_probs, places).masked_fill(scores == -torch.inf, -torch.inf)
             scores, order = scores.sort(dim=1, descending=True, stable=True)
             leaves, beams = leaves.gather(1, order), beams._replace(codes=take(beams.codes, order))
         if not constrained:

@@ -21,7 +21,7 @@ from distill.catalog import PAD, Dataset
 from distill.semantic_ids import SemanticIDs
 from distill.trie import Trie
 from student.models import BACKBONES
-from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from student.models.seq2seq import Seq2SeqConfig
 from student.models.t5 import to_t5
 from student.recommender import Recommender
 
@@ -110,42 +110,29 @@ def against_generate(student: Recommender, users: dict[int, np.ndarray], config:
     model, figures = student.model, {}
     peer = Generate(to_t5(model), student, config.width)
     same, compared, seconds = 0, 0, {}
-    with TallSoftmax(model):  # Hugging Face's softmax is over all levels' codewords
-        for batch in tqdm(config.batches, desc="against generate", unit="batch"):
-            ours, _ = student.rank_items(users[batch], config.width, exclude_bought=False)
-            theirs = student.trie.items(peer(users[batch]), config.width)[0].cpu().numpy()
-            same, compared = same + (ours == theirs).all(1).sum(), compared + batch
-            work = {
-                "ours": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False),
-                "generate": lambda batch=batch: peer(users[batch]),
-            }
-            median = interleaved(work, config.repeats if batch < 100 else max(1, config.repeats // 2), warm_ups=0)
-            figures[f"ratio_vs_hf_generate_b{batch}"] = median["generate"] / median["ours"]
-            figures[f"users_per_s_hf_generate_b{batch}"] = batch / median["generate"]
+    student.facts["scope"] = "all"  # as Hugging Face's softmax
+    for batch in tqdm(config.batches, desc="against generate", unit="batch"):
+        ours, _ = student.rank_items(users[batch], config.width, exclude_bought=False)
+        theirs = student.trie.items(peer(users[batch]), config.width)[0].cpu().numpy()
+        same, compared = same + (ours == theirs).all(1).sum(), compared + batch
+        work = {
+            "ours": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False),
+            "generate": lambda batch=batch: peer(users[batch]),
+        }
+        median = interleaved(work, config.repeats if batch < 100 else max(1, config.repeats // 2), warm_ups=0)
+        figures[f"ratio_vs_hf_generate_b{batch}"] = median["generate"] / median["ours"]
+        figures[f"users_per_s_hf_generate_b{batch}"] = batch / median["generate"]
     figures["identical_lists"] = same / compared
+    student.facts["scope"] = "level"  # from here on as it is used: only the level's head is computed
     rate = matrix_rate(config.device)
     figures["gflop_per_s_matrix"] = rate / 1e9
-    for batch in config.batches:  # as it is used: only the level's head
+    for batch in config.batches:
         work = {"ours": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False)}
         seconds[batch] = interleaved(work, config.repeats)["ours"]
         figures[f"users_per_s_seq2seq_b{batch}"] = batch / seconds[batch]
         flop = flops(model.config, (users[batch] != PAD).sum(1) * LEVELS, config.width)
         figures[f"times_flop_floor_b{batch}"] = seconds[batch] * rate / flop
     return figures
-
-
-class TallSoftmax:
-    """For a while, a network whose steps take the softmax over all levels' codewords."""
-
-    def __init__(self, model: Seq2Seq):
-        self.model = model
-
-    def __enter__(self) -> None:
-        step = self.model.step
-        self.model.step = lambda memory: step(memory, "all")
-
-    def __exit__(self, *_) -> None:
-        del self.model.step
 
 
 class Generate:

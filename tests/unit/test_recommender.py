@@ -20,14 +20,15 @@ def network(backbone, seed=0):
     return make(config(LEVELS, SIZE, **SIZES)).eval()
 
 
-def shop(backbone="seq2seq", ranker=False, seed=0, shared=True):
+def shop(backbone="seq2seq", ranker=False, seed=0, shared=True, scope="level"):
     numbers = np.random.default_rng(seed).choice(SIZE**LEVELS, N_ITEMS, replace=False)
     codes = np.stack(np.unravel_index(numbers, (SIZE,) * LEVELS), axis=1)
     if shared:
         codes[7] = codes[3]  # two items behind one ID
     ids = [f"i{number}" for number in range(N_ITEMS)]
     second = network(backbone, seed + 1) if ranker else None
-    return Recommender(network(backbone, seed), codes, ids, ids, second, {"backbone": backbone, "max_history": 6})
+    facts = {"backbone": backbone, "max_history": 6, "scope": scope}
+    return Recommender(network(backbone, seed), codes, ids, ids, second, facts)
 
 
 def histories(lengths, seed=1):
@@ -37,13 +38,14 @@ def histories(lengths, seed=1):
 
 
 @torch.no_grad()
-def item_scores(model, codes, history):
+def item_scores(model, codes, history, scope="level"):
     """log P of every item after one history, one item at a time."""
     own = codes[torch.from_numpy(history[history >= 0])][None]
     scores = []
     for row in codes:
-        log_probs = model.log_probs(model.encode(own), row[None, None])[0, 0]
-        scores.append(sum(log_probs[level, code].item() for level, code in enumerate(row.tolist())))
+        log_probs = model.log_probs(model.encode(own), row[None, None], scope)[0, 0]
+        start = SIZE if scope == "all" else 0
+        scores.append(sum(log_probs[level, start * level + code].item() for level, code in enumerate(row.tolist())))
     return np.array(scores)
 
 
@@ -104,13 +106,14 @@ def test_every_recommendation_is_an_item_and_new(seed, width, backbone):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_ranker_orders_the_retrievers_beams(backbone):
-    student, alone = shop(backbone, ranker=True, shared=False), shop(backbone, shared=False)
+@pytest.mark.parametrize("scope", ["level", "all"])
+def test_the_ranker_orders_the_retrievers_beams(backbone, scope):
+    student, alone = (shop(backbone, ranker, shared=False, scope=scope) for ranker in (True, False))
     users = histories([4, 2])
     items, scores = student.rank_items(users, 10)
     retrieved, _ = alone.rank_items(users, 10)
     for row, history in enumerate(users):
-        mean = item_scores(student.ranker, student.codes, history) / LEVELS  # M of the paper
+        mean = item_scores(student.ranker, student.codes, history, scope) / LEVELS  # M of the paper
         assert set(items[row]) == set(retrieved[row])
         np.testing.assert_allclose(scores[row], mean[items[row]], atol=1e-5)
         np.testing.assert_allclose(np.sort(mean[retrieved[row]])[::-1], scores[row], atol=1e-5)
