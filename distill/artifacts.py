@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 CHECK_ONLY = False  # set by --check: a stage that is not finished ends the program with exit code 1
 IDENTITY = "identity.json"  # inside a working folder: whose work is it?

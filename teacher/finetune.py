@@ -8,6 +8,8 @@ in `teacher/loop.py`; it is imported when there is work to do, so that `--help` 
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,7 +18,7 @@ from distill import artifacts
 from distill.artifacts import Stage, UserError
 from distill.config import run, suggest
 
-TASKS = ("stream", "seqrec", "item2index", "index2item")
+TASKS = ("stream", "seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,13 @@ class Config:
     crop: float = 0.0
     """Share of the `stream` sequences that begin at a random item: the same purchases after other histories."""
     tasks: dict[str, float] = field(default_factory=lambda: {"stream": 1.0})
-    """Passes a task and epoch: stream, seqrec, item2index, index2item."""
+    """Passes a task and epoch: stream, and LC-Rec's seqrec, item2index, index2item, fusionseqrec, itemsearch and
+    preferenceobtain."""
+    intentions: Path | None = None
+    """Users' intentions and preferences (LC-Rec's user.json), for itemsearch and preferenceobtain (default: derived
+    from item texts)."""
+    chat: bool = False
+    """Put prompts into the base model's chat template."""
     prompt: Literal["stream", "seqrec"] = "stream"
     """How the teacher is asked for recommendations; a task of that name must be tuned on."""
     epochs: int = 10
@@ -81,28 +89,87 @@ class Config:
     """Users whose validation NDCG@10 chooses the epoch that is kept."""
     patience: int = 3
     """Stop after so many epochs without a better one."""
+    checkpoint_every: int = field(default=1000, metadata={"identity": False})
+    """Optimiser steps between two checkpoints, from which a killed run goes on; 0: none."""
+    keep_checkpoints: int = field(default=2, metadata={"identity": False})
+    """How many of the last checkpoints are kept until the run is finished."""
     seed: int = 0
     """Of weights, order and templates."""
+    dry_run: bool = field(default=False, metadata={"identity": False})
+    """Train nothing, write nothing: check the config against the data, and say what the training would take."""
+    base_config: Path | None = None
+    """Dry run: the base model's config.json, where the base itself is not on this machine."""
+    gpu: Literal["a100", "b200", "h100", "h200", "l40s", "rtx4090"] = field(
+        default="h100", metadata={"identity": False}
+    )
+    """Dry run: whose time and memory are estimated."""
+    gpus: int = field(default=1, metadata={"identity": False})
+    """Dry run: how many of them."""
+    utilisation: float = field(default=0.4, metadata={"identity": False})
+    """Dry run: share of the GPU's peak that the training reaches."""
     overwrite: bool = False
     """Repeat finished work."""
 
 
 def main(config: Config) -> None:
     """Check the config and the inputs, then tune."""
-    for task in config.tasks:
-        if task not in TASKS:
-            raise UserError(f"Unknown task {task!r}. {suggest(task, TASKS)}")
-    if not config.tasks.get(config.prompt):
-        raise UserError(f"The teacher is asked with {config.prompt!r} but not tuned on it; give tasks.{config.prompt}.")
+    check(config)
     dataset = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     ids = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
+    if config.dry_run:
+        from teacher.plan import plan, show
+
+        show(plan(config, dataset.folder, ids.folder))
+        return
+    extra = {"intentions": file_hash(config.intentions)} if config.intentions else None
     output = config.output or config.run / "teacher"
-    stage = Stage("teacher", config, output, [dataset, ids], overwrite=config.overwrite)
+    stage = Stage("teacher", config, output, [dataset, ids], extra, overwrite=config.overwrite)
     if not stage.is_finished():
         from teacher.loop import tune
 
         tune(config, dataset.folder, ids.folder, stage)
 
 
+def check(config: Config) -> None:
+    """Refuse what needs no data to be seen as wrong.
+
+    Raises:
+        UserError: unknown tasks, a prompt that is not tuned on, numbers out of range.
+    """
+    for task, weight in config.tasks.items():
+        if task not in TASKS:
+            raise UserError(f"Unknown task {task!r}. {suggest(task, TASKS)}")
+        if weight < 0:
+            raise UserError(f"tasks.{task} is {weight}; expected 0 or more passes an epoch.")
+    if not config.tasks.get(config.prompt):
+        raise UserError(f"The teacher is asked with {config.prompt!r} but not tuned on it; give tasks.{config.prompt}.")
+    for name, least in (
+        ("epochs", 1),
+        ("accumulation", 1),
+        ("checkpoint_every", 0),
+        ("keep_checkpoints", 1),
+        ("gpus", 1),
+    ):
+        if getattr(config, name) < least:
+            raise UserError(f"--{name} is {getattr(config, name)}; expected {least} or more.")
+    if not 0 < config.utilisation <= 1:
+        raise UserError(f"--utilisation is {config.utilisation}; expected a share above 0 and up to 1.")
+    if config.chat and config.base is None:
+        raise UserError("--chat needs a base model with a chat template; give --base.")
+
+
+def file_hash(path: Path) -> str:
+    """Content hash of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+
+
 if __name__ == "__main__":
-    run(main, Config, "demo/teacher.yaml")
+    flag = {"--dry_run": "--dry_run=true", "--dry-run": "--dry_run=true"}  # a field that needs no value
+    run(main, Config, "demo/teacher.yaml", [flag.get(word, word) for word in sys.argv[1:]])

@@ -2,114 +2,165 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from distill.artifacts import Stage, UserError, say, write_json
+from distill.artifacts import IDENTITY, Stage, UserError, say, write_json
 from distill.catalog import Dataset
 from distill.launch import accelerator, share
 from distill.metrics import hit_ranks, ndcg
 from distill.semantic_ids import SemanticIDs
 from teacher import model as models
+from teacher.checkpoints import Checkpoints, trainable_state
 from teacher.engines.hf import HFEngine
-from teacher.tasks import TaskData, batches, collate
+from teacher.tasks import Samples, TaskData, batches, collate
 
 if TYPE_CHECKING:
     from teacher.finetune import Config
 
 
 def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -> None:
-    """Tune, keep the best epoch, merge, save."""
+    """Tune, keep the best epoch, merge, save.
+
+    Raises:
+        UserError: a task without texts, a base model that does not fit, a loss or gradient that is no number.
+    """
     dataset = Dataset.load(dataset_folder)
     ids = SemanticIDs.load(ids_folder, dataset.n_items)
     acc = accelerator(config.accumulation, config.precision, config.seed)
-    if config.base is None:
-        tokenizer = models.train_tokenizer([text for text in dataset.texts() if text] or ["-"], config.vocab_size)
-        new = models.add_codewords(tokenizer, ids)
-        model = models.from_scratch(tokenizer, config.sizes, config.max_tokens)
-    else:
-        tokenizer = models.load_tokenizer(config.base)
-        new = models.add_codewords(tokenizer, ids)
-        model = models.load_base(config.base)
-        models.extend_vocabulary(model, tokenizer, new)
-    model.config.attention_dropout = config.attention_dropout
-    if config.mode == "lora":
-        rows = tokenizer.convert_tokens_to_ids(ids.tokens())
-        model = models.add_lora(model, rows, config.lora_rank, config.lora_alpha, config.lora_dropout)
+    model, tokenizer = models.build(config, dataset, ids)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     say(f"teacher: {count(model.parameters()):,} parameters, {count(trainable):,} train; tasks {config.tasks}")
 
-    data = TaskData(dataset, ids, tokenizer, config.max_history, config.max_tokens, config.crop)
+    data = task_data(config, dataset, ids, tokenizer)
+    epochs = [batches_of(data, config, epoch) for epoch in range(config.epochs)]
+    steps = sum(len(share(groups, acc)) for _, groups in epochs) // config.accumulation
+    if steps == 0 or min(len(groups) for _, groups in epochs) < acc.num_processes:
+        raise UserError(
+            f"An epoch has {len(epochs[0][1])} batches, too few for {acc.num_processes} processes and --accumulation "
+            f"{config.accumulation}; lower --batch_tokens."
+        )
     optimizer = torch.optim.AdamW(trainable, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
-    plan = [batches_of(data, config, epoch)[1] for epoch in range(config.epochs)]
-    steps = sum(math.ceil(len(share(groups, acc)) / config.accumulation) for groups in plan)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
     model, optimizer = acc.prepare(model, optimizer)
 
-    curve, best, best_state, waited = [], -1.0, None, 0
-    bar = tqdm(total=steps, desc="teacher", unit="step", disable=not acc.is_main_process)
-    for epoch in range(config.epochs):
-        samples, groups = batches_of(data, config, epoch)
-        model.train()
-        total, tokens_seen, started = 0.0, 0, time.time()
-        rng = np.random.default_rng([config.seed, epoch, acc.process_index])
-        for group in share(groups, acc):
-            tokens, labels = collate([samples[row] for row in group], tokenizer.pad_token_id)
-            hide(tokens, tokenizer.pad_token_id, data.token_of, config.token_dropout, rng)
-            tokens, labels = (torch.from_numpy(array).to(acc.device) for array in (tokens, labels))
-            with acc.accumulate(model):
-                # padding stands on the right, so the causal mask alone keeps it from every real token
-                loss = model(input_ids=tokens, labels=labels).loss
-                if not torch.isfinite(loss):
-                    raise UserError(f"The loss is {loss.item()} in epoch {epoch + 1}; lower --lr or raise --clip.")
-                acc.backward(loss)
+    with working_folder(stage, acc) as folder:
+        places = (folder / "checkpoints", config.checkpoint_every, config.keep_checkpoints)
+        checkpoints = Checkpoints(*places, acc, model, optimizer, schedule)
+        progress, hidden = checkpoints.restore()
+        bar = tqdm(total=steps, initial=progress.step, desc="teacher", unit="step", disable=not acc.is_main_process)
+        for epoch in range(progress.epoch, config.epochs):
+            samples, groups = epochs[epoch]
+            model.train()
+            started, before = time.time(), progress.counted
+            rng = np.random.default_rng([config.seed, epoch, acc.process_index])
+            if hidden:  # in the middle of an epoch
+                rng.bit_generator.state, hidden = hidden, None
+            for group in share(groups, acc)[progress.batch :]:
+                tokens, labels = collate([samples[row] for row in group], tokenizer.pad_token_id)
+                hide(tokens, tokenizer.pad_token_id, data.token_of, config.token_dropout, rng)
+                tokens, labels = (torch.from_numpy(array).to(acc.device) for array in (tokens, labels))
+                with acc.accumulate(model):
+                    # padding stands on the right, so the causal mask alone keeps it from every real token
+                    loss = model(input_ids=tokens, labels=labels).loss
+                    check_finite("loss", loss, epoch, checkpoints)
+                    acc.backward(loss)
+                    if acc.sync_gradients:
+                        norm = acc.clip_grad_norm_(trainable, config.clip)
+                        if norm is not None and acc.scaler is None:  # fp16's scaler skips such steps itself
+                            check_finite("gradient norm", norm, epoch, checkpoints)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                counted = int((labels >= 0).sum())
+                progress.loss += loss.item() * counted
+                progress.counted += counted
+                progress.batch += 1
                 if acc.sync_gradients:
-                    acc.clip_grad_norm_(trainable, config.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-            if acc.sync_gradients:
-                schedule.step()
-                bar.update()
-            counted = int((labels >= 0).sum())
-            total, tokens_seen = total + loss.item() * counted, tokens_seen + counted
-            rate = f"{tokens_seen / (time.time() - started):.0f}"
-            bar.set_postfix(epoch=epoch + 1, loss=f"{total / tokens_seen:.3f}", targets_s=rate, best=f"{best:.4f}")
-        bare = acc.unwrap_model(model)
-        value = validate(HFEngine(unpeft(bare), data, config.prompt), dataset, config)
-        curve.append({"epoch": epoch + 1, "loss": total / tokens_seen, "valid_ndcg@10": value})
-        if value > best:
-            best, waited = value, 0
-            best_state = {name: p.detach().cpu().clone() for name, p in trainable_state(bare).items()}
-        elif (waited := waited + 1) >= config.patience:
-            break
-    bar.close()
+                    schedule.step()
+                    progress.step += 1
+                    bar.update()
+                    if checkpoints.due(progress):
+                        checkpoints.save(progress, rng)
+                rate = f"{(progress.counted - before) / (time.time() - started):.0f}"
+                mean = f"{progress.loss / progress.counted:.3f}"
+                bar.set_postfix(epoch=epoch + 1, loss=mean, targets_s=rate, best=f"{progress.best:.4f}")
+            bare = acc.unwrap_model(model)
+            value = validate(HFEngine(unpeft(bare), data, config.prompt), dataset, config)
+            row = {"epoch": epoch + 1, "loss": progress.loss / progress.counted, "valid_ndcg@10": value}
+            progress.curve.append(row)
+            progress.epoch, progress.batch, progress.loss, progress.counted = epoch + 1, 0, 0.0, 0
+            if value > progress.best:
+                progress.best, progress.waited = value, 0
+                progress.best_state = {name: p.detach().cpu().clone() for name, p in trainable_state(bare).items()}
+            else:
+                progress.waited += 1
+                if progress.waited >= config.patience:
+                    break
+        bar.close()
 
-    if acc.is_main_process:
-        bare = acc.unwrap_model(model)
-        bare.load_state_dict(best_state, strict=False)
-        with stage.write() as folder:
-            if config.mode == "lora":
-                bare.save_pretrained(folder / "adapter")
-                bare = bare.merge_and_unload()
-            bare.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+        if acc.is_main_process:
+            bare = acc.unwrap_model(model)
+            bare.load_state_dict(progress.best_state, strict=False)
             facts = {"prompt": config.prompt, "max_history": config.max_history, "max_tokens": config.max_tokens}
-            write_json(folder / "teacher.json", facts | {"valid_ndcg@10": best})
-            write_json(folder / "curve.json", curve)
+            models.save_teacher(bare, tokenizer, folder, facts | {"valid_ndcg@10": progress.best})
+            write_json(folder / "curve.json", progress.curve)
+            checkpoints.remove()
     acc.end_training()
 
 
-def batches_of(data: TaskData, config: Config, epoch: int):
+@contextlib.contextmanager
+def working_folder(stage: Stage, acc: Accelerator) -> Iterator[Path]:
+    """The stage's working folder on every process; what a killed run of the same config left in it is still there."""
+    mark = stage.partial / IDENTITY
+    if not acc.is_main_process:
+        acc.wait_for_everyone()
+        yield stage.partial
+        return
+    try:
+        found = json.loads(mark.read_text())
+    except (OSError, ValueError):
+        found = stage.identity
+    if found != stage.identity:
+        old, new = (identity["config"] for identity in (found, stage.identity))
+        differs = [f"{key} ({old.get(key)} -> {new[key]})" for key in new if old.get(key) != new[key]]
+        differs += [key for key in ("inputs", "extra") if found[key] != stage.identity[key]]
+        say(f"starting afresh: the run broken off at {stage.partial} had another {', '.join(differs)}")
+    with stage.write(resume=True) as folder:
+        acc.wait_for_everyone()  # not before an outdated folder is gone
+        yield folder
+
+
+def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkpoints) -> None:
+    """Stop a run whose numbers are gone.
+
+    Raises:
+        UserError: inf or NaN; the checkpoints stay.
+    """
+    if not torch.isfinite(value):
+        kept = checkpoints.all()
+        said = f" The last checkpoint is {kept[-1]}." if kept else ""
+        raise UserError(f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{said}")
+
+
+def task_data(config: Config, dataset: Dataset, ids: SemanticIDs, tokenizer) -> TaskData:
+    """The tasks' data as the config asks for it."""
+    return TaskData(dataset, ids, tokenizer, config.max_history, config.max_tokens, config.crop, config.intentions)
+
+
+def batches_of(data: TaskData, config: Config, epoch: int) -> tuple[Samples, list[list[int]]]:
     """One epoch's samples and their batches; the same on every process."""
     samples = data.epoch(config.tasks, config.seed, epoch)
     return samples, batches(samples, config.batch_tokens, np.random.default_rng([config.seed, epoch]))
@@ -131,11 +182,6 @@ def validate(engine: HFEngine, dataset: Dataset, config: Config) -> float:
         lists, _ = engine.beams(part.histories, 10)
         values.append(ndcg(hit_ranks(lists, part.targets), 10))
     return float(np.concatenate(values).mean())
-
-
-def trainable_state(model) -> dict[str, torch.Tensor]:
-    """The trained parameters by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def unpeft(model):

@@ -13,6 +13,7 @@ from distill.catalog import PAD, Dataset, write_dataset
 from distill.semantic_ids import SemanticIDs, write_codes
 from teacher import model as models
 from teacher.engines.hf import HFEngine
+from teacher.finetune import Config
 from teacher.tasks import TaskData
 
 N_ITEMS, LEVELS, SIZE = 14, 3, 4
@@ -265,6 +266,18 @@ def test_new_rows_start_near_the_mean(shop):
     assert torch.equal(rows[: len(old)], old)
     distance = (rows[len(old) :] - old.mean(0)).norm(dim=1)
     assert (distance > 0).all() and (distance < 0.3 * (old - old.mean(0)).norm(dim=1).mean()).all()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_attention_dropout_reaches_the_layers(shop, dropout, mode):
+    model, tokenizer = new_teacher(shop)
+    config = Config(attention_dropout=dropout, mode=mode, lora_dropout=0.0)
+    tuned = models.adapt(model, config, tokenizer.convert_tokens_to_ids(shop[1].tokens())).train()
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        first, second = (tuned(input_ids=tokens).logits for _ in range(2))
+    assert torch.equal(first, second) == (dropout == 0)
 
 
 def test_a_checkpoint_of_disk_gives_the_same_numbers(shop, engines, tmp_path):

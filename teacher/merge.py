@@ -1,0 +1,61 @@
+"""Merge a LoRA adapter into its base model: one checkpoint that every engine loads.
+
+    python teacher/merge.py --adapter runs/llama-7b/teacher/adapter --base PATH --output runs/llama-7b/merged
+
+`finetune.py` merges what it saves; this is for another precision, or for an adapter that has travelled alone. The
+adapter's folder, or the one above it, holds the tokenizer and `teacher.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from distill import artifacts
+from distill.artifacts import MANIFEST, Stage, UserError
+from distill.config import run
+
+
+@dataclass(frozen=True)
+class Config:
+    """Merge an adapter: python teacher/merge.py --adapter DIR --base PATH --output DIR."""
+
+    adapter: Path
+    """Folder of the adapter, as finetune.py --mode lora writes it (TEACHER/adapter)."""
+    base: str
+    """The base model that it was tuned on, a local path or hub name."""
+    output: Path
+    """Where the merged teacher goes; must not exist."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the merged weights; auto: the base's own."""
+
+
+def main(config: Config) -> None:
+    """Check the adapter, merge, write."""
+    if not (config.adapter / "adapter_config.json").is_file():
+        inside = (config.adapter / "adapter" / "adapter_config.json").is_file()
+        hint = f"Give {config.adapter / 'adapter'}." if inside else "Make one with: teacher/finetune.py --mode lora"
+        raise UserError(f"{config.adapter} is not an adapter: it holds no adapter_config.json. {hint}")
+    if config.output.exists():
+        raise UserError(f"{config.output} exists; name another output or remove it yourself.")
+    home = next((f for f in (config.adapter, config.adapter.parent) if (f / "teacher.json").is_file()), None)
+    if home is None or not (home / "tokenizer_config.json").is_file():
+        raise UserError(
+            f"Neither {config.adapter} nor the folder above holds the tokenizer and teacher.json that finetune.py "
+            "saves there; without them nobody knows the codewords' numbers."
+        )
+    stage = Stage("teacher", config, config.output)
+    for folder in (config.adapter, config.adapter.parent):
+        if (folder / MANIFEST).is_file():  # so that the merged teacher still belongs to its data and codebook
+            stage.inputs = artifacts.read(folder, "teacher").inputs
+
+    from teacher.model import merge_adapter, save_teacher
+
+    model, tokenizer, facts = merge_adapter(config.adapter, home, config.base, config.dtype)
+    with stage.write() as folder:
+        save_teacher(model, tokenizer, folder, facts)
+
+
+if __name__ == "__main__":
+    run(main, Config)

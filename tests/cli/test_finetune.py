@@ -1,0 +1,233 @@
+"""finetune.py by its real command: killed and started again, refused, and asked what it would take."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoConfig
+
+from distill import artifacts
+from distill.artifacts import Stage, UserError, write_json
+from distill.catalog import Dataset, write_dataset
+from distill.semantic_ids import SemanticIDs, write_codes
+from teacher import model as models
+from teacher.finetune import TASKS, Config, main
+from teacher.loop import batches_of, task_data
+from teacher.plan import flops_a_token, memory, plan
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+LEVELS, SIZE = 3, 8
+SIZES = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}  # fmt: skip
+SETTINGS = {
+    "sizes": SIZES,
+    "vocab_size": 320,
+    "tasks": dict.fromkeys(TASKS, 1.0),
+    "epochs": 5,
+    "batch_tokens": 500,
+    "token_dropout": 0.2,
+    "attention_dropout": 0.1,
+    "crop": 0.5,
+    "max_history": 4,
+    "valid_users": 10,
+    "checkpoint_every": 3,
+}
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+def make_run(root, texts=True, users=40, items=24):
+    """A run's folder with a data set, semantic IDs and teacher.yaml."""
+    rng = np.random.default_rng(0)
+    names = [f"i{number}" for number in range(items)]
+    columns = {"item_id": names}
+    if texts:
+        things = ["tent", "lamp", "rope", "kettle"]
+        columns["title"] = [f"{things[number % 4]} number {number}" for number in range(items)]
+        columns["categories"] = [things[number % 4] for number in range(items)]
+    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+        rows = [rng.integers(0, items, rng.integers(4, 8)) for _ in range(users)]
+        write_dataset(folder, pa.table(columns), [f"u{user}" for user in range(users)], rows)
+    with Stage("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
+        write_codes(folder, names, rng.integers(0, SIZE, (items, LEVELS)))
+        write_json(folder / "report.json", {"codebook_size": SIZE})
+    write_json(root / "teacher.yaml", SETTINGS)  # JSON is YAML
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    make_run(folder)
+    return folder
+
+
+def words(root, *more):
+    script = [sys.executable, ROOT / "teacher/finetune.py", "--config", root / "teacher.yaml", "--run", root]
+    return [str(word) for word in [*script, *more]]
+
+
+def command(root, *more):
+    done = subprocess.run(words(root, *more), capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_killed_and_started_again(root, tmp_path):
+    code, _, error = command(root, "--output", tmp_path / "whole")
+    assert code == 0, error
+    output, partial = tmp_path / "killed", tmp_path / "killed.partial"
+    with subprocess.Popen(words(root, "--output", output), env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (partial / "checkpoints/step-00000012").is_dir():
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -9 and not output.exists()
+    code, _, error = command(root, "--output", output)
+    assert code == 0, error
+    assert int(re.search(r"goes on from step (\d+) ", error).group(1)) >= 12
+    whole, killed = (artifacts.read(tmp_path / name, "teacher") for name in ("whole", "killed"))
+    assert whole.fingerprint == killed.fingerprint  # every byte of every file
+    assert (output / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert {path.name for path in output.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+class TestBadInput:
+    """One clear message, exit code 2, nothing written."""
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            (["--tasks.itemsaerch", "1"], "Did you mean 'itemsearch'?"),
+            (["--tasks.seqrec", "-1"], "tasks.seqrec is -1.0"),
+            (["--prompt", "seqrec", "--tasks.seqrec", "0"], "not tuned on it"),
+            (["--keep_checkpoints", "0"], "--keep_checkpoints is 0"),
+            (["--utilisation", "40"], "--utilisation is 40.0"),
+            (["--chat", "true"], "give --base"),
+            (["--intentions", "/nowhere/user.json"], "Cannot read /nowhere/user.json"),
+        ],
+    )
+    def test_what_needs_no_data(self, root, tmp_path, more, said):
+        code, _, error = command(root, "--output", tmp_path / "teacher", *more)
+        assert code == 2 and said in error
+        assert not list(tmp_path.iterdir())
+
+    def test_tasks_without_texts(self, tmp_path):
+        make_run(tmp_path, texts=False)
+        with pytest.raises(UserError, match="The task 'item2index' needs texts"):
+            main(settings(tmp_path))
+        assert not list(tmp_path.glob("teacher*/"))
+
+
+def settings(root, **changes):
+    return replace(Config(run=root, **SETTINGS), **changes)
+
+
+def real(root, config):
+    """(model, tokenizer, data) as the training builds them."""
+    dataset = Dataset.load(root / "dataset")
+    ids = SemanticIDs.load(root / "semantic_ids", dataset.n_items)
+    model, tokenizer = models.build(config, dataset, ids)
+    return model, tokenizer, task_data(config, dataset, ids, tokenizer)
+
+
+def make_base(root, folder, **changes):
+    """A base model: an untied LLaMA, without codewords."""
+    config = AutoConfig.for_model("llama", **SIZES, vocab_size=330, tie_word_embeddings=False, **changes)
+    models.LlamaForCausalLM(config).save_pretrained(folder)
+    models.train_tokenizer(Dataset.load(root / "dataset").texts(), 330).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_the_plan_of_a_training_that_runs(root, tmp_path, mode, base):
+    if base:
+        make_base(root, tmp_path / "base")
+    config = settings(root, mode=mode, base=str(tmp_path / "base") if base else None)
+    found = plan(config, root / "dataset", root / "semantic_ids")
+    model, _, data = real(root, config)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["trainable"] == sum(parameter.numel() for parameter in trained)
+
+    samples, groups = batches_of(data, config, 0)
+    assert (found["samples"], found["batches"], found["steps"]) == (len(samples), len(groups), len(groups))
+    assert found["tokens"] == sum(len(samples[row].tokens) for row in range(len(samples)))
+    assert found["tokens_padded"] == sum(
+        len(group) * max(len(samples[row].tokens) for row in group) for group in groups
+    )
+
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    tokens = torch.from_numpy(samples[0].tokens.astype(np.int64))[None]
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    size = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # noqa: E731
+    stage = found["memory"][0]
+    assert stage["weights"] == size(model.parameters())
+    assert stage["gradients"] == size(parameter.grad for parameter in trained)
+    assert stage["optimiser"] == size(value for state in optimizer.state.values() for value in state.values())
+
+
+def test_tied_and_untied_products(root, tmp_path):
+    """N is what stands in matrix products: projections, norms, and the head once."""
+    found = plan(settings(root), root / "dataset", root / "semantic_ids")
+    assert found["in_products"] == found["parameters"]  # tied: the table is the head
+    make_base(root, tmp_path)
+    for mode in ("full", "lora"):
+        found = plan(settings(root, base=str(tmp_path), mode=mode), root / "dataset", root / "semantic_ids")
+        table = real(root, settings(root, base=str(tmp_path)))[0].get_input_embeddings().weight.numel()
+        assert found["in_products"] == found["parameters"] - table - found["adapters"] - found["codeword_rows"]
+        assert found["codeword_rows"] == (2 * LEVELS * SIZE * 16 if mode == "lora" else 0)
+
+
+def test_formulas():
+    found = {"parameters": 1000, "trainable": 100, "trainable_tensors": 5, "in_products": 800, "adapters": 60}
+    assert flops_a_token(found, "lora", False) == 3560 and flops_a_token(found, "lora", True) == 5280
+    full = found | {"adapters": 0}
+    assert flops_a_token(full, "full", False) == 4800 and flops_a_token(full, "full", True) == 6400
+    rows = [memory(found, stage, 4, "bf16") for stage in range(4)]
+    assert [row["weights"] for row in rows] == [4000, 2000, 2000, 500]
+    assert [row["gradients"] for row in rows] == [400, 200, 50, 50]
+    assert [row["optimiser"] for row in rows] == [820, 305, 305, 305]
+    assert [memory(found, 3, 1, "no")[name] for name in ("weights", "gradients", "optimiser")] == [4000, 400, 820]
+
+
+def test_llama_7b_without_its_weights(root, tmp_path):
+    """Parameters by hand: LLaMA-7B's 6,738,415,616, two tables of new rows, their trained copies, the adapters."""
+    new = LEVELS * SIZE * 4096
+    adapters = 32 * 8 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    words = ["--base", "no/where", "--base_config", ROOT / "configs/llama-7b/config.json", "--mode", "lora"]
+    code, out, error = command(root, *words, "--dry_run", "--gpus", "2", "--output", tmp_path / "teacher")
+    assert code == 0 and "tokenizer is not on this machine" in error
+    assert f"parameters        {6_738_415_616 + 2 * new + 2 * new + adapters:,}\n" in out
+    assert f"{2 * new + adapters:,} (codeword rows {2 * new:,}, adapters {adapters:,})" in out
+    assert not list(tmp_path.iterdir()) and {path.name for path in root.iterdir()} == {
+        "dataset", "semantic_ids", "teacher.yaml",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base": "no/where"}, "give --base_config FILE"),
+        ({"base": "no/where", "base_config": Path("none.json")}, "No config of a base model at 'none.json'"),
+        ({"gpus": 1000}, "too few for 1000 GPUs"),
+        ({"max_tokens": 12}, "--max_tokens is 12"),
+    ],
+)
+def test_a_dry_run_checks_the_config(root, capsys, changes, said):
+    with pytest.raises(UserError, match=said):
+        main(settings(root, dry_run=True, **changes))
+    assert not capsys.readouterr().out
