@@ -60,7 +60,7 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     titles = dataset.items["title"].to_pylist()
     item_ids = dataset.items["item_id"].to_pylist()
     facts = {name: getattr(config, name) for name in ("variant", "backbone", "scope", "seed", "max_history")}
-    facts["exclude_bought"] = not dataset.repeats()
+    facts["exclude_bought"] = not dataset.repeats() if config.exclude_bought is None else config.exclude_bought
     valid = dataset.examples("valid", config.max_history)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.valid_users])
 

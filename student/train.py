@@ -79,6 +79,9 @@ class Config:
     """Items of history (paper: 20)."""
     width: int = 20
     """Beams in validation."""
+    exclude_bought: bool | None = None
+    """Never recommend items of the history, in validation and by default later (default: where the training part never
+    has an item twice)."""
     valid_users: int = 1000
     """Users whose validation NDCG@10 chooses the epoch that is kept."""
     patience: int = 5
