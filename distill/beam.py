@@ -74,6 +74,39 @@ def beam_search(
     return Beams(leaves, chosen, scores)
 
 
+def search(
+    step: Step, trie: Trie, bought: Tensor, width: int, exclude_bought: bool = True, constrained: bool = True
+) -> Beams:
+    """`beam_search` for users with histories.
+
+    Args:
+        step: the model.
+        trie: the valid IDs.
+        bought: the histories, item numbers padded with -1 [batch, length].
+        width: beams a user.
+        exclude_bought: leave out IDs with nothing new to the user.
+        constrained: only valid IDs; otherwise any, nothing is left out, and leaves are -1 where there is no such item.
+    """
+    closed = trie.closed_leaves(bought) if exclude_bought and constrained else None
+    tree = trie if constrained else FullTree(trie.levels, trie.codebook_size)
+    beams = beam_search(step, tree, len(bought), width, closed, bought.device)
+    return beams if constrained else beams._replace(leaves=trie.find(beams.codes))
+
+
+def to_items(
+    beams: Beams, trie: Trie, bought: Tensor, width: int, exclude_bought: bool = True, constrained: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Items behind the beams of `search` and their scores, best first, -1 for none [batch, up to width].
+
+    Several items behind one ID follow each other; where the search was not constrained, places are kept, so that the
+    invalid ones can be counted.
+    """
+    if not constrained:
+        return trie.first_item(beams.leaves), beams.scores
+    items, place = trie.items(beams.leaves, width, bought if exclude_bought else None)
+    return items, beams.scores.gather(1, place)
+
+
 @torch.no_grad()
 def score_all(step: Step, tree: Trie, batch: int, device="cpu") -> Tensor:
     """Exact log-probabilities of all valid IDs: one pass over the trie's levels, every node once.

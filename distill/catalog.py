@@ -8,7 +8,7 @@ split is leave-one-out. `training_sequences` and `examples` alone know splits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -134,6 +134,10 @@ class Dataset:
         pairs = np.repeat(np.arange(self.n_users), np.diff(offsets)) * self.n_items + values
         return len(np.unique(pairs)) < len(pairs)
 
+    def hides_bought(self, chosen: bool | None) -> bool:
+        """Whether items of the history are left out of recommendations: as chosen, else where the data never repeat."""
+        return not self.repeats() if chosen is None else chosen
+
     def examples(self, split: Split, max_history: int = 20) -> Examples:
         """All targets of a split with the items before them, user by user, in time order.
 
@@ -151,6 +155,20 @@ class Dataset:
         index = (ends - lengths)[:, None] + column
         histories = np.where(column < lengths[:, None], self.values[np.minimum(index, len(self.values) - 1)], PAD)
         return Examples(users, positions, histories, self.values[ends])
+
+
+def by_length(histories: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of row numbers with histories of like lengths, and these histories without common padding.
+
+    Args:
+        histories: item numbers padded with PAD on the right [n, length].
+        batch_size: histories a batch.
+    """
+    lengths = (histories != PAD).sum(1)
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, histories[rows, : max(1, lengths[rows].max())]
 
 
 def cut_by_time(

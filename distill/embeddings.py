@@ -1,7 +1,7 @@
 """The embeddings artifact: `embeddings.safetensors` float32 [n_items, dim], row = item number, and whose rows they are.
 
-`items.parquet` names each row's item; `space.json` (and for TF-IDF `space.safetensors`) holds what is needed to embed
-items that come later in the same space.
+`items.parquet` names each row's item; `space.json` (and for TF-IDF `terms.json` and `tfidf.safetensors`) holds what is
+needed to embed items that come later in the same space.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ Shards are written one by one; a killed export goes on from the last finished sh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from distill import artifacts
 from distill.artifacts import Stage, say, write_json
-from distill.catalog import PAD, Dataset, Examples
+from distill.catalog import PAD, Dataset, Examples, by_length
 from distill.config import run
 from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import correct, write_shard
@@ -79,6 +78,7 @@ def main(config: Config) -> None:
     dataset = Dataset.load(data.folder)
     ids = SemanticIDs.load(codes.folder, dataset.n_items)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    config = replace(config, exclude_bought=dataset.hides_bought(config.exclude_bought))
     engine = HFEngine.load(teacher.folder, dataset, ids, device, config.dtype)
     examples = dataset.examples("train", engine.data.max_history)
     if config.limit:
@@ -112,14 +112,13 @@ def label(
     engine: HFEngine, dataset: Dataset, examples: Examples, config: Config, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Candidates [n, keep], their scores [n, keep] and log-probabilities [n, levels, codebook_size] of n examples."""
-    hide = not dataset.repeats() if config.exclude_bought is None else config.exclude_bought
     candidates = np.empty((len(examples), config.keep), np.int64)
     scores = np.empty((len(examples), config.keep), np.float32)
     log_probs = distributions(engine, dataset, examples, config.batch_size)
     codes = engine.data.ids.codes[examples.targets]
     target_scores = np.take_along_axis(log_probs, codes[..., None], axis=2)[..., 0].sum(1)
-    for rows, histories in by_length(examples, np.arange(len(examples)), config.batch_size):
-        beams = engine.beams(histories, config.width, hide)
+    for rows, histories in by_length(examples.histories, config.batch_size):
+        beams = engine.beams(histories, config.width, config.exclude_bought)
         candidates[rows], scores[rows] = correct(*beams, examples.targets[rows], target_scores[rows], config.keep)
         bar.update(len(rows))
     return candidates, scores, log_probs
@@ -148,18 +147,11 @@ def distributions(engine: HFEngine, dataset: Dataset, examples: Examples, batch_
         for place, row in enumerate(rows):
             mine = where[first[row] : last[row] + 1]
             log_probs[mine] = batch[place, examples.positions[mine]]
-    for rows, histories in by_length(examples, np.flatnonzero(~at_once), batch_size):
+    rest = np.flatnonzero(~at_once)
+    for part, histories in by_length(examples.histories[rest], batch_size):
+        rows = rest[part]
         log_probs[rows] = engine.codeword_logprobs(histories, examples.targets[rows]).cpu().numpy()
     return log_probs
-
-
-def by_length(examples: Examples, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of row numbers with histories of like lengths, and these histories without common padding."""
-    lengths = (examples.histories != PAD).sum(1)
-    rows = rows[np.argsort(lengths[rows], kind="stable")]
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        yield batch, examples.histories[batch, : lengths[batch].max()]
 
 
 def describe(examples: Examples, candidates: np.ndarray, scores: np.ndarray, log_probs: np.ndarray) -> dict[str, float]:

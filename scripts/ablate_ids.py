@@ -121,8 +121,7 @@ def _measured(config: Config, student: Path, examples: Examples) -> dict[str, fl
         from student.recommender import Recommender  # here, because finished cells do without torch
 
         recommender = Recommender.from_pretrained(student)
-        parts = [examples.take(slice(start, start + 256)) for start in range(0, len(examples), 256)]
-        ranks = np.concatenate([hit_ranks(recommender.rank_items(one.histories)[0], one.targets) for one in parts])
+        ranks = hit_ranks(recommender.rank_items(examples.histories)[0], examples.targets)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, _metrics(ranks))
     return json.loads(kept.read_text())

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from distill import artifacts, floors
 from distill.artifacts import Stage, UserError, say, write_json
-from distill.catalog import PAD, Dataset, Examples
+from distill.catalog import PAD, Dataset, Examples, by_length
 from distill.config import run
 from distill.floors import Popularity, Transitions, TransitionSettings
-from distill.metrics import diversity, hit_ranks, kl_to_truth, ndcg, recall
+from distill.metrics import coverage, diversity, hit_ranks, kl_to_truth, ndcg, recall
 from distill.semantic_ids import SemanticIDs
 from distill.sources import demo
 
@@ -103,7 +103,7 @@ def main(config: Config) -> None:
     else:
         vectors = np.eye(ids.codebook_size)[ids.codes].reshape(dataset.n_items, -1)
     truth = Truth.of(dataset, examples, config.kl_users)
-    hide = not dataset.repeats() if config.exclude_bought is None else config.exclude_bought
+    hide = dataset.hides_bought(config.exclude_bought)
     facts = {"dataset": config.run.name, "split": config.split, "users": len(examples), "seed": config.seed}
     facts["exclude_bought"] = hide
 
@@ -194,13 +194,10 @@ def ranked(
     rank: Callable, examples: Examples, config: Config, hide: bool, constrained: bool, name: str
 ) -> tuple[np.ndarray, float]:
     """Ranked items of all users [users, width], and the seconds it took."""
-    lengths = (examples.histories != PAD).sum(1)
-    order = np.argsort(lengths, kind="stable")
     items = np.full((len(examples), config.width), PAD)
     started = time.time()
-    for start in tqdm(range(0, len(order), config.batch_size), desc=name, unit="batch", leave=False):
-        rows = order[start : start + config.batch_size]
-        histories = examples.histories[rows, : lengths[rows].max()]
+    batches, total = by_length(examples.histories, config.batch_size), -(-len(examples) // config.batch_size)
+    for rows, histories in tqdm(batches, total=total, desc=name, unit="batch", leave=False):
         found, _ = rank(histories, config.width, exclude_bought=hide, constrained=constrained)
         items[rows, : found.shape[1]] = found
     return items, time.time() - started
@@ -221,8 +218,7 @@ def exact_scores(score: Callable, histories: np.ndarray, hide: bool, name: str) 
 def beam_missed(lists: np.ndarray, exact: np.ndarray, k: int) -> float:
     """Share of the k truly best items that the first k of the beams lack, over the users with exact scores."""
     best = np.argpartition(-exact, k - 1, axis=1)[:, :k]
-    found = (best[:, :, None] == lists[: len(exact), None, :k]).any(2)
-    return float(1 - found.mean())
+    return float(1 - coverage(lists[: len(exact), :k], best).mean())
 
 
 @dataclass(frozen=True)

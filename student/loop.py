@@ -23,6 +23,7 @@ from distill.metrics import hit_ranks, ndcg
 from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import SoftLabels
 from student.models import BACKBONES
+from student.models.layers import among_all
 from student.recommender import Recommender
 from student.variants import Loss, Variant
 
@@ -60,7 +61,7 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     titles = dataset.items["title"].to_pylist()
     item_ids = dataset.items["item_id"].to_pylist()
     facts = {name: getattr(config, name) for name in ("variant", "backbone", "scope", "seed", "max_history")}
-    facts["exclude_bought"] = not dataset.repeats() if config.exclude_bought is None else config.exclude_bought
+    facts["exclude_bought"] = dataset.hides_bought(config.exclude_bought)
     valid = dataset.examples("valid", config.max_history)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.valid_users])
 
@@ -180,7 +181,7 @@ def batch_loss(
     targets = item_codes
     if config.scope == "all":
         size = log_probs.shape[-1] // item_codes.shape[-1]
-        targets = item_codes + torch.arange(item_codes.shape[-1], device=device) * size
+        targets = among_all(item_codes, size)
 
     total = log_probs.new_zeros(())
     if loss.generative == "nll":
@@ -220,11 +221,7 @@ def validate(recommender: Recommender, valid: Examples, config: Config) -> float
     modes = [(model, model.training) for model in (recommender.model, recommender.ranker) if model is not None]
     for model, _ in modes:
         model.eval()
-    values = []
-    for start in range(0, len(valid), 256):
-        part = valid.take(slice(start, start + 256))
-        lists, _ = recommender.rank_items(part.histories, config.width, recommender.facts["exclude_bought"])
-        values.append(ndcg(hit_ranks(lists, part.targets), 10))
+    lists, _ = recommender.rank_items(valid.histories, config.width, recommender.facts["exclude_bought"])
     for model, mode in modes:
         model.train(mode)
-    return float(np.concatenate(values).mean())
+    return float(ndcg(hit_ranks(lists, valid.targets), 10).mean())

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.artifacts import UserError, write_json
-from distill.beam import beam_search, score_all
-from distill.catalog import PAD, read_parquet
+from distill.beam import Beams, score_all, search, to_items
+from distill.catalog import PAD, by_length, read_parquet
 from distill.objectives import sequence_score
-from distill.trie import FullTree, Trie
+from distill.trie import Trie
 from student.models import BACKBONES
+from student.models.layers import among_all
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
 USERS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # on a CPU about as many as the caches hold
@@ -195,32 +196,22 @@ class Recommender:
         """`rank_items` of one batch, without a way back to Python between its first and its last operation."""
         codes = self.history_codes(bought)
         step = self.model.step(self.model.encode(codes), self.facts["scope"])
-        closed = self.trie.closed_leaves(bought) if exclude_bought and constrained else None
-        tree = self.trie if constrained else FullTree(self.trie.levels, self.trie.codebook_size)
-        beams = beam_search(step, tree, len(bought), width, closed, self.device)
-        leaves, scores = beams.leaves, beams.scores
+        beams = search(step, self.trie, bought, width, exclude_bought, constrained)
         if self.ranker is not None:
             log_probs = self.ranker.log_probs(self.ranker.encode(codes), beams.codes, self.facts["scope"])
-            places = beams.codes
+            own = beams.codes
             if self.facts["scope"] == "all":
-                places = places + torch.arange(tree.levels, device=self.device) * tree.codebook_size
-            scores = sequence_score(log_probs, places).masked_fill(scores == -torch.inf, -torch.inf)
+                own = among_all(own, self.trie.codebook_size)
+            scores = sequence_score(log_probs, own).masked_fill(beams.scores == -torch.inf, -torch.inf)
             scores, order = scores.sort(dim=1, descending=True, stable=True)
-            leaves, beams = leaves.gather(1, order), beams._replace(codes=take(beams.codes, order))
-        if not constrained:
-            return self.trie.first_item(self.trie.find(beams.codes)), scores
-        items, place = self.trie.items(leaves, width, bought if exclude_bought else None)
-        return items, scores.gather(1, place)
+            beams = Beams(beams.leaves.gather(1, order), take(beams.codes, order), scores)
+        return to_items(beams, self.trie, bought, width, exclude_bought, constrained)
 
     def _batches(
         self, histories: np.ndarray, at_once: int, static: bool = False
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Row numbers and histories of users of like length, cut to the longest of them; `static`: all of one shape."""
-        lengths = (histories != PAD).sum(1)
-        order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), at_once):
-            rows = order[start : start + at_once]
-            batch = histories[rows, : max(1, lengths[rows].max())]
+        """`by_length` on the device; `static`: all batches of one shape."""
+        for rows, batch in by_length(histories, at_once):
             if static:
                 wide = np.full((at_once, max(histories.shape[1], self.facts["max_history"])), PAD)
                 wide[: len(rows), : batch.shape[1]] = batch

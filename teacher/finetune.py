@@ -53,6 +53,10 @@ class Config:
     """Share of codewords in the context that are hidden in training: a small teacher learns to use the others."""
     crop: float = 0.0
     """Share of the `stream` sequences that begin at a random item: the same purchases after other histories."""
+    reverse: float = 0.0
+    """Share of the `stream` sequences that run backwards, for data whose order says little (same-day purchases)."""
+    drop_items: float = 0.0
+    """Share of the `stream` sequences' items that are left out."""
     tasks: dict[str, float] = field(default_factory=lambda: {"stream": 1.0})
     """Passes a task and epoch: stream, and LC-Rec's seqrec, item2index, index2item, fusionseqrec, itemsearch and
     preferenceobtain."""

@@ -45,7 +45,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     say(f"teacher: {count(model.parameters()):,} parameters, {count(trainable):,} train; tasks {config.tasks}")
 
-    data = task_data(config, dataset, ids, tokenizer)
+    data = TaskData.of(config, dataset, ids, tokenizer)
     epochs = [batches_of(data, config, epoch) for epoch in range(config.epochs)]
     steps = sum(len(share(groups, acc)) for _, groups in epochs) // config.accumulation
     if steps == 0 or min(len(groups) for _, groups in epochs) < acc.num_processes:
@@ -153,11 +153,6 @@ def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkp
         kept = checkpoints.all()
         said = f" The last checkpoint is {kept[-1]}." if kept else ""
         raise UserError(f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{said}")
-
-
-def task_data(config: Config, dataset: Dataset, ids: SemanticIDs, tokenizer) -> TaskData:
-    """The tasks' data as the config asks for it."""
-    return TaskData(dataset, ids, tokenizer, config.max_history, config.max_tokens, config.crop, config.intentions)
 
 
 def batches_of(data: TaskData, config: Config, epoch: int) -> tuple[Samples, list[list[int]]]:

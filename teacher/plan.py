@@ -59,7 +59,7 @@ def plan(config: Config, dataset_folder: Path, ids_folder: Path) -> dict[str, An
     if config.chat and not estimated:
         models.use_chat_template(tokenizer)
     model = on_meta(config, tokenizer, new, estimated)
-    data = TaskData(dataset, ids, tokenizer, config.max_history, config.max_tokens, config.crop, config.intentions)
+    data = TaskData.of(config, dataset, ids, tokenizer)
     samples = data.epoch(config.tasks, config.seed, 0)
     groups = batches(samples, config.batch_tokens, np.random.default_rng([config.seed, 0]))
     steps = len(groups) // config.gpus // config.accumulation

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from distill.artifacts import UserError
 from distill.catalog import PAD, Dataset
 from distill.semantic_ids import SemanticIDs
 from teacher import intentions, templates
+
+if TYPE_CHECKING:
+    from teacher.finetune import Config
 
 CONTENT = "CONTENT"  # stands for the prompt while a chat template is taken apart
 Answer = int | str  # an item, or a text
@@ -61,6 +65,8 @@ class TaskData:
         max_history: items of history.
         max_tokens: longest prompt with its response.
         crop: share of the streams that begin at a random item.
+        reverse: share of the streams that run backwards.
+        drop: share of the streams' items that are left out.
         intentions_file: intentions and preferences in LC-Rec's form; None: derived from the items' texts.
     """
 
@@ -72,9 +78,12 @@ class TaskData:
         max_history: int,
         max_tokens: int,
         crop: float = 0.0,
+        reverse: float = 0.0,
+        drop: float = 0.0,
         intentions_file: Path | None = None,
     ):
-        self.dataset, self.ids, self.tokenizer, self.crop = dataset, ids, tokenizer, crop
+        self.dataset, self.ids, self.tokenizer = dataset, ids, tokenizer
+        self.crop, self.reverse, self.drop = crop, reverse, drop
         self.max_history, self.max_tokens, self.intentions_file = max_history, max_tokens, intentions_file
         first = np.array(tokenizer.convert_tokens_to_ids(ids.tokens()))
         self.token_of = first.reshape(ids.levels, ids.codebook_size)
@@ -86,6 +95,12 @@ class TaskData:
         self.values, self.offsets = dataset.training_sequences()
         self.examples = dataset.examples("train", max_history)
         self.head, self.tail = self._frame()
+
+    @staticmethod
+    def of(config: Config, dataset: Dataset, ids: SemanticIDs, tokenizer) -> TaskData:
+        """The tasks' data as a config asks for it."""
+        augmented = config.crop, config.reverse, config.drop_items
+        return TaskData(dataset, ids, tokenizer, config.max_history, config.max_tokens, *augmented, config.intentions)
 
     @cached_property
     def fusion_rows(self) -> np.ndarray:
@@ -206,14 +221,20 @@ def _stream(data: TaskData, weight: float, rng: np.random.Generator) -> list[Sam
     for start, end in zip(data.offsets[:-1], data.offsets[1:], strict=True):
         if data.crop and rng.random() < data.crop:  # begin anywhere that leaves two items
             start += rng.integers(max(end - start - 1, 1))
-        for first in range(start, end, data.max_history):
-            items = data.values[first : min(first + data.max_history + 1, end)]  # windows share one item
-            if first > start and len(items) < 2:
+        sequence = data.values[start:end]
+        if data.reverse and rng.random() < data.reverse:
+            sequence = sequence[::-1]
+        if data.drop:
+            kept = rng.random(len(sequence)) >= data.drop
+            sequence = sequence[kept] if kept.sum() > 1 else sequence
+        for first in range(0, len(sequence), data.max_history):
+            items = sequence[first : first + data.max_history + 1]  # windows share one item
+            if first > 0 and len(items) < 2:
                 continue
             tokens = np.append(data.tokenizer.bos_token_id, data.item_tokens[items])
             counted = np.ones(len(tokens), bool)
             counted[0] = False
-            if first > start:
+            if first > 0:
                 counted[1 : 1 + data.ids.levels] = False  # the window before has trained this item, with its history
             samples.append(Sample(tokens, counted))
     return _subset(samples, weight, rng)

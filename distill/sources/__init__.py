@@ -285,6 +285,41 @@ def need_ids(columns: pa.Table, name: str, where: str, hint: str = "") -> pa.Dic
     return numbered(named_column(columns, name, where, hint))
 
 
+def floats(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Numbers, perhaps as texts -> floats [n]; raises `pa.ArrowInvalid`."""
+    return column.cast(pa.float64()).to_numpy()
+
+
+def to_numbers(
+    column: pa.Array | pa.ChunkedArray,
+    where: Callable[[int], str],
+    expected: str,
+    convert: Callable[[Any], np.ndarray] = floats,
+) -> np.ndarray:
+    """A column as floats [n].
+
+    Args:
+        column: as it was read.
+        where: row -> place in a file, for the message.
+        expected: what should stand there, for the message.
+        convert: raises `pa.ArrowInvalid` where it cannot.
+
+    Raises:
+        UserError: names the first row that cannot be converted.
+    """
+    try:
+        return convert(column)
+    except pa.ArrowInvalid:
+        for row in range(len(column)):
+            try:
+                convert(column.slice(row, 1))
+            except pa.ArrowInvalid:
+                raise UserError(
+                    f"{where(row)}: expected {expected}, got {column[row].as_py()!r}. Mend or remove the line."
+                ) from None
+        raise
+
+
 def with_numbers(table: pa.Table, names: Sequence[str]) -> pa.Table:
     """The table with its columns of ids numbered (dictionaries)."""
     for name in set(names) & set(table.column_names):

@@ -24,6 +24,7 @@ from distill.sources import (
     need_column,
     need_ids,
     number_items,
+    to_numbers,
 )
 
 SHAPES = (("u.data", "u.item"), ("ratings.dat", "movies.dat"), ("ratings.csv", "movies.csv"))
@@ -64,7 +65,10 @@ def read(folder: Path, options: Options) -> Source:
     users, named = (need_ids(rows, name, f"{ratings}:1") for name in RATINGS[:2])
     check_ids(users, "user", where, unique=False)
     check_ids(named, "film", where, unique=False)
-    times, stars = (_numbers(rows, name, ratings, where) for name in ("timestamp", "rating"))
+    times, stars = (
+        to_numbers(need_column(rows, name, f"{ratings}:1"), where, f"a number as {name}")
+        for name in ("timestamp", "rating")
+    )
     table, film_where = _table(films, ["movieId", "title", "genres"])
     known = need_column(table, "movieId", f"{films}:1")
     check_ids(known, "film", film_where, unique=True)
@@ -107,15 +111,3 @@ def _table(path: Path, names: list[str]) -> tuple[pa.Table, Callable[[int], str]
         genres = ["|".join(genre for genre, has in zip(GENRES, row, strict=True) if has) for row in flags]
         table = table.select(columns[:2]).append_column("2", pa.array(genres, pa.string()))
     return table.rename_columns(names), lambda row: f"{path}:{row + 1}"
-
-
-def _numbers(rows: pa.Table, name: str, path: Path, where: Callable[[int], str]) -> np.ndarray:
-    column = need_column(rows, name, f"{path}:1")
-    try:
-        return column.cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid:
-        numeric = pc.match_substring_regex(column, r"^-?\d+(\.\d+)?$")
-        row = int(np.argmin(numeric.to_numpy(zero_copy_only=False)))
-        raise UserError(
-            f"{where(row)}: expected a number as {name}, got {column[row].as_py()!r}. Mend or remove the line."
-        ) from None

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distill.artifacts import UserError
 from distill.sources import (
     Options,
     Source,
@@ -26,6 +25,7 @@ from distill.sources import (
     need_ids,
     number_items,
     the_one,
+    to_numbers,
 )
 
 SPLITS = (".train.inter", ".valid.inter", ".test.inter")
@@ -125,13 +125,13 @@ def _read_plain(paths: dict[str, Path], options: Options) -> Source:
     users, named = (need_ids(inter.columns, name, f"{inter.path}:1") for name in ("user_id", "item_id"))
     check_ids(users, "user", inter.where, unique=False)
     check_ids(named, "item", inter.where, unique=False)
-    times = (
-        _numbers(inter, "timestamp", "a timestamp in seconds") if "timestamp" in inter.columns.column_names else None
-    )
-    ratings = None
+    times = ratings = None
+    if "timestamp" in inter.columns.column_names:
+        times = to_numbers(inter.columns["timestamp"], inter.where, "a timestamp in seconds")
     if options.min_rating is not None:
-        need_column(inter.columns, options.rating_column, f"{inter.path}:1", "Name it with --rating_column.")
-        ratings = _numbers(inter, options.rating_column, "a rating")
+        hint = "Name it with --rating_column."
+        column = need_column(inter.columns, options.rating_column, f"{inter.path}:1", hint)
+        ratings = to_numbers(column, inter.where, "a rating")
     if ".item" not in paths:
         items = pa.table({"item_id": named.dictionary})
         return group(items, users, named.indices.to_numpy(), times, ratings, str(inter.path))
@@ -149,18 +149,3 @@ def _read_plain(paths: dict[str, Path], options: Options) -> Source:
     if len(items) > 1:
         check_texts(pa.table(items), lambda item: table.where(int(kept[item])), options.empty_text)
     return group(pa.table(items), users, values, times, ratings, str(inter.path))
-
-
-def _numbers(inter: TextTable, name: str, expected: str) -> np.ndarray:
-    column = inter.columns[name]
-    try:
-        return column.cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid:
-        for row, text in enumerate(column.to_pylist()):
-            try:
-                float(text)
-            except ValueError:
-                raise UserError(
-                    f"{inter.where(row)}: expected {expected}, got {text!r}. Mend or remove the line."
-                ) from None
-        raise

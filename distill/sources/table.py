@@ -28,6 +28,7 @@ from distill.sources import (
     need_ids,
     number_items,
     the_one,
+    to_numbers,
     with_numbers,
 )
 
@@ -78,10 +79,10 @@ def read(folder: Path, options: Options) -> Source:
     times = ratings = None
     if options.time_column is not None:
         hint = "Name it with --time_column (null: rows are in time order)."
-        times = _numbers(named_column(rows, options.time_column, str(paths[0]), hint), where, TIME)
+        times = to_numbers(named_column(rows, options.time_column, str(paths[0]), hint), where, TIME, _convert)
     if options.min_rating is not None:
         column = named_column(rows, options.rating_column, str(paths[0]), "Name it with --rating_column.")
-        ratings = _numbers(column, where, "a rating as a number")
+        ratings = to_numbers(column, where, "a rating as a number", _convert)
     if len(paths) == 1:
         known = named.dictionary
         items = {"item_id": known}
@@ -117,22 +118,8 @@ def _read_parquet(path: Path, only: list[str] | None, ids: Sequence[str]) -> pa.
         return read_parquet(path, ())  # says what is wrong
 
 
-def _numbers(column: pa.ChunkedArray, where: Callable[[int], str], expected: str) -> np.ndarray:
-    """Numbers, dates or texts of either -> floats, seconds since 1970 if dates [n]."""
-    try:
-        return _convert(column)
-    except pa.ArrowInvalid:
-        for row in range(len(column)):
-            try:
-                _convert(column.slice(row, 1))
-            except pa.ArrowInvalid:
-                raise UserError(
-                    f"{where(row)}: expected {expected}, got {column[row].as_py()!r}. Mend or remove the line."
-                ) from None
-        raise
-
-
 def _convert(column: pa.ChunkedArray) -> np.ndarray:
+    """Numbers, dates or texts of either -> floats, seconds since 1970 if dates [n]."""
     if column.null_count:
         raise pa.ArrowInvalid("null")
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from student.models.layers import (
-    Attention,
     CachedStep,
-    FeedForward,
+    EncoderLayer,
     Pair,
+    among_all,
     forced_log_probs,
+    history_tokens,
     initialise,
     level_log_probs,
+    padding_mask,
     relative_buckets,
 )
 
@@ -83,8 +85,7 @@ class Causal(nn.Module):
             codes: codewords of the items, oldest first; whole items padded with -1 on the right [batch, items, levels].
         """
         c = self.config
-        level = torch.arange(c.levels, device=codes.device) * c.codebook_size
-        tokens = torch.where(codes >= 0, codes + level + 1, 0).flatten(1)
+        tokens = history_tokens(codes, c.codebook_size)
         place = torch.arange(tokens.shape[1], device=codes.device)
         # padding stands on the right: no real token sees it
         bias = self.relative(place[None, :] - place[:, None])[None]
@@ -96,10 +97,8 @@ class Causal(nn.Module):
             values.append(value)
         x = self.dropout(self.norm(x))
         lengths = (tokens > 0).sum(1)
-        mask = torch.zeros(tokens.shape, device=codes.device, dtype=x.dtype)
-        mask = mask.masked_fill(tokens == 0, torch.finfo(x.dtype).min)[:, None, None, :]
         last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, c.d_model)
-        return Memory(keys, values, mask, lengths, x.gather(1, last).squeeze(1))
+        return Memory(keys, values, padding_mask(tokens, x.dtype), lengths, x.gather(1, last).squeeze(1))
 
     def relative(self, distance: Tensor) -> Tensor:
         """Bias of key-minus-query distances [..., queries, keys] → [..., heads, queries, keys]; tokens ahead hidden."""
@@ -127,8 +126,7 @@ class Causal(nn.Module):
         """
         c = self.config
         new = c.levels - 1
-        level = torch.arange(new, device=items.device) * c.codebook_size
-        x = self.dropout(self.embedding(items[..., :-1] + level + 1))  # [batch, k, new, d_model]
+        x = self.dropout(self.embedding(among_all(items[..., :-1], c.codebook_size) + 1))  # [batch, k, new, d_model]
         place = torch.arange(new, device=items.device)
         own_bias = self.relative(place[None, :] - place[:, None])
         bias = self.beside(memory, 0, new)
@@ -157,20 +155,8 @@ class Causal(nn.Module):
         return level_log_probs(self.norm(x), self.head, level, scope), present
 
 
-class CausalLayer(nn.Module):
-    """Self-attention and feed-forward, each with norm before and residual after."""
-
-    def __init__(self, c: CausalConfig):
-        super().__init__()
-        self.attention, self.ff = Attention(c.d_model, c.heads, c.d_head), FeedForward(c.d_model, c.d_ff)
-        self.norm1, self.norm2 = nn.RMSNorm(c.d_model, eps=1e-6), nn.RMSNorm(c.d_model, eps=1e-6)
-        self.dropout = nn.Dropout(c.dropout)
-
-    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [batch, length, d_model] → the same, and the keys and values that later tokens look at."""
-        normed = self.norm1(x)
-        keys, values = self.attention.keys_values(normed)
-        return self.feed(x + self.dropout(self.attention(normed, keys, values, bias))), keys, values
+class CausalLayer(EncoderLayer):
+    """An encoder's layer that also takes tokens which come after the history."""
 
     def candidates(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, own_bias: Tensor) -> Tensor:
         """Tokens of k candidates, each seeing the history and its own tokens.
@@ -215,6 +201,3 @@ class CausalLayer(nn.Module):
         for weight, (_, value) in zip(near.transpose(1, 2).unbind(-1), own, strict=True):
             mixed = mixed + weight[..., None] * value.view(by_head)
         return self.feed(x + self.dropout(attention.o(mixed.flatten(2)))), new
-
-    def feed(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.ff(self.norm2(x)))

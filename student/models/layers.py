@@ -76,6 +76,25 @@ class FeedForward(nn.Module):
         return self.wo(F.relu(self.wi(x)))
 
 
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each with norm before and residual after; `c` is a network's config."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.attention, self.ff = Attention(c.d_model, c.heads, c.d_head), FeedForward(c.d_model, c.d_ff)
+        self.norm1, self.norm2 = nn.RMSNorm(c.d_model, eps=1e-6), nn.RMSNorm(c.d_model, eps=1e-6)
+        self.dropout = nn.Dropout(c.dropout)
+
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [batch, length, d_model] → the same, and the keys and values that later tokens may look at."""
+        normed = self.norm1(x)
+        keys, values = self.attention.keys_values(normed)
+        return self.feed(x + self.dropout(self.attention(normed, keys, values, bias))), keys, values
+
+    def feed(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.ff(self.norm2(x)))
+
+
 class CachedStep:
     """`beam.Step` of a student: one new codeword a beam, the cache of the new tokens gathered by parent.
 
@@ -105,6 +124,22 @@ class CachedStep:
         for pairs, new in zip(self.past, present, strict=False):
             pairs.append(new)
         return log_probs
+
+
+def among_all(codes: Tensor, codebook_size: int) -> Tensor:
+    """Codewords [..., levels] as numbers among those of all levels."""
+    return codes + torch.arange(codes.shape[-1], device=codes.device) * codebook_size
+
+
+def history_tokens(codes: Tensor, codebook_size: int) -> Tensor:
+    """Vocabulary numbers of histories' codewords [batch, items, levels], 0 where padded [batch, items · levels]."""
+    return torch.where(codes >= 0, among_all(codes, codebook_size) + 1, 0).flatten(1)
+
+
+def padding_mask(tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask that hides padding [batch, 1, 1, length]."""
+    mask = torch.zeros(tokens.shape, device=tokens.device, dtype=dtype)
+    return mask.masked_fill(tokens == 0, torch.finfo(dtype).min)[:, None, None, :]
 
 
 def level_log_probs(states: Tensor, head: Tensor, level: int, scope: str) -> Tensor:

@@ -17,11 +17,15 @@ from torch.nn import functional as F
 from student.models.layers import (
     Attention,
     CachedStep,
+    EncoderLayer,
     FeedForward,
     Pair,
+    among_all,
     forced_log_probs,
+    history_tokens,
     initialise,
     level_log_probs,
+    padding_mask,
     relative_buckets,
 )
 
@@ -94,19 +98,16 @@ class Seq2Seq(nn.Module):
             codes: codewords of the items, oldest first; whole items padded with -1 on the right [batch, items, levels].
         """
         c = self.config
-        level = torch.arange(c.levels, device=codes.device) * c.codebook_size
-        tokens = torch.where(codes >= 0, codes + level + 1, 0).flatten(1)
+        tokens = history_tokens(codes, c.codebook_size)
         items = (codes[..., 0] >= 0).sum(1, keepdim=True)
         age = (items - 1 - torch.arange(codes.shape[1], device=codes.device)).clamp(0, c.max_items - 1)
-        mask = torch.zeros(tokens.shape, device=codes.device, dtype=self.head.dtype)
-        mask = mask.masked_fill(tokens == 0, torch.finfo(mask.dtype).min)[:, None, None, :]
-        length = tokens.shape[1]
-        place = torch.arange(length, device=codes.device)
+        mask = padding_mask(tokens, self.head.dtype)
+        place = torch.arange(tokens.shape[1], device=codes.device)
         buckets = relative_buckets(place[None, :] - place[:, None], True, c.buckets, c.max_distance)
         bias = mask + self.encoder_bias(buckets).permute(2, 0, 1)
         x = self.dropout(self.embedding(tokens) + self.recency(age).repeat_interleave(c.levels, dim=1))
         for layer in self.encoder:
-            x = layer(x, bias)
+            x, _, _ = layer(x, bias)
         x = self.dropout(self.encoder_norm(x))
         pairs = [layer.cross.keys_values(x) for layer in self.decoder]
         return Memory([key for key, _ in pairs], [value for _, value in pairs], mask)
@@ -124,8 +125,7 @@ class Seq2Seq(nn.Module):
         """
         c = self.config
         batch, k, _ = items.shape
-        level = torch.arange(c.levels - 1, device=items.device) * c.codebook_size
-        tokens = F.pad(items[..., :-1] + level + 1, (1, 0))
+        tokens = F.pad(among_all(items[..., :-1], c.codebook_size) + 1, (1, 0))
         ahead = torch.ones(c.levels, c.levels, dtype=torch.bool, device=items.device).triu(1)
         bias = self.decoder_bias(self.decoder_buckets).permute(2, 0, 1)[None]
         bias = bias.masked_fill(ahead, torch.finfo(bias.dtype).min)
@@ -164,21 +164,6 @@ class Seq2Seq(nn.Module):
             present.append(new)
         states = self.decoder_norm(x)
         return level_log_probs(states, self.head, level, scope), present
-
-
-class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with norm before and residual after."""
-
-    def __init__(self, c: Seq2SeqConfig):
-        super().__init__()
-        self.attention, self.ff = Attention(c.d_model, c.heads, c.d_head), FeedForward(c.d_model, c.d_ff)
-        self.norm1, self.norm2 = nn.RMSNorm(c.d_model, eps=1e-6), nn.RMSNorm(c.d_model, eps=1e-6)
-        self.dropout = nn.Dropout(c.dropout)
-
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        normed = self.norm1(x)
-        x = x + self.dropout(self.attention(normed, *self.attention.keys_values(normed), bias))
-        return x + self.dropout(self.ff(self.norm2(x)))
 
 
 class DecoderLayer(nn.Module):

@@ -8,6 +8,18 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
 
+SIZES = {  # our names of a network's sizes, and T5's
+    "d_model": "d_model",
+    "d_ff": "d_ff",
+    "heads": "num_heads",
+    "d_head": "d_kv",
+    "encoder_layers": "num_layers",
+    "decoder_layers": "num_decoder_layers",
+    "dropout": "dropout_rate",
+    "buckets": "relative_attention_num_buckets",
+    "max_distance": "relative_attention_max_distance",
+}
+
 
 def to_t5(model: Seq2Seq) -> T5ForConditionalGeneration:
     """A T5 with the same weights and logits.
@@ -23,15 +35,7 @@ def to_t5(model: Seq2Seq) -> T5ForConditionalGeneration:
     c = model.config
     config = T5Config(
         vocab_size=1 + c.levels * c.codebook_size,
-        d_model=c.d_model,
-        d_kv=c.d_head,
-        d_ff=c.d_ff,
-        num_heads=c.heads,
-        num_layers=c.encoder_layers,
-        num_decoder_layers=c.decoder_layers,
-        relative_attention_num_buckets=c.buckets,
-        relative_attention_max_distance=c.max_distance,
-        dropout_rate=c.dropout,
+        **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()},
         feed_forward_proj="relu",
         tie_word_embeddings=False,
         pad_token_id=0,
@@ -57,19 +61,7 @@ def from_t5(t5: T5ForConditionalGeneration, levels: int, codebook_size: int) -> 
         raise ValueError(f"The T5 has {c.vocab_size} tokens; {levels} levels of {codebook_size} need one more.")
     if c.feed_forward_proj != "relu" or getattr(c, "scale_decoder_outputs", False):
         raise ValueError("Only a T5 with a plain ReLU feed-forward and unscaled outputs is a student.")
-    config = Seq2SeqConfig(
-        levels=levels,
-        codebook_size=codebook_size,
-        d_model=c.d_model,
-        d_ff=c.d_ff,
-        heads=c.num_heads,
-        d_head=c.d_kv,
-        encoder_layers=c.num_layers,
-        decoder_layers=c.num_decoder_layers,
-        dropout=c.dropout_rate,
-        buckets=c.relative_attention_num_buckets,
-        max_distance=c.relative_attention_max_distance,
-    )
+    config = Seq2SeqConfig(levels, codebook_size, **{ours: getattr(c, theirs) for ours, theirs in SIZES.items()})
     model = Seq2Seq(config).eval()
     theirs = t5.state_dict()
     weights: dict[str, Tensor] = {name: theirs[full] for full, name in _names(config).items()}

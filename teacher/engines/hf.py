@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from distill.artifacts import UserError
-from distill.beam import beam_search, score_all
+from distill.beam import score_all, search, to_items
 from distill.catalog import PAD, Dataset
 from distill.semantic_ids import SemanticIDs
-from distill.trie import FullTree, Trie
+from distill.trie import Trie
 from teacher.model import check_checkpoint
 from teacher.tasks import TaskData
 
@@ -73,18 +73,9 @@ class HFEngine:
         """
         bought = torch.from_numpy(histories).to(self.device)
         step = TreeStep(self.model, self.token_of, *self.prompts(histories))
-        if constrained:
-            closed = self.trie.closed_leaves(bought) if exclude_bought else None
-            beams = beam_search(step, self.trie, len(histories), width, closed, self.device)
-            leaves = beams.leaves
-        else:
-            tree = FullTree(self.trie.levels, self.trie.codebook_size)
-            beams = beam_search(step, tree, len(histories), width, None, self.device)
-            leaves = self.trie.find(beams.codes)
-        if not constrained:  # places are kept, so that the invalid ones can be counted
-            return self.trie.first_item(leaves).cpu().numpy(), beams.scores.cpu().numpy()
-        items, place = self.trie.items(leaves, width, bought if exclude_bought else None)
-        return items.cpu().numpy(), beams.scores.gather(1, place).cpu().numpy()
+        beams = search(step, self.trie, bought, width, exclude_bought, constrained)
+        items, scores = to_items(beams, self.trie, bought, width, exclude_bought, constrained)
+        return items.cpu().numpy(), scores.cpu().numpy()
 
     @torch.inference_mode()
     def score_items(self, histories: np.ndarray) -> np.ndarray:

@@ -20,8 +20,9 @@ from distill.catalog import Dataset, write_dataset
 from distill.semantic_ids import SemanticIDs, write_codes
 from teacher import model as models
 from teacher.finetune import TASKS, Config, main
-from teacher.loop import batches_of, task_data
+from teacher.loop import batches_of
 from teacher.plan import flops_a_token, memory, plan
+from teacher.tasks import TaskData
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -140,7 +141,7 @@ def real(root, config):
     dataset = Dataset.load(root / "dataset")
     ids = SemanticIDs.load(root / "semantic_ids", dataset.n_items)
     model, tokenizer = models.build(config, dataset, ids)
-    return model, tokenizer, task_data(config, dataset, ids, tokenizer)
+    return model, tokenizer, TaskData.of(config, dataset, ids, tokenizer)
 
 
 def make_base(root, folder, **changes):

@@ -303,6 +303,20 @@ def test_long_prompts_lose_their_beginning(shop):
         assert cut.counted.sum() == 3
 
 
+def test_streams_run_backwards_and_lose_items_where_asked(tmp_path):
+    shop = make_shop(tmp_path)
+    plain, backwards = (task_data(shop, reverse=share).epoch({"stream": 1.0}, 0, 0) for share in (0.0, 1.0))
+    for row in range(len(plain)):
+        items = plain[row].tokens[1:].reshape(-1, 3)
+        np.testing.assert_array_equal(backwards[row].tokens[1:].reshape(-1, 3), items[::-1])
+        np.testing.assert_array_equal(backwards[row].counted, plain[row].counted)
+    shop = make_shop(tmp_path / "many", users=600)
+    whole, fewer = (task_data(shop, drop=share).epoch({"stream": 1.0}, 0, 0) for share in (0.0, 0.2))
+    assert len(fewer) == len(whole) == 600
+    assert (fewer.lengths >= np.minimum(whole.lengths, 1 + 2 * 3)).all()  # two items at least, where there are so many
+    assert fewer.lengths.sum() < whole.lengths.sum()
+
+
 def test_a_stream_longer_than_the_limit_is_refused(shop):
     with pytest.raises(UserError, match="A stream of 3 items takes 10 tokens"):
         task_data(shop, max_tokens=9).epoch({"stream": 1.0}, 0, 0)
