@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from student.models.layers import among_all
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
 USERS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # on a CPU about as many as the caches hold
+
+USERS_A_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,8 @@ class Recommender:
         items = np.full((len(histories), width), PAD)
         scores = np.full((len(histories), width), -np.inf, dtype=np.float32)
         for rows, bought in self._batches(histories, self.users_at_once, self.static):
-            found = self._search(bought, width, exclude_bought, constrained)
+            with few_threads(len(bought)):
+                found = self._search(bought, width, exclude_bought, constrained)
             for whole, part in zip((items, scores), found, strict=True):
                 whole[rows, : part.shape[1]] = part[: len(rows)].cpu().numpy()
         return items, scores
@@ -222,6 +226,20 @@ class Recommender:
     def history_codes(self, histories: Tensor) -> Tensor:
         """Codes of padded item numbers [users, length] → [users, length, levels], -1 where padded."""
         return torch.where((histories >= 0)[..., None], self.codes[histories.clamp(min=0)], -1)
+
+
+@contextlib.contextmanager
+def few_threads(users: int) -> Iterator[None]:
+    """No more CPU threads than a small batch keeps busy: waking them costs more than they save."""
+    threads = torch.get_num_threads()
+    fewer = min(threads, 1 + users // USERS_A_THREAD)
+    if fewer < threads:
+        torch.set_num_threads(fewer)
+    try:
+        yield
+    finally:
+        if fewer < threads:
+            torch.set_num_threads(threads)
 
 
 def take(values: Tensor, order: Tensor) -> Tensor:

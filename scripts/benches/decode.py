@@ -44,6 +44,8 @@ class Config:
     """Beam widths of the cost table, 32 users at once."""
     trie_sizes: list[int] = field(default_factory=lambda: [10**4, 10**5, 10**6, 10**7])
     """Items of the tries that are built."""
+    compiled: bool = False
+    """Also one user through `Recommender.compile`, on CPUs by inductor (needs a C++ compiler and most of a minute)."""
     repeats: int = 5
     """Measured rounds; medians are reported."""
     device: str = "cpu"
@@ -69,6 +71,8 @@ def main(config: Config) -> dict[str, Any]:
     users = {n: histories[rng.choice(len(histories), n, replace=False)] for n in {*config.batches, 32}}
     figures = {"threads": torch.get_num_threads(), "device": config.device, "preset": config.preset}
     figures |= against_generate(students["seq2seq"], users, config)
+    if config.compiled:
+        figures |= one_user_compiled(students["seq2seq"], users[min(users)][:1], config)
     figures |= shares(students["seq2seq"], users[max(users)])
     rankers = {name: student.rank_items for name, student in students.items()}
     if config.run and (config.run / "teacher").is_dir():
@@ -133,6 +137,16 @@ def against_generate(student: Recommender, users: dict[int, np.ndarray], config:
         flop = flops(model.config, (users[batch] != PAD).sum(1) * LEVELS, config.width)
         figures[f"times_flop_floor_b{batch}"] = seconds * rate / flop
     return figures
+
+
+def one_user_compiled(student: Recommender, user: np.ndarray, config: Config) -> dict[str, float]:
+    """One user by the search as one graph; every history then has the longest one's shape."""
+    names = student.item_ids, student.titles
+    compiled = Recommender(student.model, student.codes.cpu().numpy(), *names, facts=dict(student.facts))
+    compiled.users_at_once = 1
+    compiled.compile()
+    work = {"compiled": lambda: compiled.rank_items(user, config.width, exclude_bought=False)}
+    return {"users_per_s_seq2seq_compiled_b1": 1 / interleaved(work, config.repeats, warm_ups=3)["compiled"]}
 
 
 class Generate:

@@ -15,6 +15,39 @@ from torch.nn import functional as F
 Pair = tuple[Tensor, Tensor]  # keys and values
 
 
+class Packing:
+    """Which places of padded sequences hold tokens, so that linear maps can leave the padding out.
+
+    Args:
+        tokens: vocabulary numbers, 0 where padded [batch, length].
+    """
+
+    def __init__(self, tokens: Tensor):
+        self.shape, self.places = tokens.shape, tokens.flatten().nonzero().squeeze(1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[batch, length, any] → [1, tokens, any]."""
+        return x.flatten(0, 1)[self.places][None]
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[1, tokens, any] → [batch, length, any], zeros at the padding."""
+        padded = x.new_zeros(self.shape.numel(), x.shape[-1])
+        return padded.index_copy_(0, self.places, x[0]).view(*self.shape, -1)
+
+
+class NoPacking:
+    """As `Packing` where the padding is computed along: shapes stay static, as compiled graphs want them."""
+
+    def pack(self, x: Tensor) -> Tensor:
+        return x
+
+    def pad(self, x: Tensor) -> Tensor:
+        return x
+
+
+PLAIN = NoPacking()
+
+
 class Attention(nn.Module):
     """Multi-head attention without scaling and without biases."""
 
@@ -28,15 +61,18 @@ class Attention(nn.Module):
         """[batch, length, heads · d_head] → [batch, heads, length, d_head]."""
         return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of x [batch, length, d_model], each [batch, heads, length, d_head]."""
-        return self.split(self.k(x)), self.split(self.v(x))
+    def keys_values(self, x: Tensor, packing: Packing | NoPacking = PLAIN) -> tuple[Tensor, Tensor]:
+        """Keys and values of x [batch, length, d_model] or packed, each [batch, heads, length, d_head]."""
+        return self.split(packing.pad(self.k(x))), self.split(packing.pad(self.v(x)))
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """Attend from x [batch, length, d_model] with an additive bias [batch or 1, heads or 1, length or 1, keys]."""
-        queries = self.split(self.q(x))
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, packing: Packing | NoPacking = PLAIN
+    ) -> Tensor:
+        """Attend from x [batch, length, d_model] or packed, with an additive bias [batch or 1, heads or 1, length or 1,
+        keys]."""
+        queries = self.split(packing.pad(self.q(x)))
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
-        return self.o(mixed.transpose(1, 2).flatten(2))
+        return self.o(packing.pack(mixed.transpose(1, 2).flatten(2)))
 
     def step(self, x: Tensor, past: list[Pair], bias: Tensor) -> tuple[Tensor, Pair]:
         """Attend from one new token a row to the few before it and to itself.
@@ -85,11 +121,11 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.RMSNorm(c.d_model, eps=1e-6), nn.RMSNorm(c.d_model, eps=1e-6)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [batch, length, d_model] → the same, and the keys and values that later tokens may look at."""
+    def forward(self, x: Tensor, bias: Tensor, packing: Packing | NoPacking = PLAIN) -> tuple[Tensor, Tensor, Tensor]:
+        """x [batch, length, d_model] or packed → the same, and the keys and values that later tokens may look at."""
         normed = self.norm1(x)
-        keys, values = self.attention.keys_values(normed)
-        return self.feed(x + self.dropout(self.attention(normed, keys, values, bias))), keys, values
+        keys, values = self.attention.keys_values(normed, packing)
+        return self.feed(x + self.dropout(self.attention(normed, keys, values, bias, packing))), keys, values
 
     def feed(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.ff(self.norm2(x)))
@@ -134,6 +170,13 @@ def among_all(codes: Tensor, codebook_size: int) -> Tensor:
 def history_tokens(codes: Tensor, codebook_size: int) -> Tensor:
     """Vocabulary numbers of histories' codewords [batch, items, levels], 0 where padded [batch, items · levels]."""
     return torch.where(codes >= 0, among_all(codes, codebook_size) + 1, 0).flatten(1)
+
+
+def packing_of(tokens: Tensor) -> Packing | NoPacking:
+    """Packing on a CPU, where arithmetic is dear and shapes are free, if there is padding."""
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling() or bool((tokens > 0).all()):
+        return PLAIN
+    return Packing(tokens)
 
 
 def padding_mask(tokens: Tensor, dtype: torch.dtype) -> Tensor:

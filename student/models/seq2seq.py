@@ -25,6 +25,7 @@ from student.models.layers import (
     history_tokens,
     initialise,
     level_log_probs,
+    packing_of,
     padding_mask,
     relative_buckets,
 )
@@ -105,11 +106,12 @@ class Seq2Seq(nn.Module):
         place = torch.arange(tokens.shape[1], device=codes.device)
         buckets = relative_buckets(place[None, :] - place[:, None], True, c.buckets, c.max_distance)
         bias = mask + self.encoder_bias(buckets).permute(2, 0, 1)
-        x = self.dropout(self.embedding(tokens) + self.recency(age).repeat_interleave(c.levels, dim=1))
+        packing = packing_of(tokens)
+        x = self.dropout(packing.pack(self.embedding(tokens) + self.recency(age).repeat_interleave(c.levels, dim=1)))
         for layer in self.encoder:
-            x, _, _ = layer(x, bias)
+            x, _, _ = layer(x, bias, packing)
         x = self.dropout(self.encoder_norm(x))
-        pairs = [layer.cross.keys_values(x) for layer in self.decoder]
+        pairs = [layer.cross.keys_values(x, packing) for layer in self.decoder]
         return Memory([key for key, _ in pairs], [value for _, value in pairs], mask)
 
     def log_probs(self, memory: Memory, items: Tensor, scope: str = "level") -> Tensor:

@@ -7,6 +7,7 @@ from distill.beam import beam_search, score_all
 from distill.trie import FullTree, Trie
 from student.models import BACKBONES
 from student.models.causal import Causal, CausalConfig
+from student.models.layers import Packing
 from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from student.models.t5 import from_t5, to_t5
 
@@ -205,3 +206,11 @@ def test_gradients_reach_every_weight(model):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     model.zero_grad()
+
+
+def test_packing_leaves_out_the_padding_and_nothing_else():
+    tokens = torch.tensor([[5, 3, 0], [2, 0, 0]])
+    packing, x = Packing(tokens), torch.arange(12.0).view(2, 3, 2)
+    packed = packing.pack(x)
+    assert packed.tolist() == [[[0.0, 1.0], [2.0, 3.0], [6.0, 7.0]]]
+    assert packing.pad(packed).tolist() == [[[0, 1], [2, 3], [0, 0]], [[6, 7], [0, 0], [0, 0]]]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from distill.artifacts import UserError
 from student.models import BACKBONES
-from student.recommender import Recommender
+from student.recommender import Recommender, few_threads
 
 LEVELS, SIZE, N_ITEMS = 3, 4, 30
 SIZES = {"d_model": 16, "d_ff": 32, "heads": 2, "d_head": 8}
@@ -165,3 +165,15 @@ def test_save_and_load(backbone, tmp_path):
         loaded.recommend([["i1"], ["nothing"]])
     with pytest.raises(UserError, match="History 0 is empty"):
         loaded.recommend([[]])
+
+
+def test_small_batches_use_few_threads_and_give_them_back():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for users, threads in ((1, 1), (8, 2), (1000, 3)):
+            with few_threads(users):
+                assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
