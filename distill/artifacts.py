@@ -33,6 +33,7 @@ MADE_BY = {
     "teacher": "accelerate launch teacher/finetune.py",
     "soft_labels": "python distill/export_soft_labels.py",
     "student": "accelerate launch student/train.py --variant tiger",
+    "baseline": "accelerate launch student/baseline.py --name sasrec",
     "evaluation": "python scripts/evaluate.py",
     "report": "python scripts/report.py",
 }
@@ -58,8 +59,9 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """Its kind; of students, several of which may stand side by side, also the folder's name."""
-        return f"student/{self.folder.name}" if self.kind == "student" else self.kind
+        """Its kind; of students, baselines and folds' teachers, which stand side by side, also the folder's name."""
+        several = self.kind in ("student", "baseline") or (self.kind == "teacher" and self.config.get("folds"))
+        return f"{self.kind}/{self.folder.name}" if several else self.kind
 
 
 def fingerprint(folder: Path) -> str:

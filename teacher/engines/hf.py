@@ -88,6 +88,26 @@ class HFEngine:
         return np.concatenate(scores)
 
     @torch.inference_mode()
+    def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Exact log P(v|S) of a few items a history; they hang from the prompt, which is read once.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 [rows, length].
+            items: item numbers, -1 for none [rows, k].
+
+        Returns:
+            float32 [rows, k], -inf for none.
+        """
+        codes = torch.from_numpy(self.data.ids.codes[np.maximum(items, 0)]).to(self.device)
+        step = TreeStep(self.model, self.token_of, *self.prompts(histories))
+        total = step(0, None, None).expand(-1, items.shape[1], -1).gather(2, codes[..., :1])[..., 0]
+        own = torch.arange(items.shape[1], device=self.device).expand(items.shape)  # each candidate is its own beam
+        for level in range(1, codes.shape[2]):
+            log_probs = step(level, own if level > 1 else torch.zeros_like(own), codes[..., level - 1])
+            total = total + log_probs.gather(2, codes[..., level, None])[..., 0]
+        return np.where(items == PAD, -np.inf, total.float().cpu().numpy())
+
+    @torch.inference_mode()
     def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray) -> Tensor:
         """Teacher-forced full-vocabulary log-probabilities of every level's codewords.
 

@@ -134,6 +134,17 @@ def test_narrow_beams_score_as_plain_passes(engines, prompt):
             np.testing.assert_allclose(scores[row], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_scores_of_candidates(engines, prompt):
+    """In any order, more than once, padded: each scores as if it stood alone."""
+    engine = engines[prompt]
+    items = np.array([[5, 6, 0, 13, 0], [1, PAD, 2, PAD, PAD], [7, 7, 7, 7, 7], [PAD, 12, 11, 10, 9]])
+    found = engine.score_candidates(HISTORIES, items)
+    for row, history in enumerate(HISTORIES):
+        expected = np.where(items[row] == PAD, -np.inf, scores_of_all(engine, history)[items[row]])
+        np.testing.assert_allclose(found[row], expected, atol=1e-4)
+
+
 def test_beams_without_the_trie(engines):
     engine = engines["stream"]
     items, scores = engine.beams(HISTORIES, SIZE**LEVELS, exclude_bought=False, constrained=False)
