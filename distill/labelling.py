@@ -123,6 +123,11 @@ class EngineLabeller:
         return Labels(candidates, scores, log_probs, ranks, invalid)
 
     def log_prob(self, examples: Examples, items: np.ndarray) -> np.ndarray:
+        if hasattr(self.engine, "score_candidates"):  # all of a history's items hang from one prompt
+            found = np.empty(items.shape, np.float32)
+            for rows, histories in by_length(examples.histories, self.batch_size):
+                found[rows] = self.engine.score_candidates(histories, items[rows])
+            return found
         known = items != PAD
         found = np.full(items.shape, -np.inf, np.float32)
         for rows, histories in by_length(examples.histories, self.batch_size):

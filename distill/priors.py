@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from distill.artifacts import UserError
 from distill.catalog import PAD, Dataset, Examples, fold_of
+from distill.config import suggest
 from distill.floors import (
     Popularity,
     Transitions,
@@ -25,9 +27,11 @@ from distill.floors import (
     top_items,
 )
 from distill.labelling import Ask, Labeller, Labels, Progress
+from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import correct
 from distill.trie import Trie
 
+TEACHERS = ("llm", "transitions", "distance", "statistics")
 CHUNK = 256  # examples whose distributions over all items are in memory at once
 POWERS = (0.5, 0.75, 1.0, 1.5, 2.0)
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -414,6 +418,59 @@ class FoldedLabeller:
         fold = fold_of(examples.users, len(self.labellers))
         rows = [np.flatnonzero(fold == number) for number in range(len(self.labellers))]
         return [pair for pair in zip(rows, self.labellers, strict=True) if len(pair[0])]
+
+
+def check_mix(mix: dict[str, float], folds: int) -> None:
+    """Refuse what needs no data to be seen as wrong.
+
+    Raises:
+        UserError: an unknown teacher, a weight that is none, folds that are none.
+    """
+    if not mix:
+        raise UserError(f"--mix names no teacher. Available: {', '.join(TEACHERS)}.")
+    for name, weight in mix.items():
+        if name not in TEACHERS:
+            raise UserError(f"Unknown teacher {name!r} in --mix. {suggest(name, TEACHERS)}")
+        if not 0 < weight < np.inf:
+            raise UserError(f"mix.{name} is {weight}; expected a weight above 0, or leave {name} out.")
+    if folds < 0 or folds == 1:
+        raise UserError(f"--folds is {folds}; expected 2 or more, or 0 for none.")
+
+
+def make_labeller(
+    mix: dict[str, float],
+    folds: int,
+    dataset: Dataset,
+    ids: SemanticIDs,
+    hide: bool,
+    llm: Callable[[int | None], Labeller],
+) -> Labeller:
+    """The teacher that `mix` describes: one of `TEACHERS`, or several by weights; cross-fitted where there are folds.
+
+    Args:
+        mix: weights by name.
+        folds: how many folds, 0 for none.
+        dataset: what is counted; settings are tuned on its validation part.
+        ids: the semantic IDs.
+        hide: items of the history will not be recommended.
+        llm: fold → the language model's labeller, tuned without that fold; None → the one tuned on all users.
+    """
+    trie = Trie.build(ids.codes, ids.codebook_size)
+    tuned = TransitionTeacher.tune(dataset, hide) if "transitions" in mix else None
+
+    def part(name: str, data: Dataset, fold: int | None) -> Labeller:
+        if name == "llm":
+            return llm(fold)
+        if name == "transitions":
+            return ItemLabeller(tuned.on(data), trie, hide)
+        return ItemLabeller(DistanceTeacher(ids.codes) if name == "distance" else StatisticsTeacher(data), trie, hide)
+
+    def whole(fold: int | None) -> Labeller:
+        data = dataset if fold is None else dataset.without_fold(folds, fold)
+        parts = [part(name, data, fold) for name in mix]
+        return parts[0] if len(parts) == 1 else MixtureLabeller(parts, list(mix.values()), ids.codes)
+
+    return FoldedLabeller([whole(fold) for fold in range(folds)]) if folds else whole(None)
 
 
 def mix(log_probs: Sequence[np.ndarray], log_weights: np.ndarray) -> np.ndarray:

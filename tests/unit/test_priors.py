@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reference import floors_naive, priors_naive
 
 from distill import floors, priors
-from distill.artifacts import Stage
+from distill.artifacts import Stage, UserError
 from distill.catalog import PAD, Dataset, fold_of, write_dataset
 from distill.floors import TransitionSettings
 from distill.labelling import Ask
@@ -26,6 +26,7 @@ from distill.priors import (
     leaf_probabilities,
     mix_codewords,
 )
+from distill.semantic_ids import SemanticIDs
 from distill.trie import Trie
 
 N_ITEMS, LEVELS, SIZE = 14, 3, 4
@@ -304,3 +305,61 @@ def test_folds_see_nothing_of_their_users(shop):
         alone = ItemLabeller(teachers[number], trie, True).label(examples.take(rows), ask(), priors.silent)
         np.testing.assert_array_equal(labels.log_probs[rows], alone.log_probs)
     np.testing.assert_allclose(folded.log_prob(examples, labels.candidates), labels.scores, rtol=1e-5)
+
+
+class Recorded:
+    """A language model's place is taken by a table."""
+
+    def __init__(self, trie, fold):
+        self.fold, self.inner = fold, ItemLabeller(random_teacher(5), trie, True)
+        self.label, self.log_prob, self.facts = self.inner.label, self.inner.log_prob, self.inner.facts
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+@pytest.mark.parametrize("mix", [{"statistics": 1.0}, {"llm": 7.0, "transitions": 2.0, "distance": 1.0}])
+def test_made_from_a_config(shop, codes, trie, mix, folds):
+    ids = SemanticIDs(None, [], codes, SIZE)
+    asked = []
+
+    def llm(fold):
+        asked.append(fold)
+        return Recorded(trie, fold)
+
+    made = priors.make_labeller(mix, folds, shop, ids, True, llm)
+    assert asked == ([] if "llm" not in mix else [0, 1] if folds else [None])
+    examples = shop.examples("train", 6)
+    found = made.label(examples, ask(), priors.silent)
+    fold = fold_of(examples.users, folds) if folds else np.zeros(len(examples), int)
+    tuned = TransitionTeacher.tune(shop, True)
+    for number in range(max(folds, 1)):
+        data = shop.without_fold(folds, number) if folds else shop
+        teachers = {
+            "llm": random_teacher(5), "transitions": tuned.on(data), "distance": DistanceTeacher(codes),
+            "statistics": StatisticsTeacher(data),
+        }  # fmt: skip
+        parts = [ItemLabeller(teachers[name], trie, True) for name in mix]
+        rows = np.flatnonzero(fold == number)
+        together = MixtureLabeller(parts, list(mix.values()), codes) if len(parts) > 1 else parts[0]
+        expected = together.label(examples.take(rows), ask(), priors.silent)
+        np.testing.assert_allclose(found.log_probs[rows], expected.log_probs, atol=1e-5)
+        assert found.candidates[rows].tolist() == expected.candidates.tolist()
+    said = made.facts()
+    assert said.get("folds", 0) == folds
+    if len(mix) > 1:
+        assert [part["weight"] for part in said["parts"]] == [0.7, 0.2, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("mix", "folds", "said"),
+    [
+        ({"transition": 1.0}, 0, "Did you mean 'transitions'?"),
+        ({"llm": 1.0, "distance": 0.0}, 0, "mix.distance is 0.0"),
+        ({"llm": float("nan")}, 0, "mix.llm is nan"),
+        ({}, 0, "names no teacher"),
+        ({"llm": 1.0}, 1, "--folds is 1"),
+    ],
+)
+def test_a_wrong_mix_is_refused(mix, folds, said):
+    with pytest.raises(UserError) as error:
+        priors.check_mix(mix, folds)
+    assert said in str(error.value)
