@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from distill.catalog import PAD, Dataset, Examples, by_length
-from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import correct
+
+if TYPE_CHECKING:
+    from teacher.engines import Engine
 
 Progress = Callable[[int], object]  # told how many examples have been labelled since it was last told
 
@@ -70,28 +72,6 @@ class Labeller(Protocol):
         """What the set's index says of the labeller: engine, version, dtype and the like; values that JSON can hold."""
 
 
-class Engine(Protocol):
-    """What runs a language model that speaks semantic IDs.
-
-    Attributes:
-        ids: the semantic IDs.
-        prompt: how the teacher is asked, "stream" or "seqrec".
-        max_history: items of history that fit a prompt.
-    """
-
-    ids: SemanticIDs
-    prompt: str
-    max_history: int
-
-    def beams(self, histories: np.ndarray, width: int, exclude_bought: bool, constrained: bool): ...
-
-    def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray, scope: str): ...
-
-    def stream_logprobs(self, sequences: np.ndarray, scope: str): ...
-
-    def facts(self) -> dict: ...
-
-
 class EngineLabeller:
     """A language model as a teacher.
 
@@ -138,7 +118,11 @@ class EngineLabeller:
         return np.where(known, found, -np.inf)
 
     def facts(self) -> dict:
-        return self.engine.facts()
+        return {**self.engine.facts(), "prompt": self.engine.prompt}
+
+    def counters(self) -> dict[str, int]:
+        """What the engine has counted so far: `tokens`, perhaps `cached_tokens` among them."""
+        return self.engine.counters
 
     def distributions(self, examples: Examples, scope: str = "level") -> np.ndarray:
         """Teacher-forced log-probabilities [n, levels, V].
@@ -146,7 +130,7 @@ class EngineLabeller:
         A teacher asked with `stream` labels all of a user's targets in one forward pass; the numbers are those of one
         prompt a prefix, as long as the prefix fits the history. Longer ones, and other prompts, go prefix by prefix.
         """
-        ids, longest = self.engine.ids, self.engine.max_history
+        ids, longest = self.engine.data.ids, self.engine.data.max_history
         size = ids.codebook_size * (ids.levels if scope == "all" else 1)
         log_probs = np.empty((len(examples), ids.levels, size), np.float32)
         at_once = (examples.positions <= longest) & (self.engine.prompt == "stream")
@@ -173,7 +157,7 @@ class EngineLabeller:
 
     def _of_targets(self, log_probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """log P(v|S) of the forced items [n]."""
-        ids = self.engine.ids
+        ids = self.engine.data.ids
         codes = ids.codes[targets]
         if log_probs.shape[2] != ids.codebook_size:  # all levels' codewords side by side
             codes = codes + np.arange(ids.levels) * ids.codebook_size

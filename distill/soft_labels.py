@@ -26,6 +26,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -347,19 +348,17 @@ def as_array(column: pa.ChunkedArray) -> np.ndarray:
     return array.to_numpy(zero_copy_only=False)
 
 
-def write_shard(
-    path: Path,
+def encode_shard(
     examples: Examples,
     target_codes: np.ndarray,
     candidates: np.ndarray,
     candidate_scores: np.ndarray,
     log_probs: np.ndarray,
     encoding: str = "u8",
-) -> dict[str, Any]:
-    """Write one shard through a temporary name; what the index has to say of it.
+) -> memoryview:
+    """The bytes of one shard's parquet file.
 
     Args:
-        path: the parquet file.
         examples: n examples.
         target_codes: [n, levels].
         candidates: item numbers [n, keep].
@@ -381,14 +380,37 @@ def write_shard(
     content = io.BytesIO()
     # no dictionaries: they would only hide from zstd how often each byte occurs
     pq.write_table(pa.table(columns), content, compression="zstd", use_dictionary=False, write_statistics=False)
+    return content.getbuffer()
+
+
+def write_shard(path: Path, *rows: Any) -> dict[str, Any]:
+    """Write `encode_shard(*rows)` through a temporary name; what the index has to say of it."""
+    content = encode_shard(*rows)
     temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content)
     except OSError:
         temporary.unlink(missing_ok=True)  # a disk that is full needs the room
         raise
     temporary.replace(path)
-    return {"file": path.name, "rows": len(examples), "sha256": hashlib.sha256(content.getbuffer()).hexdigest()}
+    return {"file": path.name, "rows": len(rows[0]), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def intact(folder: Path, shard: dict[str, Any]) -> bool:
+    """Whether a shard is what was written, by what the index has to say of it."""
+    try:
+        with open(Path(folder) / "data" / shard["file"], "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]
+    except OSError:
+        return False
+
+
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    """The index's shards; [] where there is none."""
+    try:
+        return json.loads((Path(folder) / INDEX).read_text())["shards"]
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def write_index(folder: Path, shards: list[dict[str, Any]], **facts: Any) -> None:
@@ -401,6 +423,58 @@ def write_index(folder: Path, shards: list[dict[str, Any]], **facts: Any) -> Non
     """
     rows = sum(shard["rows"] for shard in shards)
     artifacts.write_json(folder / INDEX, {"schema": INDEX_SCHEMA, **facts, "rows": rows, "shards": shards})
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files: data/*.parquet
+---
+Soft labels of a generative recommender: candidates and codeword distributions, one row a training example.
+`index.json` tells whose they are and how they are encoded.
+"""
+
+
+def push(folder: Path, name: str) -> None:
+    """Copy a finished set to the Hugging Face hub, where `datasets.load_dataset(name)` finds it, or to a folder.
+
+    Args:
+        folder: a soft_labels artifact.
+        name: USER/NAME on the hub; or a path that begins with `/`, `./`, `../` or `~`.
+
+    Raises:
+        UserError: the artifact is unfinished, the folder exists, or the hub does not take it.
+    """
+    LabelStore.open(folder)
+    if is_local(name):
+        target = Path(name).expanduser()
+        if target.exists() and any(target.iterdir()):
+            raise UserError(f"{target} is not empty; name another folder to push to.")
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+        (target / "README.md").write_text(CARD)
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    hub = HfApi()
+    try:
+        hub.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
+        hub.upload_folder(repo_id=name, repo_type="dataset", folder_path=folder)
+        hub.upload_file(path_or_fileobj=CARD.encode(), path_in_repo="README.md", repo_id=name, repo_type="dataset")
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(f"The hub does not take {name}: {str(error).splitlines()[0]}") from None
+
+
+def load(name: str, **options: Any):
+    """A pushed set as a `datasets.Dataset`, by its name on the hub or its folder; `options` go to `load_dataset`."""
+    from datasets import load_dataset
+
+    return load_dataset(str(Path(name).expanduser()) if is_local(name) else name, split="train", **options)
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is a path rather than one of the hub."""
+    return name.startswith(("/", "./", "../", "~"))
 
 
 def correct(

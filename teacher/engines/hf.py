@@ -39,8 +39,7 @@ class HFEngine:
         self.token_of = torch.from_numpy(data.token_of).to(self.device)
         self.trie = Trie.build(data.ids.codes, data.ids.codebook_size).to(self.device)
         self.pad = data.tokenizer.pad_token_id
-        self.ids, self.max_history = data.ids, data.max_history
-        self.tokens = 0  # that went through the model, padding left out
+        self.counters = {"tokens": 0}  # that went through the model as prompts
 
     @staticmethod
     def load(folder: Path, dataset: Dataset, ids: SemanticIDs, device: str = "cpu", dtype: str = "float32") -> HFEngine:
@@ -157,10 +156,6 @@ class HFEngine:
             **versions,
         }
 
-    def counters(self) -> dict[str, int]:
-        """Tokens that went through the model so far."""
-        return {"tokens": self.tokens}
-
     def prompts(self, histories: np.ndarray) -> tuple[Tensor, Tensor]:
         """Token numbers padded on the right [users, tokens], and lengths [users]."""
         if self.prompt == "stream":
@@ -175,7 +170,7 @@ class HFEngine:
             tokens = np.full((len(rows), lengths.max()), self.pad, dtype=np.int64)
             for number, row in enumerate(rows):
                 tokens[number, : len(row)] = row
-        self.tokens += int(lengths.sum())
+        self.counters["tokens"] += int(lengths.sum())
         return torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
 
     def _codewords(self, hidden: Tensor, scope: str) -> Tensor:
