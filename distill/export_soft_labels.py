@@ -10,6 +10,7 @@ shards that nobody else has, and whoever sees the last one finished completes th
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -26,11 +27,16 @@ from distill import artifacts
 from distill.artifacts import Artifact, Stage, UserError, say, write_json
 from distill.catalog import Dataset, Examples
 from distill.claims import Claims
-from distill.config import run
+from distill.config import run, suggest
 from distill.labelling import Ask, EngineLabeller, Labeller, Labels
 from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import ENCODINGS, encode_shard, intact, kl, push, recorded, write_index, write_shard
 
+if TYPE_CHECKING:
+    from teacher.engines import Engine
+
+TEACHERS = ("llm", "transitions", "distance", "statistics")
+MAX_HISTORY = 20  # items of history where no language model says how many it reads (paper: 20)
 SAMPLE = 200  # examples of a dry run
 KL_ROWS = 64  # rows a shard whose encodings are compared
 
@@ -46,7 +52,12 @@ class Config:
     semantic_ids: Path | None = None
     """Semantic IDs artifact (default: RUN/semantic_ids)."""
     teacher: Path | None = None
-    """Teacher artifact (default: RUN/teacher)."""
+    """Teacher artifact (default: RUN/teacher); under folds those of teacher-fold0, teacher-fold1, … beside it."""
+    mix: dict[str, float] = field(default_factory=lambda: {"llm": 1.0})
+    """Who teaches, by weights: llm (the teacher artifact), transitions (counts, leave-one-out), distance and statistics
+    (paper, Appendix B); "llm=0.7,transitions=0.3" will do. Without llm no teacher artifact is read."""
+    folds: int = 0
+    """Cross-fitting: users of fold i are labelled by teacher-fold<i>, or by counts without them; 0: none."""
     output: Path | None = None
     """Where the labels go (default: RUN/soft_labels)."""
     engine: Literal["hf", "vllm"] = "hf"
@@ -94,9 +105,9 @@ def main(config: Config) -> None:
     check(config)
     data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
-    teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
+    teachers = read_teachers(config)
     output = config.output or config.run / "soft_labels"
-    stage = Stage("soft_labels", config, output, [data, codes, teacher], overwrite=config.overwrite)
+    stage = Stage("soft_labels", config, output, [data, codes, *teachers], overwrite=config.overwrite)
     if not (config.dry_run or config.overwrite or artifacts.CHECK_ONLY):
         stage.refuse_change()
     if not config.dry_run and stage.is_finished():
@@ -111,7 +122,7 @@ def main(config: Config) -> None:
     dataset = Dataset.load(data.folder)
     ids = SemanticIDs.load(codes.folder, dataset.n_items)
     config = replace(config, exclude_bought=dataset.hides_bought(config.exclude_bought))
-    labeller, max_history = open_labeller(config, dataset, ids, teacher)
+    labeller, max_history = open_labeller(config, dataset, ids, teachers)
     examples = chosen(dataset.examples(config.split, max_history), config)
     ask = Ask(config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained)
     if config.dry_run:
@@ -131,7 +142,7 @@ def main(config: Config) -> None:
             claims, labeller, examples, bounds, ids, ask, config, range(number_of, len(bounds) - 1, processes)
         )
     if joined:
-        facts = index_facts(config, ids, labeller, data, codes, teacher)
+        facts = index_facts(config, ids, labeller, data, codes, teachers)
         with room(output, claims):
             done = claims.finish(lambda parts: complete(stage, parts, facts, examples))
         if not done:
@@ -145,12 +156,24 @@ def check(config: Config) -> None:
     """Refuse settings that make no sense.
 
     Raises:
-        UserError: width, keep, shard_rows, batch_size or limit below 1; users or shard that cannot be read.
+        UserError: width, keep, shard_rows, batch_size or limit below 1; users or shard that cannot be read; an unknown
+            teacher, a weight that is none, one fold.
     """
     for name in ("width", "keep", "shard_rows", "batch_size", "limit"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}.")
+    for name, weight in config.mix.items():
+        if name not in TEACHERS:
+            raise UserError(f"Unknown teacher {name!r} in --mix. {suggest(name, TEACHERS)}")
+        if not 0 < weight < np.inf:
+            raise UserError(f"mix.{name} is {weight}; expected a weight above 0, or leave {name} out.")
+    if not config.mix or config.folds < 0 or config.folds == 1:
+        raise UserError(
+            f"--mix {config.mix} --folds {config.folds}: expected a teacher or more, and no fold or 2 or more."
+        )
+    if config.folds and config.engine == "vllm" and "llm" in config.mix:
+        raise UserError("--folds needs every fold's model at once, and vLLM holds one; run with --engine hf.")
     if config.shard and config.overwrite:
         raise UserError("--overwrite would throw away the other processes' shards; run one without --shard first.")
     user_range(config.users)
@@ -197,24 +220,61 @@ def one_after_the_other(first: Callable[[], Any], others: Callable[[], Any]) -> 
     group.destroy_process_group()
 
 
-def open_labeller(config: Config, dataset: Dataset, ids: SemanticIDs, teacher: Artifact) -> tuple[Labeller, int]:
+def read_teachers(config: Config) -> list[Artifact]:
+    """The language models: none, one, or one a fold.
+
+    Raises:
+        UserError: a fold's teacher is missing, or was tuned on the users that it shall label.
+    """
+    if "llm" not in config.mix:
+        return []
+    folder = config.teacher or config.run / "teacher"
+    if not config.folds:
+        return [artifacts.read(folder, "teacher")]
+    found = []
+    for fold in range(config.folds):
+        path = folder.with_name(f"{folder.name}-fold{fold}")
+        make = f"accelerate launch teacher/finetune.py --folds {config.folds} --fold {fold}"
+        if not path.exists():
+            raise UserError(f"No teacher for fold {fold} at {path}. Make it with: {make}")
+        teacher = artifacts.read(path, "teacher")
+        tuned = teacher.config.get("folds"), teacher.config.get("fold")
+        if tuned != (config.folds, fold):
+            raise UserError(f"{path} was tuned with --folds {tuned[0]} --fold {tuned[1]}. Make it with: {make}")
+        found.append(teacher)
+    return found
+
+
+def open_labeller(config: Config, dataset: Dataset, ids: SemanticIDs, teachers: list[Artifact]) -> tuple[Labeller, int]:
     """Who is asked, and how many items of history it reads."""
+    engines = [open_engine(config, dataset, ids, teacher) for teacher in teachers]
+    labellers = [EngineLabeller(engine, dataset, config.batch_size) for engine in engines]
+    max_history = min((engine.data.max_history for engine in engines), default=MAX_HISTORY)
+    if config.mix.keys() == {"llm"} and not config.folds:
+        return labellers[0], max_history
+    from distill import priors  # scipy, and not needed where a language model alone is asked
+
+    return priors.make_labeller(
+        config.mix, config.folds, dataset, ids, config.exclude_bought, lambda fold: labellers[fold or 0]
+    ), max_history
+
+
+def open_engine(config: Config, dataset: Dataset, ids: SemanticIDs, teacher: Artifact) -> Engine:
+    """What runs a teacher."""
     if config.engine == "vllm":
         from teacher.engines.vllm import VLLMEngine  # an extra, imported where it is used
 
-        engine = VLLMEngine.load(
+        return VLLMEngine.load(
             teacher.folder, dataset, ids, config.dtype, tensor_parallel_size=config.tensor_parallel_size
         )
-    else:
-        import torch  # heavy, and not needed where the work is finished
+    import torch  # heavy, and not needed where the work is finished
 
-        from teacher.engines.hf import HFEngine
+    from teacher.engines.hf import HFEngine
 
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-        if device == "cuda":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        engine = HFEngine.load(teacher.folder, dataset, ids, device, config.dtype)
-    return EngineLabeller(engine, dataset, config.batch_size), engine.data.max_history
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return HFEngine.load(teacher.folder, dataset, ids, device, config.dtype)
 
 
 def chosen(examples: Examples, config: Config) -> Examples:
@@ -358,7 +418,7 @@ def summarise(parts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def index_facts(
-    config: Config, ids: SemanticIDs, labeller: Labeller, data: Artifact, codes: Artifact, teacher: Artifact
+    config: Config, ids: SemanticIDs, labeller: Labeller, data: Artifact, codes: Artifact, teachers: list[Artifact]
 ) -> dict[str, Any]:
     """What the index says beside its shards."""
     return {
@@ -368,7 +428,8 @@ def index_facts(
         "levels": ids.levels,
         "codebook_size": ids.codebook_size,
         "keep": config.keep,
-        "teacher": teacher.fingerprint,
+        "teacher": " ".join(teacher.fingerprint for teacher in teachers),
+        "mix": config.mix,
         "semantic_ids": codes.fingerprint,
         "dataset": data.fingerprint,
         "labeller": labeller.facts(),
@@ -419,7 +480,22 @@ def publish(config: Config, output: Path) -> None:
         say(f"soft labels: pushed to {config.push}")
 
 
+def spelt_out(words: list[str]) -> list[str]:
+    """The command line with `--mix llm=0.7,transitions=0.3` as the parser reads it, `--mix={"llm": 0.7, …}`."""
+    words, found = list(words), []
+    while words:
+        word = words.pop(0)
+        text = word.removeprefix("--mix=") if word.startswith("--mix=") else None
+        if word == "--mix" and words:
+            text = words.pop(0)
+        pairs = [pair.split("=") for pair in text.split(",")] if text and "=" in text else None
+        if pairs and all(len(pair) == 2 for pair in pairs):
+            text = "{" + ", ".join(f"{json.dumps(name.strip())}: {weight}" for name, weight in pairs) + "}"
+        found.append(word if text is None else f"--mix={text}")
+    return found
+
+
 if __name__ == "__main__":
     flags = {"--dry_run": "--dry_run=true", "--dry-run": "--dry_run=true", "--unconstrained": "--unconstrained=true"}
     flags["--tensor-parallel-size"] = "--tensor_parallel_size"
-    run(main, Config, "demo/export.yaml", [flags.get(word, word) for word in sys.argv[1:]])
+    run(main, Config, "demo/export.yaml", spelt_out([flags.get(word, word) for word in sys.argv[1:]]))

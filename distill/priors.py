@@ -14,9 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from distill.artifacts import UserError
 from distill.catalog import PAD, Dataset, Examples, fold_of
-from distill.config import suggest
 from distill.floors import (
     Popularity,
     Transitions,
@@ -31,7 +29,6 @@ from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import correct
 from distill.trie import Trie
 
-TEACHERS = ("llm", "transitions", "distance", "statistics")
 CHUNK = 256  # examples whose distributions over all items are in memory at once
 POWERS = (0.5, 0.75, 1.0, 1.5, 2.0)
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -420,23 +417,6 @@ class FoldedLabeller:
         return [pair for pair in zip(rows, self.labellers, strict=True) if len(pair[0])]
 
 
-def check_mix(mix: dict[str, float], folds: int) -> None:
-    """Refuse what needs no data to be seen as wrong.
-
-    Raises:
-        UserError: an unknown teacher, a weight that is none, folds that are none.
-    """
-    if not mix:
-        raise UserError(f"--mix names no teacher. Available: {', '.join(TEACHERS)}.")
-    for name, weight in mix.items():
-        if name not in TEACHERS:
-            raise UserError(f"Unknown teacher {name!r} in --mix. {suggest(name, TEACHERS)}")
-        if not 0 < weight < np.inf:
-            raise UserError(f"mix.{name} is {weight}; expected a weight above 0, or leave {name} out.")
-    if folds < 0 or folds == 1:
-        raise UserError(f"--folds is {folds}; expected 2 or more, or 0 for none.")
-
-
 def make_labeller(
     mix: dict[str, float],
     folds: int,
@@ -445,10 +425,10 @@ def make_labeller(
     hide: bool,
     llm: Callable[[int | None], Labeller],
 ) -> Labeller:
-    """The teacher that `mix` describes: one of `TEACHERS`, or several by weights; cross-fitted where there are folds.
+    """The teacher that `mix` describes: one, or several by weights; cross-fitted where there are folds.
 
     Args:
-        mix: weights by name.
+        mix: weights above zero by name: llm, transitions, distance, statistics.
         folds: how many folds, 0 for none.
         dataset: what is counted; settings are tuned on its validation part.
         ids: the semantic IDs.

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import floors_naive, priors_naive
 
+from distill import export_soft_labels as export
 from distill import floors, priors
-from distill.artifacts import Stage, UserError
+from distill.artifacts import Stage, UserError, write_json
 from distill.catalog import PAD, Dataset, fold_of, write_dataset
+from distill.config import parse
 from distill.floors import TransitionSettings
 from distill.labelling import Ask
 from distill.priors import (
@@ -26,7 +28,8 @@ from distill.priors import (
     leaf_probabilities,
     mix_codewords,
 )
-from distill.semantic_ids import SemanticIDs
+from distill.semantic_ids import SemanticIDs, write_codes
+from distill.soft_labels import LabelStore
 from distill.trie import Trie
 
 N_ITEMS, LEVELS, SIZE = 14, 3, 4
@@ -350,16 +353,51 @@ def test_made_from_a_config(shop, codes, trie, mix, folds):
 
 
 @pytest.mark.parametrize(
-    ("mix", "folds", "said"),
+    ("more", "said"),
     [
-        ({"transition": 1.0}, 0, "Did you mean 'transitions'?"),
-        ({"llm": 1.0, "distance": 0.0}, 0, "mix.distance is 0.0"),
-        ({"llm": float("nan")}, 0, "mix.llm is nan"),
-        ({}, 0, "names no teacher"),
-        ({"llm": 1.0}, 1, "--folds is 1"),
+        ({"mix": {"transition": 1.0}}, "Did you mean 'transitions'?"),
+        ({"mix": {"llm": 1.0, "distance": 0.0}}, "mix.distance is 0.0"),
+        ({"mix": {"llm": float("nan")}}, "mix.llm is nan"),
+        ({"mix": {}}, "expected a teacher or more"),
+        ({"folds": 1}, "--folds 1"),
+        ({"folds": 2, "engine": "vllm"}, "vLLM holds one"),
     ],
 )
-def test_a_wrong_mix_is_refused(mix, folds, said):
+def test_a_wrong_mix_is_refused(more, said):
     with pytest.raises(UserError) as error:
-        priors.check_mix(mix, folds)
+        export.check(export.Config(**more))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--mix", "llm=0.7, transitions=0.3"],
+        ["--mix=llm=0.7,transitions=0.3"],
+        ["--mix.llm", "0.7", "--mix.transitions", "0.3"],
+    ],
+)
+def test_a_mix_on_the_command_line(words):
+    config = parse(export.Config, None, export.spelt_out([*words, "--width", "7"]))
+    assert config.mix == {"llm": 0.7, "transitions": 0.3} and config.width == 7
+
+
+def test_labels_without_a_language_model(shop, codes, tmp_path):
+    """The whole entry: no teacher artifact, labels of two counting teachers by folds, read back."""
+    with Stage("semantic_ids", Nothing(), tmp_path / "semantic_ids").write() as folder:
+        write_codes(folder, [f"i{number}" for number in range(N_ITEMS)], codes)
+        write_json(folder / "report.json", {"codebook_size": SIZE})
+    mix = {"transitions": 0.8, "statistics": 0.2}
+    config = export.Config(
+        run=tmp_path, dataset=shop.artifact.folder, mix=mix, folds=2, shard_rows=20, width=6, keep=5, encoding="fp16"
+    )
+    export.main(config)
+    store = LabelStore.open(tmp_path / "soft_labels")
+    labels, examples = store.load(), shop.examples("train")
+    rows = labels.rows_of(examples)
+    hide = shop.hides_bought(None)
+    ids = SemanticIDs.load(tmp_path / "semantic_ids")
+    expected = priors.make_labeller(mix, 2, shop, ids, hide, None).label(examples, Ask(6, 5, hide), priors.silent)
+    assert labels.candidates(rows).tolist() == expected.candidates.tolist()
+    np.testing.assert_array_equal(labels.log_probs(rows), expected.log_probs.astype(np.float16))
+    assert store.index["labeller"]["folds"] == 2 and store.index["mix"] == mix
