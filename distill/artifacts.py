@@ -33,7 +33,8 @@ MADE_BY = {
     "teacher": "accelerate launch teacher/finetune.py",
     "soft_labels": "python distill/export_soft_labels.py",
     "student": "accelerate launch student/train.py --variant tiger",
-    "baseline": "accelerate launch student/baseline.py --name sasrec",
+    "baseline": "python student/baseline.py --network sasrec",
+    "audit": "python scripts/audit.py",
     "evaluation": "python scripts/evaluate.py",
     "report": "python scripts/report.py",
 }
