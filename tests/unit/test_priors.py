@@ -1,5 +1,6 @@
 """Teachers that are no language model, against brute force over all items and counts made from scratch."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -401,3 +402,25 @@ def test_labels_without_a_language_model(shop, codes, tmp_path):
     assert labels.candidates(rows).tolist() == expected.candidates.tolist()
     np.testing.assert_array_equal(labels.log_probs(rows), expected.log_probs.astype(np.float16))
     assert store.index["labeller"]["folds"] == 2 and store.index["mix"] == mix
+
+
+def test_teachers_of_the_folds(tmp_path):
+    """A fold without its teacher, or with one that was tuned on other folds, is refused by name."""
+    config = export.Config(run=tmp_path, folds=2)
+
+    def teacher(fold, folds, tuned_fold):
+        made = dataclasses.make_dataclass("Tuned", [("folds", int), ("fold", int)])(folds, tuned_fold)
+        with Stage("teacher", made, tmp_path / f"teacher-fold{fold}", overwrite=True).write() as folder:
+            (folder / "weights").write_text(f"{folds} {tuned_fold}")
+
+    teacher(0, 2, 0)
+    with pytest.raises(UserError, match="No teacher for fold 1 .*--folds 2 --fold 1"):
+        export.read_teachers(config)
+    teacher(1, 3, 1)
+    with pytest.raises(UserError, match="tuned with --folds 3 --fold 1"):
+        export.read_teachers(config)
+    teacher(1, 2, 1)
+    found = export.read_teachers(config)
+    assert [one.folder.name for one in found] == ["teacher-fold0", "teacher-fold1"]
+    Stage("soft_labels", config, tmp_path / "soft_labels", found)  # two teachers of one set agree
+    assert export.read_teachers(export.Config(run=tmp_path, mix={"distance": 1.0})) == []
