@@ -414,7 +414,7 @@ def test_teachers_of_the_folds(tmp_path):
             (folder / "weights").write_text(f"{folds} {tuned_fold}")
 
     teacher(0, 2, 0)
-    with pytest.raises(UserError, match="No teacher for fold 1 .*--folds 2 --fold 1"):
+    with pytest.raises(UserError, match=r"No teacher for fold 1 .*--folds 2 --fold 1"):
         export.read_teachers(config)
     teacher(1, 3, 1)
     with pytest.raises(UserError, match="tuned with --folds 3 --fold 1"):
