@@ -334,7 +334,7 @@ def read_shard(path: Path, sha256: str) -> Columns:
             f"The shard {path} is damaged ({reason}). Run the export that made it again, "
             f"{artifacts.MADE_BY['soft_labels']}: it makes this shard alone."
         )
-    table = pq.read_table(pa.BufferReader(content))
+    table = pq.ParquetFile(pa.BufferReader(content)).read()
     return {name: as_array(table[name]) for name in table.column_names}
 
 
