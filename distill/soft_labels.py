@@ -15,7 +15,7 @@ and per level L the log-probabilities of its V codewords over the teacher's whol
 | encoding | columns |
 |---|---|
 | fp16 | log_probs_L [V] |
-| u8 | roots_L: V bytes, round(208·√p); mass_L: log Σp; tail_L: log of what the codewords with byte 0 share equally |
+| u8 | mass_L: log Σp; roots_L: V bytes, round(208·√(p/Σp)); tail_L: log of the share that zero bytes have together |
 | topk+tail | top_L: the likeliest codewords [48]; top_log_probs_L; tail_L: log of what the others share equally |
 
 The student does not know who taught. Temperature is the student's business and is not baked in.
@@ -68,21 +68,23 @@ class U8:
 
     @staticmethod
     def encode(log_probs: np.ndarray) -> Columns:
-        probs = np.exp(log_probs)
-        roots = np.minimum(np.rint(np.sqrt(probs) * U8.STEPS), 255).astype(np.uint8)
-        tail = np.where(roots == 0, probs, 0).sum(1)
+        mass = np.logaddexp.reduce(log_probs, axis=1)
+        shares = np.exp(log_probs - np.maximum(mass, np.finfo(np.float32).min)[:, None])
+        roots = np.rint(np.sqrt(shares) * U8.STEPS).astype(np.uint8)
         with np.errstate(divide="ignore"):
-            logs = {"mass": np.log(probs.sum(1)), "tail": np.log(tail)}
-        return {"roots": roots} | {name: values.astype(np.float16) for name, values in logs.items()}
+            tail = np.log(np.where(roots == 0, shares, 0).sum(1))
+        return {"roots": roots, "mass": mass.astype(np.float16), "tail": tail.astype(np.float16)}
 
     @staticmethod
     def decode(columns: Columns, size: int) -> np.ndarray:
         roots, tail = columns["roots"], np.exp(columns["tail"].astype(np.float32))
-        square = (np.arange(256, dtype=np.float32) / U8.STEPS) ** 2
+        squares = (np.arange(256, dtype=np.float32) / U8.STEPS) ** 2
         with np.errstate(divide="ignore"):
-            table, rest = np.log(square), np.log(tail / np.maximum((roots == 0).sum(1), 1))
-            inside = np.log(np.maximum(np.exp(columns["mass"].astype(np.float32)) - tail, 0) / square[roots].sum(1))
-        return np.where(roots == 0, rest[:, None], table[roots] + inside[:, None])
+            table = np.log(squares)
+            rest = np.log(tail / np.maximum((roots == 0).sum(1), 1))
+            scale = np.log(np.maximum(1 - tail, 0)) - np.log(np.maximum(squares[roots].sum(1), 1e-9))
+        inside = np.where(roots == 0, rest[:, None], table[roots] + scale[:, None])
+        return inside + columns["mass"].astype(np.float32)[:, None]
 
 
 class TopK:
@@ -332,7 +334,7 @@ def read_shard(path: Path, sha256: str) -> Columns:
             f"The shard {path} is damaged ({reason}). Run the export that made it again, "
             f"{artifacts.MADE_BY['soft_labels']}: it makes this shard alone."
         )
-    table = pq.read_table(pa.BufferReader(content))
+    table = pq.ParquetFile(pa.BufferReader(content)).read()
     return {name: as_array(table[name]) for name in table.column_names}
 
 
