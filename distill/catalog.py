@@ -9,7 +9,7 @@ split is leave-one-out. `training_sequences` and `examples` alone know splits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +63,7 @@ class Dataset:
         values: item numbers of all sequences, one after the other [interactions].
         offsets: where each sequence starts [users + 1].
         ends: where the training part and the validation part of each sequence end [users, 2]; None: leave-one-out.
+        held_out: users without a training part [users]; None: nobody. Their validation and test targets stay.
     """
 
     artifact: Artifact
@@ -71,6 +72,7 @@ class Dataset:
     values: np.ndarray
     offsets: np.ndarray
     ends: np.ndarray | None = None
+    held_out: np.ndarray | None = None
 
     @staticmethod
     def load(folder: Path) -> Dataset:
@@ -124,9 +126,15 @@ class Dataset:
         Leave-one-out: all but each user's last two items (with validation: all but the last).
         """
         ends = self._parts()["valid" if with_validation else "train"][1]
+        if self.held_out is not None:
+            ends = np.where(self.held_out, 0, ends)
         position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         keep = position < np.repeat(ends, np.diff(self.offsets))
         return self.values[keep], np.concatenate([[0], np.cumsum(ends)])
+
+    def without_fold(self, folds: int, fold: int) -> Dataset:
+        """The data set whose training part lacks the users of one fold: what a teacher that labels them may see."""
+        return replace(self, held_out=fold_of(np.arange(self.n_users), folds) == fold)
 
     def repeats(self) -> bool:
         """Whether the training part has an item twice in a sequence; where it never has, nobody buys a thing again."""
@@ -146,6 +154,8 @@ class Dataset:
         """
         start, end = self._parts()[split]
         counts = np.maximum(end - start, 0)
+        if self.held_out is not None and split == "train":
+            counts = np.where(self.held_out, 0, counts)
         users = np.repeat(np.arange(self.n_users), counts)
         first = np.cumsum(counts) - counts
         positions = np.arange(counts.sum()) + np.repeat(start - first, counts)
@@ -155,6 +165,12 @@ class Dataset:
         index = (ends - lengths)[:, None] + column
         histories = np.where(column < lengths[:, None], self.values[np.minimum(index, len(self.values) - 1)], PAD)
         return Examples(users, positions, histories, self.values[ends])
+
+
+def fold_of(users: np.ndarray, folds: int) -> np.ndarray:
+    """The fold of each user number, 0 … folds − 1: always the same, and as good as random [n]."""
+    mixed = users.astype(np.uint64) * np.uint64(2654435761) % np.uint64(1 << 32)  # Knuth's multiplicative hash
+    return (mixed * np.uint64(folds) >> np.uint64(32)).astype(np.int64)
 
 
 def by_length(histories: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -303,7 +319,7 @@ def read_parquet(path: Path, columns: tuple[str, ...]) -> pa.Table:
         UserError: missing, truncated, or without one of the columns.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()  # read_table would import pandas first
     except FileNotFoundError:
         raise UserError(f"Missing file {path}; its artifact is damaged, make it again with --overwrite.") from None
     except (pa.ArrowInvalid, OSError) as error:

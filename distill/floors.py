@@ -56,6 +56,19 @@ def count_transitions(values: np.ndarray, offsets: np.ndarray, n_items: int, win
     return (counts + counts.T).tocsr()
 
 
+def reading_weights(histories: np.ndarray, settings: TransitionSettings, n_items: int) -> sp.csr_array:
+    """w^d for the d-th last item of each history, d < L [users, n_items]; what occurs twice adds up."""
+    lengths = (histories != PAD).sum(1)
+    rows, columns, weights = [], [], []
+    for back in range(min(settings.last, histories.shape[1])):
+        has = np.flatnonzero(lengths > back)
+        rows.append(has)
+        columns.append(histories[has, lengths[has] - 1 - back])
+        weights.append(np.full(len(has), settings.recency**back))
+    row, column, weight = map(np.concatenate, (rows, columns, weights))
+    return sp.coo_array((weight, (row, column)), shape=(len(histories), n_items)).tocsr()
+
+
 class Transitions:
     """Score of an item after a history: Σ_{d<L} w^d · N[d-th last item], N = diag(rowsum^−½) A."""
 
@@ -69,17 +82,7 @@ class Transitions:
 
     def scores(self, histories: np.ndarray) -> np.ndarray:
         """Scores of all items [users, n_items] for histories padded with -1 [users, length]."""
-        users, n_items = len(histories), self.matrix.shape[0]
-        lengths = (histories != PAD).sum(1)
-        rows, columns, weights = [], [], []
-        for back in range(min(self.settings.last, histories.shape[1])):
-            has = np.flatnonzero(lengths > back)
-            rows.append(has)
-            columns.append(histories[has, lengths[has] - 1 - back])
-            weights.append(np.full(len(has), self.settings.recency**back))
-        row, column, weight = map(np.concatenate, (rows, columns, weights))
-        reader = sp.coo_array((weight, (row, column)), shape=(users, n_items)).tocsr()
-        return (reader @ self.matrix).toarray()
+        return (reading_weights(histories, self.settings, self.matrix.shape[0]) @ self.matrix).toarray()
 
     @staticmethod
     def tune(dataset: Dataset, max_users: int = 5000) -> tuple[Transitions, float]:
@@ -150,6 +153,15 @@ def top_items(scores: np.ndarray, k: int) -> np.ndarray:
     order = np.argsort(-values, axis=1, kind="stable")
     lists = np.take_along_axis(part, order, axis=1)
     return np.where(np.take_along_axis(values, order, axis=1) > 0, lists, PAD)
+
+
+def reachable(model: Transitions, examples: Examples) -> np.ndarray:
+    """Whether counting can find the target at all: it scores something after its history [users]."""
+    found = []
+    for start in range(0, len(examples), CHUNK):
+        part = examples.take(slice(start, start + CHUNK))
+        found.append(model.scores(part.histories)[np.arange(len(part)), part.targets] > 0)
+    return np.concatenate(found)
 
 
 def ranks_with_ties_won(model: Transitions, examples: Examples) -> np.ndarray:

@@ -23,6 +23,7 @@ from distill.artifacts import Stage, UserError, say, write_json
 from distill.catalog import PAD, Dataset, Examples, by_length
 from distill.config import run
 from distill.floors import Popularity, Transitions, TransitionSettings
+from distill.graph import GraphHeuristic
 from distill.metrics import coverage, diversity, hit_ranks, kl_to_truth, ndcg, recall
 from distill.semantic_ids import SemanticIDs
 from distill.sources import demo
@@ -47,6 +48,8 @@ class Config:
     """Teacher artifact (default: RUN/teacher)."""
     students: Path | None = None
     """Folder of student artifacts (default: RUN/students)."""
+    baselines: Path | None = None
+    """Folder of baselines, which may be empty (default: RUN/baselines)."""
     output: Path | None = None
     """Where the metrics go (default: RUN/evaluation)."""
     split: Literal["valid", "test"] = "test"
@@ -62,6 +65,8 @@ class Config:
     exact_users: int = 50
     """Users for whom all items are scored exactly, to see how much of their true first ten the beams miss (teachers
     only where the catalogue is small); 0 leaves it out."""
+    graph: bool = True
+    """A row for the walk over the transition graph ranked by similarity; its settings are chosen on validation."""
     kl_users: int = 300
     """Users whose exact item distributions are compared with the truth (demo data only)."""
     batch_size: int = field(default=256, metadata={"identity": False})
@@ -83,9 +88,10 @@ def main(config: Config) -> None:
     students = [artifacts.read(path, "student") for path in in_order(folder)]
     if not students:
         raise UserError(f"No student in {folder}. Make one with: {artifacts.MADE_BY['student']}")
+    baselines = [artifacts.read(path, "baseline") for path in in_order(config.baselines or config.run / "baselines")]
     table = config.embeddings or config.run / "embeddings"
     embeddings = artifacts.read(table, "embeddings") if config.embeddings or table.exists() else None
-    inputs = [data, codes, teacher, *students, *([embeddings] if embeddings else [])]
+    inputs = [data, codes, teacher, *students, *baselines, *([embeddings] if embeddings else [])]
     stage = Stage("evaluation", config, config.output or config.run / "evaluation", inputs, overwrite=config.overwrite)
     if stage.is_finished():
         return
@@ -107,6 +113,10 @@ def main(config: Config) -> None:
     facts = {"dataset": config.run.name, "split": config.split, "users": len(examples), "seed": config.seed}
     facts["exclude_bought"] = hide
 
+    popularity = Popularity(dataset)
+    transitions = Transitions(dataset, config.transitions) if config.transitions else Transitions.tune(dataset)[0]
+    reachable = floors.reachable(transitions, examples)
+
     rows: list[dict[str, Any]] = []
     lists: dict[str, np.ndarray] = {}
 
@@ -115,6 +125,8 @@ def main(config: Config) -> None:
         row = {"system": system, **facts}
         row |= {f"recall@{k}": float(recall(ranks, k).mean()) for k in CUTOFFS}
         row |= {f"ndcg@{k}": float(ndcg(ranks, k).mean()) for k in CUTOFFS}
+        hits = recall(ranks, 10)
+        row |= {"recall@10_reachable": mean(hits[reachable]), "recall@10_unreachable": mean(hits[~reachable])}
         row["diversity@10"] = float(diversity(items, vectors, 10).mean())
         row |= {"invalid@10": None, "beam_missed@10": None, "kl_to_truth": None, "parameters": None}
         row["users_per_s"] = len(examples) / max(seconds, 1e-9)
@@ -127,9 +139,10 @@ def main(config: Config) -> None:
         best = floors.top_items(truth.all_users, 10)
         add("oracle", best, time.time() - started, kl_to_truth=0.0, note="the simulator's own distribution")
 
-    popularity = Popularity(dataset)
-    transitions = Transitions(dataset, config.transitions) if config.transitions else Transitions.tune(dataset)[0]
-    for name, model in (("popularity", popularity), ("transitions", transitions)):
+    counters: list[tuple[str, Popularity | Transitions]] = [("popularity", popularity), ("transitions", transitions)]
+    if config.split == "test":  # otherwise its targets would have been counted
+        counters.append(("transitions+valid", Transitions(dataset, transitions.settings, with_validation=True)))
+    for name, model in counters:
         started = time.time()
         items = floors.recommend(model, examples, 10, hide)
         seconds = time.time() - started
@@ -139,7 +152,25 @@ def main(config: Config) -> None:
             more["recall@10_ties_won"] = float(recall(flattered, 10).mean())
             more["ndcg@10_ties_won"] = float(ndcg(flattered, 10).mean())
             more["note"] = f"counts of the training part, {transitions.describe()}"
+            more["reachable"] = float(reachable.mean())
+        elif isinstance(model, Transitions):
+            more["note"] = f"counts of the training and validation parts, {transitions.describe()}"
         add(name, items, seconds, **more)
+    if config.graph:
+        walk = GraphHeuristic.tune(dataset, vectors, hide)
+        started = time.time()
+        add("graph", walk.recommend(examples, 10, hide), time.time() - started, note=f"{walk.describe()}")
+
+    for artifact in baselines:
+        from student.baselines.scorer import Scorer
+
+        scorer = Scorer.from_pretrained(artifact.folder, device)
+        items, seconds = ranked(scorer.rank_items, examples, config, hide, constrained=True, name=artifact.folder.name)
+        distance = truth and truth.model_kl(
+            exact_scores(scorer.score_items, truth.histories, hide, artifact.folder.name)
+        )
+        parameters = sum(parameter.numel() for parameter in scorer.model.parameters())
+        add(artifact.folder.name, items, seconds, parameters=parameters, kl_to_truth=distance)
 
     for artifact in (teacher, *students):
         name = artifact.folder.name
@@ -161,8 +192,13 @@ def main(config: Config) -> None:
         write_lists(output / "lists.parquet", examples, lists)
 
 
+def mean(values: np.ndarray) -> float | None:
+    """None of nothing."""
+    return float(values.mean()) if len(values) else None
+
+
 def in_order(folder: Path) -> list[Path]:
-    """Students in the order of the paper's table, others after them by name."""
+    """Artifacts in the order of the paper's table, others after them by name."""
     known = ["tiger", "smooth", "distill", "dtr", "dwr"]
     paths = [path for path in Path(folder).glob("*") if (path / artifacts.MANIFEST).is_file()]
     return sorted(paths, key=lambda path: (known.index(path.name) if path.name in known else len(known), path.name))

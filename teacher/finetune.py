@@ -97,6 +97,10 @@ class Config:
     """Optimiser steps between two checkpoints, from which a killed run goes on; 0: none."""
     keep_checkpoints: int = field(default=2, metadata={"identity": False})
     """How many of the last checkpoints are kept until the run is finished."""
+    folds: int = 0
+    """Cross-fitting: tune without the users of one of so many folds, so that it can label them; 0: on all users."""
+    fold: int = 0
+    """Which fold is left out, from 0; the output is then RUN/teacher-fold<i> by default."""
     seed: int = 0
     """Of weights, order and templates."""
     dry_run: bool = field(default=False, metadata={"identity": False})
@@ -126,7 +130,7 @@ def main(config: Config) -> None:
         show(plan(config, dataset.folder, ids.folder))
         return
     extra = {"intentions": file_hash(config.intentions)} if config.intentions else None
-    output = config.output or config.run / "teacher"
+    output = config.output or config.run / (f"teacher-fold{config.fold}" if config.folds else "teacher")
     stage = Stage("teacher", config, output, [dataset, ids], extra, overwrite=config.overwrite)
     if not stage.is_finished():
         from teacher.loop import tune
@@ -153,9 +157,13 @@ def check(config: Config) -> None:
         ("checkpoint_every", 0),
         ("keep_checkpoints", 1),
         ("gpus", 1),
+        ("folds", 0),
+        ("fold", 0),
     ):
         if getattr(config, name) < least:
             raise UserError(f"--{name} is {getattr(config, name)}; expected {least} or more.")
+    if config.folds == 1 or config.fold >= max(config.folds, 1):
+        raise UserError(f"--fold {config.fold} of --folds {config.folds}; expected 2 folds or more, counted from 0.")
     if not 0 < config.utilisation <= 1:
         raise UserError(f"--utilisation is {config.utilisation}; expected a share above 0 and up to 1.")
     if config.chat and config.base is None:

@@ -144,6 +144,8 @@ def read_intentions(
     intentions, found = [], []
     for user, entry in vague.items():
         bought = _bought(path, user, number_of, values, offsets)
+        if dataset.held_out is not None and dataset.held_out[number_of[user]]:
+            continue
         item, queries = _object(path, entry).get("item"), _object(path, entry).get("querys")
         if not str(item).isdigit() or not isinstance(queries, list):
             raise UserError(f"{path}: user {user!r} has {str(entry)[:80]}; {FORM}.")

@@ -98,7 +98,9 @@ class TaskData:
 
     @staticmethod
     def of(config: Config, dataset: Dataset, ids: SemanticIDs, tokenizer) -> TaskData:
-        """The tasks' data as a config asks for it."""
+        """The tasks' data as a config asks for it; under cross-fitting without the users of its fold."""
+        if config.folds:
+            dataset = dataset.without_fold(config.folds, config.fold)
         augmented = config.crop, config.reverse, config.drop_items
         return TaskData(dataset, ids, tokenizer, config.max_history, config.max_tokens, *augmented, config.intentions)
 

@@ -117,6 +117,8 @@ class TestBadInput:
             (["--keep_checkpoints", "0"], "--keep_checkpoints is 0"),
             (["--utilisation", "40"], "--utilisation is 40.0"),
             (["--chat", "true"], "give --base"),
+            (["--folds", "3", "--fold", "3"], "--fold 3 of --folds 3"),
+            (["--fold", "1"], "--fold 1 of --folds 0"),
             (["--intentions", "/nowhere/user.json"], "Cannot read /nowhere/user.json"),
         ],
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.artifacts import Stage, UserError
-from distill.catalog import PAD, Dataset, as_lists, cut_by_time, statistics, write_dataset
+from distill.catalog import PAD, Dataset, as_lists, cut_by_time, fold_of, statistics, write_dataset
 
 SEQUENCES = [[0, 1, 2, 3, 4], [4, 2, 0], [5, 3, 1, 5]]
 TITLES, BRANDS = ["A", "B", "", "D", "E", "F"], ["x", "", "", "y", "", ""]
@@ -231,3 +231,40 @@ def test_repeats_looks_at_the_training_part_alone(tmp_path):
     assert not make(tmp_path / "tested", [[5, 3, 1, 5], [0, 1, 2]]).repeats()
     assert make(tmp_path / "trained", [[5, 5, 1, 3], [0, 1, 2]]).repeats()
     assert not make(tmp_path / "different users", [[5, 3, 1, 2], [5, 3, 2, 1]]).repeats()
+
+
+def test_folds():
+    """Every user in one fold, always the same, of about equal size whatever the order of the users."""
+    for folds in (2, 5):
+        fold = fold_of(np.arange(10_000), folds)
+        assert fold_of(np.arange(5000, 6000), folds).tolist() == fold[5000:6000].tolist()
+        for part in (fold, fold[:1000], fold[::2]):
+            assert np.bincount(part, minlength=folds).min() > 0.8 * len(part) / folds
+        assert set(fold.tolist()) == set(range(folds))
+
+
+def test_without_a_fold(tmp_path):
+    """Its users have no training part; the others, and everybody's validation and test, stay."""
+    rng = np.random.default_rng(5)
+    sequences = [rng.integers(0, 9, rng.integers(3, 9)) for _ in range(20)]
+    with Stage("dataset", Nothing(), tmp_path / "dataset").write() as folder:
+        items = pa.table({"item_id": [f"i{number}" for number in range(9)]})
+        write_dataset(folder, items, [f"u{number}" for number in range(20)], sequences)
+    data = Dataset.load(tmp_path / "dataset")
+    fold = fold_of(np.arange(20), 3)
+    for left_out in range(3):
+        rest = data.without_fold(3, left_out)
+        for with_validation in (False, True):
+            values, offsets = rest.training_sequences(with_validation)
+            for user, row in enumerate(sequences):
+                expected = [] if fold[user] == left_out else row[: len(row) - 2 + with_validation].tolist()
+                assert values[offsets[user] : offsets[user + 1]].tolist() == expected
+        seen, every = rest.examples("train"), data.examples("train")
+        kept = every.take(fold[every.users] != left_out)
+        assert 0 < len(kept) < len(every)
+        for split, found, expected in (
+            ("train", seen, kept),
+            *((split, rest.examples(split), data.examples(split)) for split in ("valid", "test")),
+        ):
+            for one, other in zip(vars(found).values(), vars(expected).values(), strict=True):
+                assert one.tolist() == other.tolist(), split

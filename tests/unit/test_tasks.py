@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.artifacts import Stage, UserError, write_json
-from distill.catalog import Dataset, write_dataset
+from distill.catalog import Dataset, fold_of, write_dataset
 from distill.semantic_ids import SemanticIDs, write_codes
 from teacher import intentions, templates
 from teacher import model as models
+from teacher.finetune import Config
 from teacher.tasks import TASKS, TaskData, batches, collate
 
 TITLES = ["Red tent XL", "Blue tent XL", "Oil lamp", "Gas lamp 40cm", "Long rope", "Copper kettle"]
@@ -315,6 +316,37 @@ def test_streams_run_backwards_and_lose_items_where_asked(tmp_path):
     assert len(fewer) == len(whole) == 600
     assert (fewer.lengths >= np.minimum(whole.lengths, 1 + 2 * 3)).all()  # two items at least, where there are so many
     assert fewer.lengths.sum() < whole.lengths.sum()
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_cross_fitting_hides_the_users_of_a_fold(tmp_path, fold):
+    """No item sells to two users here, so an item's ID betrays its buyer; no task may show one of the fold."""
+    users, each = 8, 4
+    names = [f"i{number}" for number in range(users * each)]
+    rows = [np.arange(user * each, (user + 1) * each) for user in range(users)]
+    codes = np.stack([np.arange(users * each) // 16, np.arange(users * each) // 4 % 4, np.arange(users * each) % 4], 1)
+    with Stage("dataset", Nothing(), tmp_path / "dataset").write() as folder:
+        table = pa.table({"item_id": names, "title": TITLES[:4] * users, "categories": KINDS[:4] * users})
+        write_dataset(folder, table, [f"u{number}" for number in range(users)], rows)
+    with Stage("semantic_ids", Nothing(), tmp_path / "semantic_ids").write() as folder:
+        write_codes(folder, names, codes)
+        write_json(folder / "report.json", {"codebook_size": 4})
+    shop = Dataset.load(tmp_path / "dataset"), SemanticIDs.load(tmp_path / "semantic_ids", len(names))
+    tokenizer = models.train_tokenizer(TITLES, 300)
+    models.add_codewords(tokenizer, shop[1])
+    entry = {f"u{user}": {"item": str(user * each), "querys": ["a thing"]} for user in range(users)}
+    file = tmp_path / "shop.user.json"
+    file.write_text(
+        json.dumps({"user_explicit_preference": {"u0": ["Tents."]}, "user_vague_intention": {"train": entry}})
+    )
+    tasks = ("stream", "seqrec", "fusionseqrec", "itemsearch", "preferenceobtain")
+    for intention in (None, file):
+        config = Config(max_history=4, folds=2, fold=fold, intentions=intention)
+        data = TaskData.of(config, *shop, tokenizer)
+        samples = [data.epoch({task: 3.0}, 0, 0) for task in tasks if task != "preferenceobtain" or not intention]
+        texts = "".join(tokenizer.decode(sample.tokens) for group in samples for sample in group).replace(" ", "")
+        seen = {item // each for item in range(len(names)) if shop[1].text(item) in texts}
+        assert seen == set(np.flatnonzero(fold_of(np.arange(users), 2) != fold).tolist())
 
 
 def test_a_stream_longer_than_the_limit_is_refused(shop):
