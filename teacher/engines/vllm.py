@@ -69,6 +69,7 @@ class VLLMEngine:
         gpu_memory_utilization: float = 0.9,
         kv_cache_gb: float | None = None,
         max_num_seqs: int = 256,
+        **more,
     ) -> VLLMEngine:
         """Start vLLM on a merged teacher checkpoint; seconds on a CPU, minutes for a large model.
 
@@ -81,6 +82,7 @@ class VLLMEngine:
             gpu_memory_utilization: share of a GPU's memory for weights and caches.
             kv_cache_gb: gigabytes of keys and values instead; on CPUs 1 unless named.
             max_num_seqs: requests in one forward pass.
+            more: any other setting of `vllm.LLM`.
 
         Raises:
             UserError: vLLM is not installed, the checkpoint does not fit, or vLLM does not start.
@@ -120,7 +122,7 @@ class VLLMEngine:
                 enable_prefix_caching=True,
                 generation_config="vllm",  # not the checkpoint's, which may sample
                 disable_log_stats=True,
-                **settings,
+                **settings | more,
             )
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"vLLM does not start on {folder}: {gist(error)}") from None
@@ -228,7 +230,12 @@ class VLLMEngine:
                 rows.append(row)
                 params.append(
                     SamplingParams(
-                        max_tokens=1, temperature=0, logprob_token_ids=chunk, flat_logprobs=True, detokenize=False
+                        max_tokens=1,
+                        temperature=0,
+                        logprob_token_ids=chunk,
+                        flat_logprobs=True,
+                        detokenize=False,
+                        skip_clone=True,  # ours alone: no need of a deep copy
                     )
                 )
         outputs = self._generate([prompts[row] for row in rows], params)
