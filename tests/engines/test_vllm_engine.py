@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from distill import export_soft_labels as export
 from distill.artifacts import Stage, UserError, write_json
 from distill.catalog import PAD, Dataset, write_dataset
+from distill.labelling import Ask, EngineLabeller
 from distill.semantic_ids import SemanticIDs, write_codes
 from teacher import model as models
 from teacher.engines.hf import HFEngine
@@ -241,16 +242,40 @@ def test_a_user_with_an_empty_history(pair):
     np.testing.assert_allclose(found, plain.codeword_logprobs(nobody, np.array([5])), atol=1e-4)
 
 
-def test_exported_labels(engine, shop, checkpoint):
-    examples = shop[0].examples("train", MAX_HISTORY).take(slice(0, 12))
-    config = export.Config(width=10, keep=6, batch_size=5, exclude_bought=True)
-    labels = [
-        export.label(who, shop[0], examples, config, export.tqdm(disable=True))
+@pytest.mark.parametrize("scope", ["level", "all"])
+def test_exported_labels(engine, shop, checkpoint, scope):
+    examples = shop[0].examples("train", MAX_HISTORY).take(slice(0, 25))
+    assert examples.positions.max() > MAX_HISTORY  # prefix by prefix there, at once elsewhere
+    ask = Ask(width=10, keep=6, scope=scope)
+    ours, plain = (
+        EngineLabeller(who, shop[0], batch_size=5).label(examples, ask, lambda _: None)
         for who in (engine, HFEngine.load(checkpoint, *shop))
-    ]
-    np.testing.assert_array_equal(labels[0][0], labels[1][0])
-    for found, expected in zip(labels[0][1:], labels[1][1:], strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+    )
+    np.testing.assert_allclose(ours.scores, plain.scores, atol=1e-4)
+    np.testing.assert_allclose(ours.log_probs, plain.log_probs, atol=1e-4)
+    same_ranking(ours.candidates, plain.candidates, plain.scores)
+
+
+def test_the_entry_asks_vllm(engine, shop, checkpoint, tmp_path, monkeypatch):
+    """Settings reach vLLM, and the label set says who has made it."""
+    asked = {}
+
+    def load(*_, **settings):
+        asked.update(settings)
+        return engine
+
+    with Stage("teacher", Nothing(), tmp_path / "teacher").write() as folder:
+        shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    monkeypatch.setattr(VLLMEngine, "load", staticmethod(load))
+    config = export.Config(
+        dataset=shop[0].artifact.folder, semantic_ids=shop[1].artifact.folder, teacher=tmp_path / "teacher",
+        output=tmp_path / "labels", engine="vllm", width=5, keep=3, limit=6, tensor_parallel_size=2,
+        gpu_memory_utilization=0.5, kv_cache_gb=0.25,
+    )  # fmt: skip
+    export.main(config)
+    assert (asked["tensor_parallel_size"], asked["gpu_memory_utilization"], asked["kv_cache_gb"]) == (2, 0.5, 0.25)
+    labeller = json.loads((tmp_path / "labels" / "index.json").read_text())["labeller"]
+    assert labeller["engine"] == "vllm" and labeller["prompt"] == "stream"
 
 
 def test_the_prefix_cache_is_used(engine):
