@@ -88,6 +88,7 @@ class VLLMEngine:
             UserError: vLLM is not installed, the checkpoint does not fit, or vLLM does not start.
         """
         data, prompt = open_teacher(folder, dataset, ids)
+        take_devices(tensor_parallel_size)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         # on CPUs: three processes of one core each would wait for each other; in one, vLLM starts in seconds
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1" if torch.cuda.is_available() else "0")
@@ -341,6 +342,14 @@ class RequestStep:
         child, code = self.trie.children(level, nodes.clamp(min=0))
         match = (child >= 0) & (code == codes[..., None]) & (nodes >= 0)[..., None]
         return torch.where(match.any(-1), torch.where(match, child, 0).sum(-1), -1).int()
+
+
+def take_devices(count: int) -> None:
+    """In a launch of several processes, each an engine of its own: leave this one its own GPUs, `count` of them."""
+    process, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(processes * count)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen.split(",")[process * count :][:count])
 
 
 def check_heads(model: dict) -> None:

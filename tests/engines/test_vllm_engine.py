@@ -1,6 +1,7 @@
 """A real vLLM against the Hugging Face engine and against plain forward passes over every item of a small catalogue."""
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from distill.labelling import Ask, EngineLabeller
 from distill.semantic_ids import SemanticIDs, write_codes
 from teacher import model as models
 from teacher.engines.hf import HFEngine
-from teacher.engines.vllm import VLLMEngine
+from teacher.engines.vllm import VLLMEngine, take_devices
 from teacher.tasks import TaskData
 
 pytestmark = pytest.mark.vllm
@@ -283,6 +284,15 @@ def test_the_prefix_cache_is_used(engine):
     engine.beams(HISTORIES[2:3], 20)  # a prompt of 61 tokens: one block of 32 is shared by all beams
     requests, tokens, cached = (engine.counters[name] - before[name] for name in before)
     assert requests > 20 and cached > tokens / 3
+
+
+@pytest.mark.parametrize(("seen", "mine"), [(None, "2,3"), ("4,5,6,7", "6,7")])
+def test_launched_processes_take_gpus_of_their_own(monkeypatch, seen, mine):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen or "")
+    take_devices(2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == mine
 
 
 def test_prompts_longer_than_the_window(engine, monkeypatch):
