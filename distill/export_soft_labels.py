@@ -92,6 +92,12 @@ class Config:
     """Weights of the teacher."""
     tensor_parallel_size: int = field(default=1, metadata={"identity": False})
     """vllm: GPUs that share one model."""
+    gpu_memory_utilization: float = field(default=0.9, metadata={"identity": False})
+    """vllm: share of a GPU's memory for weights and caches."""
+    kv_cache_gb: float | None = field(default=None, metadata={"identity": False})
+    """vllm: gigabytes of keys and values instead (on CPUs 1 unless named)."""
+    max_num_seqs: int = field(default=256, metadata={"identity": False})
+    """vllm: requests in one forward pass."""
     dry_run: bool = field(default=False, metadata={"identity": False})
     """Write nothing: label 200 examples and say what all of them would take."""
     push: str | None = field(default=None, metadata={"identity": False})
@@ -265,7 +271,14 @@ def open_engine(config: Config, dataset: Dataset, ids: SemanticIDs, teacher: Art
         from teacher.engines.vllm import VLLMEngine  # an extra, imported where it is used
 
         return VLLMEngine.load(
-            teacher.folder, dataset, ids, config.dtype, tensor_parallel_size=config.tensor_parallel_size
+            teacher.folder,
+            dataset,
+            ids,
+            config.dtype,
+            tensor_parallel_size=config.tensor_parallel_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            kv_cache_gb=config.kv_cache_gb,
+            max_num_seqs=config.max_num_seqs,
         )
     import torch  # heavy, and not needed where the work is finished
 
