@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from distill.floors import Popularity, Transitions, TransitionSettings
 from distill.metrics import coverage, diversity, hit_ranks, kl_to_truth, ndcg, recall
 from distill.semantic_ids import SemanticIDs
 from distill.sources import demo
+
+if TYPE_CHECKING:
+    from student.memory import Candidates, Memory
 
 CUTOFFS = (5, 10)
 SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into memory
@@ -64,6 +67,10 @@ class Config:
     only where the catalogue is small); 0 leaves it out."""
     kl_users: int = 300
     """Users whose exact item distributions are compared with the truth (demo data only)."""
+    mixture_users: int = 1000
+    """Validation examples on which the counter's share in `teacher+transitions` is chosen; 0 leaves that row out."""
+    mixture_top: int = 50
+    """How many of the counter's items join the teacher's beams there."""
     batch_size: int = field(default=256, metadata={"identity": False})
     """Users at once."""
     device: str = field(default="auto", metadata={"identity": False})
@@ -91,6 +98,8 @@ def main(config: Config) -> None:
         return
 
     import torch  # heavy, and not needed where the work is finished
+
+    from student.memory import Memory, best_weight
 
     dataset = Dataset.load(data.folder)
     ids = SemanticIDs.load(codes.folder, dataset.n_items)
@@ -155,6 +164,18 @@ def main(config: Config) -> None:
             distance = truth and truth.model_kl(exact)
         add(name, items, seconds, parameters=parameters, kl_to_truth=distance,
             **{"invalid@10": float((free[:, :10] < 0).mean()), "beam_missed@10": missed})  # fmt: skip
+        if artifact.kind == "teacher" and config.mixture_users:
+            valid = dataset.examples("valid")
+            valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.mixture_users])
+            memory = Memory.of(dataset, transitions.settings, top=config.mixture_top)
+            weight, _ = best_weight(
+                proposals(system, memory, valid, config, hide, "the counter's share"), valid.targets
+            )
+            started = time.time()
+            both = proposals(system, memory, examples, config, hide, "teacher+transitions")
+            items, _ = both.ranked(weight, config.width)
+            note = f"the counter's share is {weight}, chosen on {len(valid)} validation examples"
+            add("teacher+transitions", items, time.time() - started, parameters=parameters, note=note)
 
     with stage.write() as output:
         write_json(output / "metrics.json", rows)
@@ -169,10 +190,11 @@ def in_order(folder: Path) -> list[Path]:
 
 
 class System(NamedTuple):
-    """How a teacher or student is asked: for ranked lists by beams, and for exact scores of all items."""
+    """How a teacher or student is asked: for ranked lists by beams, for exact scores of all items or of some."""
 
     rank: Callable[..., tuple[np.ndarray, np.ndarray]]  # (histories, width, exclude_bought, constrained)
     score: Callable[[np.ndarray], np.ndarray]  # histories -> log-probabilities [users, n_items]
+    score_some: Callable[[np.ndarray, np.ndarray], np.ndarray]  # histories, items -> log-probabilities [users, k]
 
 
 def load(artifact: artifacts.Artifact, dataset: Dataset, ids: SemanticIDs, device: str) -> tuple[System, int]:
@@ -181,13 +203,15 @@ def load(artifact: artifacts.Artifact, dataset: Dataset, ids: SemanticIDs, devic
         from teacher.engines.hf import HFEngine
 
         engine = HFEngine.load(artifact.folder, dataset, ids, device)
-        return System(engine.beams, engine.score_items), sum(one.numel() for one in engine.model.parameters())
+        return System(engine.beams, engine.score_items, engine.score_candidates), sum(
+            one.numel() for one in engine.model.parameters()
+        )
     from student.recommender import Recommender
 
     student = Recommender.from_pretrained(artifact.folder, device)
     models = [model for model in (student.model, student.ranker) if model is not None]
     parameters = sum(parameter.numel() for model in models for parameter in model.parameters())
-    return System(student.rank_items, student.score_items), parameters
+    return System(student.rank_items, student.score_items, student.score_candidates), parameters
 
 
 def ranked(
@@ -201,6 +225,23 @@ def ranked(
         found, _ = rank(histories, config.width, exclude_bought=hide, constrained=constrained)
         items[rows, : found.shape[1]] = found
     return items, time.time() - started
+
+
+def proposals(system: System, memory: Memory, examples: Examples, config: Config, hide: bool, name: str) -> Candidates:
+    """What a model's beams and a counter propose to all users, with both probabilities."""
+    from student.memory import Candidates, candidates
+
+    width = config.width + memory.top
+    items = np.full((len(examples), width), PAD)
+    log_probs, counter = np.full(items.shape, -np.inf), np.zeros(items.shape)
+    batches, total = by_length(examples.histories, config.batch_size), -(-len(examples) // config.batch_size)
+    for rows, histories in tqdm(batches, total=total, desc=name, unit="batch", leave=False):
+        found = candidates(
+            lambda users: system.rank(users, config.width, hide), system.score_some, memory, histories, hide
+        )
+        for whole, part in zip((items, log_probs, counter), found, strict=True):
+            whole[rows, : part.shape[1]] = part
+    return Candidates(items, log_probs, counter)
 
 
 def exact_scores(score: Callable, histories: np.ndarray, hide: bool, name: str) -> np.ndarray:
