@@ -86,7 +86,7 @@ def finished(tmp_path_factory):
 def test_the_whole_road(finished):
     _, run = finished
     rows = json.loads((run / "report" / "metrics.json").read_text())
-    assert [row["system"] for row in rows] == ["oracle", "popularity", "transitions", "teacher", *VARIANTS]
+    assert [row["system"] for row in rows] == ["oracle", "popularity", "transitions", "teacher", "teacher+transitions", *VARIANTS]
     for row in rows:
         assert 0 <= row["recall@5"] <= row["recall@10"] <= 1
         assert row["users"] == 60 and row["split"] == "test"
