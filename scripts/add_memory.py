@@ -35,7 +35,7 @@ class Config:
     transitions: TransitionSettings | None = None
     """How to count; none: the best of a grid for the counter alone, on the validation split."""
     weight: float | None = None
-    """The counter's share, 0 to 1; none: the best of 0, .1, … 1 by NDCG@10 on the validation split."""
+    """The counter's share, 0 to 1; none: the best of a grid by NDCG@10 on the validation split."""
     top: int = 50
     """How many of the counter's items join the beams."""
     width: int = 20

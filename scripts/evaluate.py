@@ -5,6 +5,7 @@ python scripts/evaluate.py --config configs/demo/evaluate.yaml
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,14 +24,30 @@ from distill.artifacts import Stage, UserError, say, write_json
 from distill.catalog import PAD, Dataset, Examples, by_length
 from distill.config import run
 from distill.floors import Popularity, Transitions, TransitionSettings
-from distill.metrics import coverage, diversity, hit_ranks, kl_to_truth, ndcg, recall
+from distill.metrics import (
+    catalogue_coverage,
+    coordination,
+    coverage,
+    diversity,
+    gini,
+    hit_ranks,
+    interval,
+    kl_to_truth,
+    mrr,
+    ndcg,
+    novelty,
+    paired,
+    popularity_groups,
+    recall,
+)
 from distill.semantic_ids import SemanticIDs
 from distill.sources import demo
 
 if TYPE_CHECKING:
     from student.memory import Candidates, Memory
 
-CUTOFFS = (5, 10)
+FLOOR = "transitions"
+NOT_LEARNED = ("oracle", "popularity", FLOOR, "teacher")
 SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into memory
 
 
@@ -58,6 +75,12 @@ class Config:
     """Only the first N examples; under leave-one-out, users."""
     width: int = 20
     """Beams (paper: 20)."""
+    cutoffs: list[int] = field(default_factory=lambda: [1, 5, 10, 20])
+    """K of recall, NDCG and diversity; none larger than the beams. The largest is the length of the lists."""
+    widths: list[int] = field(default_factory=list)
+    """Beam widths at which diversity and invalid share are measured as well (the paper's Figures 1 and 3)."""
+    width_users: int = 200
+    """Users for that."""
     exclude_bought: bool | None = None
     """Never recommend items of the history, in any row (default: where the training part never has an item twice)."""
     transitions: TransitionSettings | None = None
@@ -83,16 +106,19 @@ class Config:
 
 def main(config: Config) -> None:
     """Rank, measure, write `metrics.json` and `lists.parquet`."""
+    check(config)
     data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
-    teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
     folder = config.students or config.run / "students"
     students = [artifacts.read(path, "student") for path in in_order(folder)]
-    if not students:
+    teacher = None
+    if config.teacher or (config.run / "teacher").exists():
+        teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
+    elif not students:
         raise UserError(f"No student in {folder}. Make one with: {artifacts.MADE_BY['student']}")
     table = config.embeddings or config.run / "embeddings"
     embeddings = artifacts.read(table, "embeddings") if config.embeddings or table.exists() else None
-    inputs = [data, codes, teacher, *students, *([embeddings] if embeddings else [])]
+    inputs = [data, codes, *students, *(one for one in (teacher, embeddings) if one)]
     stage = Stage("evaluation", config, config.output or config.run / "evaluation", inputs, overwrite=config.overwrite)
     if stage.is_finished():
         return
@@ -107,40 +133,40 @@ def main(config: Config) -> None:
     examples = dataset.examples(config.split)
     if config.users:
         examples = examples.take(slice(0, config.users))
-    if embeddings:
-        vectors = load_file(embeddings.folder / "embeddings.safetensors")["embeddings"]
-    else:
-        vectors = np.eye(ids.codebook_size)[ids.codes].reshape(dataset.n_items, -1)
+    vectors = item_vectors(embeddings, ids, dataset.n_items)
     truth = Truth.of(dataset, examples, config.kl_users)
     hide = dataset.hides_bought(config.exclude_bought)
     facts = {"dataset": config.run.name, "split": config.split, "users": len(examples), "seed": config.seed}
     facts["exclude_bought"] = hide
+    popularity = Popularity(dataset)
+    at, longest = min(10, max(config.cutoffs)), max(config.cutoffs)
 
     rows: list[dict[str, Any]] = []
     lists: dict[str, np.ndarray] = {}
 
     def add(system: str, items: np.ndarray, seconds: float, **more: Any) -> None:
-        ranks = hit_ranks(items[:, : max(CUTOFFS)], examples.targets)
-        row = {"system": system, **facts}
-        row |= {f"recall@{k}": float(recall(ranks, k).mean()) for k in CUTOFFS}
-        row |= {f"ndcg@{k}": float(ndcg(ranks, k).mean()) for k in CUTOFFS}
-        row["diversity@10"] = float(diversity(items, vectors, 10).mean())
+        items = items[:, :longest]
+        row = {"system": system, **facts, **measures(items, examples, config.cutoffs, vectors, popularity.counts)}
         row |= {"invalid@10": None, "beam_missed@10": None, "kl_to_truth": None, "parameters": None}
+        if FLOOR in lists:
+            row[f"ndcg@{at}_above_floor"] = above(items, lists[FLOOR], examples.targets, at)
+        if "teacher" in lists and system not in NOT_LEARNED:
+            row["teacher_coverage"] = float(coverage(items, lists["teacher"]).mean())
+            row["teacher_coordination"] = float(coordination(items, lists["teacher"]).mean())
         row["users_per_s"] = len(examples) / max(seconds, 1e-9)
         rows.append(row | more)
-        lists[system] = items[:, : max(CUTOFFS)]
-        say(f"{system}: NDCG@10 {row['ndcg@10']:.4f}, recall@10 {row['recall@10']:.4f}")
+        lists[system] = items
+        say(f"{system}: NDCG@{at} {row[f'ndcg@{at}']:.4f}, recall@{at} {row[f'recall@{at}']:.4f}")
 
     if truth:
         started = time.time()
-        best = floors.top_items(truth.all_users, 10)
+        best = floors.top_items(truth.all_users, longest)
         add("oracle", best, time.time() - started, kl_to_truth=0.0, note="the simulator's own distribution")
 
-    popularity = Popularity(dataset)
     transitions = Transitions(dataset, config.transitions) if config.transitions else Transitions.tune(dataset)[0]
-    for name, model in (("popularity", popularity), ("transitions", transitions)):
+    for name, model in (("popularity", popularity), (FLOOR, transitions)):
         started = time.time()
-        items = floors.recommend(model, examples, 10, hide)
+        items = floors.recommend(model, examples, longest, hide)
         seconds = time.time() - started
         more: dict[str, Any] = {"kl_to_truth": truth and truth.floor_kl(model, popularity, dataset)}
         if model is transitions:
@@ -150,9 +176,9 @@ def main(config: Config) -> None:
             more["note"] = f"counts of the training part, {transitions.describe()}"
         add(name, items, seconds, **more)
 
-    for artifact in (teacher, *students):
-        name = artifact.folder.name
-        system, parameters = load(artifact, dataset, ids, device)
+    for artifact in (*([teacher] if teacher else []), *students):
+        name = "teacher" if artifact is teacher else artifact.folder.name
+        system, parameters = load(artifact, dataset, ids, device, hide)
         items, seconds = ranked(system.rank, examples, config, hide, constrained=True, name=name)
         free, _ = ranked(system.rank, examples, config, hide, constrained=False, name=f"{name} without the trie")
         small = artifact.kind == "student" or dataset.n_items <= SMALL_CATALOGUE
@@ -160,10 +186,13 @@ def main(config: Config) -> None:
         missed = distance = None
         if len(several):
             exact = exact_scores(system.score, several.histories, hide, name)
-            missed = beam_missed(items, exact[: config.exact_users], 10)
+            missed = beam_missed(items, exact[: config.exact_users], at) if config.exact_users else None
             distance = truth and truth.model_kl(exact)
-        add(name, items, seconds, parameters=parameters, kl_to_truth=distance,
-            **{"invalid@10": float((free[:, :10] < 0).mean()), "beam_missed@10": missed})  # fmt: skip
+        more = {"parameters": parameters, "kl_to_truth": distance, f"beam_missed@{at}": missed}
+        more[f"invalid@{at}"] = float((free[:, :at] < 0).mean())
+        if config.widths:
+            more["widths"] = over_widths(system.rank, examples, config, hide, vectors, name)
+        add(name, items, seconds, **more)
         if artifact.kind == "teacher" and config.mixture_users:
             valid = dataset.examples("valid")
             valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.mixture_users])
@@ -182,6 +211,98 @@ def main(config: Config) -> None:
         write_lists(output / "lists.parquet", examples, lists)
 
 
+def check(config: Config) -> None:
+    """Refuse numbers that do not fit.
+
+    Raises:
+        UserError: lists longer than the beams are wide, numbers below 1.
+    """
+    if not config.cutoffs or min(config.cutoffs, default=0) < 1 or min([config.width, *config.widths]) < 1:
+        raise UserError(f"cutoffs, width and widths: expected numbers from 1 on, got {config.cutoffs}, {config.width} "
+                        f"and {config.widths}.")  # fmt: skip
+    if max(config.cutoffs) > config.width:
+        raise UserError(
+            f"cutoffs asks for lists of {max(config.cutoffs)}, but the beams are {config.width} wide. Choose a larger "
+            "--width or smaller --cutoffs."
+        )
+
+
+def item_vectors(embeddings: artifacts.Artifact | None, ids: SemanticIDs, n_items: int) -> np.ndarray:
+    """Embeddings for diversity [n_items, dim]; without a table the codes, one-hot.
+
+    Raises:
+        UserError: a table of another length.
+    """
+    if embeddings is None:
+        return np.eye(ids.codebook_size)[ids.codes].reshape(n_items, -1)
+    vectors = load_file(embeddings.folder / "embeddings.safetensors")["embeddings"]
+    if len(vectors) != n_items:
+        raise UserError(f"{embeddings.folder} holds {len(vectors)} embeddings, the catalogue {n_items} items.")
+    return vectors
+
+
+def measures(
+    items: np.ndarray, examples: Examples, cutoffs: list[int], vectors: np.ndarray, counts: np.ndarray
+) -> dict[str, Any]:
+    """A row's figures that lists alone tell.
+
+    Args:
+        items: ranked lists, -1 for none [users, longest cutoff].
+        examples: whose targets are sought.
+        cutoffs: see `Config`.
+        vectors: embeddings for diversity [n_items, dim].
+        counts: interactions of each item in the training part [n_items].
+    """
+    ranks, at, longest = hit_ranks(items, examples.targets), min(10, max(cutoffs)), max(cutoffs)
+    row: dict[str, Any] = {}
+    for k in sorted(cutoffs):
+        row[f"recall@{k}"], row[f"ndcg@{k}"] = float(recall(ranks, k).mean()), float(ndcg(ranks, k).mean())
+    row[f"mrr@{longest}"] = float(mrr(ranks, longest).mean())
+    for name, values in ((f"recall@{at}", recall(ranks, at)), (f"ndcg@{at}", ndcg(ranks, at))):
+        row[f"{name}_low"], row[f"{name}_high"] = interval(values)
+    for k in sorted(cutoffs):
+        if k > 1:
+            row[f"diversity@{k}"] = float(diversity(items, vectors, k).mean())
+    row[f"catalogue@{at}"] = catalogue_coverage(items[:, :at], len(counts))
+    row[f"gini@{at}"] = gini(items[:, :at], len(counts))
+    row[f"novelty@{at}"] = float(novelty(items[:, :at], counts).mean())
+    groups = popularity_groups(counts)
+    row["by_popularity"] = []
+    for group in (*range(groups.max() + 1), -1):
+        mine = groups[examples.targets] == group
+        part = {"group": "unseen" if group < 0 else group + 1, "items": int((groups == group).sum())}
+        part |= {"users": int(mine.sum())}
+        if mine.any():
+            part |= {f"recall@{at}": float(recall(ranks[mine], at).mean())}
+            part |= {f"ndcg@{at}": float(ndcg(ranks[mine], at).mean())}
+        row["by_popularity"].append(part)
+    return row
+
+
+def above(items: np.ndarray, floor: np.ndarray, targets: np.ndarray, k: int) -> dict[str, float]:
+    """NDCG@k above the floor's, user by user: `metrics.paired`."""
+    return paired(*(ndcg(hit_ranks(lists, targets), k) for lists in (items, floor)))
+
+
+def over_widths(
+    rank: Callable, examples: Examples, config: Config, hide: bool, vectors: np.ndarray, name: str
+) -> list[dict[str, float]]:
+    """Diversity and share of invalid IDs of all beams, by the number of beams, over the first users."""
+    several, found = examples.take(slice(0, config.width_users)), []
+    for width in sorted(config.widths):
+        wide = dataclasses.replace(config, width=width)
+        items, _ = ranked(rank, several, wide, hide, constrained=True, name=f"{name}, {width} beams")
+        free, _ = ranked(rank, several, wide, hide, constrained=False, name=f"{name}, {width} beams, no trie")
+        ranks = hit_ranks(items, several.targets)
+        found.append({
+            "width": width,
+            "ndcg@10": float(ndcg(ranks, min(10, width)).mean()),
+            "diversity": float(diversity(items, vectors, width).mean()),
+            "invalid": float((free < 0).mean()),
+        })  # fmt: skip
+    return found
+
+
 def in_order(folder: Path) -> list[Path]:
     """Students in the order of the paper's table, others after them by name."""
     known = ["tiger", "smooth", "distill", "dtr", "dwr"]
@@ -197,8 +318,10 @@ class System(NamedTuple):
     score_some: Callable[[np.ndarray, np.ndarray], np.ndarray]  # histories, items -> log-probabilities [users, k]
 
 
-def load(artifact: artifacts.Artifact, dataset: Dataset, ids: SemanticIDs, device: str) -> tuple[System, int]:
-    """A teacher or student, and its number of parameters."""
+def load(
+    artifact: artifacts.Artifact, dataset: Dataset, ids: SemanticIDs, device: str, hide: bool
+) -> tuple[System, int]:
+    """A teacher or student, and its number of parameters; `hide`: bought items are left out."""
     if artifact.kind == "teacher":
         from teacher.engines.hf import HFEngine
 
@@ -211,7 +334,11 @@ def load(artifact: artifacts.Artifact, dataset: Dataset, ids: SemanticIDs, devic
     student = Recommender.from_pretrained(artifact.folder, device)
     models = [model for model in (student.model, student.ranker) if model is not None]
     parameters = sum(parameter.numel() for model in models for parameter in model.parameters())
-    return System(student.rank_items, student.score_items, student.score_candidates), parameters
+
+    def score(histories: np.ndarray) -> np.ndarray:
+        return student.score_items(histories, hide)
+
+    return System(student.rank_items, score, student.score_candidates), parameters
 
 
 def ranked(

@@ -25,7 +25,7 @@ from distill.metrics import hit_ranks, ndcg
 
 FILE = "memory.safetensors"
 TOP = 50  # items of the counter that join the beams
-WEIGHTS = tuple(number / 10 for number in range(11))
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
 @dataclass(frozen=True)

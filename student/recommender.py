@@ -133,6 +133,7 @@ class Recommender:
         k: int = 10,
         width: int = DEFAULT_WIDTH,
         exclude_bought: bool | None = None,
+        skip_unknown: bool = False,
     ) -> list[list[Recommendation]]:
         """The k best next items after each history of item ids, oldest first.
 
@@ -142,23 +143,25 @@ class Recommender:
             width: beams; at least k are used.
             exclude_bought: leave out the history's items; by default where nobody in the training part bought a thing
                 twice.
+            skip_unknown: leave unknown item ids out; a history of nothing else gets an empty list.
 
         Raises:
             UserError: an unknown item id, or a history without items.
         """
         number = {item_id: row for row, item_id in enumerate(self.item_ids)}
         limit = self.facts["max_history"]
-        padded = np.full((len(histories), limit), -1, dtype=np.int64)
+        padded = np.full((len(histories), limit), PAD, dtype=np.int64)
         for row, history in enumerate(histories):
             if not history:
                 raise UserError(f"History {row} is empty; a recommendation needs at least one item.")
             for item_id in history:
-                if item_id not in number:
+                if item_id not in number and not skip_unknown:
                     raise UserError(f"Unknown item id {item_id!r} in history {row}; it has no semantic ID.")
-            recent = [number[item_id] for item_id in history][-limit:]
+            recent = [number[item_id] for item_id in history if item_id in number][-limit:]
             padded[row, : len(recent)] = recent
         hide = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
         items, scores = self.rank_items(padded, max(width, k), hide)
+        items[padded[:, 0] == PAD] = PAD  # nothing known of them
         return [
             [
                 Recommendation(self.item_ids[item], float(score), self.titles[item])
