@@ -22,7 +22,7 @@ from tqdm import tqdm
 from distill import artifacts, floors
 from distill.artifacts import Stage, UserError, say, write_json
 from distill.catalog import PAD, Dataset, Examples, by_length
-from distill.config import run
+from distill.config import run, suggest
 from distill.floors import Popularity, Transitions, TransitionSettings
 from distill.metrics import (
     catalogue_coverage,
@@ -69,6 +69,8 @@ class Config:
     """Folder of student artifacts (default: RUN/students)."""
     output: Path | None = None
     """Where the metrics go (default: RUN/evaluation)."""
+    systems: list[str] | None = None
+    """Names of the students to evaluate, `teacher` among them for that one (default: all there are)."""
     split: Literal["valid", "test"] = "test"
     """Which held-out part."""
     users: int | None = None
@@ -110,9 +112,15 @@ def main(config: Config) -> None:
     data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
     folder = config.students or config.run / "students"
-    students = [artifacts.read(path, "student") for path in in_order(folder)]
+    paths = in_order(folder)
+    names = [path.name for path in paths] + ["teacher"]
+    for name in config.systems or ():
+        if name not in names:
+            raise UserError(f"Unknown system {name!r} in {folder}. {suggest(name, names)}")
+    wanted = config.systems or names
+    students = [artifacts.read(path, "student") for path in paths if path.name in wanted]
     teacher = None
-    if config.teacher or (config.run / "teacher").exists():
+    if "teacher" in wanted and (config.teacher or (config.run / "teacher").exists()):
         teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
     elif not students:
         raise UserError(f"No student in {folder}. Make one with: {artifacts.MADE_BY['student']}")

@@ -155,9 +155,10 @@ def test_compare(evaluated, tmp_path):
 
 def test_different_users_are_not_compared(evaluated, tmp_path):
     words = ("--run", evaluated, *COUNTED, "--exact_users", "0", "--users", "30", "--output", tmp_path / "fewer")
-    code, _, error = command("evaluate.py", *words)
+    code, _, error = command("evaluate.py", *words, "--systems", "[tiger]")
     assert code == 0, error
     rows = json.loads((tmp_path / "fewer/metrics.json").read_text())
+    assert [row["system"] for row in rows] == ["popularity", "transitions", "tiger"]
     assert all(row["beam_missed@10"] is None for row in rows)
     words = ("--evaluation", evaluated / "evaluation", "--a", "tiger", "--other", tmp_path / "fewer", "--b", "tiger")
     assert "evaluated on different users or targets (50 and 30" in refused("compare.py", *words)
@@ -166,6 +167,7 @@ def test_different_users_are_not_compared(evaluated, tmp_path):
 def test_bad_input(evaluated, tmp_path):
     words = ("--run", evaluated, "--output", tmp_path / "evaluation")
     assert "cutoffs asks for lists of 20, but the beams are 10 wide" in refused("evaluate.py", *words, "--width", "10")
+    assert "Did you mean 'tiger'?" in refused("evaluate.py", *words, "--systems", "[tigre]")
     assert "expected numbers from 1 on" in refused("evaluate.py", *words, "--widths", "[0]")
     assert "Got value: dev" in refused("evaluate.py", *words, "--split", "dev")
     make_run(tmp_path / "short", n_vectors=N_ITEMS - 1)
