@@ -320,9 +320,12 @@ def is_learned(row: Row) -> bool:
 
 
 def beats(row: Row, floor: Row) -> bool:
-    """NDCG@10 above the floor's; with several seeds by more than the spread of both."""
+    """NDCG@10 above the floor's; with several seeds by more than the spread of both, else by more than chance among the
+    users, where the evaluation tested that."""
     if row is floor or row["system"] == "oracle" or row.get("ndcg@10") is None or floor.get("ndcg@10") is None:
         return False
+    if isinstance(row.get(ABOVE), dict):
+        return row[ABOVE]["low"] > 0
     spread = row.get("ndcg@10_std", 0.0) + floor.get("ndcg@10_std", 0.0)
     return row["ndcg@10"] - spread > floor["ndcg@10"]
 
@@ -359,7 +362,9 @@ def footnotes(rows: list[Row]) -> list[str]:
     notes = ["Bold: the best of the learned systems (neither oracle nor floors)."]
     if any(row["system"] == FLOOR for row in rows):
         several = any("seeds" in row for row in rows)
+        tested = any(ABOVE in row for row in rows)
         beyond = ", by more than the spread of the seeds" if several else ""
+        beyond = ", the 95% interval of the difference user by user included" if tested else beyond
         notes.append(f"Floor: {FLOOR}, which only counts. ▲ marks rows whose NDCG@10 is above it{beyond}.")
     if any(row["system"] == "oracle" for row in rows):
         notes.append("Oracle: knows the simulator's true distribution, the bound for every model.")
@@ -438,7 +443,7 @@ def by_popularity(rows: list[Row]) -> dict[str, Any] | None:
     if not told:
         return None
     heads = [
-        {"name": part["group"], "users": f"{part['users']:,}", "items": f"{part['items']:,}"}
+        {"name": part["group"], "users": f"{part['users']:,}", "size": f"{part['items']:,}"}
         for part in told[0]["by_popularity"]
     ]
     lines = []

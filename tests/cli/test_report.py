@@ -207,6 +207,7 @@ def test_intervals_details_and_widths(tmp_path):
     assert "0.3141" in page and "0.271" in page and "50.00%" in page
     assert "+0.0500" in page and "-0.0100 … +0.1100" in page and "0.042" in page
     assert page.count("0.7654") == len(rows) and "29 items" in page
+    assert "dwr ▲" not in out and "teacher ▲" in out  # dwr's difference may be chance; the teacher's was not tested
     assert page.count("<svg") == 5 + 3 and "diversity of all beams by beams" in page
     # with a second seed the spread speaks in the interval's place
     make_run(tmp_path / "b", rows=[row | {"seed": 1, "ndcg@10": row["ndcg@10"] + 0.01} for row in rows], seed=1)
