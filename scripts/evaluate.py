@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -181,38 +181,39 @@ def main(config: Config) -> None:
             flattered = floors.ranks_with_ties_won(transitions, examples)
             more["recall@10_ties_won"] = float(recall(flattered, 10).mean())
             more["ndcg@10_ties_won"] = float(ndcg(flattered, 10).mean())
-            more["note"] = f"counts of the training part, {transitions.describe()}"
+            settings = ", ".join(f"{key} {value}" for key, value in transitions.describe().items())
+            more["note"] = f"counts of the training part; {settings}"
         add(name, items, seconds, **more)
 
     for artifact in (*([teacher] if teacher else []), *students):
         name = "teacher" if artifact is teacher else artifact.folder.name
         system, parameters = load(artifact, dataset, ids, device, hide)
-        items, seconds = ranked(system.rank, examples, config, hide, constrained=True, name=name)
-        free, _ = ranked(system.rank, examples, config, hide, constrained=False, name=f"{name} without the trie")
+        beams = ranked(system.rank, examples, config, hide, constrained=True, name=name)
+        free = ranked(system.rank, examples, config, hide, constrained=False, name=f"{name} without the trie").items
         small = artifact.kind == "student" or dataset.n_items <= SMALL_CATALOGUE
         several = examples.take(slice(0, max(config.exact_users, config.kl_users if truth else 0) if small else 0))
         missed = distance = None
         if len(several):
             exact = exact_scores(system.score, several.histories, hide, name)
-            missed = beam_missed(items, exact[: config.exact_users], at) if config.exact_users else None
+            missed = beam_missed(beams.items, exact[: config.exact_users], at) if config.exact_users else None
             distance = truth and truth.model_kl(exact)
         more = {"parameters": parameters, "kl_to_truth": distance, f"beam_missed@{at}": missed}
         more[f"invalid@{at}"] = float((free[:, :at] < 0).mean())
         if config.widths:
             more["widths"] = over_widths(system.rank, examples, config, hide, vectors, name)
-        add(name, items, seconds, **more)
+        add(name, beams.items, beams.seconds, **more)
         if artifact.kind == "teacher" and config.mixture_users:
+            memory = Memory.of(dataset, transitions.settings, top=config.mixture_top)
             valid = dataset.examples("valid")
             valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.mixture_users])
-            memory = Memory.of(dataset, transitions.settings, top=config.mixture_top)
-            weight, _ = best_weight(
-                proposals(system, memory, valid, config, hide, "the counter's share"), valid.targets
-            )
-            started = time.time()
-            both = proposals(system, memory, examples, config, hide, "teacher+transitions")
+            theirs = ranked(system.rank, valid, config, hide, constrained=True, name="teacher on validation")
+            found = proposals(theirs, system.score_some, memory, valid, config, hide, "the counter's share")
+            weight, _ = best_weight(found, valid.targets)
+            started, name = time.time(), "teacher+transitions"
+            both = proposals(beams, system.score_some, memory, examples, config, hide, name)
             items, _ = both.ranked(weight, config.width)
             note = f"the counter's share is {weight}, chosen on {len(valid)} validation examples"
-            add("teacher+transitions", items, time.time() - started, parameters=parameters, note=note)
+            add(name, items, beams.seconds + time.time() - started, parameters=parameters, note=note)
 
     with stage.write() as output:
         write_json(output / "metrics.json", rows)
@@ -299,8 +300,8 @@ def over_widths(
     several, found = examples.take(slice(0, config.width_users)), []
     for width in sorted(config.widths):
         wide = dataclasses.replace(config, width=width)
-        items, _ = ranked(rank, several, wide, hide, constrained=True, name=f"{name}, {width} beams")
-        free, _ = ranked(rank, several, wide, hide, constrained=False, name=f"{name}, {width} beams, no trie")
+        items = ranked(rank, several, wide, hide, constrained=True, name=f"{name}, {width} beams").items
+        free = ranked(rank, several, wide, hide, constrained=False, name=f"{name}, {width} beams, no trie").items
         ranks = hit_ranks(items, several.targets)
         found.append({
             "width": width,
@@ -349,34 +350,44 @@ def load(
     return System(student.rank_items, score, student.score_candidates), parameters
 
 
-def ranked(
-    rank: Callable, examples: Examples, config: Config, hide: bool, constrained: bool, name: str
-) -> tuple[np.ndarray, float]:
-    """Ranked items of all users [users, width], and the seconds it took."""
+class Ranked(NamedTuple):
+    """Ranked items of all users, -1 for none, their scores (both [users, width]), and the seconds it took."""
+
+    items: np.ndarray
+    scores: np.ndarray
+    seconds: float
+
+
+def ranked(rank: Callable, examples: Examples, config: Config, hide: bool, constrained: bool, name: str) -> Ranked:
+    """Ask a model for its beams."""
     items = np.full((len(examples), config.width), PAD)
+    scores = np.full(items.shape, -np.inf)
     started = time.time()
-    batches, total = by_length(examples.histories, config.batch_size), -(-len(examples) // config.batch_size)
-    for rows, histories in tqdm(batches, total=total, desc=name, unit="batch", leave=False):
-        found, _ = rank(histories, config.width, exclude_bought=hide, constrained=constrained)
-        items[rows, : found.shape[1]] = found
-    return items, time.time() - started
+    for rows, histories in batches(examples, config, name):
+        found, own = rank(histories, config.width, exclude_bought=hide, constrained=constrained)
+        items[rows, : found.shape[1]], scores[rows, : own.shape[1]] = found, own
+    return Ranked(items, scores, time.time() - started)
 
 
-def proposals(system: System, memory: Memory, examples: Examples, config: Config, hide: bool, name: str) -> Candidates:
-    """What a model's beams and a counter propose to all users, with both probabilities."""
+def proposals(
+    beams: Ranked, score_some: Callable, memory: Memory, examples: Examples, config: Config, hide: bool, name: str
+) -> Candidates:
+    """A model's beams and a counter's top items, with both probabilities."""
     from student.memory import Candidates, candidates
 
-    width = config.width + memory.top
-    items = np.full((len(examples), width), PAD)
+    items = np.full((len(examples), config.width + memory.top), PAD)
     log_probs, counter = np.full(items.shape, -np.inf), np.zeros(items.shape)
-    batches, total = by_length(examples.histories, config.batch_size), -(-len(examples) // config.batch_size)
-    for rows, histories in tqdm(batches, total=total, desc=name, unit="batch", leave=False):
-        found = candidates(
-            lambda users: system.rank(users, config.width, hide), system.score_some, memory, histories, hide
-        )
+    for rows, histories in batches(examples, config, name):
+        found = candidates((beams.items[rows], beams.scores[rows]), score_some, memory, histories, hide)
         for whole, part in zip((items, log_probs, counter), found, strict=True):
             whole[rows, : part.shape[1]] = part
     return Candidates(items, log_probs, counter)
+
+
+def batches(examples: Examples, config: Config, name: str) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """Rows and histories of like lengths, with a progress bar."""
+    total = -(-len(examples) // config.batch_size)
+    return tqdm(by_length(examples.histories, config.batch_size), total=total, desc=name, unit="batch", leave=False)
 
 
 def exact_scores(score: Callable, histories: np.ndarray, hide: bool, name: str) -> np.ndarray:

@@ -152,7 +152,7 @@ def mixed(log_probs: np.ndarray, counter: np.ndarray, weight: float) -> np.ndarr
 
 
 def candidates(
-    rank: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    beams: tuple[np.ndarray, np.ndarray],
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],
     memory: Memory,
     histories: np.ndarray,
@@ -161,18 +161,18 @@ def candidates(
     """What a model and the memory propose to users, with both probabilities.
 
     Args:
-        rank: histories -> items, -1 for none, and their log P(v|S) [users, width].
+        beams: the model's items, -1 for none, and their log P(v|S); both [users, width].
         score: (histories, items, -1 for none [users, k]) -> log P(v|S) [users, k].
         memory: the counter.
         histories: item numbers padded with -1 [users, length].
         exclude_bought: as `rank` does it.
     """
-    beams, log_probs = rank(histories)
+    found, log_probs = beams
     own = memory.probabilities(histories, exclude_bought)
     top = top_of_rows(own, memory.top)
-    top = np.where((top[:, :, None] == beams[:, None, :]).any(2), PAD, top)
+    top = np.where((top[:, :, None] == found[:, None, :]).any(2), PAD, top)
     top = top[:, (top != PAD).any(0)]  # places that nobody needs
-    items = np.concatenate([beams, top], axis=1)
+    items = np.concatenate([found, top], axis=1)
     if top.shape[1]:
         log_probs = np.concatenate([log_probs, score(histories, top)], axis=1)
     users = np.arange(len(items))[:, None]

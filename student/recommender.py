@@ -199,12 +199,10 @@ class Recommender:
 
     def candidates(self, histories: np.ndarray, width: int, exclude_bought: bool = True) -> Candidates:
         """What student and memory propose, before they are mixed."""
-
-        def rank(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            items, scores = self._rank(users, width, exclude_bought)
-            return items, scores * self.trie.levels if self.ranker is not None else scores  # M is a mean
-
-        return candidates(rank, self.score_candidates, self.memory, histories, exclude_bought)
+        items, scores = self._rank(histories, width, exclude_bought)
+        if self.ranker is not None:
+            scores = scores * self.trie.levels  # M is a mean
+        return candidates((items, scores), self.score_candidates, self.memory, histories, exclude_bought)
 
     @torch.no_grad()
     def _rank(

@@ -162,14 +162,13 @@ def test_the_best_weight():
 
 
 def test_candidates_come_once():
-    def rank(users):
-        return np.array([[4, 0, -1]]), np.array([[-1.0, -2.0, -np.inf]])
+    beams = np.array([[4, 0, -1]]), np.array([[-1.0, -2.0, -np.inf]])
 
     def score(users, items):
         return np.where(items < 0, -np.inf, -10.0 - items)
 
     memory = memory_of([[1, 0], [1, 2], [1, 3]], 6, top=2)
-    found = candidates(rank, score, memory, np.array([[1]]))
+    found = candidates(beams, score, memory, np.array([[1]]))
     assert found.items.tolist() == [[4, 0, -1, 2]]  # the counter's top two are 0, a beam already, and 2
     assert found.log_probs.tolist() == [[-1.0, -2.0, -np.inf, -12.0]]
     assert found.counter[0].tolist() == pytest.approx([0, 1 / 3, 0, 1 / 3])
