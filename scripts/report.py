@@ -488,7 +488,7 @@ def chain(found: dict[str, Artifact]) -> list[dict[str, Any]]:
             for parent in one.manifest["identity"]["inputs"].items()
         ]
         links.append({"name": name, "kind": one.kind, "fingerprint": one.fingerprint, "parents": parents,
-                      "command": one.manifest["command"]})  # fmt: skip
+                      "command": one.manifest["command"], "commit": one.manifest.get("commit") or "–"})  # fmt: skip
     return links
 
 
