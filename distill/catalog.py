@@ -319,7 +319,7 @@ def read_parquet(path: Path, columns: tuple[str, ...]) -> pa.Table:
         UserError: missing, truncated, or without one of the columns.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()  # read_table would import pandas first
     except FileNotFoundError:
         raise UserError(f"Missing file {path}; its artifact is damaged, make it again with --overwrite.") from None
     except (pa.ArrowInvalid, OSError) as error:

@@ -155,6 +155,15 @@ def top_items(scores: np.ndarray, k: int) -> np.ndarray:
     return np.where(np.take_along_axis(values, order, axis=1) > 0, lists, PAD)
 
 
+def reachable(model: Transitions, examples: Examples) -> np.ndarray:
+    """Whether counting can find the target at all: it scores something after its history [users]."""
+    found = []
+    for start in range(0, len(examples), CHUNK):
+        part = examples.take(slice(start, start + CHUNK))
+        found.append(model.scores(part.histories)[np.arange(len(part)), part.targets] > 0)
+    return np.concatenate(found)
+
+
 def ranks_with_ties_won(model: Transitions, examples: Examples) -> np.ndarray:
     """Rank of each target if it wins every tie and is never left out as bought [users]; unreachable ones are last.
 

@@ -24,6 +24,7 @@ from distill.artifacts import Stage, UserError, say, write_json
 from distill.catalog import PAD, Dataset, Examples, by_length
 from distill.config import run, suggest
 from distill.floors import Popularity, Transitions, TransitionSettings
+from distill.graph import GraphHeuristic
 from distill.metrics import (
     catalogue_coverage,
     coordination,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from student.memory import Candidates, Memory
 
 FLOOR = "transitions"
-NOT_LEARNED = ("oracle", "popularity", FLOOR, "teacher")
+NOT_LEARNED = ("oracle", "popularity", FLOOR, "transitions+valid", "graph", "teacher")
 SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into memory
 
 
@@ -67,6 +68,8 @@ class Config:
     """Teacher artifact (default: RUN/teacher)."""
     students: Path | None = None
     """Folder of student artifacts (default: RUN/students)."""
+    baselines: Path | None = None
+    """Folder of baselines, which may be empty (default: RUN/baselines)."""
     output: Path | None = None
     """Where the metrics go (default: RUN/evaluation)."""
     systems: list[str] | None = None
@@ -90,6 +93,8 @@ class Config:
     exact_users: int = 50
     """Users for whom all items are scored exactly, to see how much of their true first ten the beams miss (teachers
     only where the catalogue is small); 0 leaves it out."""
+    graph: bool = True
+    """A row for the walk over the transition graph ranked by similarity; its settings are chosen on validation."""
     kl_users: int = 300
     """Users whose exact item distributions are compared with the truth (demo data only)."""
     mixture_users: int = 1000
@@ -124,9 +129,10 @@ def main(config: Config) -> None:
         teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
     elif not students:
         raise UserError(f"No student in {folder}. Make one with: {artifacts.MADE_BY['student']}")
+    baselines = [artifacts.read(path, "baseline") for path in in_order(config.baselines or config.run / "baselines")]
     table = config.embeddings or config.run / "embeddings"
     embeddings = artifacts.read(table, "embeddings") if config.embeddings or table.exists() else None
-    inputs = [data, codes, *students, *(one for one in (teacher, embeddings) if one)]
+    inputs = [data, codes, *students, *baselines, *(one for one in (teacher, embeddings) if one)]
     stage = Stage("evaluation", config, config.output or config.run / "evaluation", inputs, overwrite=config.overwrite)
     if stage.is_finished():
         return
@@ -146,8 +152,11 @@ def main(config: Config) -> None:
     hide = dataset.hides_bought(config.exclude_bought)
     facts = {"dataset": config.run.name, "split": config.split, "users": len(examples), "seed": config.seed}
     facts["exclude_bought"] = hide
-    popularity = Popularity(dataset)
     at, longest = min(10, max(config.cutoffs)), max(config.cutoffs)
+
+    popularity = Popularity(dataset)
+    transitions = Transitions(dataset, config.transitions) if config.transitions else Transitions.tune(dataset)[0]
+    reachable = floors.reachable(transitions, examples)
 
     rows: list[dict[str, Any]] = []
     lists: dict[str, np.ndarray] = {}
@@ -155,6 +164,8 @@ def main(config: Config) -> None:
     def add(system: str, items: np.ndarray, seconds: float, **more: Any) -> None:
         items = items[:, :longest]
         row = {"system": system, **facts, **measures(items, examples, config.cutoffs, vectors, popularity.counts)}
+        hits = recall(hit_ranks(items, examples.targets), at)
+        row |= {f"recall@{at}_reachable": mean(hits[reachable]), f"recall@{at}_unreachable": mean(hits[~reachable])}
         row |= {"invalid@10": None, "beam_missed@10": None, "kl_to_truth": None, "parameters": None}
         if FLOOR in lists:
             row[f"ndcg@{at}_above_floor"] = above(items, lists[FLOOR], examples.targets, at)
@@ -171,8 +182,10 @@ def main(config: Config) -> None:
         best = floors.top_items(truth.all_users, longest)
         add("oracle", best, time.time() - started, kl_to_truth=0.0, note="the simulator's own distribution")
 
-    transitions = Transitions(dataset, config.transitions) if config.transitions else Transitions.tune(dataset)[0]
-    for name, model in (("popularity", popularity), (FLOOR, transitions)):
+    counters: list[tuple[str, Popularity | Transitions]] = [("popularity", popularity), (FLOOR, transitions)]
+    if config.split == "test":  # otherwise its targets would have been counted
+        counters.append(("transitions+valid", Transitions(dataset, transitions.settings, with_validation=True)))
+    for name, model in counters:
         started = time.time()
         items = floors.recommend(model, examples, longest, hide)
         seconds = time.time() - started
@@ -181,9 +194,26 @@ def main(config: Config) -> None:
             flattered = floors.ranks_with_ties_won(transitions, examples)
             more["recall@10_ties_won"] = float(recall(flattered, 10).mean())
             more["ndcg@10_ties_won"] = float(ndcg(flattered, 10).mean())
-            settings = ", ".join(f"{key} {value}" for key, value in transitions.describe().items())
-            more["note"] = f"counts of the training part; {settings}"
+            more["note"] = f"counts of the training part; {in_words(transitions.describe())}"
+            more["reachable"] = float(reachable.mean())
+        elif isinstance(model, Transitions):
+            more["note"] = f"counts of the training and validation parts; {in_words(transitions.describe())}"
         add(name, items, seconds, **more)
+    if config.graph:
+        walk = GraphHeuristic.tune(dataset, vectors, hide)
+        started = time.time()
+        items = walk.recommend(examples, longest, hide)
+        add("graph", items, time.time() - started, note=in_words(walk.describe()))
+
+    for artifact in baselines:
+        from student.baselines.scorer import Scorer
+
+        scorer = Scorer.from_pretrained(artifact.folder, device)
+        name = artifact.folder.name
+        beams = ranked(scorer.rank_items, examples, config, hide, constrained=True, name=name)
+        distance = truth and truth.model_kl(exact_scores(scorer.score_items, truth.histories, hide, name))
+        parameters = sum(parameter.numel() for parameter in scorer.model.parameters())
+        add(name, beams.items, beams.seconds, parameters=parameters, kl_to_truth=distance)
 
     for artifact in (*([teacher] if teacher else []), *students):
         name = "teacher" if artifact is teacher else artifact.folder.name
@@ -218,6 +248,16 @@ def main(config: Config) -> None:
     with stage.write() as output:
         write_json(output / "metrics.json", rows)
         write_lists(output / "lists.parquet", examples, lists)
+
+
+def mean(values: np.ndarray) -> float | None:
+    """None of nothing."""
+    return float(values.mean()) if len(values) else None
+
+
+def in_words(settings: dict[str, Any]) -> str:
+    """Settings for a note below the table."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 def check(config: Config) -> None:
@@ -313,7 +353,7 @@ def over_widths(
 
 
 def in_order(folder: Path) -> list[Path]:
-    """Students in the order of the paper's table, others after them by name."""
+    """Artifacts in the order of the paper's table, others after them by name."""
     known = ["tiger", "smooth", "distill", "dtr", "dwr"]
     paths = [path for path in Path(folder).glob("*") if (path / artifacts.MANIFEST).is_file()]
     return sorted(paths, key=lambda path: (known.index(path.name) if path.name in known else len(known), path.name))

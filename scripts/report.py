@@ -36,7 +36,7 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 Row = dict[str, Any]
 
 FLOOR = "transitions"
-NOT_LEARNED = ("oracle", "popularity", FLOOR)
+NOT_LEARNED = ("oracle", "popularity", FLOOR, "transitions+valid", "graph")
 IN_EXAMPLES = (FLOOR, "tiger", "dwr")
 HISTORY_SHOWN, ITEMS_SHOWN = 6, 10
 FIXED = ("users", "seed", "parameters")  # facts of a row that no mean is taken of

@@ -23,6 +23,7 @@ from student.recommender import Recommender
 
 ROOT = Path(__file__).parents[2]
 IDS = [f"i{number}" for number in range(N_ITEMS)]
+FLOORS = ("popularity", "transitions", "transitions+valid", "graph")
 COUNTED = ("--transitions.window", "2")  # no search for the best settings
 
 
@@ -84,7 +85,7 @@ def evaluated(tmp_path_factory):
 
 def test_rows(evaluated):
     rows = {row["system"]: row for row in json.loads((evaluated / "evaluation/metrics.json").read_text())}
-    assert list(rows) == ["popularity", "transitions", "tiger", "tiger+memory"]
+    assert list(rows) == [*FLOORS, "tiger", "tiger+memory"]
     for row in rows.values():
         assert row["recall@1"] <= row["recall@5"] <= row["recall@10"] <= row["recall@20"] <= 1
         assert row["recall@1"] == row["ndcg@1"] <= row["mrr@20"] <= row["recall@20"]
@@ -158,7 +159,7 @@ def test_different_users_are_not_compared(evaluated, tmp_path):
     code, _, error = command("evaluate.py", *words, "--systems", "[tiger]")
     assert code == 0, error
     rows = json.loads((tmp_path / "fewer/metrics.json").read_text())
-    assert [row["system"] for row in rows] == ["popularity", "transitions", "tiger"]
+    assert [row["system"] for row in rows] == [*FLOORS, "tiger"]
     assert all(row["beam_missed@10"] is None for row in rows)
     words = ("--evaluation", evaluated / "evaluation", "--a", "tiger", "--other", tmp_path / "fewer", "--b", "tiger")
     assert "evaluated on different users or targets (50 and 30" in refused("compare.py", *words)

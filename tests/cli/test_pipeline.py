@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[2]
+FLOORS = ("popularity", "transitions", "transitions+valid", "graph")
 VARIANTS = ("tiger", "smooth", "distill", "dtr", "dwr")
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
@@ -86,14 +87,8 @@ def finished(tmp_path_factory):
 def test_the_whole_road(finished):
     _, run = finished
     rows = json.loads((run / "report" / "metrics.json").read_text())
-    assert [row["system"] for row in rows] == [
-        "oracle",
-        "popularity",
-        "transitions",
-        "teacher",
-        "teacher+transitions",
-        *VARIANTS,
-    ]
+    systems = ["oracle", *FLOORS, "teacher", "teacher+transitions", *VARIANTS]
+    assert [row["system"] for row in rows] == systems
     for row in rows:
         assert 0 <= row["recall@5"] <= row["recall@10"] <= 1
         assert row["users"] == 60 and row["split"] == "test"

@@ -118,6 +118,16 @@ def test_items_that_were_never_bought_score_nothing(tmp_path):
     assert lists.tolist() == [[-1, -1, -1], [-1, -1, -1]]  # 0 and 1 lead to each other only, both are bought
 
 
+def test_reachable(tmp_path):
+    """0-1-2 met in training; 3 and 4 met each other only; 7 was never bought there."""
+    shop = make(tmp_path, [[0, 1, 2, 3, 3], [3, 4, 3, 7], [0, 2, 1], [4, 3, 0, 4]], n_items=8)
+    near = Transitions(shop, TransitionSettings(window=1))
+    assert floors.reachable(near, shop.examples("valid")).tolist() == [False, True, False, False]
+    wide = Transitions(shop, TransitionSettings(window=2))
+    assert floors.reachable(wide, shop.examples("valid")).tolist() == [False, True, True, False]
+    assert floors.reachable(wide, shop.examples("test")).tolist() == [False, False, True, True]
+
+
 def test_popularity(tmp_path):
     shop = make(tmp_path, [[0, 1, 1, 5, 5], [1, 2, 5, 5], [2, 0, 3, 3, 3]], n_items=6)
     # training parts: 0 1 1 | 1 2 | 2 0 3 → counts 2 3 2 1 0 0

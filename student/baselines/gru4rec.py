@@ -1,0 +1,36 @@
+"""GRU4Rec: a recurrent network over the history (Hidasi et al. 2016), trained with full cross-entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GRUConfig:
+    """Sizes."""
+
+    n_items: int
+    max_history: int = 20
+    dim: int = 64
+    layers: int = 1
+    dropout: float = 0.3
+
+
+class GRU4Rec(nn.Module):
+    """A GRU over item embeddings; the same embeddings score the items."""
+
+    def __init__(self, config: GRUConfig):
+        super().__init__()
+        self.config = config
+        self.items = nn.Embedding(config.n_items, config.dim)
+        self.gru = nn.GRU(config.dim, config.dim, config.layers, batch_first=True)
+        self.norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.normal_(self.items.weight, std=0.02)
+
+    def forward(self, histories: Tensor) -> Tensor:
+        """As `SASRec.forward`: padding stands on the right, so no item has passed through it."""
+        hidden, _ = self.gru(self.dropout(self.items(histories.clamp(min=0)) * self.config.dim**0.5))
+        return self.norm(self.dropout(hidden))

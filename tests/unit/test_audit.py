@@ -1,0 +1,98 @@
+"""The audit's measures on data made by hand, and its command."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from distill import audit, embeddings
+from distill.artifacts import Stage, UserError
+from distill.catalog import Dataset, write_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+def make(root, sequences, n_items):
+    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+        items = pa.table({"item_id": [f"i{number}" for number in range(n_items)]})
+        write_dataset(folder, items, [f"u{user}" for user in range(len(sequences))], [np.array(s) for s in sequences])
+    return Dataset.load(root / "dataset")
+
+
+def values_of(findings):
+    return {finding.name: finding.value for finding in findings}
+
+
+def test_branching_by_hand():
+    # from 0: three times to 1, once to 2; from 1: once to 0
+    pairs = np.array([[0, 1], [0, 1], [0, 2], [0, 1], [1, 0]])
+    found = values_of(audit.branching(pairs, 3))
+    assert found["next items of an item"] == pytest.approx((4 * 2 + 1 * 1) / 5)
+    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert found["effective branching"] == pytest.approx(np.exp(0.8 * entropy))
+    assert found["repeated transitions"] == pytest.approx(3 / 5)
+
+
+def test_smoothness_tells_alike_from_unlike():
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 20, 200)
+    vectors = np.eye(20)[kinds] + 0.1 * rng.normal(size=(200, 20))
+    first = rng.integers(0, 200, 3000)
+    alike = np.array([rng.choice(np.flatnonzero(kinds == kinds[item])) for item in first])
+    unlike = rng.integers(0, 200, 3000)
+    smooth, rough = (values_of(audit.smoothness(np.stack([first, then], 1), vectors)) for then in (alike, unlike))
+    assert smooth["alike beyond chance"] > 0.9 and smooth["similarity of neighbours"] > 0.7
+    assert rough["alike beyond chance"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_reach_and_dependence_by_hand(tmp_path):
+    """Training parts 0 1 2 | 0 1 | 3 4 | 4 3; validation targets 3 (never met), 2 (met 0 and 1), 3 (met, bought), 0."""
+    shop = make(tmp_path, [[0, 1, 2, 3, 5], [0, 1, 2, 5], [3, 4, 3, 5], [4, 3, 0, 5]], 6)
+    examples = shop.examples("valid")
+    found = values_of(audit.reach(shop, examples))
+    assert found["reachable by counting"] == 0.5
+    assert found["next to the last item"] == 0.5
+    assert found["bought before"] == 0.25
+    assert found["targets seen under 5 times"] == 1
+    found = values_of(audit.dependence(shop, examples, hide=False))
+    assert 0 < found["counter's NDCG@10"] <= 1 and 0 <= found["kept with the last 1"] <= 1
+
+
+def test_what_lies_further_back_counts(tmp_path):
+    """Everybody's last item is the same; what follows it is told by the one before."""
+    firsts = np.random.default_rng(0).integers(0, 15, 200)
+    taught = [[first, 30, first + 15, 31, 31] for first in firsts]  # of which the training part has three items
+    asked = [[first, 30, first + 15, 31] for first in firsts]  # of which it has two, and the third is asked for
+    shop = make(tmp_path, [*taught, *asked], 32)
+    found = values_of(audit.dependence(shop, shop.examples("valid"), hide=False))
+    assert found["kept with the last 1"] < 0.8 and found["kept with the last 2"] > 0.95
+
+
+def test_the_command(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    make(tmp_path, [rng.integers(0, 20, 8) for _ in range(30)], 20)
+    with Stage("embeddings", Nothing(), tmp_path / "embeddings").write() as folder:
+        embeddings.write(folder, rng.normal(size=(20, 4)).astype(np.float32), [f"i{number}" for number in range(20)])
+    spec = importlib.util.spec_from_file_location("audit_entry", ROOT / "scripts/audit.py")
+    entry = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = entry  # dataclasses look their module up
+    spec.loader.exec_module(entry)
+    entry.main(entry.Config(run=tmp_path))
+    table = capsys.readouterr().out
+    values = json.loads((tmp_path / "audit/audit.json").read_text())
+    assert set(values) == {line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]}
+    assert {"reachable by counting", "effective branching", "alike beyond chance"} <= values.keys()
+    entry.main(entry.Config(run=tmp_path))
+    assert "finished" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--users is 0"):
+        entry.main(entry.Config(run=tmp_path, users=0))
