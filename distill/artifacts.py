@@ -14,6 +14,7 @@ import os
 import resource
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -269,6 +270,7 @@ class Stage:
             "config": self.config,
             "facts": self.facts,
             "command": command(),
+            "commit": commit(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.time() - self.started, 1),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -288,6 +290,15 @@ def command() -> str:
     """The command that runs, as one would type it from the current folder."""
     launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
     return shlex.join([*launcher.split(), os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+
+
+def commit() -> str | None:
+    """The version of the code, with -dirty after it where files differ from it; None where that is not known."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def write_json(path: Path, value: Any) -> None:

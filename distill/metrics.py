@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import stats
 
 MISSED = np.iinfo(np.int32).max  # beyond every cutoff, however short the list
 
@@ -28,6 +29,11 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
     return np.where(ranks < k, 1 / np.log2(ranks + 2.0), 0)
 
 
+def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Reciprocal rank within the first k a user [users]."""
+    return np.where(ranks < k, 1 / (ranks + 1.0), 0)
+
+
 def diversity(lists: np.ndarray, embeddings: np.ndarray, k: int) -> np.ndarray:
     """Equation (17): 2 / (K(K+1)) Σ_i Σ_{j≥i} (1 − cos(e_i, e_j)) a user [users]; the terms with j = i are zero.
 
@@ -49,6 +55,76 @@ def coverage(lists: np.ndarray, teacher_lists: np.ndarray) -> np.ndarray:
     """Share of the teacher's list that the student's list holds, a user [users] (paper 4.6, like ROUGE-1)."""
     found = (teacher_lists[:, :, None] == lists[:, None, :]).any(2) & (teacher_lists >= 0)
     return found.sum(1) / np.maximum((teacher_lists >= 0).sum(1), 1)
+
+
+def coordination(lists: np.ndarray, teacher_lists: np.ndarray) -> np.ndarray:
+    """Longest common subsequence over the teacher's length, a user [users] (paper 4.6, like ROUGE-L)."""
+    equal = (lists[:, :, None] == teacher_lists[:, None, :]) & (teacher_lists >= 0)[:, None, :]
+    longest = np.zeros((len(lists), teacher_lists.shape[1] + 1), dtype=int)
+    for place in range(lists.shape[1]):
+        before = longest.copy()
+        for other in range(teacher_lists.shape[1]):
+            both = np.maximum(longest[:, other], before[:, other + 1])
+            longest[:, other + 1] = np.where(equal[:, place, other], before[:, other] + 1, both)
+    return longest[:, -1] / np.maximum((teacher_lists >= 0).sum(1), 1)
+
+
+def catalogue_coverage(lists: np.ndarray, n_items: int) -> float:
+    """Share of the catalogue that is recommended to anybody."""
+    return len(np.unique(lists[lists >= 0])) / n_items
+
+
+def gini(lists: np.ndarray, n_items: int) -> float:
+    """Gini index of how often each item is recommended: 0 all alike, towards 1 a few get everything."""
+    counts = np.sort(np.bincount(lists[lists >= 0], minlength=n_items))
+    if not counts.any():
+        return 0.0
+    return float(((2 * np.arange(1, n_items + 1) - n_items - 1) * counts).sum() / (n_items * counts.sum()))
+
+
+def novelty(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean self-information of a list's items in bits a user [users]: −log2 of their share of the interactions.
+
+    Args:
+        lists: item numbers [users, width]; places with -1 count nothing.
+        counts: interactions of each item in the training part [n_items]; one is added to each.
+    """
+    bits = -np.log2((counts + 1) / (counts + 1).sum())
+    return np.where(lists >= 0, bits[lists], 0).sum(1) / np.maximum((lists >= 0).sum(1), 1)
+
+
+def popularity_groups(counts: np.ndarray, groups: int = 5) -> np.ndarray:
+    """Group of each item by popularity, 0 the most popular; each holds about the same number of interactions.
+
+    Args:
+        counts: interactions of each item in the training part [n_items].
+        groups: how many.
+
+    Returns:
+        [n_items], -1 for items without any.
+    """
+    order = np.argsort(-counts, kind="stable")
+    middle = np.cumsum(counts[order]) - counts[order] / 2
+    group = np.empty(len(counts), dtype=int)
+    group[order] = np.minimum(groups * middle // max(counts.sum(), 1), groups - 1)
+    return np.where(counts > 0, group, -1)
+
+
+def interval(values: np.ndarray, level: float = 0.95, resamples: int = 1000) -> tuple[float, float]:
+    """Bootstrap interval of the mean over users, by percentiles."""
+    if len(values) < 2 or (values == values[0]).all():
+        return float(values.mean()), float(values.mean())
+    found = stats.bootstrap((values,), np.mean, n_resamples=resamples, batch=100, confidence_level=level,
+                            method="percentile", rng=np.random.default_rng(0))  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """How far a lies above b over the same users: mean difference, its bootstrap interval and the t-test's p."""
+    difference = a - b
+    low, high = interval(difference)
+    p = 1.0 if (difference == difference[0]).all() and difference[0] == 0 else float(stats.ttest_rel(a, b).pvalue)
+    return {"difference": float(difference.mean()), "low": low, "high": high, "p": p}
 
 
 def kl_to_truth(truth: np.ndarray, log_probs: np.ndarray) -> np.ndarray:

@@ -5,11 +5,12 @@ python scripts/evaluate.py --config configs/demo/evaluate.yaml
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +22,33 @@ from tqdm import tqdm
 from distill import artifacts, floors
 from distill.artifacts import Stage, UserError, say, write_json
 from distill.catalog import PAD, Dataset, Examples, by_length
-from distill.config import run
+from distill.config import run, suggest
 from distill.floors import Popularity, Transitions, TransitionSettings
 from distill.graph import GraphHeuristic
-from distill.metrics import coverage, diversity, hit_ranks, kl_to_truth, ndcg, recall
+from distill.metrics import (
+    catalogue_coverage,
+    coordination,
+    coverage,
+    diversity,
+    gini,
+    hit_ranks,
+    interval,
+    kl_to_truth,
+    mrr,
+    ndcg,
+    novelty,
+    paired,
+    popularity_groups,
+    recall,
+)
 from distill.semantic_ids import SemanticIDs
 from distill.sources import demo
 
-CUTOFFS = (5, 10)
+if TYPE_CHECKING:
+    from student.memory import Candidates, Memory
+
+FLOOR = "transitions"
+NOT_LEARNED = ("oracle", "popularity", FLOOR, "transitions+valid", "graph", "teacher")
 SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into memory
 
 
@@ -52,12 +72,20 @@ class Config:
     """Folder of baselines, which may be empty (default: RUN/baselines)."""
     output: Path | None = None
     """Where the metrics go (default: RUN/evaluation)."""
+    systems: list[str] | None = None
+    """Names of the students to evaluate, `teacher` among them for that one (default: all there are)."""
     split: Literal["valid", "test"] = "test"
     """Which held-out part."""
     users: int | None = None
     """Only the first N examples; under leave-one-out, users."""
     width: int = 20
     """Beams (paper: 20)."""
+    cutoffs: list[int] = field(default_factory=lambda: [1, 5, 10, 20])
+    """K of recall, NDCG and diversity; none larger than the beams. The largest is the length of the lists."""
+    widths: list[int] = field(default_factory=list)
+    """Beam widths at which diversity and invalid share are measured as well (the paper's Figures 1 and 3)."""
+    width_users: int = 200
+    """Users for that."""
     exclude_bought: bool | None = None
     """Never recommend items of the history, in any row (default: where the training part never has an item twice)."""
     transitions: TransitionSettings | None = None
@@ -69,6 +97,10 @@ class Config:
     """A row for the walk over the transition graph ranked by similarity; its settings are chosen on validation."""
     kl_users: int = 300
     """Users whose exact item distributions are compared with the truth (demo data only)."""
+    mixture_users: int = 1000
+    """Validation examples on which the counter's share in `teacher+transitions` is chosen; 0 leaves that row out."""
+    mixture_top: int = 50
+    """How many of the counter's items join the teacher's beams there."""
     batch_size: int = field(default=256, metadata={"identity": False})
     """Users at once."""
     device: str = field(default="auto", metadata={"identity": False})
@@ -81,22 +113,33 @@ class Config:
 
 def main(config: Config) -> None:
     """Rank, measure, write `metrics.json` and `lists.parquet`."""
+    check(config)
     data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
-    teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
     folder = config.students or config.run / "students"
-    students = [artifacts.read(path, "student") for path in in_order(folder)]
-    if not students:
+    paths = in_order(folder)
+    names = [path.name for path in paths] + ["teacher"]
+    for name in config.systems or ():
+        if name not in names:
+            raise UserError(f"Unknown system {name!r} in {folder}. {suggest(name, names)}")
+    wanted = config.systems or names
+    students = [artifacts.read(path, "student") for path in paths if path.name in wanted]
+    teacher = None
+    if "teacher" in wanted and (config.teacher or (config.run / "teacher").exists()):
+        teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
+    elif not students:
         raise UserError(f"No student in {folder}. Make one with: {artifacts.MADE_BY['student']}")
     baselines = [artifacts.read(path, "baseline") for path in in_order(config.baselines or config.run / "baselines")]
     table = config.embeddings or config.run / "embeddings"
     embeddings = artifacts.read(table, "embeddings") if config.embeddings or table.exists() else None
-    inputs = [data, codes, teacher, *students, *baselines, *([embeddings] if embeddings else [])]
+    inputs = [data, codes, *students, *baselines, *(one for one in (teacher, embeddings) if one)]
     stage = Stage("evaluation", config, config.output or config.run / "evaluation", inputs, overwrite=config.overwrite)
     if stage.is_finished():
         return
 
     import torch  # heavy, and not needed where the work is finished
+
+    from student.memory import Memory, best_weight
 
     dataset = Dataset.load(data.folder)
     ids = SemanticIDs.load(codes.folder, dataset.n_items)
@@ -104,14 +147,12 @@ def main(config: Config) -> None:
     examples = dataset.examples(config.split)
     if config.users:
         examples = examples.take(slice(0, config.users))
-    if embeddings:
-        vectors = load_file(embeddings.folder / "embeddings.safetensors")["embeddings"]
-    else:
-        vectors = np.eye(ids.codebook_size)[ids.codes].reshape(dataset.n_items, -1)
+    vectors = item_vectors(embeddings, ids, dataset.n_items)
     truth = Truth.of(dataset, examples, config.kl_users)
     hide = dataset.hides_bought(config.exclude_bought)
     facts = {"dataset": config.run.name, "split": config.split, "users": len(examples), "seed": config.seed}
     facts["exclude_bought"] = hide
+    at, longest = min(10, max(config.cutoffs)), max(config.cutoffs)
 
     popularity = Popularity(dataset)
     transitions = Transitions(dataset, config.transitions) if config.transitions else Transitions.tune(dataset)[0]
@@ -121,71 +162,88 @@ def main(config: Config) -> None:
     lists: dict[str, np.ndarray] = {}
 
     def add(system: str, items: np.ndarray, seconds: float, **more: Any) -> None:
-        ranks = hit_ranks(items[:, : max(CUTOFFS)], examples.targets)
-        row = {"system": system, **facts}
-        row |= {f"recall@{k}": float(recall(ranks, k).mean()) for k in CUTOFFS}
-        row |= {f"ndcg@{k}": float(ndcg(ranks, k).mean()) for k in CUTOFFS}
-        hits = recall(ranks, 10)
-        row |= {"recall@10_reachable": mean(hits[reachable]), "recall@10_unreachable": mean(hits[~reachable])}
-        row["diversity@10"] = float(diversity(items, vectors, 10).mean())
+        items = items[:, :longest]
+        row = {"system": system, **facts, **measures(items, examples, config.cutoffs, vectors, popularity.counts)}
+        hits = recall(hit_ranks(items, examples.targets), at)
+        row |= {f"recall@{at}_reachable": mean(hits[reachable]), f"recall@{at}_unreachable": mean(hits[~reachable])}
         row |= {"invalid@10": None, "beam_missed@10": None, "kl_to_truth": None, "parameters": None}
+        if FLOOR in lists:
+            row[f"ndcg@{at}_above_floor"] = above(items, lists[FLOOR], examples.targets, at)
+        if "teacher" in lists and system not in NOT_LEARNED:
+            row["teacher_coverage"] = float(coverage(items, lists["teacher"]).mean())
+            row["teacher_coordination"] = float(coordination(items, lists["teacher"]).mean())
         row["users_per_s"] = len(examples) / max(seconds, 1e-9)
         rows.append(row | more)
-        lists[system] = items[:, : max(CUTOFFS)]
-        say(f"{system}: NDCG@10 {row['ndcg@10']:.4f}, recall@10 {row['recall@10']:.4f}")
+        lists[system] = items
+        say(f"{system}: NDCG@{at} {row[f'ndcg@{at}']:.4f}, recall@{at} {row[f'recall@{at}']:.4f}")
 
     if truth:
         started = time.time()
-        best = floors.top_items(truth.all_users, 10)
+        best = floors.top_items(truth.all_users, longest)
         add("oracle", best, time.time() - started, kl_to_truth=0.0, note="the simulator's own distribution")
 
-    counters: list[tuple[str, Popularity | Transitions]] = [("popularity", popularity), ("transitions", transitions)]
+    counters: list[tuple[str, Popularity | Transitions]] = [("popularity", popularity), (FLOOR, transitions)]
     if config.split == "test":  # otherwise its targets would have been counted
         counters.append(("transitions+valid", Transitions(dataset, transitions.settings, with_validation=True)))
     for name, model in counters:
         started = time.time()
-        items = floors.recommend(model, examples, 10, hide)
+        items = floors.recommend(model, examples, longest, hide)
         seconds = time.time() - started
         more: dict[str, Any] = {"kl_to_truth": truth and truth.floor_kl(model, popularity, dataset)}
         if model is transitions:
             flattered = floors.ranks_with_ties_won(transitions, examples)
             more["recall@10_ties_won"] = float(recall(flattered, 10).mean())
             more["ndcg@10_ties_won"] = float(ndcg(flattered, 10).mean())
-            more["note"] = f"counts of the training part, {transitions.describe()}"
+            more["note"] = f"counts of the training part; {in_words(transitions.describe())}"
             more["reachable"] = float(reachable.mean())
         elif isinstance(model, Transitions):
-            more["note"] = f"counts of the training and validation parts, {transitions.describe()}"
+            more["note"] = f"counts of the training and validation parts; {in_words(transitions.describe())}"
         add(name, items, seconds, **more)
     if config.graph:
         walk = GraphHeuristic.tune(dataset, vectors, hide)
         started = time.time()
-        add("graph", walk.recommend(examples, 10, hide), time.time() - started, note=f"{walk.describe()}")
+        items = walk.recommend(examples, longest, hide)
+        add("graph", items, time.time() - started, note=in_words(walk.describe()))
 
     for artifact in baselines:
         from student.baselines.scorer import Scorer
 
         scorer = Scorer.from_pretrained(artifact.folder, device)
-        items, seconds = ranked(scorer.rank_items, examples, config, hide, constrained=True, name=artifact.folder.name)
-        distance = truth and truth.model_kl(
-            exact_scores(scorer.score_items, truth.histories, hide, artifact.folder.name)
-        )
-        parameters = sum(parameter.numel() for parameter in scorer.model.parameters())
-        add(artifact.folder.name, items, seconds, parameters=parameters, kl_to_truth=distance)
-
-    for artifact in (teacher, *students):
         name = artifact.folder.name
-        system, parameters = load(artifact, dataset, ids, device)
-        items, seconds = ranked(system.rank, examples, config, hide, constrained=True, name=name)
-        free, _ = ranked(system.rank, examples, config, hide, constrained=False, name=f"{name} without the trie")
+        beams = ranked(scorer.rank_items, examples, config, hide, constrained=True, name=name)
+        distance = truth and truth.model_kl(exact_scores(scorer.score_items, truth.histories, hide, name))
+        parameters = sum(parameter.numel() for parameter in scorer.model.parameters())
+        add(name, beams.items, beams.seconds, parameters=parameters, kl_to_truth=distance)
+
+    for artifact in (*([teacher] if teacher else []), *students):
+        name = "teacher" if artifact is teacher else artifact.folder.name
+        system, parameters = load(artifact, dataset, ids, device, hide)
+        beams = ranked(system.rank, examples, config, hide, constrained=True, name=name)
+        free = ranked(system.rank, examples, config, hide, constrained=False, name=f"{name} without the trie").items
         small = artifact.kind == "student" or dataset.n_items <= SMALL_CATALOGUE
         several = examples.take(slice(0, max(config.exact_users, config.kl_users if truth else 0) if small else 0))
         missed = distance = None
         if len(several):
             exact = exact_scores(system.score, several.histories, hide, name)
-            missed = beam_missed(items, exact[: config.exact_users], 10)
+            missed = beam_missed(beams.items, exact[: config.exact_users], at) if config.exact_users else None
             distance = truth and truth.model_kl(exact)
-        add(name, items, seconds, parameters=parameters, kl_to_truth=distance,
-            **{"invalid@10": float((free[:, :10] < 0).mean()), "beam_missed@10": missed})  # fmt: skip
+        more = {"parameters": parameters, "kl_to_truth": distance, f"beam_missed@{at}": missed}
+        more[f"invalid@{at}"] = float((free[:, :at] < 0).mean())
+        if config.widths:
+            more["widths"] = over_widths(system.rank, examples, config, hide, vectors, name)
+        add(name, beams.items, beams.seconds, **more)
+        if artifact.kind == "teacher" and config.mixture_users:
+            memory = Memory.of(dataset, transitions.settings, top=config.mixture_top)
+            valid = dataset.examples("valid")
+            valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.mixture_users])
+            theirs = ranked(system.rank, valid, config, hide, constrained=True, name="teacher on validation")
+            found = proposals(theirs, system.score_some, memory, valid, config, hide, "the counter's share")
+            weight, _ = best_weight(found, valid.targets)
+            started, name = time.time(), "teacher+transitions"
+            both = proposals(beams, system.score_some, memory, examples, config, hide, name)
+            items, _ = both.ranked(weight, config.width)
+            note = f"the counter's share is {weight}, chosen on {len(valid)} validation examples"
+            add(name, items, beams.seconds + time.time() - started, parameters=parameters, note=note)
 
     with stage.write() as output:
         write_json(output / "metrics.json", rows)
@@ -197,6 +255,103 @@ def mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
+def in_words(settings: dict[str, Any]) -> str:
+    """Settings for a note below the table."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+def check(config: Config) -> None:
+    """Refuse numbers that do not fit.
+
+    Raises:
+        UserError: lists longer than the beams are wide, numbers below 1.
+    """
+    if not config.cutoffs or min(config.cutoffs, default=0) < 1 or min([config.width, *config.widths]) < 1:
+        raise UserError(f"cutoffs, width and widths: expected numbers from 1 on, got {config.cutoffs}, {config.width} "
+                        f"and {config.widths}.")  # fmt: skip
+    if max(config.cutoffs) > config.width:
+        raise UserError(
+            f"cutoffs asks for lists of {max(config.cutoffs)}, but the beams are {config.width} wide. Choose a larger "
+            "--width or smaller --cutoffs."
+        )
+
+
+def item_vectors(embeddings: artifacts.Artifact | None, ids: SemanticIDs, n_items: int) -> np.ndarray:
+    """Embeddings for diversity [n_items, dim]; without a table the codes, one-hot.
+
+    Raises:
+        UserError: a table of another length.
+    """
+    if embeddings is None:
+        return np.eye(ids.codebook_size)[ids.codes].reshape(n_items, -1)
+    vectors = load_file(embeddings.folder / "embeddings.safetensors")["embeddings"]
+    if len(vectors) != n_items:
+        raise UserError(f"{embeddings.folder} holds {len(vectors)} embeddings, the catalogue {n_items} items.")
+    return vectors
+
+
+def measures(
+    items: np.ndarray, examples: Examples, cutoffs: list[int], vectors: np.ndarray, counts: np.ndarray
+) -> dict[str, Any]:
+    """A row's figures that lists alone tell.
+
+    Args:
+        items: ranked lists, -1 for none [users, longest cutoff].
+        examples: whose targets are sought.
+        cutoffs: see `Config`.
+        vectors: embeddings for diversity [n_items, dim].
+        counts: interactions of each item in the training part [n_items].
+    """
+    ranks, at, longest = hit_ranks(items, examples.targets), min(10, max(cutoffs)), max(cutoffs)
+    row: dict[str, Any] = {}
+    for k in sorted(cutoffs):
+        row[f"recall@{k}"], row[f"ndcg@{k}"] = float(recall(ranks, k).mean()), float(ndcg(ranks, k).mean())
+    row[f"mrr@{longest}"] = float(mrr(ranks, longest).mean())
+    for name, values in ((f"recall@{at}", recall(ranks, at)), (f"ndcg@{at}", ndcg(ranks, at))):
+        row[f"{name}_low"], row[f"{name}_high"] = interval(values)
+    for k in sorted(cutoffs):
+        if k > 1:
+            row[f"diversity@{k}"] = float(diversity(items, vectors, k).mean())
+    row[f"catalogue@{at}"] = catalogue_coverage(items[:, :at], len(counts))
+    row[f"gini@{at}"] = gini(items[:, :at], len(counts))
+    row[f"novelty@{at}"] = float(novelty(items[:, :at], counts).mean())
+    groups = popularity_groups(counts)
+    row["by_popularity"] = []
+    for group in (*range(groups.max() + 1), -1):
+        mine = groups[examples.targets] == group
+        part = {"group": "unseen" if group < 0 else group + 1, "items": int((groups == group).sum())}
+        part |= {"users": int(mine.sum())}
+        if mine.any():
+            part |= {f"recall@{at}": float(recall(ranks[mine], at).mean())}
+            part |= {f"ndcg@{at}": float(ndcg(ranks[mine], at).mean())}
+        row["by_popularity"].append(part)
+    return row
+
+
+def above(items: np.ndarray, floor: np.ndarray, targets: np.ndarray, k: int) -> dict[str, float]:
+    """NDCG@k above the floor's, user by user: `metrics.paired`."""
+    return paired(*(ndcg(hit_ranks(lists, targets), k) for lists in (items, floor)))
+
+
+def over_widths(
+    rank: Callable, examples: Examples, config: Config, hide: bool, vectors: np.ndarray, name: str
+) -> list[dict[str, float]]:
+    """Diversity and share of invalid IDs of all beams, by the number of beams, over the first users."""
+    several, found = examples.take(slice(0, config.width_users)), []
+    for width in sorted(config.widths):
+        wide = dataclasses.replace(config, width=width)
+        items = ranked(rank, several, wide, hide, constrained=True, name=f"{name}, {width} beams").items
+        free = ranked(rank, several, wide, hide, constrained=False, name=f"{name}, {width} beams, no trie").items
+        ranks = hit_ranks(items, several.targets)
+        found.append({
+            "width": width,
+            "ndcg@10": float(ndcg(ranks, min(10, width)).mean()),
+            "diversity": float(diversity(items, vectors, width).mean()),
+            "invalid": float((free < 0).mean()),
+        })  # fmt: skip
+    return found
+
+
 def in_order(folder: Path) -> list[Path]:
     """Artifacts in the order of the paper's table, others after them by name."""
     known = ["tiger", "smooth", "distill", "dtr", "dwr"]
@@ -205,38 +360,74 @@ def in_order(folder: Path) -> list[Path]:
 
 
 class System(NamedTuple):
-    """How a teacher or student is asked: for ranked lists by beams, and for exact scores of all items."""
+    """How a teacher or student is asked: for ranked lists by beams, for exact scores of all items or of some."""
 
     rank: Callable[..., tuple[np.ndarray, np.ndarray]]  # (histories, width, exclude_bought, constrained)
     score: Callable[[np.ndarray], np.ndarray]  # histories -> log-probabilities [users, n_items]
+    score_some: Callable[[np.ndarray, np.ndarray], np.ndarray]  # histories, items -> log-probabilities [users, k]
 
 
-def load(artifact: artifacts.Artifact, dataset: Dataset, ids: SemanticIDs, device: str) -> tuple[System, int]:
-    """A teacher or student, and its number of parameters."""
+def load(
+    artifact: artifacts.Artifact, dataset: Dataset, ids: SemanticIDs, device: str, hide: bool
+) -> tuple[System, int]:
+    """A teacher or student, and its number of parameters; `hide`: bought items are left out."""
     if artifact.kind == "teacher":
         from teacher.engines.hf import HFEngine
 
         engine = HFEngine.load(artifact.folder, dataset, ids, device)
-        return System(engine.beams, engine.score_items), sum(one.numel() for one in engine.model.parameters())
+        return System(engine.beams, engine.score_items, engine.score_candidates), sum(
+            one.numel() for one in engine.model.parameters()
+        )
     from student.recommender import Recommender
 
     student = Recommender.from_pretrained(artifact.folder, device)
     models = [model for model in (student.model, student.ranker) if model is not None]
     parameters = sum(parameter.numel() for model in models for parameter in model.parameters())
-    return System(student.rank_items, student.score_items), parameters
+
+    def score(histories: np.ndarray) -> np.ndarray:
+        return student.score_items(histories, hide)
+
+    return System(student.rank_items, score, student.score_candidates), parameters
 
 
-def ranked(
-    rank: Callable, examples: Examples, config: Config, hide: bool, constrained: bool, name: str
-) -> tuple[np.ndarray, float]:
-    """Ranked items of all users [users, width], and the seconds it took."""
+class Ranked(NamedTuple):
+    """Ranked items of all users, -1 for none, their scores (both [users, width]), and the seconds it took."""
+
+    items: np.ndarray
+    scores: np.ndarray
+    seconds: float
+
+
+def ranked(rank: Callable, examples: Examples, config: Config, hide: bool, constrained: bool, name: str) -> Ranked:
+    """Ask a model for its beams."""
     items = np.full((len(examples), config.width), PAD)
+    scores = np.full(items.shape, -np.inf)
     started = time.time()
-    batches, total = by_length(examples.histories, config.batch_size), -(-len(examples) // config.batch_size)
-    for rows, histories in tqdm(batches, total=total, desc=name, unit="batch", leave=False):
-        found, _ = rank(histories, config.width, exclude_bought=hide, constrained=constrained)
-        items[rows, : found.shape[1]] = found
-    return items, time.time() - started
+    for rows, histories in batches(examples, config, name):
+        found, own = rank(histories, config.width, exclude_bought=hide, constrained=constrained)
+        items[rows, : found.shape[1]], scores[rows, : own.shape[1]] = found, own
+    return Ranked(items, scores, time.time() - started)
+
+
+def proposals(
+    beams: Ranked, score_some: Callable, memory: Memory, examples: Examples, config: Config, hide: bool, name: str
+) -> Candidates:
+    """A model's beams and a counter's top items, with both probabilities."""
+    from student.memory import Candidates, candidates
+
+    items = np.full((len(examples), config.width + memory.top), PAD)
+    log_probs, counter = np.full(items.shape, -np.inf), np.zeros(items.shape)
+    for rows, histories in batches(examples, config, name):
+        found = candidates((beams.items[rows], beams.scores[rows]), score_some, memory, histories, hide)
+        for whole, part in zip((items, log_probs, counter), found, strict=True):
+            whole[rows, : part.shape[1]] = part
+    return Candidates(items, log_probs, counter)
+
+
+def batches(examples: Examples, config: Config, name: str) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """Rows and histories of like lengths, with a progress bar."""
+    total = -(-len(examples) // config.batch_size)
+    return tqdm(by_length(examples.histories, config.batch_size), total=total, desc=name, unit="batch", leave=False)
 
 
 def exact_scores(score: Callable, histories: np.ndarray, hide: bool, name: str) -> np.ndarray:

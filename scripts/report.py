@@ -38,7 +38,7 @@ Row = dict[str, Any]
 FLOOR = "transitions"
 NOT_LEARNED = ("oracle", "popularity", FLOOR, "transitions+valid", "graph")
 IN_EXAMPLES = (FLOOR, "tiger", "dwr")
-HISTORY_SHOWN = 6
+HISTORY_SHOWN, ITEMS_SHOWN = 6, 10
 FIXED = ("users", "seed", "parameters")  # facts of a row that no mean is taken of
 
 
@@ -103,7 +103,19 @@ COLUMNS = (
     Column("parameters", "Params", "weights of the model", 0, _size),
     Column("users_per_s", "Users/s", "users answered a second", 0, _count),
 )
+DETAILS = (
+    Column("recall@1", "R@1", "share of users whose next item is the first", 1, _four),
+    Column("recall@20", "R@20", "the same among the first 20", 1, _four),
+    Column("ndcg@20", "N@20", "NDCG of the first 20", 1, _four),
+    Column("mrr@20", "MRR", "mean of 1 / rank within the first 20", 1, _four),
+    Column("catalogue@10", "Catalogue", "share of the catalogue that anybody is recommended", 1, _percent),
+    Column("gini@10", "Gini", "how unevenly recommendations fall on items, 0 to 1", -1, _three),
+    Column("novelty@10", "Novelty", "bits: how rare the recommended items are in the training part", 1, _three),
+    Column("teacher_coverage", "Coverage", "share of the teacher's list that the list holds", 1, _three),
+    Column("teacher_coordination", "Coordination", "the same in the teacher's order", 1, _three),
+)
 TIES = "recall@10_ties_won"
+ABOVE = "ndcg@10_above_floor"
 
 
 def main(config: Config) -> None:
@@ -177,7 +189,7 @@ def read_rows(evaluation: Artifact) -> list[Row]:
         if not isinstance(name, str) or name in names:
             raise UserError(f"{path}, row {number}: expected a new name of a system, got {name!r}.")
         names.add(name)
-        for key in [column.key for column in COLUMNS] + [TIES]:
+        for key in [column.key for column in COLUMNS + DETAILS] + [TIES]:
             if not isinstance(row.get(key), int | float | None):
                 raise UserError(f"{path}, row {number} ({name}): {key} should be a number, got {row[key]!r}.")
     return rows
@@ -209,6 +221,7 @@ def merge_seeds(runs: list[list[Row]]) -> list[Row]:
             mean[key] = statistics.fmean(values)
             if len(values) > 1:
                 mean[f"{key}_std"] = statistics.stdev(values)
+        mean.pop(ABOVE, None)  # of one run: beside a spread over seeds it would mislead
         merged.append(mean | {"seeds": [row.get("seed") for row in rows]})
     return merged
 
@@ -249,11 +262,13 @@ def _again(kind: str | None) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as text, its spread over the seeds, and whether it is the best of the learned systems."""
+    """A value as text, its spread over the seeds, whether it is the best of the learned systems, and where there is one
+    run, its bootstrap interval over users."""
 
     text: str
     spread: str = ""
     best: bool = False
+    interval: str = ""
 
     @property
     def whole(self) -> str:
@@ -271,9 +286,9 @@ class Line:
     beats: bool
 
 
-def lay_out(rows: list[Row]) -> tuple[list[Column], list[Line]]:
+def lay_out(rows: list[Row], columns: tuple[Column, ...] = COLUMNS) -> tuple[list[Column], list[Line]]:
     """The columns that have any value, and the lines with the best learned systems and the floor marked."""
-    columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
+    columns = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
     best = {}
     for column in columns:
         values = [row[column.key] for row in rows if is_learned(row) and row.get(column.key) is not None]
@@ -290,7 +305,9 @@ def lay_out(rows: list[Row]) -> tuple[list[Column], list[Line]]:
                 continue
             text = column.show(spread) if spread and column.better else ""  # counting has no seed and no spread
             is_best = is_learned(row) and best.get(column.key) == value
-            cells.append(Cell(column.show(value), text, is_best))
+            low, high = row.get(f"{column.key}_low"), row.get(f"{column.key}_high")
+            interval = "" if low is None or high is None or text else f"{column.show(low)} … {column.show(high)}"
+            cells.append(Cell(column.show(value), text, is_best, interval))
         lines.append(
             Line(row["system"], cells, row is floor, row["system"] == "oracle", floor is not None and beats(row, floor))
         )
@@ -303,9 +320,12 @@ def is_learned(row: Row) -> bool:
 
 
 def beats(row: Row, floor: Row) -> bool:
-    """NDCG@10 above the floor's; with several seeds by more than the spread of both."""
+    """NDCG@10 above the floor's; with several seeds by more than the spread of both, else by more than chance among the
+    users, where the evaluation tested that."""
     if row is floor or row["system"] == "oracle" or row.get("ndcg@10") is None or floor.get("ndcg@10") is None:
         return False
+    if isinstance(row.get(ABOVE), dict):
+        return row[ABOVE]["low"] > 0
     spread = row.get("ndcg@10_std", 0.0) + floor.get("ndcg@10_std", 0.0)
     return row["ndcg@10"] - spread > floor["ndcg@10"]
 
@@ -342,7 +362,9 @@ def footnotes(rows: list[Row]) -> list[str]:
     notes = ["Bold: the best of the learned systems (neither oracle nor floors)."]
     if any(row["system"] == FLOOR for row in rows):
         several = any("seeds" in row for row in rows)
+        tested = any(ABOVE in row for row in rows)
         beyond = ", by more than the spread of the seeds" if several else ""
+        beyond = ", the 95% interval of the difference user by user included" if tested else beyond
         notes.append(f"Floor: {FLOOR}, which only counts. ▲ marks rows whose NDCG@10 is above it{beyond}.")
     if any(row["system"] == "oracle" for row in rows):
         notes.append("Oracle: knows the simulator's true distribution, the bound for every model.")
@@ -398,6 +420,39 @@ def render_markdown(rows: list[Row], found: dict[str, Artifact]) -> str:
     return "\n".join(parts) + "\n"
 
 
+# Details
+
+
+def above_floor(rows: list[Row]) -> list[dict[str, str]]:
+    """How far each row lies above the floor by a paired test over the same users."""
+    return [
+        {
+            "system": row["system"],
+            "difference": f"{row[ABOVE]['difference']:+.4f}",
+            "interval": f"{row[ABOVE]['low']:+.4f} … {row[ABOVE]['high']:+.4f}",
+            "p": f"{row[ABOVE]['p']:.2g}",
+        }
+        for row in rows
+        if isinstance(row.get(ABOVE), dict)
+    ]
+
+
+def by_popularity(rows: list[Row]) -> dict[str, Any] | None:
+    """Recall@10 by the popularity of the right item: group heads, and each system's cells."""
+    told = [row for row in rows if isinstance(row.get("by_popularity"), list)]
+    if not told:
+        return None
+    heads = [
+        {"name": part["group"], "users": f"{part['users']:,}", "size": f"{part['items']:,}"}
+        for part in told[0]["by_popularity"]
+    ]
+    lines = []
+    for row in told:
+        values = [part.get("recall@10") for part in row["by_popularity"]]
+        lines.append({"system": row["system"], "cells": ["–" if value is None else _four(value) for value in values]})
+    return {"heads": heads, "lines": lines}
+
+
 # Cost and origin
 
 
@@ -433,7 +488,7 @@ def chain(found: dict[str, Artifact]) -> list[dict[str, Any]]:
             for parent in one.manifest["identity"]["inputs"].items()
         ]
         links.append({"name": name, "kind": one.kind, "fingerprint": one.fingerprint, "parents": parents,
-                      "command": one.manifest["command"]})  # fmt: skip
+                      "command": one.manifest["command"], "commit": one.manifest.get("commit") or "–"})  # fmt: skip
     return links
 
 
@@ -512,13 +567,12 @@ def read_curves(found: dict[str, Artifact]) -> list[Curve]:
             continue
         read = _read_json(path, one.kind)
         system = name.removeprefix("students/")
-        known = system in COLOURS
-        colour = COLOURS.index(system) if known else len(COLOURS) + len(curves) % (N_COLOURS - len(COLOURS))
+        shade = colour(system, len(curves))
         for part, points in read.items() if isinstance(read, dict) else [("", read)]:
             if not isinstance(points, list) or not all(isinstance(p, dict) and "epoch" in p for p in points):
                 raise UserError(f"{path} should hold a list of epochs. {_again(one.kind)}")
             ranker = part == "ranker"
-            curves.append(Curve(f"{system} (ranker)" if ranker else system, colour, ranker, points))
+            curves.append(Curve(f"{system} (ranker)" if ranker else system, shade, ranker, points))
     return curves
 
 
@@ -526,9 +580,19 @@ def read_curves(found: dict[str, Artifact]) -> list[Curve]:
 INK, GRID = "#010203", "#010204"
 
 
-def draw(curves: list[Curve], key: str, size: tuple[float, float], title: str, number: int) -> str:
-    """A chart of one value by epoch as inline SVG; empty if no curve has the value."""
-    lines = [(curve, *curve.line(key)) for curve in curves]
+Line2D = tuple[Curve, list[float], list[float]]
+
+
+def draw(lines: list[Line2D], title: str, across: str, size: tuple[float, float], name: str) -> str:
+    """A chart as inline SVG; empty if no line has a value.
+
+    Args:
+        lines: curve (for its looks), places and values.
+        title: above the chart.
+        across: what the horizontal axis counts.
+        size: in inches.
+        name: of no other chart of the page.
+    """
     if not any(values for _, _, values in lines):
         return ""
     import matplotlib  # here, because `--help` should not wait for it
@@ -541,11 +605,13 @@ def draw(curves: list[Curve], key: str, size: tuple[float, float], title: str, n
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        for curve, epochs, values in lines:
-            colour, style = f"#0a0b{curve.colour:02x}", "--" if curve.dashed else "-"
-            axes.plot(epochs, values, style, color=colour, linewidth=1.8, marker="o", markersize=2.5)
+        for curve, places, values in lines:
+            style = "--" if curve.dashed else "-"
+            axes.plot(
+                places, values, style, color=f"#0a0b{curve.colour:02x}", linewidth=1.8, marker="o", markersize=2.5
+            )
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(across)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="y", color=GRID, linewidth=0.6)
@@ -557,16 +623,42 @@ def draw(curves: list[Curve], key: str, size: tuple[float, float], title: str, n
     svg = svg.replace(INK, "currentColor").replace(GRID, "var(--rule)")
     svg = re.sub(r"#0a0b0(\d)", r"var(--line\1)", svg)
     # Ids must be unique in the page, which holds several charts.
-    svg = re.sub(r'\bid="', f'id="chart{number}-', svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\1#chart{number}-", svg)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{title} by epoch"', svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{title} by {across}"', svg, count=1)
 
 
 def charts(curves: list[Curve]) -> dict[str, Any]:
     """One chart of quality for all, and one of loss for each, because the losses are of different kinds."""
-    losses = [draw([curve], "loss", (2.7, 1.8), curve.name, number) for number, curve in enumerate(curves, 1)]
-    quality = draw(curves, "valid_ndcg@10", (5.4, 3.0), "validation NDCG@10", 0)
+    losses = [
+        draw([(curve, *curve.line("loss"))], curve.name, "epoch", (2.7, 1.8), f"loss{number}")
+        for number, curve in enumerate(curves)
+    ]
+    lines = [(curve, *curve.line("valid_ndcg@10")) for curve in curves]
+    quality = draw(lines, "validation NDCG@10", "epoch", (5.4, 3.0), "quality")
     return {"quality": quality, "losses": [loss for loss in losses if loss], "legend": curves}
+
+
+def width_charts(rows: list[Row]) -> dict[str, Any]:
+    """Diversity, share of invalid IDs and NDCG@10 by the number of beams (the paper's Figures 1 and 3)."""
+    told = [row for row in rows if isinstance(row.get("widths"), list)]
+    curves = [
+        Curve(row["system"], colour(row["system"], place), False, row["widths"]) for place, row in enumerate(told)
+    ]
+    drawn = []
+    for key, title in (("diversity", "diversity of all beams"), ("invalid", "invalid share without the trie"),
+                       ("ndcg@10", "NDCG@10")):  # fmt: skip
+        lines = [
+            (curve, [point["width"] for point in curve.points], [point[key] for point in curve.points])
+            for curve in curves
+        ]
+        drawn.append(draw(lines, title, "beams", (3.4, 2.4), f"width-{key.replace('@', '')}"))
+    return {"charts": [one for one in drawn if one], "legend": curves}
+
+
+def colour(system: str, place: int) -> int:
+    """Number of a system's colour; those that have none of their own share the rest."""
+    return COLOURS.index(system) if system in COLOURS else len(COLOURS) + place % (N_COLOURS - len(COLOURS))
 
 
 # Examples
@@ -594,7 +686,7 @@ def read_examples(count: int, dataset: Artifact, evaluation: Artifact) -> list[d
         target, history = row["target"], row["history"]
         answers = []
         for name in shown:
-            answer = [item for item in row[name] if item >= 0]
+            answer = [item for item in row[name] if item >= 0][:ITEMS_SHOWN]
             rank = answer.index(target) + 1 if target in answer else None
             answers.append(
                 {"system": name, "rank": rank, "items": [title(item) | {"hit": item == target} for item in answer]}
@@ -615,11 +707,12 @@ def render_page(
     from markupsafe import Markup
 
     columns, lines = lay_out(rows)
+    more_columns, more_lines = lay_out(rows, DETAILS)
     quality = {}
     for kind in ("semantic_ids", "soft_labels"):
         path = found[kind].folder / "report.json" if kind in found else None
         quality[kind] = _read_json(path, kind) if path and path.is_file() else None
-    chart = charts(read_curves(found))
+    chart, widths = charts(read_curves(found)), width_charts(rows)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
@@ -634,6 +727,14 @@ def render_page(
         columns=columns,
         lines=lines,
         notes=footnotes(rows),
+        has_intervals=any(cell.interval for line in lines for cell in line.cells),
+        several=any("seeds" in row for row in rows),
+        more_columns=more_columns,
+        more_lines=more_lines,
+        above_floor=above_floor(rows),
+        popularity=by_popularity(rows),
+        width_charts=[Markup(one) for one in widths["charts"]],
+        width_legend=widths["legend"],
         quality_chart=Markup(chart["quality"]),
         loss_charts=[Markup(loss) for loss in chart["losses"]],
         legend=chart["legend"],

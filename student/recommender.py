@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from distill.beam import Beams, score_all, search, to_items
 from distill.catalog import PAD, by_length, read_parquet
 from distill.objectives import sequence_score
 from distill.trie import Trie
+from student.memory import Candidates, Memory, candidates, mixed
 from student.models import BACKBONES
 from student.models.layers import among_all
 
@@ -50,6 +52,8 @@ class Recommender:
         facts: what is saved beside the weights: backbone, variant, seed and the like. `scope` says over which codewords
             the softmax of beams and ranker goes: the "level"'s or "all".
         trie: of the codes, where it is at hand.
+
+    `memory`, where there is one (`with_memory`), is a counter whose distribution is mixed in.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Recommender:
         self.codes = torch.from_numpy(codes).to(self.device)
         self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
         self.users_at_once = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
+        self.memory: Memory | None = None
         self.static = False  # every batch of one shape, for compiled graphs
 
     @staticmethod
@@ -94,10 +99,28 @@ class Recommender:
         codes = np.array(table["codes"].to_pylist(), dtype=np.int64)
         names = table["item_id"].to_pylist(), table["title"].to_pylist()
         trie = Trie.load(folder / "trie.safetensors")
-        return Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie)
+        student = Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie)
+        return student.with_memory(Memory.load(folder, facts["memory"])) if "memory" in facts else student
+
+    def with_memory(self, memory: Memory | None) -> Recommender:
+        """The same student with a counter beside it, or without one; the weights are shared.
+
+        Raises:
+            UserError: the memory is of another catalogue.
+        """
+        if memory is not None and memory.counts.shape[0] != len(self.item_ids):
+            raise UserError(f"The memory is of {memory.counts.shape[0]} items, the student of {len(self.item_ids)}.")
+        other = copy.copy(self)
+        other.memory = memory
+        other.facts = {name: value for name, value in self.facts.items() if name != "memory"}
+        if memory is not None:
+            other.facts["memory"] = memory.facts()
+        return other
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json, model.safetensors, ranker.safetensors if there is one, items.parquet and the trie."""
+        """Write config.json, model.safetensors, items.parquet, the trie, and ranker and memory where there are any."""
+        if self.memory is not None:
+            self.memory.save(folder)
         save_file(self.model.state_dict(), folder / "model.safetensors")
         if self.ranker is not None:
             save_file(self.ranker.state_dict(), folder / "ranker.safetensors")
@@ -113,6 +136,7 @@ class Recommender:
         k: int = 10,
         width: int = DEFAULT_WIDTH,
         exclude_bought: bool | None = None,
+        skip_unknown: bool = False,
     ) -> list[list[Recommendation]]:
         """The k best next items after each history of item ids, oldest first.
 
@@ -122,23 +146,25 @@ class Recommender:
             width: beams; at least k are used.
             exclude_bought: leave out the history's items; by default where nobody in the training part bought a thing
                 twice.
+            skip_unknown: leave unknown item ids out; a history of nothing else gets an empty list.
 
         Raises:
             UserError: an unknown item id, or a history without items.
         """
         number = {item_id: row for row, item_id in enumerate(self.item_ids)}
         limit = self.facts["max_history"]
-        padded = np.full((len(histories), limit), -1, dtype=np.int64)
+        padded = np.full((len(histories), limit), PAD, dtype=np.int64)
         for row, history in enumerate(histories):
             if not history:
                 raise UserError(f"History {row} is empty; a recommendation needs at least one item.")
             for item_id in history:
-                if item_id not in number:
+                if item_id not in number and not skip_unknown:
                     raise UserError(f"Unknown item id {item_id!r} in history {row}; it has no semantic ID.")
-            recent = [number[item_id] for item_id in history][-limit:]
+            recent = [number[item_id] for item_id in history if item_id in number][-limit:]
             padded[row, : len(recent)] = recent
         hide = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
         items, scores = self.rank_items(padded, max(width, k), hide)
+        items[padded[:, 0] == PAD] = PAD  # nothing known of them
         return [
             [
                 Recommendation(self.item_ids[item], float(score), self.titles[item])
@@ -161,8 +187,31 @@ class Recommender:
             constrained: only valid IDs; otherwise places with an invalid one are -1.
 
         Returns:
-            Items, best first, -1 for none, and scores; both [users, width].
+            Items, best first, -1 for none, and scores; both [users, width]. With a memory the scores are the mixture's
+            log-probabilities.
         """
+        if self.memory is None or not constrained:
+            return self._rank(histories, width, exclude_bought, constrained)
+        items = np.full((len(histories), width), PAD)
+        scores = np.full((len(histories), width), -np.inf, dtype=np.float32)
+        for rows, part in by_length(histories, self.users_at_once):
+            found = self.candidates(part, width, exclude_bought).ranked(self.memory.weight, width)
+            for whole, own in zip((items, scores), found, strict=True):
+                whole[rows, : own.shape[1]] = own
+        return items, scores
+
+    def candidates(self, histories: np.ndarray, width: int, exclude_bought: bool = True) -> Candidates:
+        """What student and memory propose, before they are mixed."""
+        items, scores = self._rank(histories, width, exclude_bought)
+        if self.ranker is not None:
+            scores = scores * self.trie.levels  # M is a mean
+        return candidates((items, scores), self.score_candidates, self.memory, histories, exclude_bought)
+
+    @torch.no_grad()
+    def _rank(
+        self, histories: np.ndarray, width: int, exclude_bought: bool, constrained: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`rank_items` by the student alone."""
         items = np.full((len(histories), width), PAD)
         scores = np.full((len(histories), width), -np.inf, dtype=np.float32)
         for rows, bought in self._batches(histories, self.users_at_once, self.static):
@@ -173,10 +222,32 @@ class Recommender:
         return items, scores
 
     @torch.no_grad()
-    def score_items(self, histories: np.ndarray) -> np.ndarray:
+    def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Exact log-probabilities of a few items, all in one pass; by the ranker where there is one, without memory.
+
+        Args:
+            histories: item numbers padded with -1 [users, length].
+            items: item numbers, -1 for none [users, k].
+
+        Returns:
+            float32 [users, k], -inf for none.
+        """
+        model, scope = self.ranker or self.model, self.facts["scope"]
+        scores = np.empty(items.shape, dtype=np.float32)
+        for rows, bought in self._batches(histories, self.users_at_once):
+            own = self.codes[torch.from_numpy(np.maximum(items[rows], 0)).to(self.device)]
+            log_probs = model.log_probs(model.encode(self.history_codes(bought)), own, scope)
+            if scope == "all":
+                own = among_all(own, self.trie.codebook_size)
+            scores[rows] = sequence_score(log_probs, own, eta=0).float().cpu().numpy()
+        return np.where(items == PAD, -np.inf, scores)
+
+    @torch.no_grad()
+    def score_items(self, histories: np.ndarray, exclude_bought: bool | None = None) -> np.ndarray:
         """Exact log-probabilities of all items, what beams of unlimited width would give [users, n_items].
 
         Where there is a ranker, it is the one who scores. Costs a decoder pass over all nodes of the trie a user.
+        `exclude_bought` says which items a memory shares its probability among; by default as in training.
         """
         model = self.ranker or self.model
         scores = np.empty((len(histories), len(self.item_ids)), dtype=np.float32)
@@ -184,6 +255,10 @@ class Recommender:
         for rows, bought in self._batches(histories, at_once):
             step = model.step(model.encode(self.history_codes(bought)), self.facts["scope"])
             scores[rows] = score_all(step, self.trie, len(rows), self.device)[:, self.trie.leaf_of_item].cpu().numpy()
+        if self.memory is not None:
+            hide = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
+            counter = self.memory.probabilities(histories, hide).toarray()
+            scores = mixed(scores, counter, self.memory.weight).astype(np.float32)
         return scores
 
     def compile(self, **options: Any) -> Recommender:

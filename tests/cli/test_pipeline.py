@@ -43,7 +43,7 @@ CONFIGS = {  # the demo's, made tiny
     },
     "export": {"width": 6, "keep": 4, "shard_rows": 100},
     "student": {"epochs": 1, "ranker_epochs": 1, "candidates": 4, "batch_size": 128, "valid_users": 20},
-    "evaluate": {"width": 10, "kl_users": 4},
+    "evaluate": {"kl_users": 4, "widths": [10, 30], "mixture_users": 20},
     "report": {"examples": 3},
 }
 
@@ -87,7 +87,8 @@ def finished(tmp_path_factory):
 def test_the_whole_road(finished):
     _, run = finished
     rows = json.loads((run / "report" / "metrics.json").read_text())
-    assert [row["system"] for row in rows] == ["oracle", *FLOORS, "teacher", *VARIANTS]
+    systems = ["oracle", *FLOORS, "teacher", "teacher+transitions", *VARIANTS]
+    assert [row["system"] for row in rows] == systems
     for row in rows:
         assert 0 <= row["recall@5"] <= row["recall@10"] <= 1
         assert row["users"] == 60 and row["split"] == "test"

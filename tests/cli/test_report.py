@@ -186,6 +186,36 @@ def test_page(finished):
     assert "not the one here now" not in page and "students/tiger <code" in page  # the evaluation's parents, by name
 
 
+def test_intervals_details_and_widths(tmp_path):
+    rows = metric_rows(NDCG)
+    for row in rows:
+        row |= {"ndcg@10_low": 0.0123, "ndcg@10_high": 0.5678, "mrr@20": 0.3141, "gini@10": 0.271, "catalogue@10": 0.5}
+        groups = [
+            {"group": 1, "items": 29, "users": 7, "recall@10": 0.7654},
+            {"group": "unseen", "items": 1, "users": 0},
+        ]
+        row["by_popularity"] = groups
+    rows[-1]["ndcg@10_above_floor"] = {"difference": 0.05, "low": -0.01, "high": 0.11, "p": 0.0421}
+    for row in rows[-2:]:
+        row["widths"] = [{"width": w, "ndcg@10": 0.1, "diversity": w / 100, "invalid": 0.2} for w in (10, 50)]
+    make_run(tmp_path / "run", rows=rows)
+    code, out, error = command(tmp_path)
+    assert code == 0, error
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    Page(page)
+    assert page.count("0.0123 … 0.5678") == len(rows) and "0.0123" not in out  # the terminal's table stays small
+    assert "0.3141" in page and "0.271" in page and "50.00%" in page
+    assert "+0.0500" in page and "-0.0100 … +0.1100" in page and "0.042" in page
+    assert page.count("0.7654") == len(rows) and "29 items" in page
+    assert "dwr ▲" not in out and "teacher ▲" in out  # dwr's difference may be chance; the teacher's was not tested
+    assert page.count("<svg") == 5 + 3 and "diversity of all beams by beams" in page
+    # with a second seed the spread speaks in the interval's place
+    make_run(tmp_path / "b", rows=[row | {"seed": 1, "ndcg@10": row["ndcg@10"] + 0.01} for row in rows], seed=1)
+    code, _, error = command(tmp_path, "--seeds", f"[{tmp_path / 'b'}]")
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert code == 0 and "0.0123 … 0.5678" not in page and "+0.0500" not in page and "first run" in page
+
+
 def test_examples(finished):
     page = (finished[0] / "run" / "report" / "report.html").read_text()
     assert page.count('<article class="example">') == 8  # no more users than were evaluated

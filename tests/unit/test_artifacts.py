@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def test_written_and_read(tmp_path):
     assert names(tmp_path) == ["ids"] and names(tmp_path / "ids") == ["data.txt", "manifest.json"]
     assert artifact.kind == "semantic_ids" and artifact.fingerprint == fingerprint(tmp_path / "ids")
     assert artifact.config == {"epochs": 3, "folder": None, "device": "cpu"} and artifact.inputs == {}
-    assert {"command", "created", "seconds", "peak_mib", "schema"} <= artifact.manifest.keys()
+    assert {"command", "commit", "created", "seconds", "peak_mib", "schema"} <= artifact.manifest.keys()
 
 
 def test_ancestors_are_passed_on(tmp_path):
@@ -247,3 +248,19 @@ def test_fingerprint_is_of_content(tmp_path):
     ]
     hashes = [fingerprint(fresh(f"z{number}", other)) for number, other in enumerate(others)]
     assert len({*hashes, fingerprint(second)}) == len(others) + 1
+
+
+def test_the_commit_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "__file__", str(tmp_path / "artifacts.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert artifacts.commit() is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("1")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    clean = artifacts.commit()
+    assert clean and not clean.endswith("-dirty")
+    (tmp_path / "file").write_text("2")
+    assert artifacts.commit() == f"{clean}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert artifacts.commit() is None

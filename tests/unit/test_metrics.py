@@ -89,3 +89,92 @@ def test_kl_by_hand():
 def test_kl_to_a_model_that_excludes_a_possible_item():
     values = metrics.kl_to_truth(np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([[0.0, -np.inf], [-np.inf, 0.0]]))
     assert values.tolist() == [np.inf, 0]
+
+
+def test_mrr_by_hand():
+    ranks = metrics.hit_ranks(LISTS, TARGETS)
+    assert metrics.mrr(ranks, 3).tolist() == [1, 1 / 2, 0, 0]
+    assert metrics.mrr(ranks, 1).tolist() == [1, 0, 0, 0]
+
+
+def longest_common(a, b):
+    """From the definition: drop the first of either, or both if equal."""
+    if not a or not b:
+        return 0
+    if a[0] == b[0]:
+        return 1 + longest_common(a[1:], b[1:])
+    return max(longest_common(a[1:], b), longest_common(a, b[1:]))
+
+
+def test_coordination():
+    rng = np.random.default_rng(3)
+    lists = np.stack([rng.permutation(7)[:5] for _ in range(40)])
+    teacher = np.stack([rng.permutation(7)[:4] for _ in range(40)])
+    expected = [longest_common(a, b) / 4 for a, b in zip(lists.tolist(), teacher.tolist(), strict=True)]
+    assert metrics.coordination(lists, teacher).tolist() == pytest.approx(expected)
+    assert len(set(expected)) > 2
+
+
+def test_coordination_by_hand():
+    lists = np.array([[1, 2, 3], [3, 2, 1], [1, -1, -1], [-1, -1, -1], [1, 2, 3]])
+    teacher = np.array([[1, 2, 3], [1, 2, 3], [2, 1, -1], [1, 2, -1], [-1, -1, -1]])
+    assert metrics.coordination(lists, teacher).tolist() == pytest.approx([1, 1 / 3, 1 / 2, 0, 0])
+
+
+def test_catalogue_and_gini_by_hand():
+    lists = np.array([[0, 1], [0, -1], [0, 1]])
+    assert metrics.catalogue_coverage(lists, 4) == 0.5
+    # counts 3 2 0 0: mean absolute difference of all pairs over twice the mean
+    counts = [3, 2, 0, 0]
+    spread = sum(abs(a - b) for a in counts for b in counts) / 16
+    assert metrics.gini(lists, 4) == pytest.approx(spread / (2 * 5 / 4))
+    assert metrics.gini(np.array([[0, 1], [2, 3]]), 4) == pytest.approx(0)
+    assert metrics.gini(np.array([[-1]]), 4) == 0
+
+
+def test_novelty_by_hand():
+    counts = np.array([3, 0, 1, 0])  # with one added: shares 1/2, 1/8, 1/4, 1/8
+    lists = np.array([[0, 1], [2, -1], [-1, -1]])
+    assert metrics.novelty(lists, counts).tolist() == pytest.approx([2, 2, 0])
+
+
+def test_popularity_groups_by_hand():
+    counts = np.array([1, 10, 0, 5, 4, 1, 1, 1, 1, 1])  # 25 interactions, five a group
+    groups = metrics.popularity_groups(counts)
+    assert groups.tolist() == [
+        3,
+        1,
+        -1,
+        2,
+        3,
+        4,
+        4,
+        4,
+        4,
+        4,
+    ]  # by the middle of their interactions: 5, 12.5, 17, 19.5 …
+    assert metrics.popularity_groups(np.zeros(3)).tolist() == [-1] * 3
+    even = metrics.popularity_groups(np.ones(100))
+    assert np.bincount(even).tolist() == [20] * 5
+
+
+def test_intervals():
+    rng = np.random.default_rng(0)
+    values = rng.normal(2.0, 3.0, 900)
+    low, high = metrics.interval(values)
+    error = values.std(ddof=1) / 30  # what theory gives for a mean of many
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.03)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.03)
+    assert metrics.interval(np.ones(5)) == (1.0, 1.0)
+
+
+def test_pairs():
+    rng = np.random.default_rng(0)
+    users = rng.normal(0, 5, 400)  # some users are easy for both: only a paired test sees the difference
+    a, b = users + 0.3 + rng.normal(0, 1, 400), users + rng.normal(0, 1, 400)
+    found = metrics.paired(a, b)
+    assert found["difference"] == pytest.approx((a - b).mean()) and 0 < found["low"] < found["high"]
+    assert found["p"] < 0.01
+    swapped = metrics.paired(b, a)
+    assert swapped["difference"] == -found["difference"] and swapped["p"] == pytest.approx(found["p"])
+    assert metrics.paired(a, a) == {"difference": 0, "low": 0, "high": 0, "p": 1}

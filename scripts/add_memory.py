@@ -1,0 +1,88 @@
+"""Put a counter beside a trained student: `dwr` becomes `dwr+memory`, without training (in the manner of kNN-LM).
+
+    python scripts/add_memory.py --student runs/demo/students/dwr
+
+The counter's settings and its share are chosen on the validation split. `Recommender.from_pretrained` then uses it, and
+`scripts/evaluate.py` shows the new student in a row of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from distill import artifacts
+from distill.artifacts import Stage, UserError, say
+from distill.catalog import Dataset
+from distill.config import run
+from distill.floors import Transitions, TransitionSettings
+
+
+@dataclass(frozen=True)
+class Config:
+    """Add a memory to a student: python scripts/add_memory.py --student FOLDER [--field value ...]."""
+
+    run: Path = Path("runs/demo")
+    """Folder of the run; the data set defaults to its name inside it."""
+    student: Path | None = None
+    """Student artifact (default: RUN/students/dwr)."""
+    dataset: Path | None = None
+    """Dataset artifact (default: RUN/dataset)."""
+    output: Path | None = None
+    """Where the new student goes (default: STUDENT+memory)."""
+    transitions: TransitionSettings | None = None
+    """How to count; none: the best of a grid for the counter alone, on the validation split."""
+    weight: float | None = None
+    """The counter's share, 0 to 1; none: the best of a grid by NDCG@10 on the validation split."""
+    top: int = 50
+    """How many of the counter's items join the beams."""
+    width: int = 20
+    """Beams when the weight is chosen."""
+    valid_users: int = 3000
+    """Validation examples at most when the weight is chosen."""
+    with_validation: bool = False
+    """Once the weight is chosen, count the validation part too."""
+    device: str = field(default="cpu", metadata={"identity": False})
+    """cpu or cuda."""
+    overwrite: bool = False
+    """Repeat finished work."""
+
+
+def main(config: Config) -> None:
+    """Choose, count, save."""
+    if config.weight is not None and not 0 <= config.weight <= 1:
+        raise UserError(f"weight: expected 0 to 1, got {config.weight}.")
+    if config.top < 1 or config.width < 10:
+        raise UserError(f"Expected top of at least 1 and width of at least 10, got {config.top} and {config.width}.")
+    source = artifacts.read(config.student or config.run / "students/dwr", "student")
+    data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
+    output = config.output or source.folder.with_name(source.folder.name + "+memory")
+    stage = Stage("student", config, output, [source, data], overwrite=config.overwrite)
+    if stage.is_finished():
+        return
+
+    from student.memory import Memory, best_weight  # with torch: not needed where the work is finished
+    from student.recommender import Recommender
+
+    dataset = Dataset.load(data.folder)
+    student = Recommender.from_pretrained(source.folder, config.device)
+    settings = config.transitions or Transitions.tune(dataset)[0].settings
+    memory, weight, values = Memory.of(dataset, settings, top=config.top), config.weight, {}
+    if weight is None:
+        examples = dataset.examples("valid", student.facts["max_history"])
+        examples = examples.take(np.random.default_rng(0).permutation(len(examples))[: config.valid_users])
+        reader = student.with_memory(memory)
+        found = reader.candidates(examples.histories, config.width, student.facts["exclude_bought"])
+        weight, values = best_weight(found, examples.targets)
+        say(f"weight {weight}: NDCG@10 {values[weight]:.4f} on {len(examples)} validation examples; "
+            f"student alone {values[0.0]:.4f}, counter alone {values[1.0]:.4f}")  # fmt: skip
+    memory = Memory.of(dataset, settings, config.with_validation, weight=weight, top=config.top)
+    stage.facts = {"weight": weight, "valid_ndcg@10": {str(one): value for one, value in values.items()}}
+    with stage.write() as folder:
+        student.with_memory(memory).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    run(main, Config)

@@ -1,0 +1,182 @@
+"""evaluate.py, add_memory.py and compare.py on a small shop whose student has random weights."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from unit.test_recommender import N_ITEMS, SIZE, shop
+
+from distill import artifacts, embeddings, floors
+from distill.artifacts import Stage, write_json
+from distill.catalog import Dataset, write_dataset
+from distill.config import run
+from distill.semantic_ids import write_codes
+from student.recommender import Recommender
+
+ROOT = Path(__file__).parents[2]
+IDS = [f"i{number}" for number in range(N_ITEMS)]
+FLOORS = ("popularity", "transitions", "transitions+valid", "graph")
+COUNTED = ("--transitions.window", "2")  # no search for the best settings
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+def make_run(root, users=50, seed=0, n_vectors=N_ITEMS):
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(0, N_ITEMS, users)
+    sequences = [(start + np.arange(rng.integers(4, 9))) % N_ITEMS for start in starts]  # what counting sees at once
+    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+        items = pa.table({"item_id": IDS, "title": [f"thing {number}" for number in range(N_ITEMS)]})
+        write_dataset(folder, items, [f"u{user}" for user in range(users)], sequences)
+    data = artifacts.read(root / "dataset", "dataset")
+    student = shop(shared=False)
+    with Stage("semantic_ids", Nothing(), root / "semantic_ids", [data]).write() as folder:
+        write_codes(folder, IDS, student.codes.numpy())
+        write_json(folder / "report.json", {"codebook_size": SIZE})
+    codes = artifacts.read(root / "semantic_ids", "semantic_ids")
+    with Stage("embeddings", Nothing(), root / "embeddings", [data]).write() as folder:
+        embeddings.write(folder, rng.normal(size=(n_vectors, 4)).astype(np.float32), IDS[:n_vectors])
+    with Stage("student", Nothing(), root / "students/tiger", [data, codes]).write() as folder:
+        student.save_pretrained(folder)
+
+
+def command(script, *words):
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / "scripts" / script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    code, out, error = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            run(module.main, module.Config, None, [str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+    return code, out.getvalue(), error.getvalue()
+
+
+def refused(script, *words):
+    code, _, error = command(script, *words)
+    assert code == 2 and "Traceback" not in error, error
+    return error
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run with a memory and an evaluation."""
+    root = tmp_path_factory.mktemp("run")
+    make_run(root)
+    code, _, error = command("add_memory.py", "--run", root, "--student", root / "students/tiger", *COUNTED)
+    assert code == 0, error
+    code, _, error = command("evaluate.py", "--run", root, *COUNTED, "--widths", "[4, 12]", "--exact_users", "10")
+    assert code == 0, error
+    return root
+
+
+def test_rows(evaluated):
+    rows = {row["system"]: row for row in json.loads((evaluated / "evaluation/metrics.json").read_text())}
+    assert list(rows) == [*FLOORS, "tiger", "tiger+memory"]
+    for row in rows.values():
+        assert row["recall@1"] <= row["recall@5"] <= row["recall@10"] <= row["recall@20"] <= 1
+        assert row["recall@1"] == row["ndcg@1"] <= row["mrr@20"] <= row["recall@20"]
+        assert row["ndcg@10_low"] <= row["ndcg@10"] <= row["ndcg@10_high"]
+        assert 0 < row["catalogue@10"] <= 1 and 0 <= row["gini@10"] < 1 and row["novelty@10"] > 0
+        groups = row["by_popularity"]
+        assert [group["group"] for group in groups] == [1, 2, 3, 4, 5, "unseen"]
+        assert sum(group["users"] for group in groups) == 50 and sum(group["items"] for group in groups) == N_ITEMS
+        hits = sum(group["users"] * group.get("recall@10", 0) for group in groups)
+        assert hits / 50 == pytest.approx(row["recall@10"])
+    assert [one["width"] for one in rows["tiger"]["widths"]] == [4, 12]
+    assert 0 <= rows["tiger"]["beam_missed@10"] < 1 and 0 < rows["tiger"]["invalid@10"] < 1
+    # the student knows nothing, the counter nearly everything, and validation saw that
+    memory = rows["tiger+memory"]
+    assert memory["ndcg@10"] > rows["tiger"]["ndcg@10"] + 0.2
+    floor = memory["ndcg@10_above_floor"]
+    assert floor["difference"] == pytest.approx(memory["ndcg@10"] - rows["transitions"]["ndcg@10"])
+
+
+def test_lists_are_the_floors(evaluated):
+    dataset = Dataset.load(evaluated / "dataset")
+    lists = np.array(pq.read_table(evaluated / "evaluation/lists.parquet")["transitions"].to_pylist())
+    model = floors.Transitions(dataset, floors.TransitionSettings(window=2))
+    assert lists.tolist() == floors.recommend(model, dataset.examples("test"), 20).tolist()
+
+
+def test_the_memory_is_chosen_on_validation_and_saved(evaluated):
+    folder = evaluated / "students/tiger+memory"
+    manifest, facts = (json.loads((folder / name).read_text()) for name in ("manifest.json", "config.json"))
+    values = manifest["facts"]["valid_ndcg@10"]
+    assert manifest["facts"]["weight"] == facts["memory"]["weight"] > 0
+    assert values[str(facts["memory"]["weight"])] == max(values.values())
+    assert facts["memory"]["window"] == 2
+    student = Recommender.from_pretrained(folder)
+    dataset = Dataset.load(evaluated / "dataset")
+    values, offsets = dataset.training_sequences()
+    counts = floors.count_transitions(values, offsets, N_ITEMS, 2, 0.7)
+    assert (student.memory.counts != counts).nnz == 0
+    code, _, error = command("add_memory.py", "--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED)
+    assert code == 0 and "finished, at" in error
+
+
+def test_a_weight_of_ones_own_and_counts_with_validation(evaluated, tmp_path):
+    words = ("--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED, "--output", tmp_path / "mine")
+    code, _, error = command("add_memory.py", *words, "--weight", "0.25", "--with_validation", "true")
+    assert code == 0, error
+    student = Recommender.from_pretrained(tmp_path / "mine")
+    assert student.memory.weight == 0.25
+    assert (
+        student.memory.counts.sum()
+        > Recommender.from_pretrained(evaluated / "students/tiger+memory").memory.counts.sum()
+    )
+    assert "expected 0 to 1, got 2" in refused("add_memory.py", *words, "--weight", "2")
+
+
+def test_compare(evaluated, tmp_path):
+    words = ("--evaluation", evaluated / "evaluation", "--a", "tiger+memory", "--b", "tiger")
+    code, out, error = command("compare.py", *words, "--json", tmp_path / "figures")
+    assert code == 0, error
+    figures = json.loads((tmp_path / "figures").read_text())["metrics"]
+    rows = {row["system"]: row for row in json.loads((evaluated / "evaluation/metrics.json").read_text())}
+    for key in ("recall@1", "ndcg@10", "recall@20"):
+        assert figures[key]["a"] == pytest.approx(rows["tiger+memory"][key])
+        assert figures[key]["difference"] == pytest.approx(rows["tiger+memory"][key] - rows["tiger"][key])
+    assert figures["ndcg@10"]["low"] > 0 and figures["ndcg@10"]["p"] < 1e-3 and "ndcg@10" in out
+    assert "Did you mean 'tiger'?" in refused("compare.py", *words[:-1], "tigr")
+
+
+def test_different_users_are_not_compared(evaluated, tmp_path):
+    words = ("--run", evaluated, *COUNTED, "--exact_users", "0", "--users", "30", "--output", tmp_path / "fewer")
+    code, _, error = command("evaluate.py", *words, "--systems", "[tiger]")
+    assert code == 0, error
+    rows = json.loads((tmp_path / "fewer/metrics.json").read_text())
+    assert [row["system"] for row in rows] == [*FLOORS, "tiger"]
+    assert all(row["beam_missed@10"] is None for row in rows)
+    words = ("--evaluation", evaluated / "evaluation", "--a", "tiger", "--other", tmp_path / "fewer", "--b", "tiger")
+    assert "evaluated on different users or targets (50 and 30" in refused("compare.py", *words)
+
+
+def test_bad_input(evaluated, tmp_path):
+    words = ("--run", evaluated, "--output", tmp_path / "evaluation")
+    assert "cutoffs asks for lists of 20, but the beams are 10 wide" in refused("evaluate.py", *words, "--width", "10")
+    assert "Did you mean 'tiger'?" in refused("evaluate.py", *words, "--systems", "[tigre]")
+    assert "expected numbers from 1 on" in refused("evaluate.py", *words, "--widths", "[0]")
+    assert "Got value: dev" in refused("evaluate.py", *words, "--split", "dev")
+    make_run(tmp_path / "short", n_vectors=N_ITEMS - 1)
+    said = refused("evaluate.py", "--run", tmp_path / "short")
+    assert f"holds {N_ITEMS - 1} embeddings, the catalogue {N_ITEMS} items" in said
+    make_run(tmp_path / "other", seed=1)
+    said = refused("evaluate.py", *words, "--students", tmp_path / "other/students")
+    assert "do not belong together" in said
+    said = refused("evaluate.py", *words, "--students", tmp_path / "none")
+    assert "No student in" in said
+    assert not (tmp_path / "evaluation").exists() and not (tmp_path / "evaluation.partial").exists()
