@@ -92,11 +92,13 @@ class Config:
     valid_users: int = 1000
     """Users whose validation NDCG@10 chooses the epoch that is kept."""
     patience: int = 3
-    """Stop after so many epochs without a better one."""
+    """Stop after so many epochs without a better one; 0: never."""
     checkpoint_every: int = field(default=1000, metadata={"identity": False})
     """Optimiser steps between two checkpoints, from which a killed run goes on; 0: none."""
     keep_checkpoints: int = field(default=2, metadata={"identity": False})
     """How many of the last checkpoints are kept until the run is finished."""
+    tracker: str = field(default="tensorboard", metadata={"identity": False})
+    """Where the curves go: tensorboard (logs/teacher beside the output), none, or another that Accelerate knows."""
     seed: int = 0
     """Of weights, order and templates."""
     dry_run: bool = field(default=False, metadata={"identity": False})
@@ -149,6 +151,7 @@ def check(config: Config) -> None:
         raise UserError(f"The teacher is asked with {config.prompt!r} but not tuned on it; give tasks.{config.prompt}.")
     for name, least in (
         ("epochs", 1),
+        ("patience", 0),
         ("accumulation", 1),
         ("checkpoint_every", 0),
         ("keep_checkpoints", 1),

@@ -62,8 +62,8 @@ def break_at(monkeypatch, step, half=False):
     """Break off after the checkpoint of a step, or in the middle of writing it."""
     save = Checkpoints.save
 
-    def broken(self, progress, rng):
-        save(self, progress, rng)
+    def broken(self, progress):
+        save(self, progress)
         if progress.step == step:
             if half:
                 last = self.all()[-1]
@@ -115,7 +115,7 @@ def test_ends_as_an_unbroken_run(root, unbroken, tmp_path, monkeypatch, capsys, 
 
 def test_the_best_epoch_lies_before_the_break(root, tmp_path, monkeypatch):
     values = iter([0.9, 0.1, 0.2] * 2)  # of the unbroken run, then of the two parts of the other
-    monkeypatch.setattr(loop, "validate", lambda *_: next(values))
+    monkeypatch.setattr(loop, "validate", lambda *_: {"valid_ndcg@10": next(values)})
     whole = run(root, tmp_path / "whole")
     with monkeypatch.context() as patch:
         break_at(patch, 19)
@@ -158,7 +158,7 @@ def test_another_number_of_processes_starts_afresh(root, unbroken, tmp_path, mon
     path = tmp_path / "teacher.partial/checkpoints/step-00000004/state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
     found = run(root, tmp_path / "teacher")
-    assert "starting afresh: step-00000004 is of 2 processes, not 1" in capsys.readouterr().err
+    assert "starting afresh: step-00000004 has processes 2, this run 1" in capsys.readouterr().err
     assert found.fingerprint == unbroken().fingerprint
 
 
