@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from teacher.finetune import Config
 
 MEMORY = (
-    "lower --batch_tokens and raise --accumulation, set --gradient_checkpointing true, train with --mode lora or qlora, "
+    "lower --batch_tokens and raise --accumulation, set --gradient_checkpointing true, train --mode lora or qlora, "
     "or shard the weights: configs/accelerate/zero3.yaml"
 )
 
