@@ -71,6 +71,8 @@ class Config:
     """Passes over the tasks."""
     batch_tokens: int = 4096
     """Tokens a batch and process, padding included."""
+    packing: bool = False
+    """Several samples a row, which do not see each other: less padding where lengths differ."""
     accumulation: int = 1
     """Batches an optimiser step."""
     lr: float = 1e-3

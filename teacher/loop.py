@@ -23,7 +23,7 @@ from distill.semantic_ids import SemanticIDs
 from teacher import model as models
 from teacher.checkpoints import Checkpoints, trainable_state
 from teacher.engines.hf import HFEngine
-from teacher.tasks import Samples, TaskData, batches, collate
+from teacher.tasks import Batch, Samples, TaskData, batches, collate
 
 if TYPE_CHECKING:
     from teacher.finetune import Config
@@ -70,12 +70,13 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
             if hidden:  # in the middle of an epoch
                 rng.bit_generator.state, hidden = hidden, None
             for group in share(groups, acc)[progress.batch :]:
-                tokens, labels = collate([samples[row] for row in group], tokenizer.pad_token_id)
-                hide(tokens, tokenizer.pad_token_id, data.token_of, config.token_dropout, rng)
-                tokens, labels = (torch.from_numpy(array).to(acc.device) for array in (tokens, labels))
+                inputs = collate(samples, group, tokenizer.pad_token_id)
+                hide(inputs["input_ids"], tokenizer.pad_token_id, data.token_of, config.token_dropout, rng)
+                inputs = {name: torch.from_numpy(array).to(acc.device) for name, array in inputs.items()}
                 with acc.accumulate(model):
-                    # padding stands on the right, so the causal mask alone keeps it from every real token
-                    loss = model(input_ids=tokens, labels=labels).loss
+                    # padding stands on the right, so the causal mask alone keeps it from every real token;
+                    # a cache, which nobody reads here, would make transformers overlook packed samples
+                    loss = model(**inputs, use_cache=False).loss
                     check_finite("loss", loss, epoch, checkpoints)
                     acc.backward(loss)
                     if acc.sync_gradients:
@@ -84,7 +85,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
                             check_finite("gradient norm", norm, epoch, checkpoints)
                     optimizer.step()
                     optimizer.zero_grad()
-                counted = int((labels >= 0).sum())
+                counted = int((inputs["labels"] >= 0).sum())
                 progress.loss += loss.item() * counted
                 progress.counted += counted
                 progress.batch += 1
@@ -155,10 +156,10 @@ def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkp
         raise UserError(f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{said}")
 
 
-def batches_of(data: TaskData, config: Config, epoch: int) -> tuple[Samples, list[list[int]]]:
+def batches_of(data: TaskData, config: Config, epoch: int) -> tuple[Samples, list[Batch]]:
     """One epoch's samples and their batches; the same on every process."""
     samples = data.epoch(config.tasks, config.seed, epoch)
-    return samples, batches(samples, config.batch_tokens, np.random.default_rng([config.seed, epoch]))
+    return samples, batches(samples, config.batch_tokens, np.random.default_rng([config.seed, epoch]), config.packing)
 
 
 def hide(tokens: np.ndarray, pad: int, codewords: np.ndarray, share: float, rng: np.random.Generator) -> None:

@@ -29,7 +29,7 @@ from distill.catalog import Dataset
 from distill.semantic_ids import SemanticIDs
 from teacher import model as models
 from teacher import templates
-from teacher.tasks import TaskData, batches
+from teacher.tasks import TaskData, batches, padded_size
 
 if TYPE_CHECKING:
     from teacher.finetune import Config
@@ -61,14 +61,14 @@ def plan(config: Config, dataset_folder: Path, ids_folder: Path) -> dict[str, An
     model = on_meta(config, tokenizer, new, estimated)
     data = TaskData.of(config, dataset, ids, tokenizer)
     samples = data.epoch(config.tasks, config.seed, 0)
-    groups = batches(samples, config.batch_tokens, np.random.default_rng([config.seed, 0]))
+    groups = batches(samples, config.batch_tokens, np.random.default_rng([config.seed, 0]), config.packing)
     steps = len(groups) // config.gpus // config.accumulation
     if steps == 0:
         raise UserError(
             f"An epoch has {len(groups)} batches, too few for {config.gpus} GPUs and --accumulation "
             f"{config.accumulation}; lower --batch_tokens."
         )
-    padded = sum(len(group) * int(samples.lengths[group].max()) for group in groups)
+    padded = sum(padded_size(samples, group) for group in groups)
     found = parameters(model) | {
         "tokenizer_estimated": estimated,
         "samples": len(samples),

@@ -22,7 +22,7 @@ from teacher import model as models
 from teacher.finetune import TASKS, Config, main
 from teacher.loop import batches_of
 from teacher.plan import flops_a_token, memory, plan
-from teacher.tasks import TaskData
+from teacher.tasks import TaskData, collate
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -166,9 +166,7 @@ def test_the_plan_of_a_training_that_runs(root, tmp_path, mode, base):
     samples, groups = batches_of(data, config, 0)
     assert (found["samples"], found["batches"], found["steps"]) == (len(samples), len(groups), len(groups))
     assert found["tokens"] == sum(len(samples[row].tokens) for row in range(len(samples)))
-    assert found["tokens_padded"] == sum(
-        len(group) * max(len(samples[row].tokens) for row in group) for group in groups
-    )
+    assert found["tokens_padded"] == sum(collate(samples, group, 0)["input_ids"].size for group in groups)
 
     optimizer = torch.optim.AdamW(trained, fused=True)
     tokens = torch.from_numpy(samples[0].tokens.astype(np.int64))[None]
