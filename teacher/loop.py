@@ -186,5 +186,5 @@ def unpeft(model):
 
 
 def count(parameters) -> int:
-    """Number of scalars."""
-    return sum(parameter.numel() for parameter in parameters)
+    """Number of scalars; of 4-bit weights, two lie in a byte."""
+    return sum(parameter.numel() * (2 if hasattr(parameter, "quant_state") else 1) for parameter in parameters)
