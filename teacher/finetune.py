@@ -39,14 +39,17 @@ class Config:
     """Without a base: fields of LlamaConfig (hidden_size, intermediate_size, num_hidden_layers, ...)."""
     vocab_size: int = 1024
     """Without a base: text tokens of the tokenizer trained on the catalogue."""
-    mode: Literal["full", "lora"] = "full"
-    """Train all weights, or LoRA adapters and the codewords' rows."""
+    mode: Literal["full", "lora", "qlora"] = "full"
+    """Train all weights; or LoRA adapters and the codewords' rows; or these beside a base in 4 bits (needs `base`)."""
     lora_rank: int = 8
     """LoRA's r."""
     lora_alpha: int = 32
     """LoRA's alpha."""
     lora_dropout: float = 0.05
     """Dropout before the adapters."""
+    init_codewords: Literal["mean", "codebook"] = "mean"
+    """What the codewords' rows start from: the mean of the base's rows plus noise (without a base: as all rows do), or
+    the quantiser's code vectors, projected."""
     attention_dropout: float = 0.0
     """Dropout on attention weights."""
     token_dropout: float = 0.0
@@ -71,6 +74,8 @@ class Config:
     """Passes over the tasks."""
     batch_tokens: int = 4096
     """Tokens a batch and process, padding included."""
+    packing: bool = False
+    """Several samples a row, which do not see each other: less padding where lengths differ."""
     accumulation: int = 1
     """Batches an optimiser step."""
     lr: float = 1e-3
@@ -161,6 +166,8 @@ def check(config: Config) -> None:
             raise UserError(f"--{name} is {getattr(config, name)}; expected {least} or more.")
     if not 0 < config.utilisation <= 1:
         raise UserError(f"--utilisation is {config.utilisation}; expected a share above 0 and up to 1.")
+    if config.mode == "qlora" and config.base is None:
+        raise UserError("--mode qlora trains beside a base model in 4 bits; give --base.")
     if config.chat and config.base is None:
         raise UserError("--chat needs a base model with a chat template; give --base.")
 

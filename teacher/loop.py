@@ -23,7 +23,7 @@ from distill.semantic_ids import SemanticIDs
 from teacher import model as models
 from teacher.checkpoints import Checkpoints, Progress, gathered, trained_copy
 from teacher.engines.hf import HFEngine
-from teacher.tasks import Samples, TaskData, batches, collate
+from teacher.tasks import Batch, Samples, TaskData, batches, collate
 
 if TYPE_CHECKING:
     from teacher.finetune import Config
@@ -77,14 +77,14 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
             model.train()
             started, seen = time.time(), 0
             for number in share(list(range(len(groups))), acc)[progress.batch :]:
-                group = groups[number]
-                tokens, labels = collate([samples[row] for row in group], tokenizer.pad_token_id)
+                inputs = collate(samples, groups[number], tokenizer.pad_token_id)
                 rng = np.random.default_rng([config.seed, epoch, number])  # the same, whoever computes the batch
-                hide(tokens, tokenizer.pad_token_id, data.token_of, config.token_dropout, rng)
-                tokens, labels = (torch.from_numpy(array).to(acc.device) for array in (tokens, labels))
+                hide(inputs["input_ids"], tokenizer.pad_token_id, data.token_of, config.token_dropout, rng)
+                inputs = {name: torch.from_numpy(array).to(acc.device) for name, array in inputs.items()}
                 with acc.accumulate(model):
-                    # padding stands on the right, so the causal mask alone keeps it from every real token
-                    loss = model(input_ids=tokens, labels=labels).loss
+                    # padding stands on the right, so the causal mask alone keeps it from every real token;
+                    # a cache, which nobody reads here, would make transformers overlook packed samples
+                    loss = model(**inputs, use_cache=False).loss
                     check_finite("loss", loss, epoch, checkpoints)
                     acc.backward(loss * weight(number, counts, acc))
                     if acc.sync_gradients:
@@ -97,7 +97,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
                 progress.loss += loss.item() * counted
                 progress.counted += counted
                 progress.batch += 1
-                seen += int(samples.lengths[np.hstack(group)].sum())
+                seen += int(samples.lengths[np.hstack(groups[number])].sum())
                 mean, rate = progress.loss / progress.counted, acc.num_processes * seen / (time.time() - started)
                 if acc.sync_gradients:
                     schedule.step()
@@ -134,7 +134,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
     acc.end_training()
 
 
-def counted_in(samples: Samples, groups: list) -> np.ndarray:
+def counted_in(samples: Samples, groups: list[Batch]) -> np.ndarray:
     """How many tokens the loss counts in each batch [batches]."""
     ends = np.concatenate([[0], np.cumsum(samples.counted)])
     of_sample = ends[samples.ends] - ends[samples.ends - samples.lengths]
@@ -204,10 +204,10 @@ def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkp
         raise UserError(message, everyone=False)
 
 
-def batches_of(data: TaskData, config: Config, epoch: int) -> tuple[Samples, list[list[int]]]:
+def batches_of(data: TaskData, config: Config, epoch: int) -> tuple[Samples, list[Batch]]:
     """One epoch's samples and their batches; the same on every process."""
     samples = data.epoch(config.tasks, config.seed, epoch)
-    return samples, batches(samples, config.batch_tokens, np.random.default_rng([config.seed, epoch]))
+    return samples, batches(samples, config.batch_tokens, np.random.default_rng([config.seed, epoch]), config.packing)
 
 
 def hide(tokens: np.ndarray, pad: int, codewords: np.ndarray, share: float, rng: np.random.Generator) -> None:
@@ -248,5 +248,5 @@ def unpeft(model):
 
 
 def count(parameters) -> int:
-    """Number of scalars."""
-    return sum(parameter.numel() for parameter in parameters)
+    """Number of scalars; of 4-bit weights, two lie in a byte."""
+    return sum(parameter.numel() * (2 if hasattr(parameter, "quant_state") else 1) for parameter in parameters)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from test_tasks import make_shop
+from test_tasks import TITLES, make_shop
 
 from distill import artifacts
 from distill.artifacts import Stage, UserError
 from teacher import loop
+from teacher import model as models
 from teacher.checkpoints import Checkpoints
 from teacher.finetune import TASKS, Config
 
@@ -46,12 +47,16 @@ class BrokenOffError(BaseException):
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
     make_shop(folder, users=30)
+    tokenizer = models.train_tokenizer(TITLES, 300)
+    models.from_scratch(tokenizer, SIZES, 256).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
     return folder
 
 
 def run(root, output, **changes):
     """Tune in this process; returns the artifact."""
-    config = dataclasses.replace(CONFIG, **changes)
+    base = str(root / "base") if changes.get("mode") == "qlora" else None
+    config = dataclasses.replace(CONFIG, **{"base": base} | changes)
     inputs = [artifacts.read(root / kind, kind) for kind in ("dataset", "semantic_ids")]
     stage = Stage("teacher", config, output, inputs)
     loop.tune(config, inputs[0].folder, inputs[1].folder, stage)
@@ -91,7 +96,9 @@ def unbroken(root, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("changes", [{}, {"mode": "lora"}, {"accumulation": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"mode": "lora"}, {"mode": "qlora"}, {"accumulation": 2}, {"packing": True}], ids=str
+)
 @pytest.mark.parametrize("step", [5, 19])
 def test_ends_as_an_unbroken_run(root, unbroken, tmp_path, monkeypatch, capsys, changes, step):
     output = tmp_path / "teacher"
