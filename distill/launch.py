@@ -119,6 +119,26 @@ def _deepspeed_on_cpus() -> None:
     )  # none; gloo and torch do it all
 
 
+@contextlib.contextmanager
+def unsharded(made: Accelerator) -> Iterator[None]:
+    """Inside, Transformers and PEFT do not know of ZeRO-3: they build, load and merge models whole on this process.
+
+    They would otherwise cut a base while loading it, before its vocabulary has grown, and call upon all processes
+    where the first alone saves.
+    """
+    plugin = made.state.deepspeed_plugin
+    if plugin is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(plugin.dschf)
+
+
 def share(batches: list, made: Accelerator) -> list:
     """This process's batches, in order.
 

@@ -17,7 +17,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from distill.artifacts import IDENTITY, Stage, UserError, say, write_json
 from distill.catalog import Dataset
-from distill.launch import accelerator, memory_gib, out_of_memory, share, start_tracker
+from distill.launch import accelerator, memory_gib, out_of_memory, share, start_tracker, unsharded
 from distill.metrics import hit_ranks, ndcg, recall
 from distill.semantic_ids import SemanticIDs
 from teacher import model as models
@@ -46,7 +46,8 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
     ids = SemanticIDs.load(ids_folder, dataset.n_items)
     logs = stage.output.parent / "logs"
     acc = accelerator(config.accumulation, config.precision, config.seed, config.clip, config.tracker, logs)
-    model, tokenizer = models.build(config, dataset, ids)
+    with unsharded(acc):
+        model, tokenizer = models.build(config, dataset, ids)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
@@ -124,7 +125,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
         bar.close()
 
         bare = acc.unwrap_model(model)
-        with gathered(bare):
+        with gathered(bare), unsharded(acc):
             if acc.is_main_process:
                 bare.load_state_dict(progress.best_state, strict=False)
                 facts = {"prompt": config.prompt, "max_history": config.max_history, "max_tokens": config.max_tokens}
