@@ -108,8 +108,13 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
                     acc.log(now | {"epoch": epoch + 1}, progress.step)
                     if checkpoints.due(progress):
                         checkpoints.save(progress)
-                shown = {"loss": f"{mean:.3f}", "tokens_s": f"{rate:.0f}", "GiB": f"{memory_gib():.2f}"}
-                bar.set_postfix(epoch=epoch + 1, **shown, **best_of(progress))
+                shown = {
+                    "epoch": epoch + 1,
+                    "loss": f"{mean:.3f}",
+                    "tokens_s": f"{rate:.0f}",
+                    "GiB": f"{memory_gib():.2f}",
+                }
+                bar.set_postfix(shown | best_of(progress), refresh=False)
             row = {"epoch": epoch + 1, "loss": mean_loss(progress, acc)}
             row |= validate(acc, HFEngine(unpeft(acc.unwrap_model(model)), data, config.prompt), dataset, config)
             acc.log({name: value for name, value in row.items() if name != "epoch"}, progress.step)
@@ -155,7 +160,6 @@ def weight(number: int, counts: np.ndarray, acc: Accelerator) -> float:
 
 def mean_loss(progress: Progress, acc: Accelerator) -> float:
     """The epoch's loss over the counted tokens of all processes."""
-    # float64 is not for every device; the first process alone needs no sum
     if acc.num_processes == 1:
         return progress.loss / progress.counted
     loss, counted = acc.reduce(torch.tensor([progress.loss, progress.counted], device=acc.device)).tolist()
