@@ -19,11 +19,13 @@ import psutil
 import pyarrow as pa
 import pytest
 from safetensors.numpy import load_file
+from transformers import LlamaConfig
 
 from distill import artifacts
 from distill.artifacts import Stage, write_json
 from distill.catalog import write_dataset
 from distill.semantic_ids import write_codes
+from teacher import model as models
 from teacher.finetune import Config, main
 
 ROOT = Path(__file__).parents[2]
@@ -183,6 +185,25 @@ def test_killed_or_not(root, broken):
     assert code == 0, said
     for name in ("model.safetensors", "curve.json"):
         assert (root / "ddp" / name).read_bytes() == (broken("ddp")[0] / name).read_bytes()
+
+
+def test_lora_on_a_base_in_pieces(root):
+    """ZeRO-3 with a base whose table grows and whose other weights rest; adapters make larger steps, so 1e-3."""
+    config = LlamaConfig(**SETTINGS["sizes"], vocab_size=320, tie_word_embeddings=False)
+    models.LlamaForCausalLM(config).save_pretrained(root / "base")
+    models.train_tokenizer(["-"], 320).save_pretrained(root / "base")
+    changes = {"base": str(root / "base"), "mode": "lora", "lora_dropout": 0.0, "lr": 0.005}
+    more = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+    code, said = launch(LAUNCHERS["zero3"], root, root / "lora-zero3", *more)
+    assert code == 0, said
+    settings = SETTINGS | changes
+    main(replace(Config(run=root, **settings), output=root / "lora-one", accumulation=2))
+    np.testing.assert_allclose(curve(root / "lora-zero3"), curve(root / "lora-one"), rtol=1e-3)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        found, expected = (load_file(root / f"lora-{which}" / name) for which in ("zero3", "one"))
+        assert found.keys() == expected.keys()
+        for key in expected:
+            np.testing.assert_allclose(found[key], expected[key], atol=1e-3, err_msg=key)
 
 
 def test_no_number_stops_the_launch(root):
