@@ -49,6 +49,8 @@ def accelerator(
     _check_launch()
     on_cpus = not torch.cuda.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if on_cpus:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for others, and warns
     if on_cpus and deepspeed:
         _deepspeed_on_cpus()
     # Accelerate reads it in place of the argument, and `accelerate config` writes it into every DeepSpeed config
@@ -107,7 +109,6 @@ def check_engine(made: Accelerator) -> None:
 
 def _deepspeed_on_cpus() -> None:
     """Settle what DeepSpeed would otherwise probe, and compile on first use."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
     except ImportError:

@@ -65,6 +65,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
     optimizer = torch.optim.AdamW(trainable, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
     model, optimizer = acc.prepare(model, optimizer)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]  # FSDP has made others
 
     with working_folder(stage, acc) as folder:
         places = (folder / "checkpoints", config.checkpoint_every, config.keep_checkpoints)
@@ -90,7 +91,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
                     acc.backward(loss * weight(number, counts, acc))
                     if acc.sync_gradients:
                         norm = acc.clip_grad_norm_(trainable, config.clip)
-                        if norm is not None and acc.scaler is None:  # fp16's scaler skips such steps itself
+                        if norm is not None and config.precision != "fp16":  # its scaler skips such steps itself
                             check_finite("gradient norm", torch.as_tensor(norm), epoch, checkpoints)
                     optimizer.step()
                     optimizer.zero_grad()
