@@ -60,7 +60,7 @@ class Config:
     """Measure the modes' memory too, each in a process of its own."""
     large: dict[str, float] = field(default_factory=lambda: dict(LARGE))
     """The network whose memory is measured."""
-    steps: int = 3
+    steps: int = 2
     """Steps after which the peak of memory is read."""
     json: Path | None = None
     """Where the figures go."""
