@@ -2,14 +2,20 @@
 
     python scripts/bench.py teacher --json teacher.json
 
-All train the same network on the same samples: LC-Rec's six tasks and `stream`, on the demo's shop. The Trainer draws
-its batches at random and pads each to its longest sample, which is what it does unasked; its batches hold as many
-samples as hold `batch_tokens` real tokens on average. A rate counts tokens with their padding, a useful rate without.
+All train the same network on the same samples, drawn at random from LC-Rec's six tasks and `stream` on the demo's shop.
+The Trainer draws its batches at random and pads each to its longest sample, which is what it does unasked; its batches
+hold as many samples as hold `batch_tokens` real tokens on average. Ours are sorted or packed among these few samples,
+with a little more padding than in a whole epoch. A rate counts tokens with their padding, a useful rate without.
+
+Memory is what a few steps need at their peak beyond the code: weights, gradients, optimiser, activations (with gradient
+checkpointing). What loading the base needs for a moment is left out.
 """
 
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
 import multiprocessing
 import statistics
 import tempfile
@@ -53,7 +59,7 @@ class Config:
     batch_tokens: int = 2048
     """Tokens a batch."""
     batches: int = 16
-    """Batches of ours in a round; the Trainer's have as many real tokens."""
+    """Batches' worth of samples in a round."""
     repeats: int = 5
     """Measured rounds; medians are reported."""
     memory: bool = True
@@ -110,20 +116,19 @@ def speed(config: Config, run: Path, folder: Path) -> dict[str, Any]:
     """Ours, packed and padded, and the Trainer, taking turns."""
     acc = accelerator(seed=config.seed)
     model, samples, tokenizer = build(teacher_config(config, run, sizes=config.sizes))
-    contenders: dict[str, tuple[Callable[[], float], int, int]] = {}  # work, tokens, and these with padding
+    at_once = max(round(config.batch_tokens / samples.lengths.mean()), 1)
+    rows = np.random.default_rng(config.seed).permutation(len(samples))[: config.batches * at_once]
+    samples = Samples([samples[row] for row in rows])
+    useful = int(samples.lengths.sum())
+    contenders: dict[str, tuple[Callable[[], float], int]] = {}  # work, and its tokens with padding
     for name, packing in (("padded", False), ("packed", True)):
-        groups = batches(samples, config.batch_tokens, np.random.default_rng(config.seed), packing)[: config.batches]
-        useful = sum(int(samples.lengths[row].sum()) for group in groups for row in group)
+        groups = batches(samples, config.batch_tokens, np.random.default_rng(config.seed), packing)
         with_padding = sum(padded_size(samples, group) for group in groups)
-        contenders[name] = (
-            ours(copy.deepcopy(model), samples, groups, tokenizer.pad_token_id, acc),
-            useful,
-            with_padding,
-        )
-    contenders["trainer"] = theirs(copy.deepcopy(model), samples, tokenizer, config, folder)
+        contenders[name] = (ours(copy.deepcopy(model), samples, groups, tokenizer.pad_token_id, acc), with_padding)
+    contenders["trainer"] = theirs(copy.deepcopy(model), samples, at_once, tokenizer, config.seed, folder)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in tqdm(range(config.repeats + 1), desc="steps", unit="round"):
-        for name, (work, _, _) in contenders.items():
+        for name, (work, _) in contenders.items():
             taken = work()
             if number > 0:
                 seconds[name].append(taken)
@@ -135,7 +140,7 @@ def speed(config: Config, run: Path, folder: Path) -> dict[str, Any]:
         "longest": int(samples.lengths.max()),
     }
     rate, useful_rate = {}, {}
-    for name, (_, useful, with_padding) in contenders.items():
+    for name, (_, with_padding) in contenders.items():
         median = statistics.median(seconds[name])
         rate[name], useful_rate[name] = with_padding / median, useful / median
         figures[f"useful_tokens_per_s_{name}"] = useful_rate[name]
@@ -182,14 +187,12 @@ class Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self.started
 
 
-def theirs(model, samples: Samples, tokenizer, config: Config, folder: Path) -> tuple[Callable[[], float], int, int]:
-    """The Trainer's round, its tokens, and these with padding."""
-    rng = np.random.default_rng(config.seed)
-    at_once = max(round(config.batch_tokens / samples.lengths.mean()), 1)
-    rows = rng.permutation(len(samples))[: config.batches * at_once]
+def theirs(
+    model, samples: Samples, at_once: int, tokenizer, seed: int, folder: Path
+) -> tuple[Callable[[], float], int]:
+    """The Trainer's round, and its tokens with padding."""
     examples = [
-        {"input_ids": s.tokens.tolist(), "labels": np.where(s.counted, s.tokens, -100).tolist()}
-        for s in (samples[row] for row in rows)
+        {"input_ids": s.tokens.tolist(), "labels": np.where(s.counted, s.tokens, -100).tolist()} for s in samples
     ]
     sizes = []
 
@@ -210,7 +213,7 @@ def theirs(model, samples: Samples, tokenizer, config: Config, folder: Path) -> 
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            seed=config.seed,
+            seed=seed,
             use_cpu=not torch.cuda.is_available(),
         )
         clock = Clock()
@@ -219,11 +222,11 @@ def theirs(model, samples: Samples, tokenizer, config: Config, folder: Path) -> 
         return clock.seconds
 
     work()  # counts the padding, the same in every round of this seed
-    return work, int(samples.lengths[rows].sum()), sum(sizes)
+    return work, sum(sizes)
 
 
 def memory(config: Config, run: Path, folder: Path) -> dict[str, float]:
-    """Peak MiB of each mode beyond what the process had before it loaded the base, each in a fresh process."""
+    """Peak MiB of each mode, each in a fresh process, beyond what the process had before it loaded the base."""
     say("memory: a base of its own for all modes")
     bare = teacher_config(config, run, sizes=config.large)
     dataset = Dataset.load(run / "dataset")
@@ -232,7 +235,7 @@ def memory(config: Config, run: Path, folder: Path) -> dict[str, float]:
     tokenizer.save_pretrained(folder / "base")
     figures = {}
     for mode in tqdm(MODES, desc="memory", unit="mode"):
-        settings = asdict(teacher_config(config, run, mode=mode, base=str(folder / "base"))) | {"batch_tokens": 512}
+        settings = asdict(teacher_config(config, run, mode=mode, base=str(folder / "base"))) | {"batch_tokens": 256}
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             figures[f"peak_mib_{mode}"] = pool.apply(peak, (settings, config.steps))
     return figures
@@ -248,7 +251,15 @@ def peak(settings: dict[str, Any], steps: int) -> float:
 
     before = resident("VmRSS")
     model, samples, tokenizer = build(settings)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable()
     groups = batches(samples, settings.batch_tokens, np.random.default_rng(0))[:steps]
+    if acc.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:  # give back what loading needed, and forget that peak
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
     ours(model, samples, groups, tokenizer.pad_token_id, acc)()
     if acc.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
