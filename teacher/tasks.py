@@ -321,9 +321,10 @@ def batches(samples: Samples, max_tokens: int, rng: np.random.Generator, packing
         packing: several samples a row; else one, batched with samples of like length.
     """
     if packing:
-        rows = pack(samples.lengths, rng)
+        longest = int(samples.lengths.max(initial=1))
+        at_once = max(max_tokens // longest, 1)
+        rows = pack(samples.lengths, max(max_tokens // at_once, longest), rng)
         rows = [rows[index] for index in rng.permutation(len(rows))]
-        at_once = max(max_tokens // int(samples.lengths.max(initial=1)), 1)
         return [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
     lengths = samples.lengths
     order = np.argsort(lengths + rng.random(len(lengths)), kind="stable")  # random among equals
@@ -335,13 +336,12 @@ def batches(samples: Samples, max_tokens: int, rng: np.random.Generator, packing
     return [groups[index] for index in rng.permutation(len(groups))]
 
 
-def pack(lengths: np.ndarray, rng: np.random.Generator) -> list[list[int]]:
-    """Rows no longer than the longest sample, by best fit decreasing: each sample goes where it leaves least room.
+def pack(lengths: np.ndarray, space: int, rng: np.random.Generator) -> list[list[int]]:
+    """Rows of at most `space` tokens, by best fit decreasing: each sample goes where it leaves least room.
 
-    Longer rows would hold hardly more, and attention costs the square of a row where masks are dense.
+    Little more than the longest sample is space enough: attention costs the square of a row where masks are dense.
     """
     rows: list[list[int]] = []
-    space = int(lengths.max(initial=0))
     with_room: list[list[int]] = [[] for _ in range(space + 1)]  # rows by what is free in them
     open_rooms = 0  # bit r: there are rows with r tokens free
     for sample in np.argsort(-(lengths + rng.random(len(lengths)))).tolist():  # random among equals

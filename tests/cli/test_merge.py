@@ -96,6 +96,21 @@ def test_logits_of_the_unmerged_model(tuned, tmp_path, kind, mode):
     HFEngine.load(tmp_path / "merged", Dataset.load(root / "dataset"), ids)
 
 
+@pytest.mark.parametrize("mode", ["lora", "qlora"])
+def test_a_base_that_has_the_codewords(tuned, tmp_path, mode):
+    """A teacher tuned further is merged like any other."""
+    root, get = tuned
+    base, output = get("llama"), tmp_path / "teacher"
+    finetune.main(settings(root, base=str(base), mode=mode, epochs=1, lr=0.05, output=output))
+    merge.main(merge.Config(output / "adapter", str(base), tmp_path / "merged"))
+    tokens = torch.randint(3, 320, (2, 20))
+    found, saved, old = (
+        logits(AutoModelForCausalLM.from_pretrained(path), tokens) for path in (tmp_path / "merged", output, base)
+    )
+    torch.testing.assert_close(found, saved, rtol=0, atol=1e-4)
+    assert (found - old).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(("kind", "mode"), TEACHERS)
 def test_only_adapters_and_codeword_rows_are_in_the_file(tuned, kind, mode):
     _, get = tuned

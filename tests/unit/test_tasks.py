@@ -375,7 +375,7 @@ def of_lengths(lengths):
 
 def test_packed_by_hand():
     """Best fit decreasing into rows of 10: the 3 goes beside the 7, not the 6; the 4 beside the 6."""
-    rows = pack(np.array([10, 3, 7, 4, 6, 2]), np.random.default_rng(0))
+    rows = pack(np.array([10, 3, 7, 4, 6, 2]), 10, np.random.default_rng(0))
     assert sorted(map(sorted, rows)) == [[0], [1, 2], [3, 4], [5]]
     inputs = collate(of_lengths([2, 3, 1]), [[0, 1], [2]], 0)
     assert inputs["input_ids"].tolist() == [[2, 2, 3, 3, 3], [1, 0, 0, 0, 0]]
@@ -383,15 +383,23 @@ def test_packed_by_hand():
     assert inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 2, 3]]
 
 
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=80), seed=st.integers(0, 9))
-def test_every_sample_is_packed_once(lengths, seed):
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=80), more=st.integers(0, 20), seed=st.integers(0, 9))
+def test_every_sample_is_packed_once(lengths, more, seed):
     lengths = np.array(lengths)
-    rows = pack(lengths, np.random.default_rng(seed))
+    space = lengths.max() + more
+    rows = pack(lengths, int(space), np.random.default_rng(seed))
     assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
     used = sorted(int(lengths[row].sum()) for row in rows)
-    assert used[-1] == lengths.max()
+    assert used[-1] <= space
     if len(rows) > 1:
-        assert used[0] + used[1] > lengths.max()  # no two rows would fit into one
+        assert used[0] + used[1] > space  # no two rows would fit into one
+
+
+def test_packed_batches_use_their_budget():
+    """The longest has 6 tokens: two rows of 8 fill 16, not two of 6."""
+    samples = of_lengths([6, 2, 6, 2, 5, 3, 4, 4])
+    groups = batches(samples, 16, np.random.default_rng(0), packing=True)
+    assert [padded_size(samples, group) for group in groups] == [16, 16]
 
 
 @pytest.mark.parametrize("packing", [False, True])
