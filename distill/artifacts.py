@@ -202,23 +202,61 @@ class Stage:
         say(f"{self.kind}: made again, because {difference} changed")
         return False
 
+    def refuse_change(self) -> None:
+        """For work too dear to be thrown away unasked: what stands there, finished or not, must be of this identity.
+
+        Raises:
+            UserError: it is not; the message names what differs.
+        """
+        found = {self.partial: self._left_behind()}
+        with contextlib.suppress(OSError, ValueError, KeyError):  # damaged: whoever reads it says so
+            found[self.output] = json.loads((self.output / MANIFEST).read_text())["identity"]
+        for folder, identity in found.items():
+            difference = _difference(identity, self.identity) if identity is not None else ""
+            if difference:
+                raise UserError(
+                    f"{folder} holds {self.kind} of other settings: {difference} changed. Set these back to go on, "
+                    "name another --output, or replace it with --overwrite."
+                )
+
     @contextlib.contextmanager
     def write(self, resume: bool = False) -> Iterator[Path]:
         """A working folder that becomes the artifact when the block ends without an exception.
 
         With `resume`, a working folder left by a killed run of the same identity is kept and handed over again.
         """
-        mark = self.partial / IDENTITY
-        same = mark.is_file() and not self.overwrite and mark.read_text() == json.dumps(self.identity, sort_keys=True)
+        self.begin(resume and not self.overwrite)
+        yield self.partial
+        self.finish()
+
+    def begin(self, resume: bool = False) -> None:
+        """Make the working folder, the first half of `write`."""
+        same = self._left_behind() == self.identity
         if self.partial.exists() and not (resume and same):
             shutil.rmtree(self.partial)
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"Cannot write to {self.output.parent}: {error.strerror}.") from None
-        mark.write_text(json.dumps(self.identity, sort_keys=True))
-        yield self.partial
-        mark.unlink()
+        if not (self.partial / IDENTITY).is_file():
+            self.sign(self.partial)
+
+    def sign(self, folder: Path) -> None:
+        """Say in a working folder whose work it is."""
+        temporary = folder / "identity.tmp"
+        temporary.write_text(json.dumps(self.identity, sort_keys=True))
+        os.replace(temporary, folder / IDENTITY)
+
+    def _left_behind(self) -> dict | None:
+        """Identity of the working folder that a killed run has left."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.partial / IDENTITY).read_text())
+        with contextlib.suppress(OSError, ValueError, KeyError):  # killed in its last moment
+            return json.loads((self.partial / MANIFEST).read_text())["identity"]
+        return None
+
+    def finish(self) -> None:
+        """Make the working folder the artifact, the second half of `write`; killed anywhere, it can be done again."""
         manifest = {
             "kind": self.kind,
             "schema": SCHEMA,
@@ -233,6 +271,7 @@ class Stage:
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
         write_json(self.partial / MANIFEST, manifest)
+        (self.partial / IDENTITY).unlink()
         old = self.output.with_name(self.output.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         if self.output.exists():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -38,6 +39,7 @@ class HFEngine:
         self.token_of = torch.from_numpy(data.token_of).to(self.device)
         self.trie = Trie.build(data.ids.codes, data.ids.codebook_size).to(self.device)
         self.pad = data.tokenizer.pad_token_id
+        self.counters = {"tokens": 0}  # that went through the model as prompts
 
     @staticmethod
     def load(folder: Path, dataset: Dataset, ids: SemanticIDs, device: str = "cpu", dtype: str = "float32") -> HFEngine:
@@ -88,15 +90,16 @@ class HFEngine:
         return np.concatenate(scores)
 
     @torch.inference_mode()
-    def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray) -> Tensor:
+    def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray, scope: str = "level") -> Tensor:
         """Teacher-forced full-vocabulary log-probabilities of every level's codewords.
 
         Args:
             histories: item numbers, oldest first, padded with -1 [rows, length].
             targets: the items that are forced [rows].
+            scope: "level": of each position its own codewords; "all": those of all levels, side by side.
 
         Returns:
-            float32 [rows, levels, codebook_size]; what a level lacks to 1 is the mass outside it.
+            float32 [rows, levels, codebook_size or levels · codebook_size]; what a row lacks to 1 is mass outside it.
         """
         prompts, lengths = self.prompts(histories)
         levels = self.data.ids.levels
@@ -106,21 +109,32 @@ class HFEngine:
         tokens.scatter_(1, place, forced[:, :-1])
         hidden = self.model.base_model(input_ids=tokens).last_hidden_state
         ask = lengths[:, None] - 1 + torch.arange(levels, device=self.device)
-        return self._codewords(hidden.gather(1, ask[..., None].expand(-1, -1, hidden.shape[-1])))
+        return self._codewords(hidden.gather(1, ask[..., None].expand(-1, -1, hidden.shape[-1])), scope)
 
     @torch.inference_mode()
-    def stream_logprobs(self, sequences: np.ndarray) -> Tensor:
+    def stream_logprobs(self, sequences: np.ndarray, scope: str = "level") -> Tensor:
         """As `codeword_logprobs` for every item of running sequences at once; only for teachers asked with "stream".
 
         Args:
             sequences: item numbers, padded with -1 on the right [users, length].
+            scope: as there.
 
         Returns:
-            float32 [users, length, levels, codebook_size]; rows of padding mean nothing.
+            float32 [users, length, levels, codebook_size or levels · codebook_size]; rows of padding mean nothing.
         """
         prompts, _ = self.prompts(sequences)
         hidden = self.model.base_model(input_ids=prompts[:, :-1]).last_hidden_state
-        return self._codewords(hidden.unflatten(1, (sequences.shape[1], self.data.ids.levels)))
+        return self._codewords(hidden.unflatten(1, (sequences.shape[1], self.data.ids.levels)), scope)
+
+    def facts(self) -> dict[str, str]:
+        """What a label set says of its engine."""
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        return {
+            "engine": "hf",
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "prompt": self.prompt,
+            **versions,
+        }
 
     def prompts(self, histories: np.ndarray) -> tuple[Tensor, Tensor]:
         """Token numbers padded on the right [users, tokens], and lengths [users]."""
@@ -136,11 +150,14 @@ class HFEngine:
             tokens = np.full((len(rows), lengths.max()), self.pad, dtype=np.int64)
             for number, row in enumerate(rows):
                 tokens[number, : len(row)] = row
+        self.counters["tokens"] += int(lengths.sum())
         return torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
 
-    def _codewords(self, hidden: Tensor) -> Tensor:
+    def _codewords(self, hidden: Tensor, scope: str) -> Tensor:
         logits = self.model.get_output_embeddings()(hidden).float()
         total = logits.logsumexp(-1, keepdim=True)
+        if scope == "all":
+            return logits[..., self.token_of.flatten()] - total
         levels = [logits[..., level, :][..., self.token_of[level]] for level in range(len(self.token_of))]
         return torch.stack(levels, dim=-2) - total
 

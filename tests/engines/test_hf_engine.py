@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from distill import export_soft_labels as export
 from distill.artifacts import Stage, write_json
 from distill.catalog import PAD, Dataset, write_dataset
+from distill.labelling import Ask, EngineLabeller
 from distill.semantic_ids import SemanticIDs, write_codes
 from teacher import model as models
 from teacher.engines.hf import HFEngine
@@ -178,7 +178,7 @@ def test_exported_distributions(shop, engines, prompt, rows):
     """Whatever goes through one pass a user and whatever prefix by prefix, and wherever a shard begins."""
     engine = engines[prompt]
     examples = shop[0].examples("train", MAX_HISTORY).take(rows)
-    found = export.distributions(engine, shop[0], examples, batch_size=3)
+    found = EngineLabeller(engine, shop[0], batch_size=3).distributions(examples)
     assert len(found) == len(examples) > 0
     for row in range(len(examples)):
         expected = plain(engine, examples.histories[row], examples.targets[row])
@@ -189,15 +189,64 @@ def test_exported_labels(shop, engines):
     engine = engines["stream"]
     examples = shop[0].examples("train", MAX_HISTORY)
     assert (examples.positions > MAX_HISTORY).any() and (examples.positions <= MAX_HISTORY).any()
-    config = export.Config(width=50, keep=5, batch_size=4, exclude_bought=True)
-    bar = export.tqdm(disable=True)
-    candidates, scores, _ = export.label(engine, shop[0], examples, config, bar)
+    labeller, told = EngineLabeller(engine, shop[0], batch_size=4), []
+    labels = labeller.label(examples, Ask(width=50, keep=5, exclude_bought=True), told.append)
+    assert sum(told) == len(examples) and (labels.invalid == 0).all()
     for row in range(len(examples)):
         expected = scores_of_all(engine, examples.histories[row])
         target = int(examples.targets[row])
-        others = [i for i in ranking(expected, set(examples.histories[row].tolist())) if i != target]
-        assert candidates[row].tolist() == [target, *others][:5]
-        np.testing.assert_allclose(scores[row], expected[candidates[row]], atol=1e-4)
+        order = ranking(expected, set(examples.histories[row].tolist()))
+        assert labels.candidates[row].tolist() == [target, *(i for i in order if i != target)][:5]
+        np.testing.assert_allclose(labels.scores[row], expected[labels.candidates[row]], atol=1e-4)
+        assert labels.ranks[row] == (order.index(target) if target in order else -1)
+    items = np.concatenate([labels.candidates, np.full((len(examples), 1), -1)], axis=1)
+    scores = labeller.log_prob(examples, items)
+    np.testing.assert_allclose(scores[:, :-1], labels.scores, atol=1e-4)
+    assert (scores[:, -1] == -np.inf).all()
+
+
+def test_unconstrained_labels(shop, engines):
+    """All 64 codeword triples are beams: what is no item's is counted and dropped, the others keep their order."""
+    engine = engines["stream"]
+    examples = shop[0].examples("train", MAX_HISTORY).take(slice(0, 6))
+    ask = Ask(width=SIZE**LEVELS, keep=N_ITEMS, exclude_bought=True, constrained=False)
+    labels = EngineLabeller(engine, shop[0]).label(examples, ask, lambda n: None)
+    distinct = len(np.unique(shop[1].codes, axis=0))
+    assert (labels.invalid == SIZE**LEVELS - distinct).all()
+    for row in range(len(examples)):
+        bought = set(examples.histories[row].tolist())
+        # of two items behind one ID a beam names the first
+        named = [i for i in range(N_ITEMS) if not (shop[1].codes[:i] == shop[1].codes[i]).all(1).any()]
+        expected = scores_of_all(engine, examples.histories[row])
+        target = int(examples.targets[row])
+        rest = [i for i in ranking(expected, bought) if i != target and i in named]
+        found = [item for item in labels.candidates[row].tolist() if item >= 0]
+        assert found == [target, *rest]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_scope_all(shop, engines, prompt):
+    """All levels' codewords at each position; each position's own ones are those of scope "level"."""
+    engine = engines[prompt]
+    examples = shop[0].examples("train", MAX_HISTORY)
+    labeller = EngineLabeller(engine, shop[0], batch_size=4)
+    wide, own = labeller.distributions(examples, "all"), labeller.distributions(examples)
+    assert wide.shape == (len(examples), LEVELS, LEVELS * SIZE)
+    assert (np.exp(wide).sum(-1) <= 1 + 1e-5).all()
+    for level in range(LEVELS):
+        np.testing.assert_allclose(wide[:, level, level * SIZE : (level + 1) * SIZE], own[:, level], atol=1e-5)
+    tokenizer, history, target = engine.data.tokenizer, examples.histories[0], int(examples.targets[0])
+    words = np.array(tokenizer.convert_tokens_to_ids(shop[1].tokens()))
+    forced = words.reshape(LEVELS, SIZE)[np.arange(LEVELS), shop[1].codes[target]]
+    asked = [*prompt_of(engine, history), *forced.tolist()]
+    with torch.no_grad():
+        plain_all = engine.model(torch.tensor([asked])).logits[0].log_softmax(-1)[-LEVELS - 1 : -1, words]
+    np.testing.assert_allclose(wide[0], plain_all.numpy(), atol=1e-4)
+    ask = Ask(width=5, keep=3, scope="all")
+    scores = labeller.label(examples, ask, lambda n: None).scores
+    np.testing.assert_allclose(
+        scores[:, 0], np.take_along_axis(own, shop[1].codes[examples.targets][..., None], 2)[..., 0].sum(1), atol=1e-4
+    )
 
 
 def step_once(model, tokens, lr=0.05):

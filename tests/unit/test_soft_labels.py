@@ -2,10 +2,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from distill import soft_labels
 from distill.artifacts import Stage, UserError
 from distill.catalog import Examples
-from distill.soft_labels import SoftLabels, correct, write_shard
+from distill.soft_labels import ENCODINGS, LabelStore, SoftLabels, correct, kl, write_index, write_shard
 
 LEVELS, SIZE, K = 2, 3, 4
 
@@ -30,16 +33,26 @@ def labels_of(rows, seed):
     candidates = np.concatenate([rows.targets[:, None], rng.integers(0, 50, (n, K - 1))], axis=1)
     candidates[-1, -1] = -1
     scores = np.where(candidates >= 0, -rng.random((n, K)), -np.inf)
-    return rng.integers(0, SIZE, (n, LEVELS)), candidates, scores, -9 * rng.random((n, LEVELS, SIZE))
+    probs = 0.9 * rng.dirichlet(np.ones(SIZE), (n, LEVELS))
+    return rng.integers(0, SIZE, (n, LEVELS)), candidates, scores, np.log(probs)
+
+
+def write_set(folder, shards, encoding="fp16", **facts):
+    """A finished set of these examples, shard by shard."""
+    with Stage("soft_labels", Nothing(), folder).write() as part:
+        (part / "data").mkdir()
+        said = [
+            write_shard(part / "data" / f"{number:05d}.parquet", rows, *labels_of(rows, number), encoding)
+            for number, rows in enumerate(shards)
+        ]
+        facts = {"levels": LEVELS, "codebook_size": SIZE, "scope": "level", "encoding": encoding, "keep": K} | facts
+        write_index(part, said, **facts)
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path):
-    with Stage("soft_labels", Nothing(), tmp_path / "labels").write() as part:
-        (part / "data").mkdir()
-        for number, rows in enumerate((FIRST, SECOND)):
-            write_shard(part / "data" / f"{number:05d}.parquet", rows, *labels_of(rows, number))
-    return tmp_path / "labels"
+    return write_set(tmp_path / "labels", (FIRST, SECOND))
 
 
 def expected(place):
@@ -59,13 +72,36 @@ def test_round_trip(folder):
     np.testing.assert_allclose(log_probs, expected(3), rtol=1e-3)
 
 
-def test_datasets_reads_them(folder, tmp_path):
-    from datasets import load_dataset
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_block_decodes_the_rows_asked_for(tmp_path, encoding):
+    store = LabelStore.open(write_set(tmp_path / "labels", (FIRST, SECOND), encoding))
+    facts = store.rows, store.candidates, store.levels, store.codebook_size, store.scope
+    assert facts == (5, K, LEVELS, SIZE, "level")
+    block, rows = store.load(), np.array([4, 0, 4])
+    assert len(block) == 5
+    log_probs = block.log_probs(rows)
+    assert log_probs.dtype == np.float16 and log_probs.shape == (3, LEVELS, SIZE)
+    np.testing.assert_array_equal(log_probs, block.log_probs()[rows])
+    probs = np.exp(log_probs.astype(np.float64))
+    np.testing.assert_allclose(probs, np.exp(expected(3)[rows]), atol=0.02)
+    np.testing.assert_allclose(probs.sum(-1), 0.9, atol=2e-3)  # the mass elsewhere is kept
+    np.testing.assert_array_equal(block.candidates(rows), expected(1)[rows])
+    np.testing.assert_allclose(block.scores(rows), expected(2)[rows], rtol=1e-6)
 
-    table = load_dataset("parquet", data_files=str(folder / "data" / "*.parquet"), cache_dir=str(tmp_path / "cache"))
-    table = table["train"].with_format("numpy")
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_datasets_reads_them(tmp_path, encoding):
+    folder = write_set(tmp_path / "labels", (FIRST, SECOND), encoding)
+    soft_labels.push(folder, str(tmp_path / "pushed"))
+    table = soft_labels.load(str(tmp_path / "pushed"), cache_dir=str(tmp_path / "cache"))
     assert len(table) == 5
-    shapes = {name: np.stack(table[name][:]).shape for name in table.column_names}
+    columns = {name: np.stack([np.asarray(value) for value in table[name]]) for name in table.column_names}
+    shapes = {name: values.shape for name, values in columns.items()}
+    own = {
+        "fp16": {"log_probs": (5, SIZE)},
+        "u8": {"roots": (5,), "mass": (5,), "tail": (5,)},
+        "topk+tail": {"top": (5, SIZE), "top_log_probs": (5, SIZE), "tail": (5,)},
+    }[encoding]
     assert shapes == {
         "user": (5,),
         "position": (5,),
@@ -73,14 +109,20 @@ def test_datasets_reads_them(folder, tmp_path):
         "target_codes": (5, LEVELS),
         "candidates": (5, K),
         "candidate_scores": (5, K),
-        "log_probs_0": (5, SIZE),
-        "log_probs_1": (5, SIZE),
+        **{f"{name}_{level}": shape for level in range(LEVELS) for name, shape in own.items()},
     }
-    np.testing.assert_array_equal(np.stack(table["target_codes"][:]), expected(0))
-    np.testing.assert_array_equal(np.stack(table["candidates"][:]), expected(1))
-    np.testing.assert_allclose(np.stack(table["candidate_scores"][:]), expected(2), rtol=1e-6)
+    np.testing.assert_array_equal(columns["target_codes"], expected(0))
+    np.testing.assert_array_equal(columns["candidates"], expected(1))
+    np.testing.assert_allclose(columns["candidate_scores"], expected(2), rtol=1e-6)
     for level in range(LEVELS):
-        np.testing.assert_allclose(np.stack(table[f"log_probs_{level}"][:]), expected(3)[:, level], rtol=1e-3)
+        if encoding == "fp16":
+            np.testing.assert_allclose(columns[f"log_probs_{level}"], expected(3)[:, level], rtol=1e-3)
+        if encoding == "u8":
+            roots = np.stack([np.frombuffer(value, np.uint8) for value in table[f"roots_{level}"]])
+            np.testing.assert_array_equal(roots, np.rint(208 * np.sqrt(np.exp(expected(3)[:, level]) / 0.9)))
+    assert LabelStore.open(tmp_path / "pushed").rows == 5
+    with pytest.raises(UserError, match="is not empty"):
+        soft_labels.push(folder, str(tmp_path / "pushed"))
 
 
 def test_rows_of(folder):
@@ -88,8 +130,116 @@ def test_rows_of(folder):
     asked = examples([3, 0, 1, 2, 0, 2], [2, 1, 1, 1, 7, 2], [9, 5, 4, 7, 3, 2])
     # (0, 7) must not be taken for (1, …), nor (2, 2) for (2, 1)
     assert found.rows_of(asked).tolist() == [4, 0, -1, 2, -1, -1]
-    with pytest.raises(UserError, match="labels other targets"):
+    with pytest.raises(UserError, match="of other targets"):
         found.rows_of(examples([3, 0], [2, 1], [9, 6]))
+
+
+def test_u8_by_hand():
+    # 208·√share: 147.08, 104, 104, 0.2; what rounds to 0 is in the tail
+    probs = 0.8 * np.array([[0.5, 0.25, 0.249999, 1e-6]])
+    found = ENCODINGS["u8"].encode(np.log(probs).astype(np.float32))
+    assert found["roots"].tolist() == [[147, 104, 104, 0]] and found["roots"].dtype == np.uint8
+    np.testing.assert_allclose(np.exp(found["mass"].astype(float)), [0.8], rtol=1e-3)
+    np.testing.assert_allclose(np.exp(found["tail"].astype(float)), [1e-6], rtol=1e-2)
+    squares = np.array([147, 104, 104]) ** 2
+    decoded = np.exp(ENCODINGS["u8"].decode(found, 4)[0])
+    np.testing.assert_allclose(decoded[:3], 0.8 * squares / squares.sum(), rtol=1e-3)
+    np.testing.assert_allclose(decoded[3], 0.8e-6, rtol=1e-2)
+
+
+def test_a_level_without_any_mass():
+    nothing = np.full((2, 1, 5), -np.inf, np.float32)
+    for kind in ENCODINGS.values():
+        assert (kind.decode(kind.encode(nothing[:, 0]), 5) == -np.inf).all()
+
+
+def test_topk_by_hand(monkeypatch):
+    monkeypatch.setattr(soft_labels.TopK, "K", 2)
+    probs = np.array([[0.1, 0.5, 0.1, 0.2]])
+    found = ENCODINGS["topk+tail"].encode(np.log(probs))
+    assert found["top"].tolist() == [[1, 3]]
+    np.testing.assert_allclose(np.exp(ENCODINGS["topk+tail"].decode(found, 4)), probs, rtol=2e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    spread=st.floats(0, 12),
+    mass=st.floats(0.05, 1),
+    size=st.sampled_from([1, 2, 64, 256]),
+    missing=st.floats(0, 1),
+)
+def test_u8_loses_less_than_a_thousandth_of_a_nat(seed, spread, mass, size, missing):
+    """Whatever the distribution, averaged over some rows; also where a counting teacher rules codewords out."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, spread, (40, size))
+    logits[:, 1:][rng.random((40, size - 1)) < missing] = -np.inf
+    log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) + np.log(mass)
+    assert 0 <= kl(log_probs[:, None], "u8") + 1e-7 < 1.1e-3
+    assert 0 <= kl(log_probs[:, None], "fp16") + 1e-7 < 1e-5
+    for kind in ENCODINGS.values():
+        decoded = kind.decode(kind.encode(log_probs.astype(np.float32)), size)
+        assert not np.isnan(decoded).any()
+        np.testing.assert_allclose(np.exp(decoded).sum(1), mass, rtol=4e-3)
+
+
+def test_kl_by_hand(monkeypatch):
+    monkeypatch.setattr(soft_labels.TopK, "K", 1)  # .75 is kept, .2 and .05 become .125 each
+    probs = np.array([0.75, 0.2, 0.05])
+    by_hand = 0.2 * np.log(0.2 / 0.125) + 0.05 * np.log(0.05 / 0.125)
+    assert kl(np.log(0.9 * probs)[None, None], "topk+tail") == pytest.approx(by_hand, rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """12 shards of 3 to 8 rows; a user is in one shard alone."""
+    rng, shards, user = np.random.default_rng(0), [], 0
+    for _ in range(12):
+        counts = rng.integers(1, 5, 3)
+        users = np.repeat(np.arange(user, user + 3), counts)
+        positions = np.concatenate([np.arange(1, count + 1) for count in counts])
+        shards.append(examples(users, positions, rng.integers(0, 50, len(users))))
+        user += 3
+    return write_set(tmp_path_factory.mktemp("many") / "labels", shards)
+
+
+@settings(max_examples=30, deadline=None)
+@given(buffer_rows=st.integers(1, 100), seed=st.one_of(st.none(), st.integers(0, 99)))
+def test_blocks_hold_every_row_once_and_users_whole(many, buffer_rows, seed):
+    store, whole = LabelStore.open(many), LabelStore.open(many).load()
+    blocks = list(store.blocks(buffer_rows, None if seed is None else np.random.default_rng(seed)))
+    largest = max(shard["rows"] for shard in store.index["shards"])
+    assert all(len(block) <= max(buffer_rows, largest) for block in blocks)
+    order = np.concatenate([whole.rows_of(examples(b.users, b.positions, b.targets)) for b in blocks])
+    assert sorted(order.tolist()) == list(range(store.rows))
+    assert len(np.unique(np.concatenate([np.unique(b.users) for b in blocks]))) == sum(
+        len(np.unique(b.users)) for b in blocks
+    )
+    np.testing.assert_array_equal(np.concatenate([b.log_probs() for b in blocks]), whole.log_probs()[order])
+    np.testing.assert_array_equal(np.concatenate([b.candidates() for b in blocks]), whole.candidates()[order])
+    if seed is None:
+        assert order.tolist() == list(range(store.rows))
+    else:
+        again = [block.users.tolist() for block in store.blocks(buffer_rows, np.random.default_rng(seed))]
+        assert again == [block.users.tolist() for block in blocks]
+
+
+def test_blocks_are_shuffled(many):
+    store = LabelStore.open(many)
+    first, second = ([b.users[0] for b in store.blocks(1, np.random.default_rng(seed))] for seed in (0, 1))
+    assert sorted(first) == sorted(second) and first != second
+
+
+def test_reading_opens_one_buffer_of_shards_at_a_time(many, monkeypatch):
+    opened = []
+    real = soft_labels.read_shard
+    monkeypatch.setattr(soft_labels, "read_shard", lambda path, sha: opened.append(path.name) or real(path, sha))
+    store = LabelStore.open(many)
+    assert opened == []
+    blocks = store.blocks(1)
+    for number in range(3):
+        next(blocks)
+        assert len(opened) == number + 1
 
 
 def test_correct_by_hand():
@@ -136,14 +286,30 @@ def test_correct_by_definition():
 
 
 def test_labels_without_shards(tmp_path):
-    with Stage("soft_labels", Nothing(), tmp_path / "labels").write() as part:
-        (part / "data").mkdir()
     with pytest.raises(UserError, match="holds no parquet shards"):
-        SoftLabels.load(tmp_path / "labels")
+        LabelStore.open(write_set(tmp_path / "labels", ()))
 
 
-def test_a_truncated_shard(folder):
+@pytest.mark.parametrize("content", ["{}", "nothing", '{"schema": 99}'])
+def test_a_bad_index(folder, content):
+    (folder / "index.json").write_text(content)
+    with pytest.raises(UserError, match=r"index\.json.*--overwrite"):
+        LabelStore.open(folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "gone"])
+def test_a_damaged_shard(folder, damage):
     path = folder / "data" / "00001.parquet"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"00001\.parquet is not a readable parquet file"):
-        SoftLabels.load(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "altered" else content[:100])
+    store = LabelStore.open(folder)
+    blocks = store.blocks(1)
+    assert len(next(blocks)) == 3  # the others are still good
+    with pytest.raises(
+        UserError, match=r"00001\.parquet is damaged .*export_soft_labels\.py: it makes this shard alone"
+    ):
+        next(blocks)
