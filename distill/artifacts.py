@@ -39,7 +39,16 @@ MADE_BY = {
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: printed without a traceback, exit code 2."""
+    """A mistake that the user can mend: printed without a traceback, exit code 2.
+
+    Args:
+        message: what was expected, what was got, what to do.
+        everyone: whether all processes of a launch meet it, so that the first may speak for them.
+    """
+
+    def __init__(self, message: str, everyone: bool = True):
+        super().__init__(message)
+        self.everyone = everyone
 
 
 @dataclass(frozen=True)
@@ -243,9 +252,7 @@ class Stage:
 
     def sign(self, folder: Path) -> None:
         """Say in a working folder whose work it is."""
-        temporary = folder / "identity.tmp"
-        temporary.write_text(json.dumps(self.identity, sort_keys=True))
-        os.replace(temporary, folder / IDENTITY)
+        _write_whole(folder / IDENTITY, json.dumps(self.identity, sort_keys=True))
 
     def _left_behind(self) -> dict | None:
         """Identity of the working folder that a killed run has left."""
@@ -289,8 +296,12 @@ def command() -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON through a temporary name, so that readers see the old file or the new one."""
+    _write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 

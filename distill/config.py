@@ -69,8 +69,9 @@ def run(
     try:
         main(parse(config_class, default, argv))
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or not error.everyone:
+            print(f"error{f' in process {rank}' if rank != '0' else ''}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here or starts afresh", file=sys.stderr)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill import objectives
-from distill.artifacts import IDENTITY, Stage, UserError, say, write_json
+from distill.artifacts import IDENTITY, Stage, say, write_json
 from distill.catalog import PAD, Dataset, Examples
-from distill.checkpoints import Checkpoints
-from distill.launch import accelerator
+from distill.checkpoints import Checkpoints, check_finite, gathered, working_folder
+from distill.launch import accelerator, memory_gib, out_of_memory, start_tracker
 from distill.metrics import hit_ranks, ndcg
 from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import LabelStore
@@ -49,7 +47,8 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     dataset = Dataset.load(folders[0])
     ids = SemanticIDs.load(folders[1], dataset.n_items)
     store = LabelStore.open(folders[2]) if variant.needs_labels else None
-    acc = accelerator(config.accumulation, config.precision, config.seed)
+    logs = config.run / "logs" / "students"
+    acc = accelerator(config.accumulation, config.precision, config.seed, config.clip, config.tracker, logs)
     network, sizes, presets = BACKBONES[config.backbone]
     titles = dataset.items["title"].to_pylist()
     item_ids = dataset.items["item_id"].to_pylist()
@@ -67,20 +66,24 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     recommender = Recommender(model, ids.codes, item_ids, titles, facts=facts)
     curves = {}
     with working_folder(stage, acc) as folder:
+        start_tracker(acc, stage.output.name, stage.config)
         for name, loss in stages.items():
             if name == "ranker":
-                model = copy.deepcopy(model)
-                recommender.ranker = model
+                recommender.ranker = copy.deepcopy(recommender.model)
             done = folder / f"{name}-done.safetensors"
             curve = folder / f"{name}-curve.json"
             if done.is_file():  # by a run that was broken off in a later stage
-                model.load_state_dict(load_file(done))
+                trained(name, recommender).load_state_dict(load_file(done))
+                trained(name, recommender).eval()
                 curves[name] = json.loads(curve.read_text())
                 continue
-            curves[name] = fit(name, loss, model, recommender, feeds[name], valid, folder, acc, config)
+            with out_of_memory(
+                "lower --batch_size and raise --accumulation, or shard by configs/accelerate/zero3.yaml"
+            ):
+                curves[name] = fit(name, loss, recommender, feeds[name], valid, folder, acc, config)
             if len(stages) > 1 and acc.is_main_process:
                 write_json(curve, curves[name])
-                save_file(model.state_dict(), done.with_suffix(".partial"))
+                save_file(trained(name, recommender).state_dict(), done.with_suffix(".partial"))
                 done.with_suffix(".partial").replace(done)
         acc.wait_for_everyone()
         if acc.is_main_process:
@@ -92,18 +95,6 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     acc.end_training()
 
 
-@contextlib.contextmanager
-def working_folder(stage: Stage, acc: Accelerator) -> Iterator[Path]:
-    """The stage's working folder on every process; what a killed run of the same config left in it is still there."""
-    if acc.is_main_process:
-        with stage.write(resume=True) as folder:
-            acc.wait_for_everyone()  # not before an outdated folder is gone
-            yield folder
-    else:
-        acc.wait_for_everyone()
-        yield stage.partial
-
-
 def feed(dataset: Dataset, store: LabelStore | None, loss: Loss, acc: Accelerator, config: Config) -> Feed:
     """The examples of one stage as its network reads them."""
     whole = config.one_pass and config.backbone == "causal" and loss.target == "ref"
@@ -113,10 +104,14 @@ def feed(dataset: Dataset, store: LabelStore | None, loss: Loss, acc: Accelerato
     return Feed(dataset, labels, loss, whole, config, acc.process_index, acc.num_processes)
 
 
+def trained(name: str, recommender: Recommender) -> torch.nn.Module:
+    """The recommender's model that this stage trains."""
+    return recommender.ranker if name == "ranker" else recommender.model
+
+
 def fit(
     name: str,
     loss: Loss,
-    model: torch.nn.Module,
     recommender: Recommender,
     examples: Feed,
     valid: Examples,
@@ -124,13 +119,12 @@ def fit(
     acc: Accelerator,
     config: Config,
 ) -> list[dict[str, float]]:
-    """Train one model in place and leave it at its best epoch.
+    """Train one of the recommender's models and leave it at its best epoch.
 
     Args:
         name: retriever or ranker.
         loss: what is trained.
-        model: the network, one of the recommender's.
-        recommender: validates.
+        recommender: has the model, and validates.
         examples: what there is to train.
         valid: users to validate.
         folder: for checkpoints.
@@ -144,16 +138,18 @@ def fit(
         UserError: a loss or gradient that is no number; the checkpoints stay.
     """
     epochs, lr = (config.epochs, config.lr) if name == "retriever" else (config.ranker_epochs, config.ranker_lr)
-    trained = list(model.parameters())
-    optimizer = torch.optim.AdamW(trained, lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    model = trained(name, recommender)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     wrapped, optimizer = acc.prepare(model, optimizer)
     checkpoints = Checkpoints(
         folder / "checkpoints", config.checkpoint_every, config.keep_checkpoints, acc, wrapped, optimizer,
-        name=f"{config.variant} {name}",
+        name=f"{config.variant} {name}", best_everywhere=True,
     )  # fmt: skip
-    progress, _ = checkpoints.restore()
+    acc.wait_for_everyone()
+    progress = checkpoints.restore()
     if name == "ranker" and progress.best_state is None:  # the retriever's own order is what a ranker has to beat
-        progress.best, progress.best_state = validate(recommender, valid, acc, config), weights(model)
+        progress.best, progress.best_state = validate(recommender, model, valid, acc, config), weights(model)
     bar = tqdm(
         total=epochs * examples.total,
         initial=progress.epoch * examples.total + progress.counted,
@@ -170,6 +166,8 @@ def fit(
         with Prefetched(examples.batches(epoch, progress.batch)) as batches:
             for batch in batches:
                 done = epoch + (progress.counted + batch.count / 2) / examples.total
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * rate(done / epochs, config.warmup)
                 ranks = loss.rank and (loss.generative is None or done >= config.rank_from * epochs)
                 with acc.accumulate(wrapped):
                     value = batch_loss(wrapped, loss, batch, recommender.codes, ranks, config)
@@ -177,11 +175,9 @@ def fit(
                     # gradients are averaged over processes and accumulation steps, losses over the global batch
                     acc.backward(value * (acc.num_processes * config.accumulation))
                     if acc.sync_gradients:
-                        norm = acc.clip_grad_norm_(trained, config.clip)
+                        norm = acc.clip_grad_norm_(parameters, config.clip)
                         if norm is not None and acc.scaler is None:  # fp16's scaler skips such steps itself
-                            check_finite("gradient norm", norm, epoch, checkpoints)
-                        for group in optimizer.param_groups:
-                            group["lr"] = lr * rate(done / epochs, config.warmup)
+                            check_finite("gradient norm", torch.as_tensor(norm), epoch, checkpoints)
                     optimizer.step()
                     optimizer.zero_grad()
                 progress.loss += value.item() * batch.count
@@ -191,22 +187,28 @@ def fit(
                     progress.step += 1
                     if checkpoints.due(progress):
                         checkpoints.save(progress)
+                    now = {"loss": value.item(), "lr": optimizer.param_groups[0]["lr"], "GiB": memory_gib()}
+                    acc.log({f"{name}/{what}": number for what, number in now.items()}, progress.step)
                     bar.update(batch.count)
                     waits = batches.waited / (time.perf_counter() - started)
                     mean = progress.loss * acc.num_processes / progress.counted
                     facts = {"loss": f"{mean:.3f}", "wait": f"{waits:.0%}", "best": f"{progress.best:.4f}"}
                     bar.set_postfix(epoch=epoch + 1, **facts, refresh=False)
-        quality = validate(recommender, valid, acc, config)
+        quality = validate(recommender, model, valid, acc, config)
         loss_sum = acc.reduce(torch.tensor(progress.loss, dtype=torch.float64, device=acc.device), "sum").item()
-        progress.curve.append({"epoch": epoch + 1, "loss": loss_sum / progress.counted, "valid_ndcg@10": quality})
+        row = {"epoch": epoch + 1, "loss": loss_sum / progress.counted, "valid_ndcg@10": quality}
+        acc.log({f"{name}/{what}": number for what, number in row.items()}, progress.step)
+        progress.curve.append(row)
         progress.epoch, progress.batch, progress.loss, progress.counted = epoch + 1, 0, 0.0, 0
         if quality > progress.best:
             progress.best, progress.best_state, progress.waited = quality, weights(model), 0
         else:
             progress.waited += 1
     bar.close()
-    model.load_state_dict(progress.best_state)
-    model.eval()
+    best = type(model)(model.config)  # an engine may have cut the old one to pieces
+    best.load_state_dict(progress.best_state)
+    setattr(recommender, "ranker" if name == "ranker" else "model", best.to(acc.device).eval())
+    acc.free_memory()
     acc.wait_for_everyone()
     if acc.is_main_process:
         checkpoints.remove()
@@ -214,8 +216,9 @@ def fit(
 
 
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights."""
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    """A copy of the weights, on every process; called by all."""
+    with gathered(model):
+        return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
 def rate(done: float, warmup: float) -> float:
@@ -223,18 +226,6 @@ def rate(done: float, warmup: float) -> float:
     if done < warmup:
         return done / warmup
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) if warmup < 1 else 1.0
-
-
-def check_finite(what: str, value: Tensor, epoch: int, checkpoints: Checkpoints) -> None:
-    """Stop a run whose numbers are gone.
-
-    Raises:
-        UserError: inf or NaN; the checkpoints stay.
-    """
-    if not torch.isfinite(value):
-        kept = checkpoints.all()
-        said = f" The last checkpoint is {kept[-1]}." if kept else ""
-        raise UserError(f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{said}")
 
 
 def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, ranks: bool, config: Config) -> Tensor:
@@ -321,14 +312,20 @@ def spread(teacher: Tensor) -> Tensor:
     return wide.flatten(2)
 
 
-def validate(recommender: Recommender, valid: Examples, acc: Accelerator, config: Config) -> float:
-    """NDCG@10 of constrained beams, each process searching for its share of the users."""
-    modes = [(model, model.training) for model in (recommender.model, recommender.ranker) if model is not None]
-    for model, _ in modes:
-        model.eval()
+def validate(
+    recommender: Recommender, model: torch.nn.Module, valid: Examples, acc: Accelerator, config: Config
+) -> float:
+    """NDCG@10 of constrained beams, each process searching for its share of the users.
+
+    The search is by a copy of the model: an engine that cuts the weights would bring them together anew at every call.
+    """
+    copied = type(model)(model.config)
+    copied.load_state_dict(weights(model))
+    others = recommender.model, recommender.ranker
+    copied = copied.to(acc.device).eval()
+    recommender.model, recommender.ranker = (copied if one is model else one for one in others)
     own = valid.take(slice(acc.process_index, None, acc.num_processes))
     lists, _ = recommender.rank_items(own.histories, config.width, recommender.facts["exclude_bought"])
-    for model, mode in modes:
-        model.train(mode)
+    recommender.model, recommender.ranker = others
     total = torch.tensor(ndcg(hit_ranks(lists, own.targets), 10).sum(), dtype=torch.float64, device=acc.device)
     return acc.reduce(total, "sum").item() / len(valid)

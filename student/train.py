@@ -121,6 +121,8 @@ class Config:
     """Steps between checkpoints, from which a broken run goes on; 0: none."""
     keep_checkpoints: int = field(default=1, metadata={"identity": False})
     """The last so many checkpoints are kept while the training runs."""
+    tracker: str = field(default="tensorboard", metadata={"identity": False})
+    """Where the curves go: tensorboard (RUN/logs/students), none, or another that Accelerate knows."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     seed: int = 0

@@ -39,14 +39,17 @@ class Config:
     """Without a base: fields of LlamaConfig (hidden_size, intermediate_size, num_hidden_layers, ...)."""
     vocab_size: int = 1024
     """Without a base: text tokens of the tokenizer trained on the catalogue."""
-    mode: Literal["full", "lora"] = "full"
-    """Train all weights, or LoRA adapters and the codewords' rows."""
+    mode: Literal["full", "lora", "qlora"] = "full"
+    """Train all weights; or LoRA adapters and the codewords' rows; or these beside a base in 4 bits (needs `base`)."""
     lora_rank: int = 8
     """LoRA's r."""
     lora_alpha: int = 32
     """LoRA's alpha."""
     lora_dropout: float = 0.05
     """Dropout before the adapters."""
+    init_codewords: Literal["mean", "codebook"] = "mean"
+    """What the codewords' rows start from: the mean of the base's rows plus noise (without a base: as all rows do), or
+    the quantiser's code vectors, projected."""
     attention_dropout: float = 0.0
     """Dropout on attention weights."""
     token_dropout: float = 0.0
@@ -71,6 +74,8 @@ class Config:
     """Passes over the tasks."""
     batch_tokens: int = 4096
     """Tokens a batch and process, padding included."""
+    packing: bool = False
+    """Several samples a row, which do not see each other: less padding where lengths differ."""
     accumulation: int = 1
     """Batches an optimiser step."""
     lr: float = 1e-3
@@ -92,11 +97,13 @@ class Config:
     valid_users: int = 1000
     """Users whose validation NDCG@10 chooses the epoch that is kept."""
     patience: int = 3
-    """Stop after so many epochs without a better one."""
+    """Stop after so many epochs without a better one; 0: never."""
     checkpoint_every: int = field(default=1000, metadata={"identity": False})
     """Optimiser steps between two checkpoints, from which a killed run goes on; 0: none."""
     keep_checkpoints: int = field(default=2, metadata={"identity": False})
     """How many of the last checkpoints are kept until the run is finished."""
+    tracker: str = field(default="tensorboard", metadata={"identity": False})
+    """Where the curves go: tensorboard (logs/teacher beside the output), none, or another that Accelerate knows."""
     seed: int = 0
     """Of weights, order and templates."""
     dry_run: bool = field(default=False, metadata={"identity": False})
@@ -149,6 +156,7 @@ def check(config: Config) -> None:
         raise UserError(f"The teacher is asked with {config.prompt!r} but not tuned on it; give tasks.{config.prompt}.")
     for name, least in (
         ("epochs", 1),
+        ("patience", 0),
         ("accumulation", 1),
         ("checkpoint_every", 0),
         ("keep_checkpoints", 1),
@@ -158,6 +166,8 @@ def check(config: Config) -> None:
             raise UserError(f"--{name} is {getattr(config, name)}; expected {least} or more.")
     if not 0 < config.utilisation <= 1:
         raise UserError(f"--utilisation is {config.utilisation}; expected a share above 0 and up to 1.")
+    if config.mode == "qlora" and config.base is None:
+        raise UserError("--mode qlora trains beside a base model in 4 bits; give --base.")
     if config.chat and config.base is None:
         raise UserError("--chat needs a base model with a chat template; give --base.")
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,29 +12,37 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from distill.artifacts import IDENTITY, Stage, UserError, say, write_json
+from distill.artifacts import Stage, UserError, say, write_json
 from distill.catalog import Dataset
-from distill.launch import accelerator, share
-from distill.metrics import hit_ranks, ndcg
+from distill.checkpoints import Checkpoints, Progress, check_finite, gathered, trained_copy, working_folder
+from distill.launch import accelerator, memory_gib, out_of_memory, share, start_tracker
+from distill.metrics import hit_ranks, ndcg, recall
 from distill.semantic_ids import SemanticIDs
 from teacher import model as models
-from teacher.checkpoints import Checkpoints, trainable_state
 from teacher.engines.hf import HFEngine
-from teacher.tasks import Samples, TaskData, batches, collate
+from teacher.tasks import Batch, Samples, TaskData, batches, collate
 
 if TYPE_CHECKING:
     from teacher.finetune import Config
 
+MEMORY = (
+    "lower --batch_tokens and raise --accumulation, set --gradient_checkpointing true, train --mode lora or qlora, "
+    "or shard the weights: configs/accelerate/zero3.yaml"
+)
 
+
+@out_of_memory(MEMORY)
 def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -> None:
     """Tune, keep the best epoch, merge, save.
 
     Raises:
-        UserError: a task without texts, a base model that does not fit, a loss or gradient that is no number.
+        UserError: a task without texts, a base model that does not fit, a loss or gradient that is no number,
+            memory that does not suffice.
     """
     dataset = Dataset.load(dataset_folder)
     ids = SemanticIDs.load(ids_folder, dataset.n_items)
-    acc = accelerator(config.accumulation, config.precision, config.seed)
+    logs = stage.output.parent / "logs"
+    acc = accelerator(config.accumulation, config.precision, config.seed, config.clip, config.tracker, logs)
     model, tokenizer = models.build(config, dataset, ids)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
@@ -48,7 +53,7 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
     data = TaskData.of(config, dataset, ids, tokenizer)
     epochs = [batches_of(data, config, epoch) for epoch in range(config.epochs)]
     steps = sum(len(share(groups, acc)) for _, groups in epochs) // config.accumulation
-    if steps == 0 or min(len(groups) for _, groups in epochs) < acc.num_processes:
+    if min(len(share(groups, acc)) for _, groups in epochs) == 0:
         raise UserError(
             f"An epoch has {len(epochs[0][1])} batches, too few for {acc.num_processes} processes and --accumulation "
             f"{config.accumulation}; lower --batch_tokens."
@@ -60,105 +65,111 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Stage) -
     with working_folder(stage, acc) as folder:
         places = (folder / "checkpoints", config.checkpoint_every, config.keep_checkpoints)
         checkpoints = Checkpoints(*places, acc, model, optimizer, schedule)
-        progress, hidden = checkpoints.restore()
+        progress = checkpoints.restore()
+        start_tracker(acc, stage.output.name, stage.config)
         bar = tqdm(total=steps, initial=progress.step, desc="teacher", unit="step", disable=not acc.is_main_process)
         for epoch in range(progress.epoch, config.epochs):
             samples, groups = epochs[epoch]
+            counts = counted_in(samples, groups)
             model.train()
-            started, before = time.time(), progress.counted
-            rng = np.random.default_rng([config.seed, epoch, acc.process_index])
-            if hidden:  # in the middle of an epoch
-                rng.bit_generator.state, hidden = hidden, None
-            for group in share(groups, acc)[progress.batch :]:
-                tokens, labels = collate([samples[row] for row in group], tokenizer.pad_token_id)
-                hide(tokens, tokenizer.pad_token_id, data.token_of, config.token_dropout, rng)
-                tokens, labels = (torch.from_numpy(array).to(acc.device) for array in (tokens, labels))
+            started, seen = time.time(), 0
+            for number in share(list(range(len(groups))), acc)[progress.batch :]:
+                inputs = collate(samples, groups[number], tokenizer.pad_token_id)
+                rng = np.random.default_rng([config.seed, epoch, number])  # the same, whoever computes the batch
+                hide(inputs["input_ids"], tokenizer.pad_token_id, data.token_of, config.token_dropout, rng)
+                inputs = {name: torch.from_numpy(array).to(acc.device) for name, array in inputs.items()}
                 with acc.accumulate(model):
-                    # padding stands on the right, so the causal mask alone keeps it from every real token
-                    loss = model(input_ids=tokens, labels=labels).loss
+                    # padding stands on the right, so the causal mask alone keeps it from every real token;
+                    # a cache, which nobody reads here, would make transformers overlook packed samples
+                    loss = model(**inputs, use_cache=False).loss
                     check_finite("loss", loss, epoch, checkpoints)
-                    acc.backward(loss)
+                    acc.backward(loss * weight(number, counts, acc))
                     if acc.sync_gradients:
                         norm = acc.clip_grad_norm_(trainable, config.clip)
                         if norm is not None and acc.scaler is None:  # fp16's scaler skips such steps itself
-                            check_finite("gradient norm", norm, epoch, checkpoints)
+                            check_finite("gradient norm", torch.as_tensor(norm), epoch, checkpoints)
                     optimizer.step()
                     optimizer.zero_grad()
-                counted = int((labels >= 0).sum())
+                counted = int(counts[number])
                 progress.loss += loss.item() * counted
                 progress.counted += counted
                 progress.batch += 1
+                seen += int(samples.lengths[np.hstack(groups[number])].sum())
+                mean, rate = progress.loss / progress.counted, acc.num_processes * seen / (time.time() - started)
                 if acc.sync_gradients:
                     schedule.step()
                     progress.step += 1
                     bar.update()
+                    now = {"loss": loss.item(), "lr": schedule.get_last_lr()[0], "tokens_s": rate, "GiB": memory_gib()}
+                    acc.log(now | {"epoch": epoch + 1}, progress.step)
                     if checkpoints.due(progress):
-                        checkpoints.save(progress, rng)
-                rate = f"{(progress.counted - before) / (time.time() - started):.0f}"
-                mean = f"{progress.loss / progress.counted:.3f}"
-                bar.set_postfix(epoch=epoch + 1, loss=mean, targets_s=rate, best=f"{progress.best:.4f}")
-            bare = acc.unwrap_model(model)
-            value = validate(HFEngine(unpeft(bare), data, config.prompt), dataset, config)
-            row = {"epoch": epoch + 1, "loss": progress.loss / progress.counted, "valid_ndcg@10": value}
+                        checkpoints.save(progress)
+                shown = {"loss": f"{mean:.3f}", "tokens_s": f"{rate:.0f}", "GiB": f"{memory_gib():.2f}"}
+                bar.set_postfix(epoch=epoch + 1, **shown, **best_of(progress))
+            row = {"epoch": epoch + 1, "loss": mean_loss(progress, acc)}
+            row |= validate(acc, HFEngine(unpeft(acc.unwrap_model(model)), data, config.prompt), dataset, config)
+            acc.log({name: value for name, value in row.items() if name != "epoch"}, progress.step)
             progress.curve.append(row)
             progress.epoch, progress.batch, progress.loss, progress.counted = epoch + 1, 0, 0.0, 0
-            if value > progress.best:
-                progress.best, progress.waited = value, 0
-                progress.best_state = {name: p.detach().cpu().clone() for name, p in trainable_state(bare).items()}
+            if row["valid_ndcg@10"] > progress.best:
+                progress.best, progress.waited = row["valid_ndcg@10"], 0
+                progress.best_state = trained_copy(acc, acc.unwrap_model(model))
             else:
                 progress.waited += 1
-                if progress.waited >= config.patience:
+                if progress.waited == config.patience:
                     break
         bar.close()
 
-        if acc.is_main_process:
-            bare = acc.unwrap_model(model)
-            bare.load_state_dict(progress.best_state, strict=False)
-            facts = {"prompt": config.prompt, "max_history": config.max_history, "max_tokens": config.max_tokens}
-            models.save_teacher(bare, tokenizer, folder, facts | {"valid_ndcg@10": progress.best})
-            write_json(folder / "curve.json", progress.curve)
-            checkpoints.remove()
+        bare = acc.unwrap_model(model)
+        with gathered(bare):
+            if acc.is_main_process:
+                bare.load_state_dict(progress.best_state, strict=False)
+                facts = {"prompt": config.prompt, "max_history": config.max_history, "max_tokens": config.max_tokens}
+                models.save_teacher(bare, tokenizer, folder, facts | {"valid_ndcg@10": progress.best})
+                write_json(folder / "curve.json", progress.curve)
+                checkpoints.remove()
     acc.end_training()
 
 
-@contextlib.contextmanager
-def working_folder(stage: Stage, acc: Accelerator) -> Iterator[Path]:
-    """The stage's working folder on every process; what a killed run of the same config left in it is still there."""
-    mark = stage.partial / IDENTITY
-    if not acc.is_main_process:
-        acc.wait_for_everyone()
-        yield stage.partial
-        return
-    try:
-        found = json.loads(mark.read_text())
-    except (OSError, ValueError):
-        found = stage.identity
-    if found != stage.identity:
-        old, new = (identity["config"] for identity in (found, stage.identity))
-        differs = [f"{key} ({old.get(key)} -> {new[key]})" for key in new if old.get(key) != new[key]]
-        differs += [key for key in ("inputs", "extra") if found[key] != stage.identity[key]]
-        say(f"starting afresh: the run broken off at {stage.partial} had another {', '.join(differs)}")
-    with stage.write(resume=True) as folder:
-        acc.wait_for_everyone()  # not before an outdated folder is gone
-        yield folder
+def counted_in(samples: Samples, groups: list[Batch]) -> np.ndarray:
+    """How many tokens the loss counts in each batch [batches]."""
+    ends = np.concatenate([[0], np.cumsum(samples.counted)])
+    of_sample = ends[samples.ends] - ends[samples.ends - samples.lengths]
+    return np.array([of_sample[np.hstack(group)].sum() for group in groups])
 
 
-def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkpoints) -> None:
-    """Stop a run whose numbers are gone.
+def weight(number: int, counts: np.ndarray, acc: Accelerator) -> float:
+    """What a batch's mean loss is multiplied by, so that the gradient is that of the mean over all counted tokens of
+    the optimiser step, however they are dealt to processes and accumulated.
 
-    Raises:
-        UserError: inf or NaN; the checkpoints stay.
+    Gradients are averaged over the step's batches, by accumulation and by the processes. 1 where a step is one batch.
     """
-    if not torch.isfinite(value):
-        kept = checkpoints.all()
-        said = f" The last checkpoint is {kept[-1]}." if kept else ""
-        raise UserError(f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{said}")
+    size = acc.num_processes * acc.gradient_accumulation_steps
+    start = number // size * size
+    return float(counts[number] * size / counts[start : start + size].sum())
 
 
-def batches_of(data: TaskData, config: Config, epoch: int) -> tuple[Samples, list[list[int]]]:
+def mean_loss(progress: Progress, acc: Accelerator) -> float:
+    """The epoch's loss over the counted tokens of all processes."""
+    # float64 is not for every device; the first process alone needs no sum
+    if acc.num_processes == 1:
+        return progress.loss / progress.counted
+    loss, counted = acc.reduce(torch.tensor([progress.loss, progress.counted], device=acc.device)).tolist()
+    return loss / counted
+
+
+def best_of(progress: Progress) -> dict[str, str]:
+    """The last validation, and the best, for the progress bar."""
+    if not progress.curve:
+        return {}
+    last = {name.removeprefix("valid_"): value for name, value in progress.curve[-1].items() if "valid" in name}
+    return {f"valid_{name}": f"{value:.4f}" for name, value in last.items()} | {"best": f"{progress.best:.4f}"}
+
+
+def batches_of(data: TaskData, config: Config, epoch: int) -> tuple[Samples, list[Batch]]:
     """One epoch's samples and their batches; the same on every process."""
     samples = data.epoch(config.tasks, config.seed, epoch)
-    return samples, batches(samples, config.batch_tokens, np.random.default_rng([config.seed, epoch]))
+    return samples, batches(samples, config.batch_tokens, np.random.default_rng([config.seed, epoch]), config.packing)
 
 
 def hide(tokens: np.ndarray, pad: int, codewords: np.ndarray, share: float, rng: np.random.Generator) -> None:
@@ -167,16 +178,30 @@ def hide(tokens: np.ndarray, pad: int, codewords: np.ndarray, share: float, rng:
         tokens[np.isin(tokens, codewords) & (rng.random(tokens.shape) < share)] = pad
 
 
-def validate(engine: HFEngine, dataset: Dataset, config: Config) -> float:
-    """NDCG@10 of constrained beams on a fixed sample of validation users."""
+@torch.no_grad()
+def validate(acc: Accelerator, engine: HFEngine, dataset: Dataset, config: Config) -> dict[str, float]:
+    """What the epochs are compared by, on a fixed sample of validation users, dealt to the processes.
+
+    Returns:
+        valid_loss: mean −log p of the targets' codewords; valid_ndcg@10 and valid_recall@10 of constrained beams.
+    """
     examples = dataset.examples("valid", config.max_history)
     rows = np.random.default_rng(0).permutation(len(examples))[: config.valid_users]
-    examples, values = examples.take(rows), []
+    share = -(-len(rows) // acc.num_processes)
+    # all processes take as many, some perhaps the first again: where parameters are sharded they must call in step
+    mine = np.resize(rows, share * acc.num_processes)[acc.process_index * share :][:share]
+    examples, hides, values = examples.take(mine), dataset.hides_bought(None), []
     for start in range(0, len(examples), 64):
         part = examples.take(slice(start, start + 64))
-        lists, _ = engine.beams(part.histories, 10)
-        values.append(ndcg(hit_ranks(lists, part.targets), 10))
-    return float(np.concatenate(values).mean())
+        codes = torch.from_numpy(engine.data.ids.codes[part.targets]).to(engine.device)
+        logs = engine.codeword_logprobs(part.histories, part.targets).gather(2, codes[..., None])
+        lists, _ = engine.beams(part.histories, 10, hides)
+        ranks = hit_ranks(lists, part.targets)
+        values.append(np.stack([-logs.mean((1, 2)).cpu().numpy(), ndcg(ranks, 10), recall(ranks, 10)], axis=1))
+    values = np.concatenate(values)
+    if acc.num_processes > 1:
+        values = acc.gather(torch.from_numpy(values).to(acc.device)).cpu().numpy()[: len(rows)]
+    return dict(zip(("valid_loss", "valid_ndcg@10", "valid_recall@10"), values.mean(0).tolist(), strict=True))
 
 
 def unpeft(model):
@@ -185,5 +210,5 @@ def unpeft(model):
 
 
 def count(parameters) -> int:
-    """Number of scalars."""
-    return sum(parameter.numel() for parameter in parameters)
+    """Number of scalars; of 4-bit weights, two lie in a byte."""
+    return sum(parameter.numel() * (2 if hasattr(parameter, "quant_state") else 1) for parameter in parameters)

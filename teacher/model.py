@@ -1,18 +1,21 @@
-"""The teacher's network: a LLaMA-type causal model whose vocabulary holds the codewords; LoRA and merging."""
+"""The teacher's network: a causal model whose vocabulary holds the codewords; LoRA, QLoRA and merging."""
 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -20,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from distill import quantisers
 from distill.artifacts import UserError, write_json
 from distill.catalog import Dataset
 from distill.semantic_ids import SemanticIDs
@@ -27,6 +31,7 @@ from distill.semantic_ids import SemanticIDs
 if TYPE_CHECKING:
     from teacher.finetune import Config
 
+COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # what 4-bit weights are unpacked to
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -40,11 +45,14 @@ def build(config: Config, dataset: Dataset, ids: SemanticIDs) -> tuple[PreTraine
         tokenizer = train_tokenizer([text for text in dataset.texts() if text] or ["-"], config.vocab_size)
         add_codewords(tokenizer, ids)
         model = from_scratch(tokenizer, config.sizes, config.max_tokens)
+        new = len(ids.tokens())
     else:
         tokenizer = load_tokenizer(config.base)
         new = add_codewords(tokenizer, ids)
-        model = load_base(config.base)
+        model = load_quantised(config.base, config.precision) if config.mode == "qlora" else load_base(config.base)
         extend_vocabulary(model, tokenizer, new)
+    if config.init_codewords == "codebook" and new:
+        start_from_codebook(model, code_vectors(ids), config.seed)
     if config.chat:
         use_chat_template(tokenizer)
     return adapt(model, config, tokenizer.convert_tokens_to_ids(ids.tokens())), tokenizer
@@ -55,7 +63,7 @@ def adapt(model: PreTrainedModel, config: Config, codewords: list[int]):
     for part in (model.config, *model.modules()):
         if hasattr(part, "attention_dropout"):  # the layers have copied it from the config
             part.attention_dropout = config.attention_dropout
-    if config.mode == "lora":
+    if config.mode in ("lora", "qlora"):
         model = add_lora(model, codewords, config.lora_rank, config.lora_alpha, config.lora_dropout)
     return model
 
@@ -135,16 +143,53 @@ def from_scratch(tokenizer: PreTrainedTokenizerBase, sizes: dict[str, float], ma
     return LlamaForCausalLM(config)
 
 
-def load_base(base: str, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
-    """A pretrained causal model.
+def load_base(base: str, dtype: torch.dtype | str = torch.float32, **options) -> PreTrainedModel:
+    """A pretrained causal model; `options` are those of `from_pretrained`.
 
     Raises:
         UserError: there is none at that path or name.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"No base model at {base!r}: {str(error).splitlines()[0]}") from None
+
+
+def load_quantised(base: str, precision: str) -> PreTrainedModel:
+    """A pretrained causal model whose projections lie in 4 bits (NF4, double quantisation: Dettmers et al., 2023).
+
+    Embeddings, head and norms stay float32: the codewords' rows are trained in them. The weights lie on this process's
+    own device.
+
+    Args:
+        base: a local path or hub name.
+        precision: of the training; what the weights are unpacked to.
+
+    Raises:
+        UserError: no bitsandbytes, no such base, or an engine that would take the packed weights apart.
+    """
+    for engine in ("DEEPSPEED", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}") == "true":
+            raise UserError(
+                f"--mode qlora does not run under {engine}; use configs/accelerate/ddp.yaml or --mode lora."
+            )
+    try:
+        from bitsandbytes.nn import Linear4bit
+    except ImportError:
+        raise UserError("--mode qlora needs bitsandbytes: pip install 'lohrec-distill[qlora]'.") from None
+    packed = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=COMPUTE[precision],
+    )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    model = load_base(base, quantization_config=packed, device_map={"": device})
+    for part in model.modules():
+        if isinstance(part, Linear4bit):
+            # on some CPUs it would repack its weights in the first validation, for a kernel that has no gradient
+            part.support_avx512bf16_for_cpu = False
+    return model
 
 
 def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: int) -> None:
@@ -158,6 +203,48 @@ def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             old = weight[:-new]
             noise = torch.randn(new, weight.shape[1], dtype=weight.dtype, device=weight.device)
             weight[-new:] = old.mean(0) + 0.1 * old.std(0) * noise
+
+
+def code_vectors(ids: SemanticIDs) -> list[np.ndarray]:
+    """The quantiser's codewords [codebook_size, d] of each level; d may differ.
+
+    Raises:
+        UserError: the IDs have no quantiser of theirs, or one of other sizes.
+    """
+    folder = ids.artifact.folder
+    if not (folder / quantisers.SETTINGS).is_file():
+        raise UserError(f"{folder} was imported: it has no quantiser to start from; run with --init_codewords mean.")
+    quantiser = quantisers.load(folder)
+    if (quantiser.levels, quantiser.codebook_size) != (ids.levels, ids.codebook_size):
+        raise UserError(
+            f"The quantiser of {folder} has {quantiser.levels} levels of {quantiser.codebook_size} codewords, the IDs "
+            f"{ids.levels} of {ids.codebook_size}; run with --init_codewords mean."
+        )
+    return [np.asarray(quantiser.words(level), np.float32) for level in range(ids.levels)]
+
+
+def start_from_codebook(model: PreTrainedModel, words: list[np.ndarray], seed: int) -> None:
+    """Start the codewords' rows, the last ones, as the quantiser's vectors, so that like codewords start alike.
+
+    Each level has a random orthogonal map into the embeddings' space, so that levels differ, and is scaled to the
+    spread of the old rows around their mean.
+    """
+    new = sum(map(len, words))
+    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for vectors in words:
+        centred = torch.from_numpy(vectors - vectors.mean(0))
+        width = next(iter(tables.values())).shape[1]
+        square = torch.randn(max(width, centred.shape[1]), min(width, centred.shape[1]), generator=generator)
+        basis = torch.linalg.qr(square)[0]  # orthonormal columns
+        projected = centred @ (basis.T if centred.shape[1] <= width else basis)
+        rows.append(projected / projected.square().mean().sqrt().clamp(min=1e-12))
+    rows = torch.cat(rows)
+    with torch.no_grad():
+        for weight in tables.values():
+            old = weight[:-new]
+            weight[-new:] = old.mean(0) + old.std(0) * rows.to(weight)
 
 
 def add_lora(model: PreTrainedModel, new_rows: list[int], rank: int, alpha: int, dropout: float):
@@ -178,7 +265,7 @@ def add_lora(model: PreTrainedModel, new_rows: list[int], rank: int, alpha: int,
 
 def save_teacher(model, tokenizer: PreTrainedTokenizerBase, folder: Path, facts: dict[str, Any]) -> None:
     """Save a checkpoint that any engine loads, with tokenizer and `teacher.json`; a PEFT model's adapter is saved
-    beside it in `adapter/`, then merged.
+    beside it in `adapter/`, then merged (a QLoRA's into the base in its own precision).
     """
     if hasattr(model, "merge_and_unload"):
         adapter = folder / "adapter"
@@ -186,7 +273,11 @@ def save_teacher(model, tokenizer: PreTrainedTokenizerBase, folder: Path, facts:
         model.save_pretrained(adapter, save_embedding_layers=False)
         tokenizer.save_pretrained(adapter)
         write_json(adapter / "teacher.json", facts)
-        model = model.merge_and_unload()
+        if getattr(model, "is_loaded_in_4bit", False):  # merged into the base as it is, not into its 4-bit image
+            base = model.peft_config["default"].base_model_name_or_path
+            model = merge_adapter(adapter, adapter, base, "auto")[0]
+        else:
+            model = model.merge_and_unload()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_json(folder / "teacher.json", facts)
@@ -239,7 +330,9 @@ def merge_adapter(
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, first: int, base: str) -> None:
     """Refuse a base that numbers the words otherwise than the tuned tokenizer below its first codeword."""
     old = {token for token, number in tokenizer.get_vocab().items() if number < first}
+    tuned = tokenizer.get_vocab()
     found = load_tokenizer(base).get_vocab()
+    found = {token: n for token, n in found.items() if n < first or tuned.get(token) != n}  # it may have the codewords
     moved = [token for token in old if found.get(token) != tokenizer.convert_tokens_to_ids(token)]
     if moved or len(found) != len(old):
         example = f", and {len(moved)} of them differ (say {min(moved)!r})" if moved else ""

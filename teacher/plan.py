@@ -8,9 +8,12 @@ steps are those of the first epoch of the training itself. Arithmetic:
   2 a parameter, and for each trained one 2 of gradient and 12 of fp32 copy and moments; stage 1 divides the optimiser
   by the GPUs, stage 2 the gradients too, stage 3 the weights too (Rajbhandari et al., 2020). Activations, buffers and
   the frameworks themselves come on top.
-- FLOPs a token, padding included, attention scores left out. Full: 6·N. LoRA: 4·N for forward and the activations'
-  gradients, and 6·A for the adapters, whose weights have gradients too. Gradient checkpointing repeats the forward
-  pass: 2·(N + A) more. N counts the parameters of matrix products: all, but without an input table of its own.
+- QLoRA, which knows no stages: half a byte for each weight of a projection, a scale in one byte for each 64 of them,
+  4 bytes for each 256 scales, and a few tables for each matrix (Dettmers et al., 2023); 4 bytes for all else.
+- FLOPs a token, padding included, attention scores and the unpacking of 4-bit weights left out. Full: 6·N. LoRA and
+  QLoRA: 4·N for forward and the activations' gradients, and 6·A for the adapters, whose weights have gradients too.
+  Gradient checkpointing repeats the forward pass: 2·(N + A) more. N counts the parameters of matrix products: all, but
+  without an input table of its own.
 - seconds = FLOPs / (GPUs · peak · utilisation). Validation is not counted.
 """
 
@@ -29,7 +32,7 @@ from distill.catalog import Dataset
 from distill.semantic_ids import SemanticIDs
 from teacher import model as models
 from teacher import templates
-from teacher.tasks import TaskData, batches
+from teacher.tasks import TaskData, batches, padded_size
 
 if TYPE_CHECKING:
     from teacher.finetune import Config
@@ -58,17 +61,19 @@ def plan(config: Config, dataset_folder: Path, ids_folder: Path) -> dict[str, An
     new = models.add_codewords(tokenizer, ids)
     if config.chat and not estimated:
         models.use_chat_template(tokenizer)
+    if config.init_codewords == "codebook":
+        models.code_vectors(ids)  # refused here as it would be there
     model = on_meta(config, tokenizer, new, estimated)
     data = TaskData.of(config, dataset, ids, tokenizer)
     samples = data.epoch(config.tasks, config.seed, 0)
-    groups = batches(samples, config.batch_tokens, np.random.default_rng([config.seed, 0]))
+    groups = batches(samples, config.batch_tokens, np.random.default_rng([config.seed, 0]), config.packing)
     steps = len(groups) // config.gpus // config.accumulation
     if steps == 0:
         raise UserError(
             f"An epoch has {len(groups)} batches, too few for {config.gpus} GPUs and --accumulation "
             f"{config.accumulation}; lower --batch_tokens."
         )
-    padded = sum(len(group) * int(samples.lengths[group].max()) for group in groups)
+    padded = sum(padded_size(samples, group) for group in groups)
     found = parameters(model) | {
         "tokenizer_estimated": estimated,
         "samples": len(samples),
@@ -78,9 +83,13 @@ def plan(config: Config, dataset_folder: Path, ids_folder: Path) -> dict[str, An
         "tokens_padded": padded,
         "batches": len(groups),
         "steps": steps,
+        "tokens_a_step": padded / len(groups) * config.gpus * config.accumulation,
         "epochs": config.epochs,
     }
-    found["memory"] = [memory(found, stage, config.gpus, config.precision) for stage in range(4)]
+    stages = 1 if config.mode == "qlora" else 4
+    found["memory"] = [memory(found, stage, config.gpus, config.precision) for stage in range(stages)]
+    if config.mode == "qlora":
+        found["memory"][0]["weights"] = qlora_weights(model)
     peak, found["gpu_gib"] = GPUS[config.gpu]
     found["flops_a_token"] = flops_a_token(found, config.mode, config.gradient_checkpointing)
     found["flops"] = found["flops_a_token"] * padded
@@ -168,6 +177,17 @@ def memory(found: dict[str, Any], stage: int, gpus: int, precision: str) -> dict
     }
 
 
+def qlora_weights(model) -> int:
+    """Bytes of a network whose projections, all that have adapters, lie in 4 bits."""
+    packed = [part.base_layer.weight.numel() for part in model.modules() if hasattr(part, "lora_A")]
+    total = 4 * (sum(parameter.numel() for parameter in model.parameters()) - sum(packed))
+    for values in packed:
+        scales = -(-values // 64)
+        # and the 16 values that 4 bits stand for, the 256 that a scale's byte stands for, the scales' mean
+        total += -(-values // 2) + scales + 4 * -(-scales // 256) + 4 * (16 + 256 + 1)
+    return total
+
+
 def flops_a_token(found: dict[str, Any], mode: str, gradient_checkpointing: bool) -> int:
     """Floating point operations that one token of training takes."""
     n, adapters = found["in_products"], found["adapters"]
@@ -190,7 +210,8 @@ def show(found: dict[str, Any]) -> None:
         f"trainable         {f['trainable']:,}{kinds}",
         f"samples           {f['samples']:,} an epoch, the longest of {f['longest']} tokens",
         f"tokens            {f['tokens']:,} an epoch, {f['tokens_padded']:,} with padding ({padding:.1%})",
-        f"steps             {f['steps']:,} an epoch, {f['steps'] * f['epochs']:,} in {f['epochs']} epochs",
+        f"steps             {f['steps']:,} an epoch, {f['steps'] * f['epochs']:,} in {f['epochs']} epochs; "
+        f"{f['tokens_a_step']:,.0f} tokens a step, with padding",
         f"memory in {unit}     on each of {f['gpus']} {f['gpu']} of {f['gpu_gib']} GiB; activations come on top",
         "  ZeRO stage      weights  gradients  optimiser       sum",
     ]

@@ -308,24 +308,82 @@ INSTRUCTIONS: dict[str, tuple[Callable[[TaskData], int], Callable[[TaskData, int
 TASKS = ("stream", *INSTRUCTIONS)  # the order numbers their random generators: append only
 
 
-def batches(samples: Samples, max_tokens: int, rng: np.random.Generator) -> list[list[int]]:
-    """Row numbers of batches of like lengths, each at most `max_tokens` with its padding, in random order."""
+Batch = list[list[int]]  # rows of samples, by number: one a row, or several packed
+
+
+def batches(samples: Samples, max_tokens: int, rng: np.random.Generator, packing: bool = False) -> list[Batch]:
+    """Batches of at most `max_tokens` with their padding (but one row at least), in random order.
+
+    Args:
+        samples: of an epoch.
+        max_tokens: rows times the longest row.
+        rng: decides the order, and who goes with whom among samples of like lengths.
+        packing: several samples a row; else one, batched with samples of like length.
+    """
+    if packing:
+        rows = pack(samples.lengths, rng)
+        rows = [rows[index] for index in rng.permutation(len(rows))]
+        at_once = max(max_tokens // int(samples.lengths.max(initial=1)), 1)
+        return [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
     lengths = samples.lengths
     order = np.argsort(lengths + rng.random(len(lengths)), kind="stable")  # random among equals
-    groups: list[list[int]] = [[]]
+    groups: list[Batch] = [[]]
     for row in order:
         if groups[-1] and (len(groups[-1]) + 1) * lengths[row] > max_tokens:
             groups.append([])
-        groups[-1].append(int(row))
+        groups[-1].append([int(row)])
     return [groups[index] for index in rng.permutation(len(groups))]
 
 
-def collate(samples: list[Sample], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens padded on the right, and labels with −100 where the loss counts nothing; both [batch, length]."""
-    length = max(len(sample.tokens) for sample in samples)
-    tokens = np.full((len(samples), length), pad, dtype=np.int64)
-    labels = np.full((len(samples), length), -100, dtype=np.int64)
-    for row, sample in enumerate(samples):
-        tokens[row, : len(sample.tokens)] = sample.tokens
-        labels[row, : len(sample.tokens)] = np.where(sample.counted, sample.tokens, -100)
-    return tokens, labels
+def pack(lengths: np.ndarray, rng: np.random.Generator) -> list[list[int]]:
+    """Rows no longer than the longest sample, by best fit decreasing: each sample goes where it leaves least room.
+
+    Longer rows would hold hardly more, and attention costs the square of a row where masks are dense.
+    """
+    rows: list[list[int]] = []
+    space = int(lengths.max(initial=0))
+    with_room: list[list[int]] = [[] for _ in range(space + 1)]  # rows by what is free in them
+    open_rooms = 0  # bit r: there are rows with r tokens free
+    for sample in np.argsort(-(lengths + rng.random(len(lengths)))).tolist():  # random among equals
+        length = int(lengths[sample])
+        fitting = open_rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = with_room[room].pop()
+            if not with_room[room]:
+                open_rooms ^= 1 << room
+            rows[row].append(sample)
+        else:
+            row, room = len(rows), space
+            rows.append([sample])
+        with_room[room - length].append(row)
+        open_rooms |= 1 << (room - length)
+    return rows
+
+
+def padded_size(samples: Samples, batch: Batch) -> int:
+    """Tokens of a batch, padding included: rows times the longest row."""
+    return len(batch) * max(int(samples.lengths[row].sum()) for row in batch)
+
+
+def collate(samples: Samples, batch: Batch, pad: int) -> dict[str, np.ndarray]:
+    """The network's inputs: rows padded on the right, all [rows, length].
+
+    Labels are −100 where the loss counts nothing. Where rows hold several samples, `position_ids` begin anew with each
+    (and with the padding): transformers reads the boundaries from them and lets no sample see another, as long as it is
+    given neither an attention mask nor a cache (`use_cache=False`).
+    """
+    shape = len(batch), max(int(samples.lengths[row].sum()) for row in batch)
+    tokens, labels = np.full(shape, pad, dtype=np.int64), np.full(shape, -100, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    for line, row in enumerate(batch):
+        end = 0
+        for sample in (samples[number] for number in row):
+            part = slice(end, end := end + len(sample.tokens))
+            tokens[line, part] = sample.tokens
+            labels[line, part] = np.where(sample.counted, sample.tokens, -100)
+            labels[line, part.start] = -100  # not for the sample before to predict
+            positions[line, part] = np.arange(len(sample.tokens))
+        positions[line, end:] = np.arange(shape[1] - end)
+    inputs = {"input_ids": tokens, "labels": labels}
+    return inputs | {"position_ids": positions} if any(len(row) > 1 for row in batch) else inputs

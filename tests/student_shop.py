@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from distill import soft_labels
 from distill.artifacts import Stage, read, write_json
 from distill.catalog import Dataset, write_dataset
 from distill.semantic_ids import write_codes
+from distill.soft_labels import write_index, write_shard
 
 LEVELS, SIZE, ITEMS, K = 3, 6, 40, 5
 
@@ -45,11 +45,13 @@ def make_shop(root, lengths, seed=0):
         write_labels(folder, examples, codes, candidates, scores, log_probs)
 
 
-def write_labels(folder, examples, codes, candidates, scores, log_probs, shards=3):
+def write_labels(folder, examples, codes, *labels, shards=3):
     """Shards end where users do."""
     (folder / "data").mkdir()
+    said = []
     for number, users in enumerate(np.array_split(np.unique(examples.users), shards)):
         mine = np.flatnonzero(np.isin(examples.users, users))
-        part = examples.take(mine)
-        path = folder / "data" / f"{number:05d}.parquet"
-        soft_labels.write_shard(path, part, codes[part.targets], candidates[mine], scores[mine], log_probs[mine])
+        part, path = examples.take(mine), folder / "data" / f"{number:05d}.parquet"
+        said.append(write_shard(path, part, codes[part.targets], *(array[mine] for array in labels), "fp16"))
+    facts = {"levels": LEVELS, "codebook_size": SIZE, "scope": "level", "encoding": "fp16", "keep": K}
+    write_index(folder, said, **facts)

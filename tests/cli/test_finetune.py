@@ -20,9 +20,9 @@ from distill.catalog import Dataset, write_dataset
 from distill.semantic_ids import SemanticIDs, write_codes
 from teacher import model as models
 from teacher.finetune import TASKS, Config, main
-from teacher.loop import batches_of
+from teacher.loop import batches_of, count
 from teacher.plan import flops_a_token, memory, plan
-from teacher.tasks import TaskData
+from teacher.tasks import TaskData, collate
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -117,6 +117,7 @@ class TestBadInput:
             (["--keep_checkpoints", "0"], "--keep_checkpoints is 0"),
             (["--utilisation", "40"], "--utilisation is 40.0"),
             (["--chat", "true"], "give --base"),
+            (["--mode", "qlora"], "give --base"),
             (["--intentions", "/nowhere/user.json"], "Cannot read /nowhere/user.json"),
         ],
     )
@@ -151,24 +152,32 @@ def make_base(root, folder, **changes):
     models.train_tokenizer(Dataset.load(root / "dataset").texts(), 330).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("base", [False, True])
-@pytest.mark.parametrize("mode", ["full", "lora"])
-def test_the_plan_of_a_training_that_runs(root, tmp_path, mode, base):
+def scales(model):
+    """What lies beside 4-bit weights."""
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            yield from (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+
+
+@pytest.mark.parametrize(
+    ("mode", "base"), [("full", False), ("lora", False), ("full", True), ("lora", True), ("qlora", True)]
+)
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_plan_of_a_training_that_runs(root, tmp_path, mode, base, packing):
     if base:
         make_base(root, tmp_path / "base")
-    config = settings(root, mode=mode, base=str(tmp_path / "base") if base else None)
+    config = settings(root, mode=mode, base=str(tmp_path / "base") if base else None, packing=packing)
     found = plan(config, root / "dataset", root / "semantic_ids")
     model, _, data = real(root, config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["parameters"] == count(model.parameters())
     assert found["trainable"] == sum(parameter.numel() for parameter in trained)
 
     samples, groups = batches_of(data, config, 0)
     assert (found["samples"], found["batches"], found["steps"]) == (len(samples), len(groups), len(groups))
     assert found["tokens"] == sum(len(samples[row].tokens) for row in range(len(samples)))
-    assert found["tokens_padded"] == sum(
-        len(group) * max(len(samples[row].tokens) for row in group) for group in groups
-    )
+    assert found["tokens_padded"] == sum(collate(samples, group, 0)["input_ids"].size for group in groups)
 
     optimizer = torch.optim.AdamW(trained, fused=True)
     tokens = torch.from_numpy(samples[0].tokens.astype(np.int64))[None]
@@ -176,7 +185,8 @@ def test_the_plan_of_a_training_that_runs(root, tmp_path, mode, base):
     optimizer.step()
     size = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # noqa: E731
     stage = found["memory"][0]
-    assert stage["weights"] == size(model.parameters())
+    assert stage["weights"] == size(model.parameters()) + size(scales(model))
+    assert len(found["memory"]) == (1 if mode == "qlora" else 4)
     assert stage["gradients"] == size(parameter.grad for parameter in trained)
     assert stage["optimiser"] == size(value for state in optimizer.state.values() for value in state.values())
 
@@ -225,6 +235,7 @@ def test_llama_7b_without_its_weights(root, tmp_path):
         ({"base": "no/where"}, "give --base_config FILE"),
         ({"base": "no/where", "base_config": Path("none.json")}, "No config of a base model at 'none.json'"),
         ({"gpus": 1000}, "too few for 1000 GPUs"),
+        ({"init_codewords": "codebook"}, "run with --init_codewords mean"),
         ({"max_tokens": 12}, "--max_tokens is 12"),
     ],
 )

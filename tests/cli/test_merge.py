@@ -43,17 +43,16 @@ def make_base(root, folder, kind, rows=400, **changes):
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """(run, kind -> teacher tuned with LoRA); tuned when first asked for."""
+    """(run, (kind, mode) -> teacher tuned with LoRA or QLoRA); tuned when first asked for."""
     root = tmp_path_factory.mktemp("run")
     make_run(root)
 
-    def get(kind):
-        output = root / kind
+    def get(kind, mode="lora"):
+        output, base = root / f"{kind}-{mode}", root / f"base-{kind}"
         if not output.exists():
-            make_base(root, root / f"base-{kind}", kind)
-            finetune.main(
-                settings(root, base=str(root / f"base-{kind}"), mode="lora", epochs=1, lr=0.05, output=output)
-            )
+            if not base.exists():
+                make_base(root, base, kind)
+            finetune.main(settings(root, base=str(base), mode=mode, epochs=1, lr=0.05, output=output))
         return output
 
     return root, get
@@ -64,10 +63,14 @@ def logits(model, tokens):
         return model.eval()(input_ids=tokens).logits
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_logits_of_the_unmerged_model(tuned, tmp_path, kind):
+TEACHERS = [*((kind, "lora") for kind in KINDS), ("llama", "qlora"), ("qwen2", "qlora")]
+
+
+@pytest.mark.parametrize(("kind", "mode"), TEACHERS)
+def test_logits_of_the_unmerged_model(tuned, tmp_path, kind, mode):
+    """A QLoRA's adapter goes into the base itself, not its 4-bit image."""
     root, get = tuned
-    teacher, base = get(kind), root / f"base-{kind}"
+    teacher, base = get(kind, mode), root / f"base-{kind}"
     merge.main(merge.Config(teacher / "adapter", str(base), tmp_path / "merged"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -82,6 +85,7 @@ def test_logits_of_the_unmerged_model(tuned, tmp_path, kind):
     torch.testing.assert_close(found, logits(unmerged, tokens), rtol=0, atol=1e-4)
     torch.testing.assert_close(found, logits(AutoModelForCausalLM.from_pretrained(teacher), tokens), rtol=0, atol=1e-4)
     plain = AutoModelForCausalLM.from_pretrained(base)
+    assert merged.dtype == plain.dtype == torch.float32
     words = tokens[:, :2]
     assert (found[:, :2, :300] - logits(plain, words)[:, :, :300]).abs().max() > 0.01  # the adapter does something
 
@@ -92,10 +96,10 @@ def test_logits_of_the_unmerged_model(tuned, tmp_path, kind):
     HFEngine.load(tmp_path / "merged", Dataset.load(root / "dataset"), ids)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_adapters_and_codeword_rows_are_in_the_file(tuned, kind):
+@pytest.mark.parametrize(("kind", "mode"), TEACHERS)
+def test_only_adapters_and_codeword_rows_are_in_the_file(tuned, kind, mode):
     _, get = tuned
-    with safe_open(get(kind) / "adapter/adapter_model.safetensors", "pt") as file:
+    with safe_open(get(kind, mode) / "adapter/adapter_model.safetensors", "pt") as file:
         names = set(file.keys())
         rows = [name for name in names if "lora_" not in name]
         assert len(names) - len(rows) == 2 * 2 * len(models.PROJECTIONS)

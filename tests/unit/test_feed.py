@@ -103,10 +103,9 @@ def test_labels_go_with_their_examples(shop):
     dataset, store = shop
     block = store.load()
     examples = dataset.examples("train", CONFIG.max_history)
-    number = {
-        (tuple(h[h != PAD].tolist()), int(t)): n for n, (h, t) in enumerate(zip(examples.histories, examples.targets))
-    }
-    row = {(int(user), int(position)): n for n, (user, position) in enumerate(zip(block.users, block.positions))}  # noqa: B905
+    histories = [tuple(history[history != PAD].tolist()) for history in examples.histories]
+    number = {key: n for n, key in enumerate(zip(histories, examples.targets.tolist(), strict=True))}
+    row = {key: n for n, key in enumerate(zip(block.users.tolist(), block.positions.tolist(), strict=True))}
     for one_pass in (False, True):
         for batch in feed(shop, DWR, one_pass, long_histories="prefixes").batches(0):
             for place, example in enumerate(examples_of(batch)):
@@ -130,7 +129,7 @@ def test_rows(longest, counts, strided):
     assert (layout.places[whole] == positions[whole]).all()
     if strided:
         assert (layout.places[~whole] > longest - max(longest // 2, 1)).all()
-        assert len(layout.starts) <= len(counts) + sum(2 * count // longest + 1 for count in counts)
+        assert len(layout.starts) <= len(counts) + sum(count // max(longest // 2, 1) + 1 for count in counts)
     else:
         assert (layout.places[~whole] == longest).all()
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from test_tasks import make_shop
+from test_tasks import TITLES, make_shop
 
 from distill import artifacts
 from distill.artifacts import Stage, UserError
+from distill.checkpoints import Checkpoints
 from teacher import loop
-from teacher.checkpoints import Checkpoints
+from teacher import model as models
 from teacher.finetune import TASKS, Config
 
 SIZES = {
@@ -46,12 +47,16 @@ class BrokenOffError(BaseException):
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
     make_shop(folder, users=30)
+    tokenizer = models.train_tokenizer(TITLES, 300)
+    models.from_scratch(tokenizer, SIZES, 256).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
     return folder
 
 
 def run(root, output, **changes):
     """Tune in this process; returns the artifact."""
-    config = dataclasses.replace(CONFIG, **changes)
+    base = str(root / "base") if changes.get("mode") == "qlora" else None
+    config = dataclasses.replace(CONFIG, **{"base": base} | changes)
     inputs = [artifacts.read(root / kind, kind) for kind in ("dataset", "semantic_ids")]
     stage = Stage("teacher", config, output, inputs)
     loop.tune(config, inputs[0].folder, inputs[1].folder, stage)
@@ -62,8 +67,8 @@ def break_at(monkeypatch, step, half=False):
     """Break off after the checkpoint of a step, or in the middle of writing it."""
     save = Checkpoints.save
 
-    def broken(self, progress, rng):
-        save(self, progress, rng)
+    def broken(self, progress):
+        save(self, progress)
         if progress.step == step:
             if half:
                 last = self.all()[-1]
@@ -91,7 +96,9 @@ def unbroken(root, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("changes", [{}, {"mode": "lora"}, {"accumulation": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"mode": "lora"}, {"mode": "qlora"}, {"accumulation": 2}, {"packing": True}], ids=str
+)
 @pytest.mark.parametrize("step", [5, 19])
 def test_ends_as_an_unbroken_run(root, unbroken, tmp_path, monkeypatch, capsys, changes, step):
     output = tmp_path / "teacher"
@@ -115,7 +122,7 @@ def test_ends_as_an_unbroken_run(root, unbroken, tmp_path, monkeypatch, capsys, 
 
 def test_the_best_epoch_lies_before_the_break(root, tmp_path, monkeypatch):
     values = iter([0.9, 0.1, 0.2] * 2)  # of the unbroken run, then of the two parts of the other
-    monkeypatch.setattr(loop, "validate", lambda *_: next(values))
+    monkeypatch.setattr(loop, "validate", lambda *_: {"valid_ndcg@10": next(values)})
     whole = run(root, tmp_path / "whole")
     with monkeypatch.context() as patch:
         break_at(patch, 19)
@@ -158,7 +165,7 @@ def test_another_number_of_processes_starts_afresh(root, unbroken, tmp_path, mon
     path = tmp_path / "teacher.partial/checkpoints/step-00000004/state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
     found = run(root, tmp_path / "teacher")
-    assert "starting afresh: step-00000004 is of 2 processes, not 1" in capsys.readouterr().err
+    assert "starting afresh: step-00000004 has processes 2, this run 1" in capsys.readouterr().err
     assert found.fingerprint == unbroken().fingerprint
 
 

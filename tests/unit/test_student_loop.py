@@ -27,6 +27,7 @@ LENGTHS = [3, 4, 5, 6, 9, 13, 4, 4, 7, 3, 3, 8, 5, 5, 21, 6, 4]
 CONFIG = Config(
     batch_size=8, candidates=K, max_history=4, epochs=2, ranker_epochs=1, valid_users=10, dropout=0.2, width=5,
     margin=0.3, checkpoint_every=1, buffer_rows=60,
+    tracker="none",
 )  # fmt: skip
 LOSSES = {
     "nll": Loss("nll"),
@@ -133,8 +134,8 @@ def break_at(monkeypatch, step, name="retriever"):
     """Break off after the checkpoint of a step."""
     save = Checkpoints.save
 
-    def broken(self, progress, rng=None):
-        save(self, progress, rng)
+    def broken(self, progress):
+        save(self, progress)
         if progress.step == step and self.name.endswith(name):
             raise BrokenOffError
 
@@ -199,8 +200,8 @@ def test_patience(root, tmp_path, monkeypatch):
 def test_the_best_epoch_is_kept(root, tmp_path, monkeypatch):
     values, kept = iter([0.1, 0.9, 0.2]), []
 
-    def validate(recommender, *_):
-        kept.append(loop.weights(recommender.model))
+    def validate(_, model, *__):
+        kept.append(loop.weights(model))
         return next(values)
 
     monkeypatch.setattr(loop, "validate", validate)

@@ -14,7 +14,7 @@ from distill.catalog import Dataset, write_dataset
 from distill.semantic_ids import SemanticIDs, write_codes
 from teacher import intentions, templates
 from teacher import model as models
-from teacher.tasks import TASKS, TaskData, batches, collate
+from teacher.tasks import TASKS, Sample, Samples, TaskData, batches, collate, pack, padded_size
 
 TITLES = ["Red tent XL", "Blue tent XL", "Oil lamp", "Gas lamp 40cm", "Long rope", "Copper kettle"]
 KINDS = [
@@ -344,17 +344,56 @@ def test_chat_template(shop, tmp_path):
         assert len(sample.tokens) == 60 and text.startswith("<s>[user] ") and " [bot] <" in text  # the frame is not cut
 
 
-def test_batches_and_collate(data):
+@pytest.mark.parametrize("packing", [False, True])
+def test_batches_and_collate(data, packing):
     samples = data.epoch(dict.fromkeys(TASKS, 1.0), 0, 0)
-    groups = batches(samples, 200, np.random.default_rng(0))
-    assert sorted(row for group in groups for row in group) == list(range(len(samples)))
+    groups = batches(samples, 200, np.random.default_rng(0), packing)
+    assert sorted(number for group in groups for row in group for number in row) == list(range(len(samples)))
+    assert any(len(row) > 1 for group in groups for row in group) == packing
     for group in groups:
-        tokens, labels = collate([samples[row] for row in group], 0)
+        inputs = collate(samples, group, 0)
+        tokens, labels = inputs["input_ids"], inputs["labels"]
         assert len(group) == 1 or tokens.size <= 200
+        assert tokens.size == padded_size(samples, group)
         for line, row in enumerate(group):
-            length = len(samples[row].tokens)
-            assert tokens[line, :length].tolist() == samples[row].tokens.tolist() and not tokens[line, length:].any()
-            assert labels[line].tolist() == [
-                token if counted else -100
-                for token, counted in zip(samples[row].tokens, samples[row].counted, strict=True)
-            ] + [-100] * (tokens.shape[1] - length)
+            parts = [samples[number] for number in row]
+            end = sum(len(part.tokens) for part in parts)
+            assert tokens[line, :end].tolist() == [token for part in parts for token in part.tokens]
+            assert not tokens[line, end:].any() and (labels[line, end:] == -100).all()
+            counted = np.concatenate([part.counted for part in parts])
+            assert labels[line, :end].tolist() == np.where(counted, tokens[line, :end], -100).tolist()
+            lengths = [*(len(part.tokens) for part in parts), tokens.shape[1] - end]
+            if "position_ids" in inputs:
+                assert inputs["position_ids"][line].tolist() == [place for n in lengths for place in range(n)]
+            else:
+                assert len(row) == 1
+
+
+def of_lengths(lengths):
+    return Samples([Sample(np.full(n, n), np.arange(n) > 0) for n in lengths])
+
+
+def test_packed_by_hand():
+    """Best fit decreasing into rows of 10: the 3 goes beside the 7, not the 6; the 4 beside the 6."""
+    rows = pack(np.array([10, 3, 7, 4, 6, 2]), np.random.default_rng(0))
+    assert sorted(map(sorted, rows)) == [[0], [1, 2], [3, 4], [5]]
+    inputs = collate(of_lengths([2, 3, 1]), [[0, 1], [2]], 0)
+    assert inputs["input_ids"].tolist() == [[2, 2, 3, 3, 3], [1, 0, 0, 0, 0]]
+    assert inputs["labels"].tolist() == [[-100, 2, -100, 3, 3], [-100] * 5]
+    assert inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 2, 3]]
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=80), seed=st.integers(0, 9))
+def test_every_sample_is_packed_once(lengths, seed):
+    lengths = np.array(lengths)
+    rows = pack(lengths, np.random.default_rng(seed))
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    used = sorted(int(lengths[row].sum()) for row in rows)
+    assert used[-1] == lengths.max()
+    if len(rows) > 1:
+        assert used[0] + used[1] > lengths.max()  # no two rows would fit into one
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_no_samples_no_batches(packing):
+    assert not [row for group in batches(of_lengths([]), 10, np.random.default_rng(0), packing) for row in group]

@@ -1,0 +1,217 @@
+"""Two processes train as one, sharded or not; launches that would not are refused; what dies leaves nothing half done.
+
+Every launch is the real command. Curves and weights are compared with one process that accumulates two batches. Equal
+means within 1e-4: sums of floats in another order, carried through some 50 steps of AdamW (seen: 1e-6).
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from safetensors.numpy import load_file
+
+from distill import artifacts
+from distill.artifacts import Stage, write_json
+from distill.catalog import write_dataset
+from distill.semantic_ids import write_codes
+from teacher.finetune import Config, main
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+LEVELS, SIZE, ITEMS, USERS = 3, 8, 40, 60
+EPOCHS = 3
+# wide enough that ZeRO-3 cuts the matrices: it leaves what has less than 1e5 numbers whole
+SETTINGS = {
+    "sizes": {
+        "hidden_size": 320, "intermediate_size": 400, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
+    "vocab_size": 320,
+    "tasks": {"stream": 1.0, "seqrec": 0.5},
+    "epochs": EPOCHS,
+    "batch_tokens": 250,
+    "lr": 0.002,
+    "token_dropout": 0.2,
+    "max_history": 4,
+    "valid_users": 41,
+    "patience": 0,
+    "checkpoint_every": 3,
+}  # fmt: skip
+ONE_SHARD_ON_CPUS = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
+TORCHRUN = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", "--"]
+ACCELERATE = [BIN / "accelerate", "launch"]
+LAUNCHERS = {
+    "ddp": TORCHRUN,
+    "zero2": [*ACCELERATE, "--config_file", ROOT / "configs/accelerate/zero2.yaml", *ONE_SHARD_ON_CPUS],
+    "zero3": [*ACCELERATE, "--config_file", ROOT / "configs/accelerate/zero3.yaml", *ONE_SHARD_ON_CPUS],
+}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A run's folder with a data set, semantic IDs and teacher.yaml."""
+    folder, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
+    names = [f"i{number}" for number in range(ITEMS)]
+    with Stage("dataset", Nothing(), folder / "dataset").write() as made:
+        rows = [rng.permutation(ITEMS)[: rng.integers(4, 8)] for _ in range(USERS)]
+        write_dataset(made, pa.table({"item_id": names}), [f"u{user}" for user in range(USERS)], rows)
+    with Stage("semantic_ids", Nothing(), folder / "semantic_ids").write() as made:
+        write_codes(made, names, rng.integers(0, SIZE, (ITEMS, LEVELS)))
+        write_json(made / "report.json", {"codebook_size": SIZE})
+    write_json(folder / "teacher.yaml", SETTINGS)  # JSON is YAML
+    return folder
+
+
+def words(launcher, root, output, *more):
+    script = [ROOT / "teacher/finetune.py", "--config", root / "teacher.yaml", "--run", root, "--output", output]
+    return [str(word) for word in [*launcher, *script, *more]]
+
+
+def launch(launcher, root, output, *more, **environment):
+    """(exit code, what was said)."""
+    done = subprocess.run(
+        words(launcher, root, output, *more),
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | environment,
+        timeout=200,
+        cwd=root,
+    )
+    return done.returncode, done.stderr
+
+
+def kill_one(launcher, root, output):
+    """Kill the second process after some steps of the second epoch; returns the launch's exit code."""
+    partial = output.with_name(output.name + ".partial")
+    with subprocess.Popen(
+        words(launcher, root, output), env=ENVIRONMENT, cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as launched:
+        waited = time.time() + 120
+        while launched.poll() is None and time.time() < waited and epoch_of(partial) < 1:
+            time.sleep(0.01)
+        children = psutil.Process(launched.pid).children(recursive=True)
+        second = [child for child in children if child.environ().get("RANK") == "1"]
+        second[0].send_signal(signal.SIGKILL)
+        return launched.wait(timeout=120)
+
+
+def epoch_of(partial):
+    """Epoch of the last whole checkpoint, -1 without."""
+    whole = [path for path in sorted((partial / "checkpoints").glob("step-*")) if path.suffix != ".partial"]
+    try:
+        return json.loads((whole[-1] / "state.json").read_text())["epoch"]
+    except (IndexError, OSError):  # just removed
+        return -1
+
+
+def curve(teacher):
+    """[epochs, values] without the epochs' numbers."""
+    rows = json.loads((teacher / "curve.json").read_text())
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    return np.array([[row[name] for name in sorted(row) if name != "epoch"] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def one(root):
+    """What one process makes of the same global batches."""
+    output = root / "one"
+    main(replace(Config(run=root, **SETTINGS), output=output, accumulation=2))
+    return output
+
+
+@pytest.fixture(scope="module")
+def broken(root):
+    """Launches with a process killed, then started again: engine -> (output, exit code, what the second start said)."""
+    made = {}
+
+    def get(engine):
+        if engine not in made:
+            output = root / f"{engine}-broken"
+            code = kill_one(LAUNCHERS[engine], root, output)
+            left = [path.name for path in root.iterdir() if path.name.startswith(output.name)]
+            whole = [path for path in (root / f"{output.name}.partial/checkpoints").glob("step-*[0-9]")]
+            assert all((path / "state.json").is_file() for path in whole)
+            again, said = launch(LAUNCHERS[engine], root, output)
+            assert again == 0, said
+            made[engine] = output, code, left, said
+        return made[engine]
+
+    return get
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+def test_a_process_dies(broken, engine):
+    output, code, left, said = broken(engine)
+    assert code != 0
+    assert left == [f"{output.name}.partial"]  # no artifact
+    assert "goes on from step" in said
+    assert not (output / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+def test_two_processes_train_as_one(one, broken, engine):
+    """Killed and started again in between."""
+    output = broken(engine)[0]
+    np.testing.assert_allclose(curve(output), curve(one), rtol=1e-4)
+    assert artifacts.read(output, "teacher").inputs == artifacts.read(one, "teacher").inputs
+    found, expected = (load_file(path / "model.safetensors") for path in (output, one))
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-4, err_msg=name)
+
+
+def test_killed_or_not(root, broken):
+    """Under DDP, the very same weights."""
+    code, said = launch(LAUNCHERS["ddp"], root, root / "ddp", "--checkpoint_every", "0")
+    assert code == 0, said
+    for name in ("model.safetensors", "curve.json"):
+        assert (root / "ddp" / name).read_bytes() == (broken("ddp")[0] / name).read_bytes()
+
+
+def test_no_number_stops_the_launch(root):
+    output = root / "nan"
+    code, said = launch(TORCHRUN, root, output, "--lr", "1e36", "--checkpoint_every", "1")
+    assert code != 0
+    assert re.search(r"error( in process 1)?: The (loss|gradient norm) is (nan|inf) in epoch 1; lower --lr", said), said
+    assert not output.exists() and epoch_of(root / "nan.partial") == 0
+    assert "The last checkpoint is" in said
+
+
+class TestRefused:
+    """Launches that would train something else than was asked for."""
+
+    def test_one_process_in_place_of_several(self, root, tmp_path):
+        """On CPUs Accelerate leaves the starting to mpirun, and starts one process without."""
+        config = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_CPU", "use_cpu": True,
+                  "num_processes": 2, "num_machines": 1, "machine_rank": 0, "mixed_precision": "no"}  # fmt: skip
+        write_json(tmp_path / "multi_cpu.yaml", config)
+        launcher = [*ACCELERATE, "--config_file", tmp_path / "multi_cpu.yaml"]
+        self.refused(root, tmp_path, launcher, "Several processes were asked for, and one was started")
+
+    def test_whole_in_place_of_sharded(self, root, tmp_path):
+        """FSDP 2 without a GPU: two copies that never meet."""
+        launcher = [*ACCELERATE, "--config_file", ROOT / "configs/accelerate/fsdp.yaml", *ONE_SHARD_ON_CPUS]
+        self.refused(root, tmp_path, launcher, "FSDP was asked for, but ", CUDA_VISIBLE_DEVICES="")
+
+    @staticmethod
+    def refused(root, tmp_path, launcher, message, **environment):
+        code, said = launch(launcher, root, tmp_path / "teacher", **environment)
+        assert code != 0 and message in said, said
+        assert not list(tmp_path.glob("teacher*"))
