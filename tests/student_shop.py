@@ -18,7 +18,7 @@ class Nothing:
     """No settings."""
 
 
-def make_shop(root, lengths, seed=0):
+def make_shop(root, lengths, seed=0, shards=3):
     """A run's folder with data set, semantic IDs and soft labels; `lengths` of the users' sequences, all items."""
     rng = np.random.default_rng(seed)
     names = [f"i{number}" for number in range(ITEMS)]
@@ -42,7 +42,7 @@ def make_shop(root, lengths, seed=0):
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     inputs = [data, read(root / "semantic_ids", "semantic_ids")]
     with Stage("soft_labels", Nothing(), root / "soft_labels", inputs).write() as folder:
-        write_labels(folder, examples, codes, candidates, scores, log_probs)
+        write_labels(folder, examples, codes, candidates, scores, log_probs, shards=shards)
 
 
 def write_labels(folder, examples, codes, *labels, shards=3):
