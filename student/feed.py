@@ -273,7 +273,7 @@ class Feed:
                 "targets": targets[mine],
                 "weights": (weights[mine] * factor).astype(np.float32),
                 "rank_weights": chosen.astype(np.float32),
-                "groups": grouped(row, chosen, len(own)) if self.one_pass and chosen.any() else None,
+                "groups": grouped(row, chosen, len(own)) if self.one_pass and self.loss.rank and len(mine) else None,
             }
             if block is not None:
                 wanted = labels[mine]
@@ -359,11 +359,14 @@ def sample(rows: np.ndarray, weights: np.ndarray, n_rows: int, rng: np.random.Ge
 
 
 def grouped(rows: np.ndarray, weights: np.ndarray, n_rows: int) -> np.ndarray:
-    """The examples of each row that have a weight, padded with -1 [n_rows, groups]."""
+    """The examples of each row that have a weight, padded with -1 [n_rows, groups].
+
+    One group at least: where weights are cut to pieces, all processes must call the same layers.
+    """
     examples = np.flatnonzero(weights)
     counts = np.bincount(rows[examples], minlength=n_rows)
     column = np.arange(len(examples)) - (np.cumsum(counts) - counts)[rows[examples]]
-    result = np.full((n_rows, counts.max()), PAD)
+    result = np.full((n_rows, max(counts.max(), 1)), PAD)
     result[rows[examples], column] = examples
     return result
 

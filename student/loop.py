@@ -256,7 +256,7 @@ def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, ranks: bool, conf
         scores = objectives.sequence_score(log_probs, numbers, config.eta) if ranks else None
         present, rank_weights = items >= 0, batch.rank_weights
 
-    value = 0 * own[0, 0, 0]  # so that every process has a graph, whatever it has to train
+    value = 0 * own.sum()  # so that every process has a graph, whatever it has to train
     if loss.generative is not None:
         if loss.generative == "nll":
             losses = objectives.nll(own, targets)

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from benches import interleaved
 from distill.artifacts import Artifact, UserError
 from distill.catalog import PAD, Dataset
-from student import train
 from student.feed import Batch, Feed, Prefetched
 from student.loop import batch_loss, feed
 from student.models import BACKBONES
@@ -103,6 +102,35 @@ def counted(work, bar: tqdm):
     return done
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Of `student/train.py`, its defaults: what feed and loss ask for."""
+
+    backbone: str
+    candidates: int
+    batch_size: int
+    seed: int
+    accumulation: int = 1
+    one_pass: bool = True
+    long_histories: str = "windows"
+    max_history: int = 20
+    buffer_rows: int = 65536
+    rank_positions: str = "one"
+    confidence: float = 0.0
+    rank_within: int = 0
+    drop_items: float = 0.0
+    reverse: float = 0.0
+    shuffle: int = 0
+    scope: str = "level"
+    xi: float = 0.1
+    temperature: float = 1.0
+    alpha: float = 0.0
+    gamma: float = 1.0
+    margin: float = 0.001
+    eta: float = 1.0
+    clip: float = 1.0
+
+
 class Labels:
     """A label store of made-up labels, as large as real ones."""
 
@@ -160,15 +188,15 @@ class Bench:
         """Of the time of all our epochs, what went by waiting for batches."""
         return self.waited / self.worked
 
-    def feed(self, name: str, loss: str) -> tuple[Feed, train.Config]:
+    def feed(self, name: str, loss: str) -> tuple[Feed, Settings]:
         """The feed of a backbone and loss, as the training makes it."""
         a_user = self.targets / self.dataset.n_users
         size = self.config.batch_size if name == "seq2seq" else max(1, round(self.config.batch_size / a_user))
-        settings = train.Config(backbone=name, candidates=self.config.k, batch_size=size, seed=self.config.seed)
+        settings = Settings(backbone=name, candidates=self.config.k, batch_size=size, seed=self.config.seed)
         store = self.labels if LOSSES[loss].needs_labels else None
         return feed(self.dataset, store, LOSSES[loss], Alone(), settings), settings
 
-    def step(self, name: str, loss: str, batch: Batch, settings: train.Config, model: nn.Module | None = None) -> None:
+    def step(self, name: str, loss: str, batch: Batch, settings: Settings, model: nn.Module | None = None) -> None:
         """One step of the training's loop."""
         value = batch_loss(model or self.models[name], LOSSES[loss], batch, self.codes, LOSSES[loss].rank, settings)
         value.backward()
