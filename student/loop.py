@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from distill import objectives
-from distill.artifacts import Stage, UserError, say, write_json
+from distill.artifacts import IDENTITY, Stage, say, write_json
 from distill.catalog import PAD, Dataset, Examples
-from distill.launch import accelerator, share
+from distill.checkpoints import Checkpoints, check_finite, gathered, working_folder
+from distill.launch import accelerator, memory_gib, out_of_memory, start_tracker
 from distill.metrics import hit_ranks, ndcg
 from distill.semantic_ids import SemanticIDs
-from distill.soft_labels import SoftLabels
+from distill.soft_labels import LabelStore
+from student.feed import Batch, Feed, Prefetched
 from student.models import BACKBONES
+from student.models.causal import Positions
 from student.models.layers import among_all
 from student.recommender import Recommender
 from student.variants import Loss, Variant
 
 if TYPE_CHECKING:
     from student.train import Config
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """All examples as tensors: histories [n, length], targets [n], and, for variants that need labels, candidates
-    [n, k] and the teacher's log-probabilities [n, levels, codebook_size]."""
-
-    histories: Tensor
-    targets: Tensor
-    codes: Tensor
-    candidates: Tensor | None = None
-    log_probs: Tensor | None = None
 
 
 def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -> None:
@@ -54,9 +46,9 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     """
     dataset = Dataset.load(folders[0])
     ids = SemanticIDs.load(folders[1], dataset.n_items)
-    labels = SoftLabels.load(folders[2]) if variant.needs_labels else None
-    acc = accelerator(precision=config.precision, seed=config.seed)
-    data = training_data(dataset, ids, labels, config)
+    store = LabelStore.open(folders[2]) if variant.needs_labels else None
+    logs = config.run / "logs" / "students"
+    acc = accelerator(config.accumulation, config.precision, config.seed, config.clip, config.tracker, logs)
     network, sizes, presets = BACKBONES[config.backbone]
     titles = dataset.items["title"].to_pylist()
     item_ids = dataset.items["item_id"].to_pylist()
@@ -64,140 +56,251 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     facts["exclude_bought"] = dataset.hides_bought(config.exclude_bought)
     valid = dataset.examples("valid", config.max_history)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.valid_users])
+    stages = {"retriever": variant.retriever} | ({"ranker": variant.ranker} if variant.ranker else {})
+    feeds = {name: feed(dataset, store, loss, acc, config) for name, loss in stages.items()}
 
     model = network(sizes(ids.levels, ids.codebook_size, dropout=config.dropout, **presets[config.preset]))
     model.to(acc.device)
-    say(f"{config.variant}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(data.targets):,} examples")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"{config.variant}: {parameters:,} parameters, {feeds['retriever'].total:,} examples")
     recommender = Recommender(model, ids.codes, item_ids, titles, facts=facts)
-    curves = {"retriever": fit("retriever", variant.retriever, model, recommender, data, valid, acc, config)}
-    if variant.ranker:
-        ranker = copy.deepcopy(model)
-        recommender.ranker = ranker
-        curves["ranker"] = fit("ranker", variant.ranker, ranker, recommender, data, valid, acc, config)
-    if acc.is_main_process:
-        with stage.write() as folder:
+    curves = {}
+    with working_folder(stage, acc) as folder:
+        start_tracker(acc, stage.output.name, stage.config)
+        for name, loss in stages.items():
+            if name == "ranker":
+                recommender.ranker = copy.deepcopy(recommender.model)
+            done = folder / f"{name}-done.safetensors"
+            curve = folder / f"{name}-curve.json"
+            if done.is_file():  # by a run that was broken off in a later stage
+                trained(name, recommender).load_state_dict(load_file(done))
+                trained(name, recommender).eval()
+                curves[name] = json.loads(curve.read_text())
+                continue
+            with out_of_memory(
+                "lower --batch_size and raise --accumulation, or shard by configs/accelerate/zero3.yaml"
+            ):
+                curves[name] = fit(name, loss, recommender, feeds[name], valid, folder, acc, config)
+            if len(stages) > 1 and acc.is_main_process:
+                write_json(curve, curves[name])
+                save_file(trained(name, recommender).state_dict(), done.with_suffix(".partial"))
+                done.with_suffix(".partial").replace(done)
+        acc.wait_for_everyone()
+        if acc.is_main_process:
+            for path in folder.iterdir():
+                if path.name != IDENTITY:
+                    path.unlink()
             recommender.save_pretrained(folder)
             write_json(folder / "curve.json", curves)
     acc.end_training()
 
 
-def training_data(dataset: Dataset, ids: SemanticIDs, labels: SoftLabels | None, config: Config) -> TrainingData:
-    """Join examples and labels.
+def feed(dataset: Dataset, store: LabelStore | None, loss: Loss, acc: Accelerator, config: Config) -> Feed:
+    """The examples of one stage as its network reads them."""
+    whole = config.one_pass and config.backbone == "causal" and loss.target == "ref"
+    if loss.needs_labels and (config.reverse or config.shuffle):
+        whole = False  # the labels are of targets in their own order
+    labels = store if loss.needs_labels or config.confidence else None
+    return Feed(dataset, labels, loss, whole, config, acc.process_index, acc.num_processes)
 
-    Raises:
-        UserError: examples without labels, or fewer candidates than `config.candidates`.
-    """
-    examples = dataset.examples("train", config.max_history)
-    codes = torch.from_numpy(ids.codes)
-    if labels is None:
-        return TrainingData(torch.from_numpy(examples.histories), torch.from_numpy(examples.targets), codes)
-    rows = labels.rows_of(examples)
-    if (rows < 0).any():
-        say(f"{(rows >= 0).sum():,} of {len(rows):,} training examples have labels; the others are left out")
-        examples, rows = examples.take(rows >= 0), rows[rows >= 0]
-        if not len(rows):
-            raise UserError(f"{labels.artifact.folder} labels no training example of this data set.")
-    if labels.candidates.shape[1] < config.candidates:
-        raise UserError(
-            f"{labels.artifact.folder} has {labels.candidates.shape[1]} candidates an example, --candidates asks for "
-            f"{config.candidates}; export with --keep {config.candidates}."
-        )
-    return TrainingData(
-        torch.from_numpy(examples.histories),
-        torch.from_numpy(examples.targets),
-        codes,
-        torch.from_numpy(labels.candidates[rows, : config.candidates]),
-        torch.from_numpy(labels.log_probs[rows]),
-    )
+
+def trained(name: str, recommender: Recommender) -> torch.nn.Module:
+    """The recommender's model that this stage trains."""
+    return recommender.ranker if name == "ranker" else recommender.model
 
 
 def fit(
     name: str,
     loss: Loss,
-    model: torch.nn.Module,
     recommender: Recommender,
-    data: TrainingData,
+    examples: Feed,
     valid: Examples,
+    folder: Path,
     acc: Accelerator,
     config: Config,
 ) -> list[dict[str, float]]:
-    """Train one model in place and leave it at its best epoch; returns the curve."""
+    """Train one of the recommender's models and leave it at its best epoch.
+
+    Args:
+        name: retriever or ranker.
+        loss: what is trained.
+        recommender: has the model, and validates.
+        examples: what there is to train.
+        valid: users to validate.
+        folder: for checkpoints.
+        acc: the Accelerator.
+        config: of the command.
+
+    Returns:
+        The curve.
+
+    Raises:
+        UserError: a loss or gradient that is no number; the checkpoints stay.
+    """
     epochs, lr = (config.epochs, config.lr) if name == "retriever" else (config.ranker_epochs, config.ranker_lr)
-    lengths = (data.histories != PAD).sum(1).numpy()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
-    )
-    steps = epochs * len(share(buckets(lengths, config.batch_size, np.random.default_rng(0)), acc))
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
+    model = trained(name, recommender)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     wrapped, optimizer = acc.prepare(model, optimizer)
-
-    curve, waited = [], 0
-    best, best_state = -1.0, None
-    if name == "ranker":  # the retriever's own order is what a ranker has to beat
-        best, best_state = validate(recommender, valid, config), copy.deepcopy(model.state_dict())
-    bar = tqdm(total=steps, desc=f"{config.variant} {name}", unit="step", disable=not acc.is_main_process)
-    for epoch in range(epochs):
+    checkpoints = Checkpoints(
+        folder / "checkpoints", config.checkpoint_every, config.keep_checkpoints, acc, wrapped, optimizer,
+        name=f"{config.variant} {name}", best_everywhere=True,
+    )  # fmt: skip
+    acc.wait_for_everyone()
+    progress = checkpoints.restore()
+    if name == "ranker" and progress.best_state is None:  # the retriever's own order is what a ranker has to beat
+        progress.best, progress.best_state = validate(recommender, model, valid, acc, config), weights(model)
+    bar = tqdm(
+        total=epochs * examples.total,
+        initial=progress.epoch * examples.total + progress.counted,
+        desc=f"{config.variant} {name}",
+        unit="target",
+        unit_scale=True,
+        disable=not acc.is_main_process,
+    )
+    for epoch in range(progress.epoch, epochs):
+        if config.patience and progress.waited >= config.patience:
+            break
         wrapped.train()
-        total, started, seen = 0.0, time.time(), 0
-        for rows in share(buckets(lengths, config.batch_size, np.random.default_rng([config.seed, epoch])), acc):
-            ranks = loss.rank and (loss.generative is None or schedule.last_epoch >= config.rank_from * steps)
-            now = Loss(loss.generative, ranks)
-            value = batch_loss(wrapped, now, data, torch.from_numpy(rows), int(lengths[rows].max()), acc, config)
-            if not torch.isfinite(value):
-                raise UserError(f"The loss is {value.item()} in epoch {epoch + 1}; lower --lr.")
-            acc.backward(value)
-            acc.clip_grad_norm_(model.parameters(), config.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            total, seen = total + value.item() * len(rows), seen + len(rows)
-            rate = seen / (time.time() - started)
-            bar.set_postfix(epoch=epoch + 1, loss=f"{total / seen:.3f}", examples_s=f"{rate:.0f}", best=f"{best:.4f}")
-            bar.update()
-        quality = validate(recommender, valid, config)
-        curve.append({"epoch": epoch + 1, "loss": total / seen, "valid_ndcg@10": quality})
-        if quality > best:
-            best, best_state, waited = quality, copy.deepcopy(acc.unwrap_model(wrapped).state_dict()), 0
+        started = time.perf_counter()
+        with Prefetched(examples.batches(epoch, progress.batch)) as batches:
+            for batch in batches:
+                done = epoch + (progress.counted + batch.count / 2) / examples.total
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * rate(done / epochs, config.warmup)
+                ranks = loss.rank and (loss.generative is None or done >= config.rank_from * epochs)
+                with acc.accumulate(wrapped):
+                    value = batch_loss(wrapped, loss, batch, recommender.codes, ranks, config)
+                    check_finite("loss", value, epoch, checkpoints)
+                    # gradients are averaged over processes and accumulation steps, losses over the global batch
+                    acc.backward(value * (acc.num_processes * config.accumulation))
+                    if acc.sync_gradients:
+                        norm = acc.clip_grad_norm_(parameters, config.clip)
+                        if norm is not None and acc.scaler is None:  # fp16's scaler skips such steps itself
+                            check_finite("gradient norm", torch.as_tensor(norm), epoch, checkpoints)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                progress.loss += value.item() * batch.count
+                if batch.last:
+                    progress.counted += batch.count
+                    progress.batch += 1
+                    progress.step += 1
+                    if checkpoints.due(progress):
+                        checkpoints.save(progress)
+                    now = {"loss": value.item(), "lr": optimizer.param_groups[0]["lr"], "GiB": memory_gib()}
+                    acc.log({f"{name}/{what}": number for what, number in now.items()}, progress.step)
+                    bar.update(batch.count)
+                    waits = batches.waited / (time.perf_counter() - started)
+                    mean = progress.loss * acc.num_processes / progress.counted
+                    facts = {"loss": f"{mean:.3f}", "wait": f"{waits:.0%}", "best": f"{progress.best:.4f}"}
+                    bar.set_postfix(epoch=epoch + 1, **facts, refresh=False)
+        quality = validate(recommender, model, valid, acc, config)
+        loss_sum = acc.reduce(torch.tensor(progress.loss, dtype=torch.float64, device=acc.device), "sum").item()
+        row = {"epoch": epoch + 1, "loss": loss_sum / progress.counted, "valid_ndcg@10": quality}
+        acc.log({f"{name}/{what}": number for what, number in row.items()}, progress.step)
+        progress.curve.append(row)
+        progress.epoch, progress.batch, progress.loss, progress.counted = epoch + 1, 0, 0.0, 0
+        if quality > progress.best:
+            progress.best, progress.best_state, progress.waited = quality, weights(model), 0
         else:
-            waited += 1
-            if waited >= config.patience:
-                break
+            progress.waited += 1
     bar.close()
-    model.load_state_dict(best_state)
-    model.eval()
-    return curve
+    best = type(model)(model.config)  # an engine may have cut the old one to pieces
+    best.load_state_dict(progress.best_state)
+    setattr(recommender, "ranker" if name == "ranker" else "model", best.to(acc.device).eval())
+    acc.free_memory()
+    acc.wait_for_everyone()
+    if acc.is_main_process:
+        checkpoints.remove()
+    return progress.curve
 
 
-def batch_loss(
-    model, loss: Loss, data: TrainingData, rows: Tensor, length: int, acc: Accelerator, config: Config
-) -> Tensor:
-    """The loss of one batch: equation (8), (9), (11), (14), or a generative one plus γ times (14)."""
-    histories, device = data.histories[rows, :length], acc.device
-    codes = torch.where((histories != PAD)[..., None], data.codes[histories.clamp(min=0)], PAD).to(device)
-    # the reference is the first candidate, so one decoder pass serves both losses
-    items = data.candidates[rows] if loss.rank else data.targets[rows][:, None]
-    item_codes = data.codes[items.clamp(min=0)].to(device)
-    log_probs = model(codes, item_codes, config.scope)
-    targets = item_codes
-    if config.scope == "all":
-        size = log_probs.shape[-1] // item_codes.shape[-1]
-        targets = among_all(item_codes, size)
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights, on every process; called by all."""
+    with gathered(model):
+        return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
-    total = log_probs.new_zeros(())
-    if loss.generative == "nll":
-        total = total + objectives.nll(log_probs[:, 0], targets[:, 0]).mean()
-    elif loss.generative == "smooth":
-        total = total + objectives.smooth(log_probs[:, 0], targets[:, 0], config.xi).mean()
-    elif loss.generative == "distill":
-        teacher = data.log_probs[rows].to(device)
-        if config.scope == "all":  # the labels hold each level's own codewords: no mass elsewhere
-            teacher = spread(teacher)
-        total = total + objectives.distill(log_probs[:, 0], teacher, config.temperature).mean()
-    if loss.rank:
-        scores = objectives.sequence_score(log_probs, targets, config.eta)
-        ranked = objectives.rank(scores, config.margin, (items >= 0).to(device)).mean()
-        total = total + (config.gamma * ranked if loss.generative else ranked)
-    return total
+
+def rate(done: float, warmup: float) -> float:
+    """Learning rate, a share of its peak, where `done` of the training lies behind: linear warm-up, then a cosine."""
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) if warmup < 1 else 1.0
+
+
+def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, ranks: bool, config: Config) -> Tensor:
+    """This process's part of the global batch's loss: equation (8), (9), (11), (14), or one of these plus γ times (14).
+
+    Args:
+        model: the network, wrapped or not.
+        loss: what is trained.
+        batch: of the feed, one-pass or not.
+        codes: of all items [items, levels].
+        ranks: whether (14) has joined.
+        config: of the command.
+
+    Returns:
+        Weighted sum of the examples' losses over the sum of the weights in the whole global batch; the parts of all
+        processes and accumulation steps add up to the mean.
+    """
+    batch, ranks = batch.to(codes.device), ranks and batch.rank_total > 0
+    history = torch.where((batch.sequences != PAD)[..., None], codes[batch.sequences.clamp(min=0)], PAD)
+    if batch.one_pass:
+        own, targets, scores, present, rank_weights = one_pass(model, history, batch, codes, ranks, config)
+    else:
+        items = batch.candidates if ranks else batch.targets[:, None]
+        numbers = codes[items.clamp(min=0)]
+        log_probs = model(history, numbers, config.scope)
+        numbers = among(numbers, log_probs, config.scope)
+        own, targets = log_probs[:, 0], numbers[:, 0]
+        scores = objectives.sequence_score(log_probs, numbers, config.eta) if ranks else None
+        present, rank_weights = items >= 0, batch.rank_weights
+
+    value = 0 * own.sum()  # so that every process has a graph, whatever it has to train
+    if loss.generative is not None:
+        if loss.generative == "nll":
+            losses = objectives.nll(own, targets)
+        elif loss.generative == "smooth":
+            losses = objectives.smooth(own, targets, config.xi)
+        else:
+            teacher = batch.log_probs
+            if teacher.shape[-1] != own.shape[-1]:  # the labels hold each level's own codewords: no mass elsewhere
+                teacher = spread(teacher)
+            losses = objectives.distill(own, teacher, config.temperature, targets, config.alpha)
+        value = value + (losses * batch.weights).sum() / max(batch.total, 1e-9)
+    if scores is not None:
+        ranked = (objectives.rank(scores, config.margin, present) * rank_weights).sum() / max(batch.rank_total, 1e-9)
+        value = value + (config.gamma if loss.generative else 1.0) * ranked
+    return value
+
+
+def one_pass(
+    model, history: Tensor, batch: Batch, codes: Tensor, ranks: bool, config: Config
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The model's say on windows of sequences and, of the candidates that are ranked, on all but the references, which
+    stand in the sequences.
+
+    Returns:
+        Log-probabilities [n, levels, V] and targets among them [n, levels]; M of the candidates [rows, groups, k],
+        which exist, and the groups' weights [rows, groups], or three times None.
+    """
+    examples = batch.groups if ranks else None
+    if examples is None:
+        own, _ = model(history, None, config.scope, Positions(batch.rows, batch.places))
+        return own, among(codes[batch.targets], own, config.scope), None, None, None
+    here, examples = examples >= 0, examples.clamp(min=0)
+    items = batch.candidates[examples]  # [rows, groups, k]
+    at = Positions(batch.rows, batch.places, torch.where(here, batch.places[examples], PAD))
+    own, others = model(history, codes[items[..., 1:].clamp(min=0)], config.scope, at)
+    targets = among(codes[batch.targets], own, config.scope)
+    reference = own.gather(-1, targets[..., None]).squeeze(-1)[examples]
+    scores = objectives.mean_score(torch.cat([reference[:, :, None], others], dim=2), config.eta)
+    return own, targets, scores, items >= 0, batch.rank_weights[examples] * here
+
+
+def among(codes: Tensor, log_probs: Tensor, scope: str) -> Tensor:
+    """Codewords [..., levels] as numbers among those that the log-probabilities [..., V] are over."""
+    return among_all(codes, log_probs.shape[-1] // codes.shape[-1]) if scope == "all" else codes
 
 
 def spread(teacher: Tensor) -> Tensor:
@@ -209,19 +312,20 @@ def spread(teacher: Tensor) -> Tensor:
     return wide.flatten(2)
 
 
-def buckets(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Row numbers of batches of like history lengths, in random order."""
-    order = np.argsort(lengths + 2 * rng.random(len(lengths)), kind="stable")
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return [batches[index] for index in rng.permutation(len(batches))]
+def validate(
+    recommender: Recommender, model: torch.nn.Module, valid: Examples, acc: Accelerator, config: Config
+) -> float:
+    """NDCG@10 of constrained beams, each process searching for its share of the users.
 
-
-def validate(recommender: Recommender, valid: Examples, config: Config) -> float:
-    """NDCG@10 of constrained beams."""
-    modes = [(model, model.training) for model in (recommender.model, recommender.ranker) if model is not None]
-    for model, _ in modes:
-        model.eval()
-    lists, _ = recommender.rank_items(valid.histories, config.width, recommender.facts["exclude_bought"])
-    for model, mode in modes:
-        model.train(mode)
-    return float(ndcg(hit_ranks(lists, valid.targets), 10).mean())
+    The search is by a copy of the model: an engine that cuts the weights would bring them together anew at every call.
+    """
+    copied = type(model)(model.config)
+    copied.load_state_dict(weights(model))
+    others = recommender.model, recommender.ranker
+    copied = copied.to(acc.device).eval()
+    recommender.model, recommender.ranker = (copied if one is model else one for one in others)
+    own = valid.take(slice(acc.process_index, None, acc.num_processes))
+    lists, _ = recommender.rank_items(own.histories, config.width, recommender.facts["exclude_bought"])
+    recommender.model, recommender.ranker = others
+    total = torch.tensor(ndcg(hit_ranks(lists, own.targets), 10).sum(), dtype=torch.float64, device=acc.device)
+    return acc.reduce(total, "sum").item() / len(valid)

@@ -8,14 +8,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import statistics
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from distill import artifacts
-from distill.artifacts import Stage, UserError
+from distill.artifacts import Artifact, Stage, UserError, say
 from distill.config import run, suggest
 from student import variants
+from student.variants import Variant
 
 PRESETS = ("demo", "tiger-4m", "lohrec-13m")
 
@@ -35,7 +38,7 @@ class Config:
     output: Path | None = None
     """Where the student goes (default: RUN/students/VARIANT)."""
     variant: str = "tiger"
-    """tiger, smooth, distill, dtr or dwr."""
+    """tiger, smooth, distill, dtr, dwr, or dwr-without-distill."""
     backbone: Literal["seq2seq", "causal"] = "seq2seq"
     """The network: T5's encoder and decoder, or a decoder alone that reads the history once."""
     preset: str = "demo"
@@ -47,7 +50,17 @@ class Config:
     ranker_epochs: int = 5
     """Passes of dtr's second stage."""
     batch_size: int = 256
-    """Examples a batch and process."""
+    """Rows a batch, process and accumulation step: examples, or users' sequences where `causal` trains in one pass."""
+    accumulation: int = 1
+    """Batches before each step of the optimiser; with N processes a step is over batch_size x accumulation x N rows."""
+    one_pass: bool = True
+    """causal: train all targets of a user's sequence in one pass. Targets of another item than the next one, and
+    histories that are reversed or shuffled under labels, go prefix by prefix regardless."""
+    long_histories: Literal["windows", "prefixes"] = "windows"
+    """In one pass, targets with more than max_history items before them: windows that overlap by half, so that each has
+    the last max_history/2 to max_history items, or prefix by prefix with exactly the last max_history."""
+    buffer_rows: int = field(default=65536, metadata={"identity": False})
+    """Labels in memory at once; batches are drawn from among them."""
     lr: float = 2e-3
     """Peak learning rate."""
     ranker_lr: float = 5e-4
@@ -75,6 +88,24 @@ class Config:
     """η, length exponent of M."""
     candidates: int = 16
     """k, candidates ranked."""
+    rank_positions: Literal["one", "all"] = "one"
+    """In one pass, rank candidates at one position of each sequence and step, drawn at random (it stands for all of
+    them, so the loss is the same on average), or at all."""
+    labels: Literal["ref", "top", "random", "rank"] = "ref"
+    """What is taught (alignment study, 4.6): the real next item, the teacher's first, any item of its list, or nothing
+    but the order of its list."""
+    alpha: float = 0.0
+    """Share of the hard label in DISTILL's weights."""
+    confidence: float = 0.0
+    """Weight examples by 1 / rank^confidence, rank being the teacher's of the real next item; 0: all alike."""
+    rank_within: int = 0
+    """No ranking loss where the teacher ranked the real next item after this place; 0: always."""
+    drop_items: float = 0.0
+    """Augmentation: leave out each item of a history with this probability. In one pass its target goes with it."""
+    reverse: float = 0.0
+    """Augmentation: turn a history around with this probability; in one pass, the whole sequence."""
+    shuffle: int = 0
+    """Augmentation: move items by at most so many places; in one pass, of the whole sequence."""
     max_history: int = 20
     """Items of history (paper: 20)."""
     width: int = 20
@@ -85,20 +116,27 @@ class Config:
     valid_users: int = 1000
     """Users whose validation NDCG@10 chooses the epoch that is kept."""
     patience: int = 5
-    """Stop after so many epochs without a better one."""
+    """Stop after so many epochs without a better one; 0: never."""
+    checkpoint_every: int = field(default=200, metadata={"identity": False})
+    """Steps between checkpoints, from which a broken run goes on; 0: none."""
+    keep_checkpoints: int = field(default=1, metadata={"identity": False})
+    """The last so many checkpoints are kept while the training runs."""
+    tracker: str = field(default="tensorboard", metadata={"identity": False})
+    """Where the curves go: tensorboard (RUN/logs/students), none, or another that Accelerate knows."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     seed: int = 0
     """Of weights and order."""
+    seeds: list[int] | None = field(default=None, metadata={"identity": False})
+    """Train once for each, into OUTPUT-seed0 and so on, and say mean and spread of validation NDCG@10."""
     overwrite: bool = False
     """Repeat finished work."""
 
 
 def main(config: Config) -> None:
-    """Check the config and the inputs, then train."""
-    variant = variants.find(config.variant)
-    if config.preset not in PRESETS:
-        raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
+    """Check the config and the inputs, then train, once or once a seed."""
+    variant = variants.find(config.variant, config.labels)
+    check(config)
     inputs = [
         artifacts.read(config.dataset or config.run / "dataset", "dataset"),
         artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids"),
@@ -106,11 +144,53 @@ def main(config: Config) -> None:
     if variant.needs_labels:
         inputs.append(artifacts.read(config.soft_labels or config.run / "soft_labels", "soft_labels"))
     output = config.output or config.run / "students" / config.variant
+    if not config.seeds:
+        train_one(config, variant, inputs, output)
+        return
+    best = {}
+    for seed in config.seeds:
+        place = output.with_name(f"{output.name}-seed{seed}")
+        train_one(replace(config, seed=seed, seeds=None), variant, inputs, place)
+        curve = json.loads((place / "curve.json").read_text())
+        last = curve.get("ranker") or curve["retriever"]
+        best[seed] = max(row["valid_ndcg@10"] for row in last)
+    values = list(best.values())
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    each = ", ".join(f"{value:.4f} (seed {seed})" for seed, value in best.items())
+    say(f"{config.variant}: validation NDCG@10 {statistics.mean(values):.4f} ± {spread:.4f}: {each}")
+
+
+def train_one(config: Config, variant: Variant, inputs: list[Artifact], output: Path) -> None:
+    """Train one student unless it is finished."""
     stage = Stage("student", config, output, inputs, overwrite=config.overwrite)
     if not stage.is_finished():
         from student.loop import train
 
         train(config, variant, [artifact.folder for artifact in inputs], stage)
+
+
+def check(config: Config) -> None:
+    """Refuse settings that no training can have.
+
+    Raises:
+        UserError: which, and what it may be.
+    """
+    if config.preset not in PRESETS:
+        raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
+    least = {"epochs": 1, "ranker_epochs": 1, "batch_size": 1, "accumulation": 1, "candidates": 2, "max_history": 1}
+    least |= {"width": 1, "valid_users": 1, "patience": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
+    least |= {"rank_within": 0, "buffer_rows": 1, "confidence": 0, "shuffle": 0}
+    for name, smallest in least.items():
+        if getattr(config, name) < smallest:
+            raise UserError(f"--{name} is {getattr(config, name)}; it must be at least {smallest}.")
+    for name in ("drop_items", "reverse", "alpha", "rank_from", "dropout", "xi", "warmup"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name} is {getattr(config, name)}; it must lie between 0 and 1.")
+    for name in ("lr", "ranker_lr", "temperature", "clip"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"--{name} is {getattr(config, name)}; it must be above 0.")
+    if config.seeds is not None and len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"--seeds {config.seeds} names a seed twice.")
 
 
 if __name__ == "__main__":

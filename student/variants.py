@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from distill.artifacts import UserError
@@ -11,14 +11,21 @@ from distill.config import suggest
 
 @dataclass(frozen=True)
 class Loss:
-    """One training stage: a generative loss, a ranking loss, or their sum (equation 16)."""
+    """One training stage: a generative loss, a ranking loss, or their sum (equation 16).
+
+    Attributes:
+        generative: which, if any.
+        rank: whether equation (14) is there.
+        target: the item that nll and smooth teach: the real next item, or the teacher's first or any of its list.
+    """
 
     generative: Literal["nll", "smooth", "distill"] | None
     rank: bool = False
+    target: Literal["ref", "top", "random"] = "ref"
 
     @property
     def needs_labels(self) -> bool:
-        return self.rank or self.generative == "distill"
+        return self.rank or self.generative == "distill" or self.target != "ref"
 
 
 @dataclass(frozen=True)
@@ -44,15 +51,32 @@ VARIANTS: dict[str, Variant] = {
     "distill": Variant(Loss("distill")),
     "dtr": Variant(Loss("distill"), ranker=Loss(None, rank=True)),
     "dwr": Variant(Loss("distill", rank=True)),
+    # Table 2: without RANK dwr is distill, without both it is tiger
+    "dwr-without-distill": Variant(Loss("nll", rank=True)),
 }
 
 
-def find(name: str) -> Variant:
-    """The variant of that name.
+def find(name: str, labels: str = "ref") -> Variant:
+    """The variant of that name, taught by the labels of the alignment study (4.6).
+
+    Args:
+        name: a key of `VARIANTS`.
+        labels: "ref", as the variant says; "top" or "random", that item of the teacher's list in the reference's place;
+            "rank", the order of its list and nothing else.
 
     Raises:
-        UserError: there is none; the nearest is suggested.
+        UserError: there is none, and the nearest is suggested; or labels that this variant cannot take.
     """
     if name not in VARIANTS:
         raise UserError(f"Unknown variant {name!r}. {suggest(name, list(VARIANTS))}")
-    return VARIANTS[name]
+    variant = VARIANTS[name]
+    if labels == "ref":
+        return variant
+    if labels == "rank":
+        return Variant(Loss(None, rank=True))
+    if variant.ranker or variant.retriever.rank or variant.retriever.generative == "distill":
+        raise UserError(
+            f"--labels {labels} gives {name} another target, but its labels lie along the real one; "
+            "take --variant tiger or smooth."
+        )
+    return Variant(replace(variant.retriever, target=labels))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +12,13 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from distill.artifacts import IDENTITY, Stage, UserError, say, write_json
+from distill.artifacts import Stage, UserError, say, write_json
 from distill.catalog import Dataset
+from distill.checkpoints import Checkpoints, Progress, check_finite, gathered, trained_copy, working_folder
 from distill.launch import accelerator, memory_gib, out_of_memory, share, start_tracker, unsharded
 from distill.metrics import hit_ranks, ndcg, recall
 from distill.semantic_ids import SemanticIDs
 from teacher import model as models
-from teacher.checkpoints import Checkpoints, Progress, gathered, trained_copy
 from teacher.engines.hf import HFEngine
 from teacher.tasks import Batch, Samples, TaskData, batches, collate
 
@@ -173,41 +170,6 @@ def best_of(progress: Progress) -> dict[str, str]:
         return {}
     last = {name.removeprefix("valid_"): value for name, value in progress.curve[-1].items() if "valid" in name}
     return {f"valid_{name}": f"{value:.4f}" for name, value in last.items()} | {"best": f"{progress.best:.4f}"}
-
-
-@contextlib.contextmanager
-def working_folder(stage: Stage, acc: Accelerator) -> Iterator[Path]:
-    """The stage's working folder on every process; what a killed run of the same config left in it is still there."""
-    mark = stage.partial / IDENTITY
-    if not acc.is_main_process:
-        acc.wait_for_everyone()
-        yield stage.partial
-        return
-    try:
-        found = json.loads(mark.read_text())
-    except (OSError, ValueError):
-        found = stage.identity
-    if found != stage.identity:
-        old, new = (identity["config"] for identity in (found, stage.identity))
-        differs = [f"{key} ({old.get(key)} -> {new[key]})" for key in new if old.get(key) != new[key]]
-        differs += [key for key in ("inputs", "extra") if found[key] != stage.identity[key]]
-        say(f"starting afresh: the run broken off at {stage.partial} had another {', '.join(differs)}")
-    with stage.write(resume=True) as folder:
-        acc.wait_for_everyone()  # not before an outdated folder is gone
-        yield folder
-
-
-def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkpoints) -> None:
-    """Stop a run whose numbers are gone.
-
-    Raises:
-        UserError: inf or NaN; the checkpoints stay.
-    """
-    if not torch.isfinite(value):
-        kept = checkpoints.all()
-        said = f" The last checkpoint is {kept[-1]}." if kept else ""
-        message = f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{said}"
-        raise UserError(message, everyone=False)
 
 
 def batches_of(data: TaskData, config: Config, epoch: int) -> tuple[Samples, list[Batch]]:

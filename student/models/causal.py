@@ -1,7 +1,9 @@
 """A decoder-only student: it reads the user's codewords once and goes on from there, one codeword at a time.
 
 The same interface as `seq2seq`: `encode` a history, then `log_probs` of candidates or a `step` for beam search. All
-candidates and beams of a user look at one copy of the history's keys and values.
+candidates and beams of a user look at one copy of the history's keys and values. `one_pass` is its own: it trains all
+prefixes of a sequence at once. Positions are relative and no token sees a later one, so that the numbers are those of
+one pass a prefix.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from student.models.layers import (
     EncoderLayer,
     Pair,
     among_all,
+    chosen_log_probs,
     forced_log_probs,
     history_tokens,
     initialise,
@@ -59,6 +62,15 @@ class Memory(NamedTuple):
     state: Tensor
 
 
+class Positions(NamedTuple):
+    """What `one_pass` trains: item `places[i]` of sequence `rows[i]` is a target [n], at least 1; candidates attach in
+    sequence b before the items `groups[b]` [batch, groups], -1 for none."""
+
+    rows: Tensor
+    places: Tensor
+    groups: Tensor | None = None
+
+
 class Causal(nn.Module):
     """T5's layers without cross-attention, every token seeing those before it."""
 
@@ -74,9 +86,49 @@ class Causal(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
 
-    def forward(self, history: Tensor, items: Tensor, scope: str = "level") -> Tensor:
-        """`log_probs` of candidates after histories; see `encode` for the shapes."""
+    def forward(self, history: Tensor, items: Tensor, scope: str = "level", at: Positions | None = None):
+        """`log_probs` of candidates after histories, or `one_pass` over whole sequences; see there for the shapes."""
+        if at is not None:
+            return self.one_pass(history, items, at, scope)
         return self.log_probs(self.encode(history), items, scope)
+
+    def one_pass(
+        self, sequences: Tensor, items: Tensor | None, at: Positions, scope: str = "level"
+    ) -> tuple[Tensor, Tensor | None]:
+        """All labelled positions of users' sequences at once, and candidates beside some of them.
+
+        Args:
+            sequences: codewords of the items, oldest first, targets among them; whole items padded with -1 on the right
+                [batch, items, levels].
+            items: codewords of candidates at the places `at.groups` [batch, groups, k, levels]; None: none.
+            at: which items are targets, and where candidates attach.
+            scope: softmax over the level's codewords, or over "all" levels'.
+
+        Returns:
+            Log-probabilities along each target's codewords [n, levels, V], V as for `log_probs`; log-probabilities of
+            the candidates' own codewords [batch, groups, k, levels], anything where a group is none.
+        """
+        levels = self.config.levels
+        tokens = history_tokens(sequences, self.config.codebook_size)[:, :-1]  # nothing follows the last codeword
+        x, keys, values = self.read(tokens)
+        flat, width = x.flatten(0, 1), x.shape[1]
+        first = at.rows * width + at.places * levels - 1  # the state that tells a target's first codeword
+        states = flat[first[:, None] + torch.arange(levels, device=first.device)]
+        own = forced_log_probs(states[:, None], self.head, scope)[:, 0]
+        if items is None:
+            return own, None
+        place = at.groups.clamp(min=1) * levels  # [batch, groups]
+        row = torch.arange(len(place), device=place.device)[:, None]
+        before = flat[row * width + place - 1]  # [batch, groups, d_model]
+        heads = level_log_probs(before, self.head, 0, scope).gather(-1, items[..., 0])
+        queries = place[..., None] + torch.arange(levels - 1, device=place.device)  # [batch, groups, levels - 1]
+        spots = torch.arange(width, device=place.device)
+        bias = self.relative((spots - queries[..., None]).clamp(max=0)).transpose(1, 2)
+        later = spots >= place[..., None]  # of the sequence, a candidate sees only what came before the target
+        bias = bias.masked_fill(later[:, None, :, None], torch.finfo(bias.dtype).min)
+        states = self.attach(items, keys, values, bias)
+        rest = chosen_log_probs(states, self.head, items[..., 1:], scope)
+        return own, torch.cat([heads[..., None], rest], dim=-1)
 
     def encode(self, codes: Tensor) -> Memory:
         """Read histories.
@@ -84,9 +136,15 @@ class Causal(nn.Module):
         Args:
             codes: codewords of the items, oldest first; whole items padded with -1 on the right [batch, items, levels].
         """
-        c = self.config
-        tokens = history_tokens(codes, c.codebook_size)
-        place = torch.arange(tokens.shape[1], device=codes.device)
+        tokens = history_tokens(codes, self.config.codebook_size)
+        x, keys, values = self.read(tokens)
+        lengths = (tokens > 0).sum(1)
+        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
+        return Memory(keys, values, padding_mask(tokens, x.dtype), lengths, x.gather(1, last).squeeze(1))
+
+    def read(self, tokens: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """States [batch, length, d_model] after each token, and every layer's keys and values."""
+        place = torch.arange(tokens.shape[1], device=tokens.device)
         # padding stands on the right: no real token sees it
         bias = self.relative(place[None, :] - place[:, None])[None]
         x = self.dropout(self.embedding(tokens))
@@ -95,10 +153,26 @@ class Causal(nn.Module):
             x, key, value = layer(x, bias)
             keys.append(key)
             values.append(value)
-        x = self.dropout(self.norm(x))
-        lengths = (tokens > 0).sum(1)
-        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, c.d_model)
-        return Memory(keys, values, padding_mask(tokens, x.dtype), lengths, x.gather(1, last).squeeze(1))
+        return self.dropout(self.norm(x)), keys, values
+
+    def attach(self, items: Tensor, keys: list[Tensor], values: list[Tensor], bias: Tensor) -> Tensor:
+        """States after each codeword but the last of candidates that hang from a history.
+
+        Args:
+            items: codewords [batch, groups, k, levels]; the candidates of a group stand at one place.
+            keys, values: of the history, layer by layer.
+            bias: towards it [batch, heads, groups, levels - 1, length].
+
+        Returns:
+            [batch, groups, k, levels - 1, d_model].
+        """
+        c = self.config
+        x = self.dropout(self.embedding(among_all(items[..., :-1], c.codebook_size) + 1))
+        place = torch.arange(c.levels - 1, device=items.device)
+        own_bias = self.relative(place[None, :] - place[:, None])
+        for number, layer in enumerate(self.layers):
+            x = layer.candidates(x, keys[number], values[number], bias, own_bias)
+        return self.dropout(self.norm(x))
 
     def relative(self, distance: Tensor) -> Tensor:
         """Bias of key-minus-query distances [..., queries, keys] → [..., heads, queries, keys]; tokens ahead hidden."""
@@ -124,17 +198,10 @@ class Causal(nn.Module):
         Returns:
             [batch, k, levels, codebook_size], or [..., levels · codebook_size] for "all".
         """
-        c = self.config
-        new = c.levels - 1
-        x = self.dropout(self.embedding(among_all(items[..., :-1], c.codebook_size) + 1))  # [batch, k, new, d_model]
-        place = torch.arange(new, device=items.device)
-        own_bias = self.relative(place[None, :] - place[:, None])
-        bias = self.beside(memory, 0, new)
-        for number, layer in enumerate(self.layers):
-            x = layer.candidates(x, memory.keys[number], memory.values[number], bias, own_bias)
+        bias = self.beside(memory, 0, self.config.levels - 1)
+        x = self.attach(items[:, None], memory.keys, memory.values, bias[:, :, None])[:, 0]
         first = memory.state[:, None, None].expand(-1, items.shape[1], -1, -1)
-        states = torch.cat([first, self.dropout(self.norm(x))], dim=2)
-        return forced_log_probs(states, self.head, scope)
+        return forced_log_probs(torch.cat([first, x], dim=2), self.head, scope)
 
     def step(self, memory: Memory, scope: str = "level") -> CachedStep:
         """A fresh step function for `beam_search`; scores over the level's codewords, or over "all" levels'."""
@@ -159,23 +226,23 @@ class CausalLayer(EncoderLayer):
     """An encoder's layer that also takes tokens which come after the history."""
 
     def candidates(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, own_bias: Tensor) -> Tensor:
-        """Tokens of k candidates, each seeing the history and its own tokens.
+        """Tokens of candidates, each seeing the history and its own tokens.
 
         Args:
-            x: [batch, k, new, d_model].
+            x: [batch, groups, k, new, d_model]; the k candidates of a group stand at one place.
             keys, values: of the history [batch, heads, length, d_head].
-            bias: towards the history [batch, heads, new, length].
+            bias: towards the history [batch, heads, groups, new, length].
             own_bias: among a candidate's tokens [heads, new, new].
         """
-        attention, (batch, k, new, d_model) = self.attention, x.shape
-        normed = self.norm1(x).view(batch, k * new, d_model)
-        queries = attention.split(attention.q(normed))  # [batch, heads, k · new, d_head]
-        own_keys, own_values = (part.unflatten(2, (k, new)) for part in attention.keys_values(normed))
-        far = (queries @ keys.transpose(2, 3)).unflatten(2, (k, new)) + bias[:, :, None]
-        near = queries.unflatten(2, (k, new)) @ own_keys.transpose(3, 4) + own_bias[None, :, None]
+        attention, shape = self.attention, x.shape[1:4]
+        normed = self.norm1(x).flatten(1, 3)
+        queries = attention.split(attention.q(normed))  # [batch, heads, groups · k · new, d_head]
+        own_keys, own_values = (part.unflatten(2, shape) for part in attention.keys_values(normed))
+        far = (queries @ keys.transpose(2, 3)).unflatten(2, shape) + bias[:, :, :, None]
+        near = queries.unflatten(2, shape) @ own_keys.transpose(-1, -2) + own_bias[None, :, None, None]
         weights = torch.cat([far, near], dim=-1).softmax(-1)
-        far, near = weights.split([keys.shape[2], new], dim=-1)
-        mixed = far.flatten(2, 3) @ values + (near @ own_values).flatten(2, 3)
+        far, near = weights.split([keys.shape[2], shape[-1]], dim=-1)
+        mixed = far.flatten(2, 4) @ values + (near @ own_values).flatten(2, 4)
         return self.feed(x + self.dropout(attention.o(mixed.transpose(1, 2).flatten(2))).view_as(x))
 
     def step(self, x: Tensor, past: list[Pair], keys: Tensor, values: Tensor, bias: Tensor, own_bias: Tensor):

@@ -216,6 +216,27 @@ def forced_log_probs(states: Tensor, head: Tensor, scope: str) -> Tensor:
     return logits.float().log_softmax(-1)
 
 
+def chosen_log_probs(states: Tensor, head: Tensor, codes: Tensor, scope: str) -> Tensor:
+    """Log-probabilities of given codewords at the last positions of items.
+
+    Args:
+        states: before each of these codewords [..., m, d_model].
+        head: [levels, codebook_size, d_model].
+        codes: of the last m levels [..., m].
+        scope: as for `forced_log_probs`.
+
+    Returns:
+        [..., m].
+    """
+    levels, last = len(head), codes.shape[-1]
+    if scope == "level":
+        logits = torch.einsum("...ld,lnd->...ln", states, head[levels - last :])
+    else:
+        logits = states @ head.flatten(0, 1).T
+        codes = codes + torch.arange(levels - last, levels, device=codes.device) * head.shape[1]
+    return logits.float().log_softmax(-1).gather(-1, codes[..., None]).squeeze(-1)
+
+
 def initialise(module: nn.Module, d_model: int, d_ff: int, heads: int, d_head: int) -> None:
     """T5's initialisation with factor 1: queries carry the 1/√d that the attention leaves out."""
     special = {"q": (d_model * d_head) ** -0.5, "o": (heads * d_head) ** -0.5, "wo": d_ff**-0.5}

@@ -11,9 +11,9 @@ from test_tasks import TITLES, make_shop
 
 from distill import artifacts
 from distill.artifacts import Stage, UserError
+from distill.checkpoints import Checkpoints
 from teacher import loop
 from teacher import model as models
-from teacher.checkpoints import Checkpoints
 from teacher.finetune import TASKS, Config
 
 SIZES = {

@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from distill.artifacts import say
+from distill.artifacts import IDENTITY, Stage, UserError, say
 
 SHARDED = ("DEEPSPEED", "FSDP")  # their optimiser states lie in pieces on all processes
 STATE = ("step", "epoch", "batch", "best", "waited", "curve")
@@ -65,10 +65,24 @@ class Checkpoints:
         acc: the Accelerator.
         model: the model, wrapped or not.
         optimizer: any torch optimiser whose states are tensors.
-        schedule: learning rate schedule.
+        schedule: learning rate schedule; None where the rate follows from the progress.
+        name: who trains, in messages.
+        best_everywhere: every process has the best parameters, not only the first.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int, acc: Accelerator, model, optimizer, schedule):
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        keep: int,
+        acc: Accelerator,
+        model,
+        optimizer,
+        schedule=None,
+        name: str = "teacher",
+        best_everywhere: bool = False,
+    ):
+        self.name, self.best_everywhere = name, best_everywhere
         self.folder, self.every, self.keep, self.acc = folder, every, keep, acc
         self.model, self.optimizer, self.schedule = acc.unwrap_model(model), optimizer, schedule
         self.sharded = acc.distributed_type.value in SHARDED
@@ -104,7 +118,7 @@ class Checkpoints:
         state |= {
             "processes": self.acc.num_processes,
             "engine": engine_of(self.acc),
-            "schedule": self.schedule.state_dict(),
+            "schedule": self.schedule and self.schedule.state_dict(),
             "lr": [group["lr"] for group in self.optimizer.param_groups],
             "scaler": scaler,
         }
@@ -137,7 +151,8 @@ class Checkpoints:
             self._load_whole(found[-1])
         for group, lr in zip(self.optimizer.param_groups, state["lr"], strict=True):
             group["lr"] = lr
-        self.schedule.load_state_dict(state["schedule"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
         if state["scaler"] is not None:
             self.acc.scaler.load_state_dict(state["scaler"])
         _set_generators(own, load_file(found[-1] / f"generators-{rank}.safetensors"))
@@ -146,9 +161,11 @@ class Checkpoints:
             **{name: state[name] for name in STATE},
             loss=own["loss"],
             counted=own["counted"],
-            best_state=load_file(best) if best.is_file() and self.acc.is_main_process else None,
+            best_state=load_file(best)
+            if best.is_file() and (self.best_everywhere or self.acc.is_main_process)
+            else None,
         )
-        say(f"teacher: goes on from step {progress.step} (epoch {progress.epoch + 1})")
+        say(f"{self.name}: goes on from step {progress.step} (epoch {progress.epoch + 1})")
         return progress
 
     def remove(self) -> None:
@@ -174,6 +191,41 @@ class Checkpoints:
             for name, parameter in trainable_state(self.model).items()
             for key, value in states.get(parameter, {}).items()
         }
+
+
+@contextlib.contextmanager
+def working_folder(stage: Stage, acc: Accelerator) -> Iterator[Path]:
+    """The stage's working folder on every process; what a killed run of the same config left in it is still there."""
+    mark = stage.partial / IDENTITY
+    if not acc.is_main_process:
+        acc.wait_for_everyone()
+        yield stage.partial
+        return
+    try:
+        found = json.loads(mark.read_text())
+    except (OSError, ValueError):
+        found = stage.identity
+    if found != stage.identity:
+        old, new = (identity["config"] for identity in (found, stage.identity))
+        differs = [f"{key} ({old.get(key)} -> {new[key]})" for key in new if old.get(key) != new[key]]
+        differs += [key for key in ("inputs", "extra") if found[key] != stage.identity[key]]
+        say(f"starting afresh: the run broken off at {stage.partial} had another {', '.join(differs)}")
+    with stage.write(resume=True) as folder:
+        acc.wait_for_everyone()  # not before an outdated folder is gone
+        yield folder
+
+
+def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkpoints) -> None:
+    """Stop a run whose numbers are gone.
+
+    Raises:
+        UserError: inf or NaN; the checkpoints stay.
+    """
+    if not torch.isfinite(value):
+        kept = checkpoints.all()
+        said = f" The last checkpoint is {kept[-1]}." if kept else ""
+        message = f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{said}"
+        raise UserError(message, everyone=False)
 
 
 def trainable_state(model) -> dict[str, torch.nn.Parameter]:

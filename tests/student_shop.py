@@ -1,0 +1,57 @@
+"""What the tests of the students' training share: a small shop with labels of a made-up teacher."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from distill.artifacts import Stage, read, write_json
+from distill.catalog import Dataset, write_dataset
+from distill.semantic_ids import write_codes
+from distill.soft_labels import write_index, write_shard
+
+LEVELS, SIZE, ITEMS, K = 3, 6, 40, 5
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+def make_shop(root, lengths, seed=0, shards=3):
+    """A run's folder with data set, semantic IDs and soft labels; `lengths` of the users' sequences, all items."""
+    rng = np.random.default_rng(seed)
+    names = [f"i{number}" for number in range(ITEMS)]
+    rows = [rng.permutation(ITEMS)[:length] for length in lengths]
+    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+        write_dataset(folder, pa.table({"item_id": names}), [f"u{user}" for user in range(len(rows))], rows)
+    numbers = rng.choice(SIZE**LEVELS, ITEMS, replace=False)
+    codes = np.stack(np.unravel_index(numbers, (SIZE,) * LEVELS), axis=1)
+    data = read(root / "dataset", "dataset")
+    with Stage("semantic_ids", Nothing(), root / "semantic_ids", [data]).write() as folder:
+        write_codes(folder, names, codes)
+        write_json(folder / "report.json", {"codebook_size": SIZE})
+    examples = Dataset.load(root / "dataset").examples("train")
+    n = len(examples)
+    lists = np.stack([rng.permutation(np.delete(np.arange(ITEMS), target))[: K - 1] for target in examples.targets])
+    candidates = np.concatenate([examples.targets[:, None], lists], axis=1)
+    scores = rng.normal(-5, 1, (n, K)).astype(np.float32)
+    scores[:, 1:] = -np.sort(-scores[:, 1:], axis=1)  # beams are in order, wherever the reference stands
+    candidates[::7, -1], scores[::7, -1] = -1, -np.inf  # some lists are short
+    logits = rng.normal(0, 1, (n, LEVELS, SIZE))
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    inputs = [data, read(root / "semantic_ids", "semantic_ids")]
+    with Stage("soft_labels", Nothing(), root / "soft_labels", inputs).write() as folder:
+        write_labels(folder, examples, codes, candidates, scores, log_probs, shards=shards)
+
+
+def write_labels(folder, examples, codes, *labels, shards=3):
+    """Shards end where users do."""
+    (folder / "data").mkdir()
+    said = []
+    for number, users in enumerate(np.array_split(np.unique(examples.users), shards)):
+        mine = np.flatnonzero(np.isin(examples.users, users))
+        part, path = examples.take(mine), folder / "data" / f"{number:05d}.parquet"
+        said.append(write_shard(path, part, codes[part.targets], *(array[mine] for array in labels), "fp16"))
+    facts = {"levels": LEVELS, "codebook_size": SIZE, "scope": "level", "encoding": "fp16", "keep": K}
+    write_index(folder, said, **facts)
