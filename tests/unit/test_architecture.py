@@ -8,7 +8,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HOUSE = ("distill", "teacher", "student", "scripts")
 FILES = sorted(path for room in HOUSE for path in (ROOT / room).rglob("*.py"))
-ENTRIES = {"teacher.finetune", "teacher.merge", "student.train", "distill.export_soft_labels"}
+ENTRIES = {
+    "teacher.finetune",
+    "teacher.merge",
+    "student.train",
+    "student.baseline",
+    "distill.export_soft_labels",
+}
 DISTILL_ENTRY = "distill.export_soft_labels"  # the one place where distill reaches for the teacher
 HEAVY = ("vllm", "deepspeed", "bitsandbytes")  # extras: a plain install has none of them
 
