@@ -89,9 +89,8 @@ class Claims:
         for number in range(self.parts):
             said = self.said(number)
             if said is not None and not self.intact(self.stage.partial, said):
-                with self.claim(number, wait=True) as mine:
-                    said = self.said(number)
-                    if mine and said is not None and not self.intact(self.stage.partial, said):
+                with self.claim(number, wait=True) as (state, said):
+                    if state == "ours" and said is not None and not self.intact(self.stage.partial, said):
                         (self.folder / f"{number:05d}.json").unlink()
                         found.append(number)
         return found
@@ -112,25 +111,26 @@ class Claims:
             for number in numbers:
                 if self.said(number) is not None:
                     continue
-                with self.claim(number, wait) as mine:
-                    if mine is None:
+                with self.claim(number, wait) as (state, said):
+                    if state == "gone":
                         return False
-                    if mine and self.said(number) is None:
+                    if state == "ours" and said is None:
                         write_json(self.folder / f"{number:05d}.json", make(number))
         return True
 
     @contextlib.contextmanager
-    def claim(self, number: int, wait: bool) -> Iterator[bool | None]:
-        """Whether the part is ours while the block runs; None: the folder is no longer there."""
+    def claim(self, number: int, wait: bool) -> Iterator[tuple[str, dict | None]]:
+        """While the block runs a part is "ours" or "taken", or the folder is "gone"; with what is said of the part."""
         path = self.folder / f"{number:05d}.lock"
         try:
             file = open(path, "w")  # noqa: SIM115
         except FileNotFoundError:
-            yield None
+            yield "gone", None
             return
         with file:
-            mine: bool | None = take(file, wait)
-            yield mine if same_file(path, file) else None
+            mine, said = take(file, wait), self.said(number)
+            # looked at last: that nothing was said is true only if the folder was still there
+            yield ("taken" if not mine else "ours" if same_file(path, file) else "gone"), said
 
     def finish(self, write: Callable[[list[dict]], None]) -> bool:
         """If all parts are there, make the working folder the artifact; False: parts of other processes are missing.

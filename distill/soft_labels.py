@@ -381,7 +381,15 @@ def encode_shard(
             columns[f"{name}_{level}"] = _column(values)
     content = io.BytesIO()
     # no dictionaries: they would only hide from zstd how often each byte occurs
-    pq.write_table(pa.table(columns), content, compression="zstd", use_dictionary=False, write_statistics=False)
+    split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("candidates", "candidate_scores")}
+    pq.write_table(
+        pa.table(columns),
+        content,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+        column_encoding=split,
+    )
     return content.getbuffer()
 
 

@@ -453,6 +453,13 @@ MEANINGS = {
     "recall@10": "share of training targets that the teacher has among its first 10",
     "entropy_per_level": "uncertainty of the teacher's next code, in nats",
     "mass_off_level": "probability the teacher gives to tokens that are no code of the level",
+    "reference_in_beams": "share of targets that are among the teacher's beams",
+    "reference_rank": "their mean rank there",
+    "invalid_beams": "share of beams that are no item's ID",
+    "bytes_per_target": "room a label takes on disk",
+    "kl_fp16": "what storing halves loses of the distributions, in nats",
+    "kl_u8": "what storing square roots in bytes loses",
+    "kl_topk+tail": "what storing the 48 likeliest codewords loses",
 }
 
 

@@ -122,7 +122,7 @@ class HFEngine:
         Returns:
             float32 [users, length, levels, codebook_size or levels · codebook_size]; rows of padding mean nothing.
         """
-        prompts, _ = self.prompts(sequences)
+        prompts, _ = self.prompts(sequences, room=-1)  # the last token is only a target
         hidden = self.model.base_model(input_ids=prompts[:, :-1]).last_hidden_state
         return self._codewords(hidden.unflatten(1, (sequences.shape[1], self.data.ids.levels)), scope)
 
@@ -136,8 +136,17 @@ class HFEngine:
             **versions,
         }
 
-    def prompts(self, histories: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Token numbers padded on the right [users, tokens], and lengths [users]."""
+    def prompts(self, histories: np.ndarray, room: int | None = None) -> tuple[Tensor, Tensor]:
+        """Token numbers padded on the right [users, tokens], and lengths [users].
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 [users, length].
+            room: tokens that have to fit behind them (default: an ID but for its last codeword).
+
+        Raises:
+            UserError: they do not fit the model's window.
+        """
+        room = self.data.ids.levels - 1 if room is None else room
         if self.prompt == "stream":
             padded = histories == PAD
             codes = np.where(padded[..., None], self.pad, self.data.item_tokens[histories])
@@ -150,6 +159,12 @@ class HFEngine:
             tokens = np.full((len(rows), lengths.max()), self.pad, dtype=np.int64)
             for number, row in enumerate(rows):
                 tokens[number, : len(row)] = row
+        window = getattr(self.model.config, "max_position_embeddings", None)
+        if window and lengths.max() + room > window:
+            raise UserError(
+                f"A prompt of {lengths.max()} tokens and an ID do not fit the teacher's window of {window}; its "
+                f"teacher.json asks for histories of {self.data.max_history} items. Tune it with a longer window."
+            )
         self.counters["tokens"] += int(lengths.sum())
         return torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
 

@@ -174,7 +174,8 @@ def test_killed_at_twenty_moments(shop, whole, tmp_path):
         begun = context.Event()
         process = context.Process(target=quietly, args=(config, 0.001, begun))
         process.start()
-        assert begun.wait(20)
+        while process.is_alive() and not begun.wait(0.01):  # the kill before may have come too late to stop the work
+            pass
         process.join(rng.uniform(0, 0.3))
         came_to_its_end = not process.is_alive()
         process.kill()

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from distill.artifacts import Stage, write_json
+from distill.artifacts import Stage, UserError, write_json
 from distill.catalog import PAD, Dataset, write_dataset
 from distill.labelling import Ask, EngineLabeller
 from distill.semantic_ids import SemanticIDs, write_codes
@@ -222,6 +222,18 @@ def test_unconstrained_labels(shop, engines):
         rest = [i for i in ranking(expected, bought) if i != target and i in named]
         found = [item for item in labels.candidates[row].tolist() if item >= 0]
         assert found == [target, *rest]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_longer_than_the_window(engines, prompt, monkeypatch):
+    engine = engines[prompt]
+    longest = int(engine.prompts(HISTORIES)[1].max())
+    monkeypatch.setattr(engine.model.config, "max_position_embeddings", longest + LEVELS - 1)
+    engine.beams(HISTORIES, 3)
+    monkeypatch.setattr(engine.model.config, "max_position_embeddings", longest + LEVELS - 2)
+    for ask in (lambda: engine.beams(HISTORIES, 3), lambda: engine.codeword_logprobs(HISTORIES, np.arange(4))):
+        with pytest.raises(UserError, match=f"of {longest} tokens and an ID do not fit"):
+            ask()
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
