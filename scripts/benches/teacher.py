@@ -36,7 +36,6 @@ from distill.artifacts import Stage, say, write_json
 from distill.catalog import Dataset, as_lists, write_dataset
 from distill.launch import accelerator
 from distill.semantic_ids import SemanticIDs, write_codes
-from teacher import finetune
 from teacher import model as models
 from teacher.tasks import TASKS, Batch, Samples, TaskData, batches, collate, padded_size
 
@@ -74,6 +73,33 @@ class Config:
     """Of weights, samples and order."""
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """The fields of finetune's config that decide network and samples, at their defaults there."""
+
+    run: Path
+    base: str | None = None
+    sizes: dict[str, float] = field(default_factory=dict)
+    vocab_size: int = 1024
+    mode: str = "full"
+    lora_rank: int = 8
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    attention_dropout: float = 0.0
+    init_codewords: str = "mean"
+    precision: str = "no"
+    chat: bool = False
+    tasks: dict[str, float] = field(default_factory=dict)
+    intentions: Path | None = None
+    crop: float = 0.0
+    reverse: float = 0.0
+    drop_items: float = 0.0
+    max_history: int = 20
+    max_tokens: int = 256
+    batch_tokens: int = 4096
+    seed: int = 0
+
+
 def main(config: Config) -> dict[str, Any]:
     """All figures."""
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +113,7 @@ def main(config: Config) -> dict[str, Any]:
 def made_up(folder: Path, seed: int) -> Path:
     """A run's folder with the demo's shop and random IDs."""
     shop = sources.reader("demo").read(None, sources.Options(seed=seed, users=2000))
-    made_of = finetune.Config(seed=seed)
+    made_of = Config(seed=seed)
     with Stage("dataset", made_of, folder / "dataset").write() as into:
         write_dataset(into, shop.items, shop.user_ids, as_lists(shop.values, shop.offsets, pa.int32()))
     dataset = artifacts.read(folder / "dataset", "dataset")
@@ -98,13 +124,13 @@ def made_up(folder: Path, seed: int) -> Path:
     return folder
 
 
-def teacher_config(config: Config, run: Path, **more) -> finetune.Config:
+def teacher_config(config: Config, run: Path, **more) -> Teacher:
     """The teacher's settings that count here."""
     tasks = dict.fromkeys(TASKS, 1.0)
-    return finetune.Config(run=run, tasks=tasks, batch_tokens=config.batch_tokens, seed=config.seed, **more)
+    return Teacher(run=run, tasks=tasks, batch_tokens=config.batch_tokens, seed=config.seed, **more)
 
 
-def build(settings: finetune.Config):
+def build(settings: Teacher):
     """(network, samples of an epoch, tokenizer)."""
     dataset = Dataset.load(settings.run / "dataset")
     ids = SemanticIDs.load(settings.run / "semantic_ids", dataset.n_items)
@@ -243,7 +269,7 @@ def memory(config: Config, run: Path, folder: Path) -> dict[str, float]:
 
 def peak(settings: dict[str, Any], steps: int) -> float:
     """Peak MiB of a few steps in this process, on its GPU if there is one."""
-    settings = finetune.Config(**settings)
+    settings = Teacher(**settings)
     acc = accelerator(seed=settings.seed)
     if settings.mode == "qlora":
         import bitsandbytes  # noqa: F401  its code is no part of the training's memory
