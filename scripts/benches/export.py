@@ -13,6 +13,7 @@ import torch
 
 from benches import interleaved
 from benches.decode import SIZE, made_up
+from benches.labels import encodings
 from distill.artifacts import Stage, write_json
 from distill.catalog import PAD, Dataset, write_dataset
 from distill.semantic_ids import SemanticIDs, write_codes
@@ -41,6 +42,8 @@ class Config:
     """Compare on vLLM too."""
     vllm_users: int = 8
     """Users of the comparison on vLLM."""
+    labels: Path | None = None
+    """A label set exported with --encoding fp16, whose encodings are compared; none: made-up distributions."""
     repeats: int = 3
     """Measured rounds; medians are reported."""
     device: str = "cpu"
@@ -66,7 +69,7 @@ def main(config: Config) -> dict[str, Any]:
             figures |= one_pass(engine, dataset, config)
         if config.vllm:
             figures |= against_vllm(run, dataset, ids, histories[: config.vllm_users], config)
-    return figures
+    return figures | encodings(config.seed, repeats=config.repeats, labels=config.labels)
 
 
 def made_up_run(folder: Path, seed: int) -> Path:

@@ -94,6 +94,7 @@ class Teacher:
     crop: float = 0.0
     reverse: float = 0.0
     drop_items: float = 0.0
+    folds: int = 0
     max_history: int = 20
     max_tokens: int = 256
     batch_tokens: int = 4096
