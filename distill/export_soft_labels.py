@@ -214,16 +214,19 @@ def whose(shard: str | None) -> tuple[int, int]:
 
 
 def one_after_the_other(first: Callable[[], Any], others: Callable[[], Any]) -> None:
-    """In a launch: `first` in the first process, `others` in the others when it is done."""
-    import torch.distributed as group
+    """In a launch: `first` in the first process, `others` in the others when it is done.
 
-    group.init_process_group("gloo")
-    if group.get_rank() == 0:
+    Over the launcher's store alone: vLLM may have a process group of its own.
+    """
+    from torch.distributed import rendezvous
+
+    store, rank, _ = next(rendezvous("env://"))
+    if rank == 0:
         first()
-    group.barrier()
-    if group.get_rank() > 0:
+        store.set("first", "done")
+    else:
+        store.wait(["first"])
         others()
-    group.destroy_process_group()
 
 
 def read_teachers(config: Config) -> list[Artifact]:

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -363,3 +365,16 @@ def test_push(shop, tmp_path):
 def test_bad_words(shop, tmp_path, words, said):
     assert said in refused(shop, tmp_path / "labels", *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_launched_processes_share_the_work_and_may_start_anew(shop, tmp_path):
+    script = str(Path(export.__file__))
+    words = ["--run", str(shop), "--mix", "transitions=1.0", "--shard_rows", "20", "--keep", "4"]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--"]
+    for output, before, more in (("alone", [], []), ("shared", [], []), ("shared", launcher, ["--overwrite"])):
+        done = subprocess.run(
+            [sys.executable, *before, script, *words, "--output", str(tmp_path / output), *more],
+            capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "shared") == content(tmp_path / "alone")
