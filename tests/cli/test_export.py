@@ -98,8 +98,10 @@ def quietly(config, pause, begun=None):
 
 
 @pytest.fixture(autouse=True)
-def labeller(monkeypatch):
-    monkeypatch.setattr(export, "open_labeller", None)  # put back after the test
+def labeller():
+    opener = export.open_labeller
+    yield
+    export.open_labeller = opener  # other files' tests ask real teachers
 
 
 @pytest.fixture(scope="module")
