@@ -6,26 +6,25 @@ shows it the prompt and its own ancestors. Nothing is repeated per beam and no c
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from distill.artifacts import UserError
 from distill.beam import score_all, search, to_items
 from distill.catalog import PAD, Dataset
 from distill.semantic_ids import SemanticIDs
 from distill.trie import Trie
-from teacher.model import check_checkpoint
+from teacher.engines import open_teacher
 from teacher.tasks import TaskData
 
 
 class HFEngine:
-    """A teacher behind the engine protocol: `beams(histories)` and `codeword_logprobs(histories, targets)`.
+    """A teacher in plain PyTorch behind `teacher.engines.Engine`.
 
     Args:
         model: a causal model with codewords in its vocabulary.
@@ -48,31 +47,15 @@ class HFEngine:
         Raises:
             UserError: not a checkpoint, or without this codebook's tokens.
         """
-        check_checkpoint(folder)
-        facts = json.loads((Path(folder) / "teacher.json").read_text())
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        missing = [token for token in ids.tokens() if token not in tokenizer.get_vocab()]
-        if missing:
-            raise UserError(f"The teacher at {folder} does not know {len(missing)} codewords (first {missing[0]!r}).")
+        data, prompt = open_teacher(folder, dataset, ids)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
-        data = TaskData(dataset, ids, tokenizer, facts["max_history"], facts["max_tokens"])
-        return HFEngine(model, data, facts["prompt"])
+        return HFEngine(model, data, prompt)
 
     @torch.inference_mode()
     def beams(
         self, histories: np.ndarray, width: int, exclude_bought: bool = True, constrained: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The likeliest items after each history.
-
-        Args:
-            histories: item numbers, oldest first, padded with -1 [users, length].
-            width: beams.
-            exclude_bought: leave out the history's items.
-            constrained: only valid IDs; otherwise any codewords, and items are -1 where there is none.
-
-        Returns:
-            Item numbers, best first, -1 for none, and their log P(v|S); both [users, width].
-        """
+        """As `Engine.beams`."""
         bought = torch.from_numpy(histories).to(self.device)
         step = TreeStep(self.model, self.token_of, *self.prompts(histories))
         beams = search(step, self.trie, bought, width, exclude_bought, constrained)
@@ -111,16 +94,7 @@ class HFEngine:
 
     @torch.inference_mode()
     def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray, scope: str = "level") -> Tensor:
-        """Teacher-forced full-vocabulary log-probabilities of every level's codewords.
-
-        Args:
-            histories: item numbers, oldest first, padded with -1 [rows, length].
-            targets: the items that are forced [rows].
-            scope: "level": of each position its own codewords; "all": those of all levels, side by side.
-
-        Returns:
-            float32 [rows, levels, codebook_size or levels · codebook_size]; what a row lacks to 1 is mass outside it.
-        """
+        """As `Engine.codeword_logprobs`."""
         prompts, lengths = self.prompts(histories)
         levels = self.data.ids.levels
         tokens = torch.nn.functional.pad(prompts, (0, levels - 1), value=self.pad)
@@ -133,15 +107,7 @@ class HFEngine:
 
     @torch.inference_mode()
     def stream_logprobs(self, sequences: np.ndarray, scope: str = "level") -> Tensor:
-        """As `codeword_logprobs` for every item of running sequences at once; only for teachers asked with "stream".
-
-        Args:
-            sequences: item numbers, padded with -1 on the right [users, length].
-            scope: as there.
-
-        Returns:
-            float32 [users, length, levels, codebook_size or levels · codebook_size]; rows of padding mean nothing.
-        """
+        """As `Engine.stream_logprobs`, in one forward pass."""
         prompts, _ = self.prompts(sequences, room=-1)  # the last token is only a target
         hidden = self.model.base_model(input_ids=prompts[:, :-1]).last_hidden_state
         return self._codewords(hidden.unflatten(1, (sequences.shape[1], self.data.ids.levels)), scope)
