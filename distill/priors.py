@@ -367,7 +367,8 @@ class MixtureLabeller:
             columns = columns + np.arange(levels) * (several[0].log_probs.shape[2] // levels)
         log_probs = mix_codewords([labels.log_probs for labels in several], self.log_weights, columns)
         union = distinct(np.concatenate([labels.candidates for labels in several], axis=1))
-        scores = self.log_prob(examples, union)
+        every = [_scores(part, labels, examples, union) for part, labels in zip(self.parts, several, strict=True)]
+        scores = mix(every, self.log_weights)
         own = np.where(union == examples.targets[:, None], scores, -np.inf).max(1)
         if ask.exclude_bought:  # the reference is among the candidates whether or not it was bought before
             scores = np.where((union[:, :, None] == examples.histories[:, None, :]).any(2), -np.inf, scores)
@@ -507,6 +508,23 @@ def joined(parts: Sequence[Labels], order: np.ndarray | None = None) -> Labels:
 
 def silent(done: int) -> None:
     """A progress that nobody sees."""
+
+
+def _scores(part: Labeller, labels: Labels, examples: Examples, items: np.ndarray) -> np.ndarray:
+    """`part.log_prob`, asked for those items alone that its own labels do not score already."""
+    out = np.full(items.shape, -np.inf)
+    missing = items != PAD
+    for candidate, score in zip(labels.candidates.T, labels.scores.T, strict=True):
+        here = (items == candidate[:, None]) & missing
+        out[here] = np.broadcast_to(score[:, None], items.shape)[here]
+        missing &= ~here
+    if missing.any():
+        left = np.argsort(~missing, axis=1, kind="stable")[:, : missing.sum(1).max()]
+        asked = np.where(np.take_along_axis(missing, left, axis=1), np.take_along_axis(items, left, axis=1), PAD)
+        found = part.log_prob(examples, asked)
+        rows = np.arange(len(items))[:, None]
+        out[rows, left] = np.where(asked != PAD, found, out[rows, left])
+    return out
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:

@@ -251,6 +251,26 @@ def test_a_mixture_is_the_mixture_of_the_items(shop, codes, trie, scope):
     assert (labels.candidates[:, 0] == examples.targets).all()
 
 
+def test_a_mixture_asks_only_for_what_is_not_known(shop, codes, trie):
+    examples = shop.examples("train", 6)
+
+    class Counted(ItemLabeller):
+        def log_prob(self, examples, items):
+            asked.append(items)
+            return super().log_prob(examples, items)
+
+    parts = [Counted(random_teacher(seed), trie, True) for seed in (1, 2)]
+    mixture = MixtureLabeller(parts, [0.6, 0.4], codes)
+    asked: list = []
+    labels = mixture.label(examples, ask(3, 6, True, "level"), priors.silent)
+    known = [part.label(examples, ask(3, 4, True, "level"), priors.silent).candidates for part in parts]
+    assert len(asked) == 2
+    for items, own in zip(asked, known, strict=True):
+        assert (items != PAD).any()
+        assert not ((items[:, :, None] == own[:, None, :]) & (items != PAD)[:, :, None]).any()
+    np.testing.assert_allclose(labels.scores, mixture.log_prob(examples, labels.candidates), rtol=1e-5)
+
+
 def test_labels_depend_on_the_example_alone(shop, codes, trie):
     """Byte for byte, whoever is labelled beside it: shards and folds may be cut anywhere."""
     examples = shop.examples("train", 6)
