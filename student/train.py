@@ -20,7 +20,7 @@ from distill.config import run, suggest
 from student import variants
 from student.variants import Variant
 
-PRESETS = ("demo", "tiger-4m", "lohrec-13m")
+PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Config:
     backbone: Literal["seq2seq", "causal"] = "seq2seq"
     """The network: T5's encoder and decoder, or a decoder alone that reads the history once."""
     preset: str = "demo"
-    """Sizes of the network: demo, tiger-4m or lohrec-13m."""
+    """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
     dropout: float = 0.1
     """On embeddings and on every layer's output."""
     epochs: int = 20
