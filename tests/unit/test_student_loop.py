@@ -97,7 +97,7 @@ def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("loss", ["nll", "dwr"])
+@pytest.mark.parametrize("loss", ["nll", "distill", "dwr"])
 def test_accumulation_is_a_larger_batch(root, backbone, loss):
     """Batches of unequal lengths, cut in two: equal losses and gradients, step by step."""
     model, one_pass = network(backbone), backbone == "causal"
