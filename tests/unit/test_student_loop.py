@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from student_shop import LEVELS, SIZE, K, make_prior, make_shop
 
 from distill import artifacts
-from distill.artifacts import UserError
+from distill.artifacts import UserError, write_json
 from distill.catalog import Dataset
 from distill.checkpoints import Checkpoints
 from distill.semantic_ids import SemanticIDs
@@ -310,6 +310,35 @@ def test_priors_that_cannot_be_taught(priors):
     make_prior(priors / "others", "soft_labels-statistics", "statistics")
     labels = priors / "others/soft_labels-statistics"
     assert "do not belong together" in refused(prior="statistics", prior_labels=labels)
+
+
+def test_labels_that_cannot_be_read(priors):
+    """Missing, unfinished, of another codebook, of another scope, cut: refused before anything is written."""
+    labels, shard = priors / "soft_labels", priors / "soft_labels/data/00001.parquet"
+
+    def refused(**changes):
+        with pytest.raises(UserError) as error:
+            run(priors, priors / "student", **changes)
+        assert not (priors / "student").exists()
+        return str(error.value)
+
+    said = refused(variant="distill", soft_labels=priors / "nowhere")
+    assert "No soft_labels at" in said and "distill/export_soft_labels.py" in said
+    index = json.loads((labels / "index.json").read_text())
+    write_json(labels / "index.json", index | {"scope": "all"})
+    assert "--scope level asks for each level's own" in refused(variant="dtr")
+    write_json(labels / "index.json", index)
+    make_shop(priors / "others", LENGTHS, seed=3)
+    assert "do not belong together" in refused(semantic_ids=priors / "others/semantic_ids")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    assert f"The shard {shard} is damaged" in refused()
+    shard.write_bytes(whole)
+    (labels / "manifest.json").rename(labels / "elsewhere")
+    said = refused()
+    assert "is not a finished soft_labels" in said and "distill/export_soft_labels.py" in said
+    (labels / "elsewhere").rename(labels / "manifest.json")
+    run(priors, priors / "student", epochs=1)
 
 
 def test_variants_of_table_2():
