@@ -58,7 +58,8 @@ class UserError(Exception):
 class Artifact:
     """A finished folder and what its manifest says.
 
-    `inputs` maps the name of every ancestor, not only the direct ones, to its fingerprint at the time.
+    `inputs` maps the name of every ancestor, not only the direct ones, to its fingerprint at the time. `role` tells a
+    second artifact of one kind from the first (labels whose order alone is used).
     """
 
     folder: Path
@@ -67,10 +68,14 @@ class Artifact:
     inputs: dict[str, str]
     config: dict[str, Any]
     manifest: dict[str, Any]
+    role: str = ""
 
     @property
     def name(self) -> str:
-        """Its kind; of students, baselines and folds' teachers, which stand side by side, also the folder's name."""
+        """Its kind; of students, baselines and folds' teachers, which stand side by side, also the folder's name; of a
+        second artifact of a kind, also its role."""
+        if self.role:
+            return f"{self.kind}/{self.role}"
         several = self.kind in ("student", "baseline") or (self.kind == "teacher" and self.config.get("folds"))
         return f"{self.kind}/{self.folder.name}" if several else self.kind
 
@@ -89,15 +94,27 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def read(folder: Path, kind: str) -> Artifact:
+def made_by(kind: str, folder: Path) -> str:
+    """The command that makes such a folder."""
+    if kind == "student" and folder.name.endswith("+memory"):
+        return f"python scripts/add_memory.py --student {folder.with_name(folder.name.removesuffix('+memory'))}"
+    return MADE_BY[kind]
+
+
+def read(folder: Path, kind: str, make: str | None = None) -> Artifact:
     """Open a finished artifact of the given kind.
+
+    Args:
+        folder: where it is.
+        kind: a key of `MADE_BY`.
+        make: the command to name in place of `made_by`.
 
     Raises:
         UserError: missing, unfinished, of another kind or schema; the message names the command that makes it.
     """
     folder = Path(folder)
-    manifest = _manifest(folder, kind)
-    again = f"Make it with: {MADE_BY[kind]} --overwrite"
+    manifest = _manifest(folder, kind, make)
+    again = f"Make it with: {make or made_by(kind, folder)} --overwrite"
     if manifest["schema"] != SCHEMA:
         raise UserError(f"{folder} has schema {manifest['schema']}, this version reads {SCHEMA}. {again}")
     for key in ("fingerprint", "inputs", "config", "identity"):
@@ -106,9 +123,9 @@ def read(folder: Path, kind: str) -> Artifact:
     return Artifact(folder, kind, manifest["fingerprint"], manifest["inputs"], manifest["config"], manifest)
 
 
-def _manifest(folder: Path, kind: str) -> dict[str, Any]:
+def _manifest(folder: Path, kind: str, make: str | None = None) -> dict[str, Any]:
     """The manifest of a folder that is, in some schema, an artifact of that kind: `--overwrite` may replace it."""
-    make = f"Make it with: {MADE_BY[kind]}"
+    make = f"Make it with: {make or made_by(kind, folder)}"
     if not folder.is_dir():
         raise UserError(f"No {kind} at {folder}. {make}")
     if not (folder / MANIFEST).is_file():
@@ -137,7 +154,7 @@ def check_agreement(*artifacts: Artifact) -> None:
                 raise UserError(
                     f"{other.folder} and {artifact.folder} do not belong together: the first goes with {kind} "
                     f"{expected}, the second with {kind} {found}. Make again the one that is out of date: "
-                    + " or ".join(sorted({MADE_BY[other.kind], MADE_BY[artifact.kind]}))
+                    + " or ".join(sorted({made_by(one.kind, one.folder) for one in (other, artifact)}))
                 )
 
 

@@ -12,7 +12,9 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import types
+import typing
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +30,7 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def parse(config_class: type[Config], default: str | None = None, argv: Sequence[str] | None = None) -> Config:
-    """Fill `config_class` from `--config FILE` and command-line overrides.
+    """Fill `config_class` from `--config FILE` and command-line overrides; lists may be written 0,1,2 or [0, 1, 2].
 
     Args:
         config_class: a dataclass; its field docs are the help.
@@ -38,7 +40,7 @@ def parse(config_class: type[Config], default: str | None = None, argv: Sequence
     Raises:
         UserError: unknown key (the nearest is suggested), wrong type, missing value, unreadable file.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = with_brackets(list(sys.argv[1:] if argv is None else argv), list_fields(config_class))
     title = (config_class.__doc__ or "").strip()
     parser = jsonargparse.ArgumentParser(description=title, exit_on_error=False)
     without = f"configs/{default} is read" if default else "the defaults below hold"
@@ -76,6 +78,33 @@ def run(
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here or starts afresh", file=sys.stderr)
         sys.exit(130)
+
+
+def list_fields(config_class: type) -> set[str]:
+    """Names of the fields that take lists, NAME.FIELD for those of a dataclass inside."""
+    found = set()
+    for name, kind in typing.get_type_hints(config_class).items():
+        for one in typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind]:
+            if typing.get_origin(one) is list:
+                found.add(name)
+            elif dataclasses.is_dataclass(one):
+                found |= {f"{name}.{inner}" for inner in list_fields(one)}
+    return found
+
+
+def with_brackets(words: Sequence[str], lists: Collection[str]) -> list[str]:
+    """A command line with `--seeds 0,1,2` as the parser reads it, `--seeds=[0,1,2]`; `lists` names the options."""
+    words, found = list(words), []
+    while words:
+        option, equals, value = (word := words.pop(0)).partition("=")
+        if option.startswith("--") and option[2:] in lists:
+            if not equals and words and not words[0].startswith("--"):
+                equals, value = "=", words.pop(0)
+            if value and value != "null" and not value.lstrip().startswith("["):
+                value = f"[{value}]"
+            word = option + equals + value
+        found.append(word)
+    return found
 
 
 def suggest(word: str, known: Sequence[str]) -> str:

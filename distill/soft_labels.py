@@ -27,7 +27,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,21 @@ class LabelStore:
         """ "level" or "all": whose codewords a row of log-probabilities names."""
         return self.index["scope"]
 
+    @property
+    def teacher(self) -> str | None:
+        """Who taught: transitions, distance, statistics or mixture; None for a language model."""
+        return self.index.get("labeller", {}).get("teacher")
+
+    def read(self, *names: str) -> Columns:
+        """Some columns of all rows.
+
+        Raises:
+            UserError: a shard is missing, cut or altered.
+        """
+        shards = [(self.artifact.folder / "data" / shard["file"], shard["sha256"]) for shard in self.index["shards"]]
+        parts = [read_shard(*shard, names) for shard in shards]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
     def blocks(self, buffer_rows: int = 65536, rng: np.random.Generator | None = None) -> Iterator[LabelBlock]:
         """Every row exactly once, in blocks of whole shards, so of whole users.
 
@@ -317,8 +332,8 @@ def parts_of(kind: type) -> list[str]:
     return list(kind.encode(np.zeros((1, 1), np.float32)))
 
 
-def read_shard(path: Path, sha256: str) -> Columns:
-    """The columns of one shard as arrays [rows] or [rows, length].
+def read_shard(path: Path, sha256: str, names: Sequence[str] | None = None) -> Columns:
+    """The columns of one shard, or those named, as arrays [rows] or [rows, length].
 
     Raises:
         UserError: it is missing, or not what was written.
@@ -334,7 +349,7 @@ def read_shard(path: Path, sha256: str) -> Columns:
             f"The shard {path} is damaged ({reason}). Run the export that made it again, "
             f"{artifacts.MADE_BY['soft_labels']}: it makes this shard alone."
         )
-    table = pq.ParquetFile(pa.BufferReader(content)).read()
+    table = pq.ParquetFile(pa.BufferReader(content)).read(names)
     return {name: as_array(table[name]) for name in table.column_names}
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,12 +146,13 @@ class Feed:
         one_pass: rows are windows of users' sequences.
         config: of the command.
         process, processes: this one's number, and how many there are.
+        prior: labels whose candidates are ranked in place of the store's; all else stays the store's (Appendix B).
 
     Attributes:
         total: examples an epoch, on all processes.
 
     Raises:
-        UserError: fewer candidates than asked for, or no examples.
+        UserError: labels of another scope, fewer candidates than asked for, examples that the prior lacks, or none.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class Feed:
         config: Config,
         process: int = 0,
         processes: int = 1,
+        prior: LabelStore | None = None,
     ):
         self.dataset, self.store, self.loss, self.one_pass, self.config = dataset, store, loss, one_pass, config
         self.process, self.processes = process, processes
@@ -169,15 +172,50 @@ class Feed:
         self.users, self.positions, self.targets = examples.users, examples.positions, examples.targets
         self.width = int(np.diff(dataset.offsets).max()) + 1
         self.keys = self.users * self.width + self.positions  # sorted: user by user, in time order
-        if store is not None and store.candidates < config.candidates:
+        ranked = prior or store
+        if ranked is not None and ranked.candidates < config.candidates:
             raise UserError(
-                f"{store.artifact.folder} has {store.candidates} candidates an example, --candidates asks for "
+                f"{ranked.artifact.folder} has {ranked.candidates} candidates an example, --candidates asks for "
                 f"{config.candidates}; export with --keep {config.candidates}."
+            )
+        if loss.generative == "distill" and store.scope == "all" and config.scope == "level":
+            raise UserError(
+                f"{store.artifact.folder} has distributions over all levels' codewords, --scope level asks for each "
+                "level's own; train with --scope all, or export with --scope level."
             )
         self.total = len(self.users) if store is None else store.rows
         if not self.total:
             where = "The data set has" if store is None else f"{store.artifact.folder} labels"
             raise UserError(f"{where} no training example.")
+        self.ranked = None if prior is None else self._ranked(prior)
+
+    def _ranked(self, prior: LabelStore) -> np.ndarray:
+        """The prior's candidates of all training examples that it has [examples, k]; they are small, so in memory."""
+        columns = prior.read("user", "position", "target", "candidates")
+        keys = columns["user"].astype(np.int64) * self.width + columns["position"]
+        found = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        known = (self.keys[found] == keys) & (self.targets[found] == columns["target"])
+        ranked = np.full((len(self.keys), self.config.candidates), PAD, np.int32)
+        ranked[found[known]] = columns["candidates"][known, : self.config.candidates]
+        wanted = self.store.read("user", "position")
+        wanted = wanted["user"].astype(np.int64) * self.width + wanted["position"]
+        places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)  # `_blocks` refuses strangers
+        lacking = ranked[places, 0] == PAD  # the reference comes first
+        if lacking.any():
+            user, position = divmod(int(wanted[lacking.argmax()]), self.width)
+            raise UserError(
+                f"{prior.artifact.folder} lacks {lacking.sum():,} of the {len(wanted):,} examples of "
+                f"{self.store.artifact.folder}, first the item at {position} of user {user}; export it again, of the "
+                "training split and without --limit or --users."
+            )
+        return ranked
+
+    def _candidates(self, block: LabelBlock, rows: np.ndarray) -> np.ndarray:
+        """What is ranked, best first [n, k]."""
+        if self.ranked is None:
+            return block.candidates(rows)[:, : self.config.candidates].astype(np.int64)
+        keys = block.users[rows].astype(np.int64) * self.width + block.positions[rows]
+        return self.ranked[np.searchsorted(self.keys, keys)].astype(np.int64)
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """This process's parts of an epoch's global batches, without the first `skip` of these.
@@ -278,7 +316,7 @@ class Feed:
             if block is not None:
                 wanted = labels[mine]
                 if self.loss.rank:
-                    batch["candidates"] = block.candidates(wanted)[:, : config.candidates].astype(np.int64)
+                    batch["candidates"] = self._candidates(block, wanted)
                 if self.loss.generative == "distill":
                     batch["log_probs"] = block.log_probs(wanted)
                 if self.loss.target != "ref":
@@ -369,6 +407,25 @@ def grouped(rows: np.ndarray, weights: np.ndarray, n_rows: int) -> np.ndarray:
     result = np.full((n_rows, max(counts.max(), 1)), PAD)
     result[rows[examples], column] = examples
     return result
+
+
+def open_prior(folder: Path, teacher: str) -> LabelStore:
+    """Labels whose candidates are ranked in place of the teacher's.
+
+    Args:
+        folder: a soft_labels artifact.
+        teacher: who should have made them: distance, statistics or mixture.
+
+    Raises:
+        UserError: somebody else did, or the labels cannot be read.
+    """
+    store = LabelStore.open(folder)
+    if store.teacher != teacher:
+        raise UserError(
+            f"--prior {teacher}, but {folder} holds the labels of {store.teacher or 'a language model'}; "
+            "name another --prior_labels."
+        )
+    return store
 
 
 class Prefetched:

@@ -20,7 +20,7 @@ from distill.config import run, suggest
 from student import variants
 from student.variants import Variant
 
-PRESETS = ("demo", "tiger-4m", "lohrec-13m")
+PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Config:
     backbone: Literal["seq2seq", "causal"] = "seq2seq"
     """The network: T5's encoder and decoder, or a decoder alone that reads the history once."""
     preset: str = "demo"
-    """Sizes of the network: demo, tiger-4m or lohrec-13m."""
+    """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
     dropout: float = 0.1
     """On embeddings and on every layer's output."""
     epochs: int = 20
@@ -94,6 +94,11 @@ class Config:
     labels: Literal["ref", "top", "random", "rank"] = "ref"
     """What is taught (alignment study, 4.6): the real next item, the teacher's first, any item of its list, or nothing
     but the order of its list."""
+    prior: Literal["teacher", "distance", "statistics", "mixture"] = "teacher"
+    """Whose order the ranking loss teaches (paper, Appendix B): that of the soft labels, or that of a second set of
+    labels; what DISTILL teaches stays the soft labels'."""
+    prior_labels: Path | None = None
+    """The second set (default: RUN/soft_labels-PRIOR)."""
     alpha: float = 0.0
     """Share of the hard label in DISTILL's weights."""
     confidence: float = 0.0
@@ -143,6 +148,10 @@ def main(config: Config) -> None:
     ]
     if variant.needs_labels:
         inputs.append(artifacts.read(config.soft_labels or config.run / "soft_labels", "soft_labels"))
+    if config.prior != "teacher":
+        inputs.append(read_prior(config, variant))
+    elif config.prior_labels:
+        raise UserError("--prior_labels is given, but not whose they are: --prior distance, statistics or mixture.")
     output = config.output or config.run / "students" / config.variant
     if not config.seeds:
         train_one(config, variant, inputs, output)
@@ -167,6 +176,26 @@ def train_one(config: Config, variant: Variant, inputs: list[Artifact], output: 
         from student.loop import train
 
         train(config, variant, [artifact.folder for artifact in inputs], stage)
+
+
+def read_prior(config: Config, variant: Variant) -> Artifact:
+    """The labels whose order is taught in place of the soft labels'.
+
+    Raises:
+        UserError: the variant ranks nothing; there are no such labels, and the command that makes them is named.
+    """
+    if not variant.ranks:
+        raise UserError(
+            f"--prior {config.prior} is an order for the ranking loss, and {config.variant} has none; take --variant "
+            "dwr, dtr or dwr-without-distill, or --labels rank."
+        )
+    folder = config.prior_labels or config.run / f"soft_labels-{config.prior}"
+    mix = "llm=0.5,transitions=0.5" if config.prior == "mixture" else f"{config.prior}=1"
+    words = {"run": config.run, "dataset": config.dataset, "semantic_ids": config.semantic_ids}
+    words |= {"keep": config.candidates, "mix": mix, "output": folder}
+    options = " ".join(f"--{name} {value}" for name, value in words.items() if value is not None)
+    artifact = artifacts.read(folder, "soft_labels", f"{artifacts.MADE_BY['soft_labels']} {options}")
+    return replace(artifact, role=config.prior)
 
 
 def check(config: Config) -> None:

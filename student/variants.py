@@ -44,6 +44,10 @@ class Variant:
     def needs_labels(self) -> bool:
         return self.retriever.needs_labels or (self.ranker is not None and self.ranker.needs_labels)
 
+    @property
+    def ranks(self) -> bool:
+        return self.retriever.rank or (self.ranker is not None and self.ranker.rank)
+
 
 VARIANTS: dict[str, Variant] = {
     "tiger": Variant(Loss("nll")),

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from distill.artifacts import Stage, read, write_json
 from distill.catalog import Dataset, write_dataset
-from distill.semantic_ids import write_codes
+from distill.semantic_ids import SemanticIDs, write_codes
 from distill.soft_labels import write_index, write_shard
 
 LEVELS, SIZE, ITEMS, K = 3, 6, 40, 5
@@ -45,7 +45,22 @@ def make_shop(root, lengths, seed=0, shards=3):
         write_labels(folder, examples, codes, candidates, scores, log_probs, shards=shards)
 
 
-def write_labels(folder, examples, codes, *labels, shards=3):
+def make_prior(root, name, teacher, keep=K, examples=slice(None), inputs=("dataset", "semantic_ids"), seed=5):
+    """Labels of some training examples in the folder `name`; the lists are full and of another order."""
+    rng, dataset = np.random.default_rng(seed), Dataset.load(root / "dataset")
+    examples = dataset.examples("train").take(examples)
+    codes = SemanticIDs.load(root / "semantic_ids", dataset.n_items).codes
+    others = [rng.permutation(np.delete(np.arange(ITEMS), target))[: keep - 1] for target in examples.targets]
+    candidates = np.concatenate([examples.targets[:, None], np.stack(others)], axis=1)
+    scores = -np.arange(keep) * np.ones((len(examples), 1))
+    log_probs = np.full((len(examples), LEVELS, SIZE), -np.log(SIZE))
+    artifacts = [read(root / kind, kind) for kind in inputs]
+    with Stage("soft_labels", Nothing(), root / name, artifacts).write() as folder:
+        facts = {"keep": keep, "labeller": {"teacher": teacher}}
+        write_labels(folder, examples, codes, candidates, scores, log_probs, shards=2, **facts)
+
+
+def write_labels(folder, examples, codes, *labels, shards=3, **more):
     """Shards end where users do."""
     (folder / "data").mkdir()
     said = []
@@ -54,4 +69,4 @@ def write_labels(folder, examples, codes, *labels, shards=3):
         part, path = examples.take(mine), folder / "data" / f"{number:05d}.parquet"
         said.append(write_shard(path, part, codes[part.targets], *(array[mine] for array in labels), "fp16"))
     facts = {"levels": LEVELS, "codebook_size": SIZE, "scope": "level", "encoding": "fp16", "keep": K}
-    write_index(folder, said, **facts)
+    write_index(folder, said, **(facts | more))

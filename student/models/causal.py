@@ -30,6 +30,7 @@ from student.models.layers import (
 
 PRESETS: dict[str, dict[str, int]] = {  # as many parameters as seq2seq's of the same name
     "demo": {"d_model": 64, "d_ff": 256, "heads": 4, "d_head": 16, "layers": 5},
+    "small": {"d_model": 128, "d_ff": 512, "heads": 4, "d_head": 32, "layers": 5},
     "tiger-4m": {"d_model": 192, "d_ff": 1024, "heads": 6, "d_head": 64, "layers": 6},
     "lohrec-13m": {"d_model": 384, "d_ff": 1024, "heads": 6, "d_head": 64, "layers": 9},
 }

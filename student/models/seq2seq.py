@@ -33,6 +33,8 @@ from student.models.layers import (
 PRESETS: dict[str, dict[str, int]] = {
     # sizes of the embedded demo: minutes on two cores
     "demo": {"d_model": 64, "d_ff": 256, "heads": 4, "d_head": 16, "encoder_layers": 2, "decoder_layers": 2},
+    # about 1.2M parameters
+    "small": {"d_model": 128, "d_ff": 512, "heads": 4, "d_head": 32, "encoder_layers": 2, "decoder_layers": 2},
     # TIGER's re-implementations: about 4.5M parameters
     "tiger-4m": {"d_model": 128, "d_ff": 1024, "heads": 6, "d_head": 64, "encoder_layers": 4, "decoder_layers": 4},
     # the paper's size: 384-d, about 13M parameters

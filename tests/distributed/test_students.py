@@ -1,20 +1,26 @@
 """Two processes train a student as one does, under DDP, ZeRO-2 and ZeRO-3; the last batch leaves one with nothing.
+Killed and started again, they end where they would have.
 
 Equal means within 1e-4: sums of floats in another order, carried through some 20 steps of AdamW.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from recorded import record_all
 from safetensors.numpy import load_file
 from student_shop import K, make_shop
 
+from distill import artifacts
 from distill.artifacts import write_json
 from student.train import Config, main
 
@@ -36,6 +42,10 @@ SETTINGS = {
     "buffer_rows": 60,
     "tracker": "none",
 }
+# unequal lengths, weights of examples and positions drawn at random: what a sum over parts could get wrong
+RECORDED = SETTINGS | {
+    "epochs": 1, "checkpoint_every": 0, "valid_users": 2, "confidence": 0.5, "rank_within": 4, "alpha": 0.2,
+}  # fmt: skip
 ONE_SHARD_ON_CPUS = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
 LAUNCHERS = {
     "ddp": [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", "--"],
@@ -57,6 +67,7 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
     make_shop(folder, [4, 4, 5, 6, 9, 13, 4, 4, 7, 5, 6, 8, 5, 5, 12, 6, 4], shards=1)
     write_json(folder / "student.yaml", SETTINGS)  # JSON is YAML
+    write_json(folder / "recorded.yaml", RECORDED)
     return folder
 
 
@@ -84,3 +95,62 @@ def test_two_processes_train_as_one(root, one, engine):
         for key, value in weights.items():
             np.testing.assert_allclose(found[key], value, atol=1e-4, err_msg=key)
     assert not (output / "checkpoints").exists()
+
+
+@pytest.fixture(scope="module")
+def alone(root):
+    """Loss and gradient norm of every step: one process with batches of 8."""
+    return record_all(root, Config(run=root, **(RECORDED | {"batch_size": 8})))
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (2, 1)])
+def test_losses_and_gradient_norms_do_not_depend_on_the_split(root, alone, processes, accumulation):
+    """1 x 8 = 2 x 4 = 4 twice; within 1e-4 after some steps of AdamW, 1e-5 before the first."""
+    path = root / f"{processes}-{accumulation}.json"
+    if processes == 1:
+        found = record_all(root, Config(run=root, **(RECORDED | {"batch_size": 4, "accumulation": 2})))
+    else:
+        words = [*LAUNCHERS["ddp"], ROOT / "tests/distributed/recorded.py", root, path, 4, accumulation]
+        done = subprocess.run(
+            [str(word) for word in words], capture_output=True, text=True, env=ENVIRONMENT, timeout=200, cwd=root
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = json.loads(path.read_text())
+    assert found.keys() == alone.keys() and len(found) == 4
+    for name, steps in alone.items():
+        assert len(steps) > 2 and min(map(min, steps)) > 0
+        np.testing.assert_allclose(found[name][0], steps[0], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found[name], steps, rtol=1e-4, err_msg=name)
+
+
+def test_killed_and_started_again(root):
+    """All processes at once, with dropout drawn by each: the very same weights."""
+
+    def words(output):
+        script = [ROOT / "student/train.py", "--config", root / "student.yaml", "--run", root, "--output", output]
+        options = ["--variant", "dwr", "--dropout", "0.2", "--drop_items", "0.1"]
+        return [str(word) for word in [*LAUNCHERS["ddp"], *script, *options]]
+
+    def launch(output):
+        done = subprocess.run(words(output), capture_output=True, text=True, env=ENVIRONMENT, timeout=200, cwd=root)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stderr
+
+    launch(root / "whole")
+    checkpoints = root / "killed.partial/checkpoints"
+    with subprocess.Popen(
+        words(root / "killed"), env=ENVIRONMENT, cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as launched:
+        waited = time.time() + 120
+        while launched.poll() is None and time.time() < waited and not list(checkpoints.glob("step-*[0-9]")):
+            time.sleep(0.002)
+        family = [*psutil.Process(launched.pid).children(recursive=True), psutil.Process(launched.pid)]
+        assert len(family) >= 3
+        for process in family:
+            process.kill()
+    assert not (root / "killed").exists()
+    said = launch(root / "killed")
+    assert re.search(r"dwr retriever: goes on from step \d+ ", said)
+    found, expected = (artifacts.read(root / name, "student") for name in ("killed", "whole"))
+    assert (root / "killed/model.safetensors").read_bytes() == (root / "whole/model.safetensors").read_bytes()
+    assert found.fingerprint == expected.fingerprint

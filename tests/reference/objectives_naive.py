@@ -27,13 +27,39 @@ def smooth(log_probs, targets, xi):
     return cross_entropy(log_probs, [smooth_weights(size, int(target), xi) for target in targets])
 
 
-def distill(log_probs, teacher_log_probs, temperature):
-    """Equations (11) and (12) for one example: q ∝ (teacher's p)^(1/T), renormalised over the codewords."""
+def distill(log_probs, teacher_log_probs, temperature, targets=None, alpha=0.0):
+    """Equations (11) and (12) for one example: q ∝ (teacher's p)^(1/T), renormalised over the codewords.
+
+    A share α of each position's weight goes to the target codeword instead.
+    """
     weights = []
-    for row in teacher_log_probs:
+    for j, row in enumerate(teacher_log_probs):
         powers = [(value / temperature).exp() for value in row]
-        weights.append([power / sum(powers) for power in powers])
+        own = [power / sum(powers) for power in powers]
+        if alpha:
+            own = [(1 - alpha) * q + (alpha if k == int(targets[j]) else 0.0) for k, q in enumerate(own)]
+        weights.append(own)
     return cross_entropy(log_probs, weights)
+
+
+def reference_rank(scores):
+    """The reference's place among one example's candidates, itself the first of the list, sorted best first."""
+    own, others = float(scores[0]), [float(score) for score in scores[1:]]
+    rank = 1
+    for other in others:
+        if other > own:
+            rank += 1
+    return rank
+
+
+def confidence(rank, power):
+    """1 / rank^power, for one example."""
+    return 1.0 / float(rank) ** power
+
+
+def mean_score(chosen, eta):
+    """M of one candidate from its own codewords' log-probabilities [levels]."""
+    return sum(chosen[j] for j in range(len(chosen))) / len(chosen) ** eta
 
 
 def sequence_score(log_probs, codes, eta):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,3 +265,22 @@ def test_the_commit_where_there_is_one(tmp_path, monkeypatch):
     assert artifacts.commit() == f"{clean}-dirty"
     monkeypatch.setenv("PATH", "")
     assert artifacts.commit() is None
+
+
+def test_students_with_a_memory_name_the_command_that_adds_one(tmp_path):
+    folder = tmp_path / "dwr+memory"
+    made_with = f"Make it with: python scripts/add_memory.py --student {tmp_path}/dwr"
+    with pytest.raises(UserError, match=re.escape(f"No student at {folder}. {made_with}")):
+        artifacts.read(folder, "student")
+    folder.mkdir()
+    with pytest.raises(UserError, match=re.escape(made_with)):
+        artifacts.read(folder, "student")
+    made = make(tmp_path, "dwr+memory", "student", inputs=[make(tmp_path, "dataset", "dataset", text="old")])
+    other = make(tmp_path, "dwr", "student", inputs=[make(tmp_path, "dataset", "dataset", text="new")])
+    both = f"--variant tiger or python scripts/add_memory.py --student {tmp_path}/dwr"
+    with pytest.raises(UserError, match=re.escape(both)):
+        check_agreement(made, other)
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 0}))
+    with pytest.raises(UserError, match=re.escape(f"{made_with} --overwrite")):
+        artifacts.read(folder, "student")

@@ -13,6 +13,14 @@ from distill.config import parse, run, suggest
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Of a network."""
+
+    layers: list[int] = field(default_factory=lambda: [3])
+    """Sizes."""
+
+
+@dataclass(frozen=True)
 class Config:
     """Do something."""
 
@@ -30,6 +38,12 @@ class Config:
     """Weights of tasks."""
     hidden: list[int] = field(default_factory=lambda: [8, 4])
     """Sizes."""
+    seeds: list[int] | None = None
+    """Once for each."""
+    systems: list[str] = field(default_factory=list)
+    """Names."""
+    sizes: Sizes = field(default_factory=Sizes)
+    """A network's."""
     overwrite: bool = field(default=False, metadata={"identity": False})
     """Repeat finished work."""
 
@@ -58,6 +72,40 @@ def test_with_config_only_that_file_is_read(demo, style):
 def test_the_command_line_wins(demo):
     words = ["--epochs", "7", "--mode=lora", "--output", "x/y"]
     assert parse(Config, "demo.yaml", words) == Config(epochs=7, mode="lora", output=Path("x/y"), tasks={"stream": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        (["--seeds", "0,1,2"], {"seeds": [0, 1, 2]}),
+        (["--seeds=0,1,2"], {"seeds": [0, 1, 2]}),
+        (["--seeds", "[0, 1, 2]"], {"seeds": [0, 1, 2]}),
+        (["--seeds", "0, 1"], {"seeds": [0, 1]}),
+        (["--seeds", "3"], {"seeds": [3]}),
+        (["--seeds", "-3,4", "--epochs", "7"], {"seeds": [-3, 4], "epochs": 7}),
+        (["--seeds", "null"], {}),
+        (["--systems", "tiger,dwr"], {"systems": ["tiger", "dwr"]}),
+        (["--sizes.layers", "8,4", "--hidden=2,1"], {"sizes": Sizes([8, 4]), "hidden": [2, 1]}),
+        (["--epochs", "7", "--seeds", "4,5", "--overwrite"], {"epochs": 7, "seeds": [4, 5], "overwrite": True}),
+    ],
+    ids=str,
+)
+def test_lists(words, changes):
+    assert parse(Config, None, words) == Config(**changes)
+
+
+@pytest.mark.parametrize(
+    "words", [["--seeds", "0,x"], ["--seeds", ""], ["--seeds", "0.5,1"], ["--seeds", "--epochs", "3"]]
+)
+def test_lists_that_are_none(words):
+    with pytest.raises(UserError, match="seeds"):
+        parse(Config, None, words)
+
+
+def test_students_take_seeds():
+    from student import train
+
+    assert parse(train.Config, None, ["--seeds", "0,1,2"]).seeds == [0, 1, 2]
 
 
 def test_overwrite():

@@ -6,12 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from student_shop import ITEMS, K, make_shop
+from student_shop import ITEMS, K, make_prior, make_shop
 
 from distill.artifacts import UserError
 from distill.catalog import PAD, Dataset
 from distill.soft_labels import LabelStore
-from student.feed import Feed, Prefetched, drop, drop_with_targets, lay_out, of_the_list, permute, sample, share
+from student.feed import (
+    Feed,
+    Prefetched,
+    drop,
+    drop_with_targets,
+    lay_out,
+    of_the_list,
+    open_prior,
+    permute,
+    sample,
+    share,
+)
 from student.train import Config
 from student.variants import Loss
 
@@ -230,10 +241,59 @@ def test_confidence(shop):
     assert sum(batch.rank_total for batch in batches) == pytest.approx(inside.sum())
 
 
+def with_prior(shop, name, teacher="distance", loss=DWR, **changes):
+    prior = open_prior(shop[0].artifact.folder.parent / name, teacher)
+    return Feed(shop[0], shop[1], loss, False, dataclasses.replace(CONFIG, **changes), prior=prior)
+
+
+def test_a_prior_changes_the_order_and_nothing_else(shop):
+    """Its candidates, aligned by example; weights and distributions stay the teacher's."""
+    root = shop[0].artifact.folder.parent
+    make_prior(root, "aligned", "distance", keep=K + 2)
+    mine, prior = (
+        {(u, p): row for u, p, row in zip(block.users, block.positions, block.candidates(), strict=True)}
+        for block in (shop[1].load(), LabelStore.open(root / "aligned").load())
+    )
+    assert mine.keys() == prior.keys() and any((mine[key] != prior[key][:K]).any() for key in mine)
+    examples = shop[0].examples("train", CONFIG.max_history)
+    keys = {}
+    for user, position, history in zip(examples.users, examples.positions, examples.histories, strict=True):
+        history = tuple(history[history != PAD].tolist())
+        keys[history, int(shop[0].values[shop[0].offsets[user] + position])] = (user, position)
+    changes = {"confidence": 1.0, "rank_within": 3}
+    count = 0
+    pairs = zip(with_prior(shop, "aligned", **changes).batches(0), feed(shop, DWR, **changes).batches(0), strict=True)
+    for found, before in pairs:
+        for name in ("sequences", "targets", "weights", "rank_weights", "log_probs"):
+            assert (getattr(found, name) == getattr(before, name)).all(), name
+        for example, candidates in zip(examples_of(before), found.candidates.numpy(), strict=True):
+            assert candidates.tolist() == prior[keys[example]][:K].tolist()
+            count += 1
+    assert count == len(mine)
+
+
+def test_priors_that_do_not_fit(shop):
+    root = shop[0].artifact.folder.parent
+    make_prior(root, "few", "statistics", keep=3)
+    make_prior(root, "part", "statistics", examples=slice(0, 20))
+    with pytest.raises(UserError, match="has 3 candidates an example, --candidates asks for 5"):
+        with_prior(shop, "few", "statistics")
+    assert with_prior(shop, "few", "statistics", candidates=3).ranked.shape[1] == 3
+    with pytest.raises(UserError, match=r"part lacks \d+ of the \d+ examples of .*soft_labels, first the item at"):
+        with_prior(shop, "part", "statistics")
+    with pytest.raises(UserError, match=r"--prior distance, but .*part holds the labels of statistics"):
+        with_prior(shop, "part", "distance")
+    with pytest.raises(UserError, match=r"--prior distance, but .*soft_labels holds the labels of a language model"):
+        with_prior(shop, "soft_labels", "distance")
+
+
 def test_refusals(shop):
     with pytest.raises(UserError, match="has 5 candidates an example, --candidates asks for 6"):
         feed(shop, DWR, candidates=6)
     dataset, store = shop
+    wide = dataclasses.replace(store, index=store.index | {"scope": "all"})
+    with pytest.raises(UserError, match="over all levels' codewords, --scope level asks for each level's own"):
+        Feed(dataset, wide, DISTILL, False, CONFIG)
     others = dataclasses.replace(dataset, values=(dataset.values + 1) % ITEMS)
     with pytest.raises(UserError, match="another data set, or another split"):
         list(Feed(others, store, DWR, False, CONFIG).batches(0))

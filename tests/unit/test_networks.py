@@ -194,6 +194,7 @@ def test_sizes_of_the_presets(backbone):
         name: sum(p.numel() for p in network(config(4, 256, **preset)).parameters()) for name, preset in presets.items()
     }
     assert sizes["demo"] < 1e6
+    assert 1.1e6 < sizes["small"] < 1.3e6
     assert 4e6 < sizes["tiger-4m"] < 5e6
     assert 12e6 < sizes["lohrec-13m"] < 14e6
     assert presets["lohrec-13m"]["d_model"] == 384  # the paper's item representations

@@ -112,6 +112,80 @@ def test_distill_with_a_certain_teacher_is_nll():
     torch.testing.assert_close(objectives.distill(log_probs, teacher), objectives.nll(log_probs, targets))
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_distill_with_a_share_of_the_hard_label(alpha, temperature):
+    teacher = random_logits(17, BATCH, LEVELS, SIZE + 2).log_softmax(-1)[..., :SIZE]
+    targets = random_codes(18, BATCH, LEVELS)
+    same(
+        lambda x: objectives.distill(x.log_softmax(-1), teacher, temperature, targets, alpha),
+        lambda x: each(
+            lambda *row: naive.distill(*row[:2], temperature, row[2], alpha), x.log_softmax(-1), teacher, targets
+        ),
+        random_logits(19, BATCH, LEVELS, SIZE),
+    )
+
+
+def test_a_hard_label_alone_is_nll():
+    log_probs, teacher = (random_logits(seed, BATCH, LEVELS, SIZE).log_softmax(-1) for seed in (20, 21))
+    targets = random_codes(22, BATCH, LEVELS)
+    found = objectives.distill(log_probs, teacher, 1.0, targets, 1.0)
+    torch.testing.assert_close(found, objectives.nll(log_probs, targets))
+
+
+def test_weights_with_a_share_of_the_hard_label():
+    """By hand: half of (1/2, 1/4, 1/4), half on the third."""
+    log_probs = torch.zeros(1, 1, 3, dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
+    objectives.distill(log_probs, teacher, 1.0, torch.tensor([[2]]), 0.5).sum().backward()
+    assert (-log_probs.grad).flatten().tolist() == pytest.approx([0.25, 0.125, 0.625])
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 16])
+def test_reference_rank(k):
+    scores = random_logits(23 + k, 20, k)
+    scores[::3, k // 2 + 1 :] = -torch.inf  # short lists
+    scores[1::4, -1] = scores[1::4, 0]  # as good as the reference is not better
+    expected = torch.tensor([naive.reference_rank(row) for row in scores])
+    assert torch.equal(objectives.reference_rank(scores), expected)
+    if k > 2:
+        assert len(expected.unique()) > 2
+
+
+def test_reference_rank_by_hand():
+    scores = torch.tensor([[-2.0, -1.0, -3.0], [-1.0, -1.0, -1.0], [-5.0, -1.0, -2.0], [-9.0, -1.0, -torch.inf]])
+    assert objectives.reference_rank(scores).tolist() == [2, 1, 3, 2]
+    assert objectives.reference_rank(scores[:, :1]).tolist() == [1, 1, 1, 1]  # alone it is first
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_confidence(power):
+    ranks = torch.arange(1, 17)
+    expected = torch.tensor([naive.confidence(rank, power) for rank in ranks], dtype=torch.float64)
+    torch.testing.assert_close(objectives.confidence(ranks, power), expected, rtol=1e-12, atol=0)
+
+
+def test_confidence_by_hand():
+    assert objectives.confidence(torch.tensor([1, 2, 4]), 1.0).tolist() == [1, 0.5, 0.25]
+    assert objectives.confidence(torch.tensor([1, 4, 9]), 0.5).tolist() == pytest.approx([1, 1 / 2, 1 / 3])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 2.0])
+def test_mean_score(eta):
+    same(
+        lambda x: objectives.mean_score(x, eta).sum(-1),
+        lambda x: each(lambda rows: sum(naive.mean_score(row, eta) for row in rows), x),
+        random_logits(24, BATCH, 5, LEVELS),
+    )
+
+
+def test_mean_score_is_the_score_of_the_codewords_own_log_probabilities():
+    log_probs, codes = random_logits(25, BATCH, 5, LEVELS, SIZE).log_softmax(-1), random_codes(26, BATCH, 5, LEVELS)
+    own = log_probs.gather(-1, codes[..., None]).squeeze(-1)
+    torch.testing.assert_close(objectives.mean_score(own, 0.7), objectives.sequence_score(log_probs, codes, 0.7))
+    assert objectives.mean_score(torch.tensor([-1.0, -2.0, -3.0])).item() == pytest.approx(-2)
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0, 2.0])
 def test_sequence_score(eta):
     k = 5

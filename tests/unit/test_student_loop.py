@@ -8,10 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from student_shop import LEVELS, SIZE, K, make_shop
+from student_shop import LEVELS, SIZE, K, make_prior, make_shop
 
 from distill import artifacts
-from distill.artifacts import UserError
+from distill.artifacts import UserError, write_json
 from distill.catalog import Dataset
 from distill.checkpoints import Checkpoints
 from distill.semantic_ids import SemanticIDs
@@ -97,7 +97,7 @@ def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("loss", ["nll", "dwr"])
+@pytest.mark.parametrize("loss", ["nll", "distill", "dwr"])
 def test_accumulation_is_a_larger_batch(root, backbone, loss):
     """Batches of unequal lengths, cut in two: equal losses and gradients, step by step."""
     model, one_pass = network(backbone), backbone == "causal"
@@ -257,6 +257,88 @@ def test_bad_input(root, tmp_path, changes, said):
     with pytest.raises(UserError, match=said):
         train.main(dataclasses.replace(CONFIG, run=root, output=tmp_path / "student", **changes))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def priors(tmp_path):
+    make_shop(tmp_path, LENGTHS)
+    for name in ("distance", "statistics"):
+        make_prior(tmp_path, f"soft_labels-{name}", name, seed=len(name))
+    return tmp_path
+
+
+@pytest.mark.parametrize("variant", ["dwr", "dtr"])
+def test_a_prior_is_trained_and_part_of_what_is_made(priors, capsys, variant):
+    """Nothing is made again for nothing, other orders give another student, and one table holds them all."""
+    changes = {"variant": variant, "epochs": 1, "backbone": "causal", "rank_positions": "all"}
+    found = {
+        prior: run(priors, priors / "students" / prior, **changes, prior=prior)
+        for prior in ("teacher", "distance", "statistics")
+    }
+    assert len({artifact.fingerprint for artifact in found.values()}) == 3
+    curves = [json.loads((artifact.folder / "curve.json").read_text()) for artifact in found.values()]
+    if variant == "dtr":  # the first stage ranks nothing
+        assert len({curve["retriever"][0]["loss"] for curve in curves}) == 1
+        assert len({curve["ranker"][0]["loss"] for curve in curves}) == 3
+    assert {"soft_labels", "soft_labels/distance"} <= found["distance"].inputs.keys()
+    artifacts.check_agreement(*found.values())
+    run(priors, priors / "students/distance", **changes, prior="distance")
+    assert "student: finished" in capsys.readouterr().err
+    make_prior(priors, "soft_labels-distance", "distance", seed=77)
+    run(priors, priors / "students/distance", **changes, prior="distance")
+    assert "because input soft_labels/distance changed" in capsys.readouterr().err
+
+
+def test_priors_that_cannot_be_taught(priors):
+    def refused(**changes):
+        with pytest.raises(UserError) as error:
+            run(priors, priors / "student", **changes)
+        assert not (priors / "student").exists() and not (priors / "student.partial").exists()
+        return str(error.value)
+
+    for variant, labels in (("distill", "ref"), ("tiger", "top")):
+        assert f"{variant} has none; take --variant dwr" in refused(variant=variant, labels=labels, prior="distance")
+    assert "not whose they are" in refused(prior_labels=priors / "soft_labels-distance")
+    said = refused(prior="mixture")
+    command = f"distill/export_soft_labels.py --run {priors} --keep {K} --mix llm=0.5,transitions=0.5 --output "
+    assert "No soft_labels at" in said and command + str(priors / "soft_labels-mixture") in said
+    (priors / "soft_labels-distance/manifest.json").unlink()
+    said = refused(prior="distance")
+    assert "is not a finished soft_labels" in said and "--mix distance=1 --output" in said
+    assert "holds the labels of statistics" in refused(prior="mixture", prior_labels=priors / "soft_labels-statistics")
+    make_shop(priors / "others", LENGTHS, seed=3)
+    make_prior(priors / "others", "soft_labels-statistics", "statistics")
+    labels = priors / "others/soft_labels-statistics"
+    assert "do not belong together" in refused(prior="statistics", prior_labels=labels)
+
+
+def test_labels_that_cannot_be_read(priors):
+    """Missing, unfinished, of another codebook, of another scope, cut: refused before anything is written."""
+    labels, shard = priors / "soft_labels", priors / "soft_labels/data/00001.parquet"
+
+    def refused(**changes):
+        with pytest.raises(UserError) as error:
+            run(priors, priors / "student", **changes)
+        assert not (priors / "student").exists()
+        return str(error.value)
+
+    said = refused(variant="distill", soft_labels=priors / "nowhere")
+    assert "No soft_labels at" in said and "distill/export_soft_labels.py" in said
+    index = json.loads((labels / "index.json").read_text())
+    write_json(labels / "index.json", index | {"scope": "all"})
+    assert "--scope level asks for each level's own" in refused(variant="dtr")
+    write_json(labels / "index.json", index)
+    make_shop(priors / "others", LENGTHS, seed=3)
+    assert "do not belong together" in refused(semantic_ids=priors / "others/semantic_ids")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    assert f"The shard {shard} is damaged" in refused()
+    shard.write_bytes(whole)
+    (labels / "manifest.json").rename(labels / "elsewhere")
+    said = refused()
+    assert "is not a finished soft_labels" in said and "distill/export_soft_labels.py" in said
+    (labels / "elsewhere").rename(labels / "manifest.json")
+    run(priors, priors / "student", epochs=1)
 
 
 def test_variants_of_table_2():
