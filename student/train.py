@@ -46,8 +46,8 @@ class Config:
     and reads only the options it has (configs/*/baseline.yaml)."""
     dim: int = field(default=64, metadata={"identity": False})
     """sasrec, gru4rec: size of an item's embedding."""
-    layers: int = field(default=2, metadata={"identity": False})
-    """sasrec, gru4rec: layers of the network."""
+    layers: int | None = field(default=None, metadata={"identity": False})
+    """sasrec, gru4rec: layers of the network (default: two, one)."""
     preset: str = "demo"
     """Sizes of the network: demo, tiger-4m or lohrec-13m."""
     dropout: float = 0.1

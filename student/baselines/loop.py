@@ -65,8 +65,9 @@ def train(config: Config, folders: list[Path], stage: Stage) -> None:
     acc = accelerator(seed=config.seed)
     hide = dataset.hides_bought(config.exclude_bought)
     network, sizes = NETWORKS[config.network]
-    names = ("max_history", "dim", "layers", "dropout")
-    model = network(sizes(dataset.n_items, **{name: getattr(config, name) for name in names})).to(acc.device)
+    asked = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
+    asked = {name: value for name, value in asked.items() if value is not None}  # otherwise the network's own
+    model = network(sizes(dataset.n_items, **asked)).to(acc.device)
     facts = {"network": config.network, "loss": config.loss, "seed": config.seed, "exclude_bought": hide}
     scorer = Scorer(model, facts)
     data, taught = windows(dataset, config.max_history, labels), candidates(labels)

@@ -41,8 +41,8 @@ class Config:
     """λ of the ranking loss."""
     dim: int = 64
     """Size of an item's embedding."""
-    layers: int = 2
-    """Layers of the network."""
+    layers: int | None = None
+    """Layers of the network (default: two of sasrec, one of gru4rec)."""
     dropout: float = 0.3
     """On embeddings and layers' outputs."""
     epochs: int = 100
@@ -79,9 +79,9 @@ def make(config: Config) -> Path:
     Raises:
         UserError: numbers that no network can have, inputs that are not there.
     """
-    for name, least in (("epochs", 1), ("batch_size", 1), ("layers", 1), ("max_history", 1)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name} is {getattr(config, name)}; expected {least} or more.")
+    for name in ("epochs", "batch_size", "layers", "max_history"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise UserError(f"--{name} is {getattr(config, name)}; expected 1 or more.")
     if config.dim < 2 or config.dim % 2:
         raise UserError(f"--dim is {config.dim}; expected an even number, for two attention heads.")
     inputs = [artifacts.read(config.dataset or config.run / "dataset", "dataset")]
