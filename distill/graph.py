@@ -9,16 +9,15 @@ first.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from distill.catalog import PAD, Dataset, Examples
-from distill.floors import hide_bought, top_items
 from distill.metrics import hit_ranks, ndcg
 
-CHUNK = 512  # users at once
-SHIFT = 2.0  # makes similarities positive: zero means that an item is no candidate
+CHUNK = 512  # users, or items to start from, at once
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,38 @@ GRID = [
 ]
 
 
+class Ring(NamedTuple):
+    """Ranked items of each source, -1 for none [sources, longest], and each user's source [users]; many share one."""
+
+    items: np.ndarray
+    of: np.ndarray
+
+
+def best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Item numbers of the k highest scores, best first, -1 where they are −∞ [rows, k]."""
+    k = min(k, scores.shape[1])
+    part = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    values = np.take_along_axis(scores, part, axis=1)
+    order = np.argsort(-values, axis=1)
+    lists = np.take_along_axis(part, order, axis=1)
+    return np.where(np.take_along_axis(values, order, axis=1) > -np.inf, lists, PAD)
+
+
+def fill(wanted: list[tuple[Ring, int]], users: slice, bought: np.ndarray, k: int) -> np.ndarray:
+    """Each user's first k items: from each ring in turn so many that are neither bought nor taken [users, k]."""
+    bought = bought[users]
+    found = np.full((len(wanted[0][0].of[users]), k), PAD)
+    for ring, count in wanted:
+        items = ring.items[ring.of[users]]
+        gone = np.concatenate([bought, found], axis=1)
+        fresh = (items != PAD) & ~(items[:, :, None] == gone[:, None, :]).any(2)
+        fresh &= fresh.cumsum(1) <= count
+        found = np.concatenate([found, np.where(fresh, items, PAD)], axis=1)
+        order = np.argsort(found == PAD, axis=1, kind="stable")[:, :k]
+        found = np.take_along_axis(found, order, axis=1)
+    return found
+
+
 class GraphHeuristic:
     """The heuristic on the transitions of the training part.
 
@@ -58,58 +89,57 @@ class GraphHeuristic:
         counts = sp.coo_array((np.ones(step.sum()), pairs), shape=(dataset.n_items, dataset.n_items)).tocsr()
         self.counts = (counts + counts.T).tocsr() if settings.both else counts
         self.edges = (self.counts > 0).astype(np.float32)
-        self.unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        self.unit = sp.csr_array(unit) if np.count_nonzero(unit) < 0.1 * unit.size else unit  # one-hot codes are sparse
+        self.ties = np.linspace(0, 1e-9, dataset.n_items)  # equal scores go by item number
         self.settings = settings
 
     def recommend(self, examples: Examples, k: int, exclude_bought: bool = True) -> np.ndarray:
         """Top k items: every hop's places, then what the hops have left, then whatever is similar [users, k]."""
-        lists = []
-        for start in range(0, len(examples), CHUNK):
-            histories = examples.histories[start : start + CHUNK]
-            free = np.ones((len(histories), len(self.unit)))
-            if exclude_bought:
-                hide_bought(free, histories, 0.0)
-            rings, places = [], []
-            for back, budget in enumerate(self.settings.budgets):
-                rings += self.rings(histories, back, len(budget))
-                places += budget
-            similar = self.similarity(histories, 0)[0]
-            wanted = [(ring, place) for ring, place in zip(rings, places, strict=True) if place]
-            wanted += [(scores, k) for scores in (*rings, similar)]
-            picks = []
-            for scores, count in wanted:
-                best = top_items(scores * free, count)
-                row, place = np.nonzero(best != PAD)
-                free[row, best[row, place]] = 0
-                picks.append(best)
-            found = np.concatenate(picks, axis=1)
-            order = np.argsort(found == PAD, axis=1, kind="stable")[:, :k]
-            lists.append(np.take_along_axis(found, order, axis=1))
-        return np.concatenate(lists)
+        histories, budgets = examples.histories, self.settings.budgets
+        place = (histories != PAD).sum(1)[:, None] - 1 - np.arange(len(budgets))  # of the last items [users, budgets]
+        source = np.where(place >= 0, np.take_along_axis(histories, np.maximum(place, 0), axis=1), PAD)
+        # what a list may lose to bought items and to earlier picks
+        longest = k + histories.shape[1] + k
+        rings = [
+            ring for back, budget in enumerate(budgets) for ring in self.rings(source[:, back], len(budget), longest)
+        ]
+        places = [place for budget in budgets for place in budget]
+        similar = self.rings(source[:, 0], 0, longest)[-1]
+        wanted = [(ring, place) for ring, place in zip(rings, places, strict=True) if place]
+        wanted += [(ring, k) for ring in (*rings, similar)]
+        return np.concatenate([
+            fill(wanted, slice(start, start + CHUNK), histories if exclude_bought else histories[:, :0], k)
+            for start in range(0, len(examples), CHUNK)
+        ])  # fmt: skip
 
-    def rings(self, histories: np.ndarray, back: int, hops: int) -> list[np.ndarray]:
-        """For 1, 2, … hops: positive scores of the items just so far from the `back`-th last one [users, n_items]."""
-        scores, source, has = self.similarity(histories, back)
-        reached = sp.csr_array((has.astype(np.float32), (np.arange(len(has)), source)), shape=scores.shape)
-        seen, found = reached.toarray() > 0, []
-        for hop in range(hops):
-            reached = reached @ self.edges
-            ring = (reached.toarray() > 0) & ~seen
-            seen |= ring
-            value = scores
-            if hop == 0:
-                bonus = np.log1p(self.counts[source].toarray())
-                value = scores + self.settings.alpha * bonus / np.maximum(bonus.max(1, keepdims=True), 1e-12)
-            found.append(np.where(ring, value, 0.0))
-            reached = sp.csr_array(ring.astype(np.float32))
-        return found
-
-    def similarity(self, histories: np.ndarray, back: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cosines with the `back`-th last item, made positive [users, n_items]; that item, and whether there is one."""
-        place = (histories != PAD).sum(1) - 1 - back
-        has = place >= 0
-        source = np.where(has, histories[np.arange(len(histories)), np.maximum(place, 0)], 0)
-        return (self.unit[source] @ self.unit.T + SHIFT) * has[:, None], source, has
+    def rings(self, sources: np.ndarray, hops: int, longest: int) -> list[Ring]:
+        """The best `longest` items at 1, 2, … hops from each source; without hops, the most similar of all items."""
+        starts, of = np.unique(sources, return_inverse=True)
+        parts = []
+        for begin in range(0, len(starts), CHUNK):
+            some = starts[begin : begin + CHUNK]
+            has = some != PAD
+            at = np.where(has, some, 0)
+            similar = self.unit[at] @ self.unit.T
+            similar = np.asarray(similar.toarray() if sp.issparse(similar) else similar)
+            if not hops:
+                parts.append([best(np.where(has[:, None], similar - self.ties, -np.inf), longest)])
+                continue
+            reached = sp.csr_array((has.astype(np.float32), (np.arange(len(at)), at)), shape=similar.shape)
+            seen, lists = reached.toarray() > 0, []
+            for hop in range(hops):
+                reached = reached @ self.edges
+                ring = (reached.toarray() > 0) & ~seen
+                seen |= ring
+                value = similar - self.ties
+                if hop == 0:
+                    bonus = np.log1p(self.counts[at].toarray())
+                    value = value + self.settings.alpha * bonus / np.maximum(bonus.max(1, keepdims=True), 1e-12)
+                lists.append(best(np.where(ring, value, -np.inf), longest))
+                reached = sp.csr_array(ring.astype(np.float32))
+            parts.append(lists)
+        return [Ring(np.concatenate(lists), of) for lists in zip(*parts, strict=True)]
 
     @staticmethod
     def tune(dataset: Dataset, vectors: np.ndarray, exclude_bought: bool, max_users: int = 2000) -> GraphHeuristic:

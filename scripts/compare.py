@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from distill import artifacts
+from distill.answers import Answers, read_answers
 from distill.artifacts import UserError, write_json
-from distill.catalog import PAD, read_parquet
 from distill.config import run, suggest
 from distill.metrics import hit_ranks, ndcg, paired, recall
 
@@ -36,16 +36,16 @@ class Config:
 
 def main(config: Config) -> None:
     """Read both lists, check that they answer the same questions, test, print."""
-    users, targets, a = read_lists(config.evaluation, config.a)
-    others, their_targets, b = read_lists(config.other or config.evaluation, config.b)
-    if len(users) != len(others) or (users != others).any() or (targets != their_targets).any():
+    ours, a = answers_of(config.evaluation, config.a)
+    theirs, b = answers_of(config.other or config.evaluation, config.b)
+    if not ours.same_users(theirs):
         raise UserError(
-            f"{config.a} and {config.b} were evaluated on different users or targets ({len(users)} and {len(others)} "
-            "of them); only systems that answered the same users can be compared. Evaluate both with the same "
-            "--dataset, --split and --users."
+            f"{config.a} and {config.b} were evaluated on different users or targets ({len(ours.users)} and "
+            f"{len(theirs.users)} of them); only systems that answered the same users can be compared. Evaluate both "
+            "with the same --dataset, --split and --users."
         )
     longest = min(a.shape[1], b.shape[1])
-    ranks = [hit_ranks(lists, targets) for lists in (a, b)]
+    ranks = [hit_ranks(lists, ours.targets) for lists in (a, b)]
     figures = {}
     for k in [k for k in (1, 5, 10, 20) if k <= longest]:
         for name, metric in (("recall", recall), ("ndcg", ndcg)):
@@ -54,26 +54,20 @@ def main(config: Config) -> None:
                 means = dict(zip(("a", "b"), (float(one.mean()) for one in values), strict=True))
                 figures[f"{name}@{k}"] = means | paired(*values)
     if config.json:
-        write_json(config.json, {"a": config.a, "b": config.b, "users": len(users), "metrics": figures})
-    print_table(config, figures, len(users))
+        write_json(config.json, {"a": config.a, "b": config.b, "users": len(ours.users), "metrics": figures})
+    print_table(config, figures, len(ours.users))
 
 
-def read_lists(folder: Path, system: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users, targets and one system's lists, -1 for none [users, width].
+def answers_of(folder: Path, system: str) -> tuple[Answers, np.ndarray]:
+    """An evaluation's answers, and one system's lists among them.
 
     Raises:
         UserError: no such evaluation or system.
     """
-    evaluation = artifacts.read(folder, "evaluation")
-    table = read_parquet(evaluation.folder / "lists.parquet", ("user", "target"))
-    systems = [name for name in table.column_names if name not in ("user", "target", "history")]
-    if system not in systems:
-        raise UserError(f"Unknown system {system!r} in {folder}. {suggest(system, systems)}")
-    rows = table[system].to_pylist()
-    lists = np.full((len(rows), max(map(len, rows))), PAD)
-    for number, row in enumerate(rows):
-        lists[number, : len(row)] = row
-    return table["user"].to_numpy(), table["target"].to_numpy(), lists
+    answers = read_answers(artifacts.read(folder, "evaluation").folder / "lists.parquet")
+    if system not in answers.lists:
+        raise UserError(f"Unknown system {system!r} in {folder}. {suggest(system, list(answers.lists))}")
+    return answers, answers.lists[system]
 
 
 def print_table(config: Config, figures: dict[str, dict[str, float]], users: int) -> None:

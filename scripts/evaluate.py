@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 from scipy.special import logsumexp
 from tqdm import tqdm
 
 from distill import artifacts, floors
+from distill.answers import write_answers
 from distill.artifacts import Stage, UserError, say, write_json
 from distill.catalog import PAD, Dataset, Examples, by_length
 from distill.config import run, suggest
@@ -73,7 +72,7 @@ class Config:
     output: Path | None = None
     """Where the metrics go (default: RUN/evaluation)."""
     systems: list[str] | None = None
-    """Names of the students to evaluate, `teacher` among them for that one (default: all there are)."""
+    """Names of the students and baselines to evaluate, `teacher` among them for that one (default: all there are)."""
     split: Literal["valid", "test"] = "test"
     """Which held-out part."""
     users: int | None = None
@@ -117,19 +116,19 @@ def main(config: Config) -> None:
     data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
     folder = config.students or config.run / "students"
-    paths = in_order(folder)
-    names = [path.name for path in paths] + ["teacher"]
+    paths, others = in_order(folder), in_order(config.baselines or config.run / "baselines")
+    names = [path.name for path in (*paths, *others)] + ["teacher"]
     for name in config.systems or ():
         if name not in names:
             raise UserError(f"Unknown system {name!r} in {folder}. {suggest(name, names)}")
     wanted = config.systems or names
     students = [artifacts.read(path, "student") for path in paths if path.name in wanted]
+    baselines = [artifacts.read(path, "baseline") for path in others if path.name in wanted]
     teacher = None
     if "teacher" in wanted and (config.teacher or (config.run / "teacher").exists()):
         teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
-    elif not students:
+    elif not students and (config.students or not baselines):
         raise UserError(f"No student in {folder}. Make one with: {artifacts.MADE_BY['student']}")
-    baselines = [artifacts.read(path, "baseline") for path in in_order(config.baselines or config.run / "baselines")]
     table = config.embeddings or config.run / "embeddings"
     embeddings = artifacts.read(table, "embeddings") if config.embeddings or table.exists() else None
     inputs = [data, codes, *students, *baselines, *(one for one in (teacher, embeddings) if one)]
@@ -205,18 +204,21 @@ def main(config: Config) -> None:
         items = walk.recommend(examples, longest, hide)
         add("graph", items, time.time() - started, note=in_words(walk.describe()))
 
-    for artifact in baselines:
-        from student.baselines.scorer import Scorer
-
-        scorer = Scorer.from_pretrained(artifact.folder, device)
-        name = artifact.folder.name
-        beams = ranked(scorer.rank_items, examples, config, hide, constrained=True, name=name)
-        distance = truth and truth.model_kl(exact_scores(scorer.score_items, truth.histories, hide, name))
-        parameters = sum(parameter.numel() for parameter in scorer.model.parameters())
-        add(name, beams.items, beams.seconds, parameters=parameters, kl_to_truth=distance)
-
-    for artifact in (*([teacher] if teacher else []), *students):
+    alone = [one for one in baselines if one.config.get("loss") == "ce"]
+    taught = [
+        one for one in baselines if one.config.get("loss") != "ce"
+    ]  # after the teacher, whose list theirs are held against
+    for artifact in (*alone, *([teacher] if teacher else []), *taught, *students):
         name = "teacher" if artifact is teacher else artifact.folder.name
+        if artifact.kind == "baseline":
+            from student.baselines.scorer import Scorer
+
+            scorer = Scorer.from_pretrained(artifact.folder, device)
+            beams = ranked(scorer.rank_items, examples, config, hide, constrained=True, name=name)
+            distance = truth and truth.model_kl(exact_scores(scorer.score_items, truth.histories, hide, name))
+            parameters = sum(parameter.numel() for parameter in scorer.model.parameters())
+            add(name, beams.items, beams.seconds, parameters=parameters, kl_to_truth=distance)
+            continue
         system, parameters = load(artifact, dataset, ids, device, hide)
         beams = ranked(system.rank, examples, config, hide, constrained=True, name=name)
         free = ranked(system.rank, examples, config, hide, constrained=False, name=f"{name} without the trie").items
@@ -247,7 +249,7 @@ def main(config: Config) -> None:
 
     with stage.write() as output:
         write_json(output / "metrics.json", rows)
-        write_lists(output / "lists.parquet", examples, lists)
+        write_answers(output / "lists.parquet", examples, lists)
 
 
 def mean(values: np.ndarray) -> float | None:
@@ -484,18 +486,6 @@ class Truth:
         with np.errstate(divide="ignore"):
             log_probs = np.log(probabilities / probabilities.sum(1, keepdims=True))
         return float(kl_to_truth(self.all_users[: len(self.histories)], log_probs).mean())
-
-
-def write_lists(path: Path, examples: Examples, lists: dict[str, np.ndarray]) -> None:
-    """One row a user: user, target, history, and each system's top items."""
-    histories = [row[row != PAD].tolist() for row in examples.histories]
-    columns = {
-        "user": pa.array(examples.users, pa.int32()),
-        "target": pa.array(examples.targets, pa.int32()),
-        "history": pa.array(histories, pa.list_(pa.int32())),
-    }
-    columns |= {name: pa.array(items.tolist(), pa.list_(pa.int32())) for name, items in lists.items()}
-    pq.write_table(pa.table(columns), path)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import re
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill import artifacts
+from distill.answers import ASKED, read_answers
 from distill.artifacts import MADE_BY, MANIFEST, Artifact, Stage, UserError, check_agreement, write_json
 from distill.catalog import read_parquet
 from distill.config import run
@@ -116,6 +117,7 @@ DETAILS = (
 )
 TIES = "recall@10_ties_won"
 ABOVE = "ndcg@10_above_floor"
+NO_TEACHER = "tiger"  # the student that learns without one
 
 
 def main(config: Config) -> None:
@@ -140,9 +142,14 @@ def main(config: Config) -> None:
         _print_path(output)
         return
     # Everything is read and rendered before the first byte is written.
-    rows = merge_seeds([read_rows(one) for one in (evaluation, *others)])
-    markdown = render_markdown(rows, found)
-    page = render_page(config, rows, found, dataset, evaluation)
+    runs = (evaluation, *others)
+    rows = merge_seeds([read_rows(one) for one in runs])
+    if others:
+        for system, difference in paired_to(FLOOR, rows, runs).items():
+            rows[[row["system"] for row in rows].index(system)][ABOVE] = difference
+    differences = paired_table(rows, paired_to(NO_TEACHER, rows, runs))
+    markdown = render_markdown(rows, found, differences)
+    page = render_page(config, rows, found, differences, dataset, evaluation)
     with stage.write() as folder:
         write_json(folder / "metrics.json", rows)
         (folder / "report.md").write_text(markdown, encoding="utf-8")
@@ -221,7 +228,13 @@ def merge_seeds(runs: list[list[Row]]) -> list[Row]:
             mean[key] = statistics.fmean(values)
             if len(values) > 1:
                 mean[f"{key}_std"] = statistics.stdev(values)
-        mean.pop(ABOVE, None)  # of one run: beside a spread over seeds it would mislead
+        mean.pop(ABOVE, None)  # that of one run
+        if isinstance(first.get("by_popularity"), list):
+            parts = zip(*(row["by_popularity"] for row in rows), strict=True)
+            mean["by_popularity"] = [
+                {key: statistics.fmean(one[key] for one in part) if "@" in key else part[0][key] for key in part[0]}
+                for part in parts
+            ]
         merged.append(mean | {"seeds": [row.get("seed") for row in rows]})
     return merged
 
@@ -230,13 +243,13 @@ def find_artifacts(root: Path, dataset: Artifact, evaluation: Artifact) -> dict[
     """The finished artifacts of a run by name, in the order of the pipeline, the evaluation last."""
     found = {"dataset": dataset}
     order = list(MADE_BY)
-    folders = [path.parent for path in (*root.glob(f"*/{MANIFEST}"), *root.glob(f"students/*/{MANIFEST}"))]
+    folders = [path.parent for under in ("", "baselines/", "students/") for path in root.glob(f"{under}*/{MANIFEST}")]
     for folder in sorted(folder for folder in folders if folder.suffix not in (".old", ".partial")):
         manifest = _read_json(folder / MANIFEST, None)
         kind = manifest.get("kind") if isinstance(manifest, dict) else None
         if kind in order and kind not in ("dataset", "evaluation", "report"):
             found[folder.relative_to(root).as_posix()] = artifacts.read(folder, kind)
-    shown = [f"students/{row['system']}" for row in read_rows(evaluation)]
+    shown = [f"{place}/{row['system']}" for row in read_rows(evaluation) for place in ("baselines", "students")]
 
     def place(name: str) -> tuple[int, int, str]:
         return order.index(found[name].kind), shown.index(name) if name in shown else len(shown), name
@@ -320,14 +333,13 @@ def is_learned(row: Row) -> bool:
 
 
 def beats(row: Row, floor: Row) -> bool:
-    """NDCG@10 above the floor's; with several seeds by more than the spread of both, else by more than chance among the
-    users, where the evaluation tested that."""
+    """NDCG@10 above the floor's: by more than chance among the users, where that was tested, and with several seeds by
+    more than the spread of both."""
     if row is floor or row["system"] == "oracle" or row.get("ndcg@10") is None or floor.get("ndcg@10") is None:
         return False
-    if isinstance(row.get(ABOVE), dict):
-        return row[ABOVE]["low"] > 0
+    tested = row.get(ABOVE)
     spread = row.get("ndcg@10_std", 0.0) + floor.get("ndcg@10_std", 0.0)
-    return row["ndcg@10"] - spread > floor["ndcg@10"]
+    return row["ndcg@10"] - spread > floor["ndcg@10"] and (not isinstance(tested, dict) or tested["low"] > 0)
 
 
 def headline(rows: list[Row]) -> str:
@@ -364,7 +376,7 @@ def footnotes(rows: list[Row]) -> list[str]:
         several = any("seeds" in row for row in rows)
         tested = any(ABOVE in row for row in rows)
         beyond = ", by more than the spread of the seeds" if several else ""
-        beyond = ", the 95% interval of the difference user by user included" if tested else beyond
+        beyond += ", the 95% interval of the difference user by user included" if tested else ""
         notes.append(f"Floor: {FLOOR}, which only counts. ▲ marks rows whose NDCG@10 is above it{beyond}.")
     if any(row["system"] == "oracle" for row in rows):
         notes.append("Oracle: knows the simulator's true distribution, the bound for every model.")
@@ -401,8 +413,8 @@ def _print_path(output: Path) -> None:
     print(f"report: {output / 'report.html'}")
 
 
-def render_markdown(rows: list[Row], found: dict[str, Artifact]) -> str:
-    """report.md: the table, the exact commands, time and memory of each stage."""
+def render_markdown(rows: list[Row], found: dict[str, Artifact], differences: list[dict[str, str]]) -> str:
+    """report.md: the tables, the exact commands, time and memory of each stage."""
     columns, lines = lay_out(rows)
     parts = [f"# {headline(rows)}", "", verdict(rows), ""]
     parts += [f"| system | {' | '.join(column.head for column in columns)} |", "|---|" + "---:|" * len(columns)]
@@ -412,6 +424,18 @@ def render_markdown(rows: list[Row], found: dict[str, Artifact]) -> str:
         parts.append(f"| {name} | {' | '.join(cells)} |")
     parts += ["", *(f"- {note}" for note in footnotes(rows))]
     parts += ["- " + "; ".join(f"{column.head}: {column.meaning}" for column in columns) + "."]
+    targets = by_target(rows)
+    if targets:
+        heads = [f"{head['name']} ({', '.join(head['sizes'])})" for head in targets["heads"]]
+        parts += ["", "## Recall@10 by the right item", "", f"| system | {' | '.join(heads)} |"]
+        parts += ["|---|" + "---:|" * len(heads)]
+        parts += [f"| {line['system']} | {' | '.join(line['cells'])} |" for line in targets["lines"]]
+    if differences:
+        parts += ["", "## NDCG@10 user by user", ""]
+        for one in differences:
+            parts.append(
+                f"- {one['system']} − {one['reference']}: {one['difference']} ({one['interval']}), p = {one['p']}"
+            )
     parts += ["", "## Commands", "", "```", *(one.manifest["command"] for one in found.values())]
     parts += [" ".join([Path(sys.executable).name, *sys.argv]), "```", "", "## Time and memory", ""]
     parts += ["| stage | time | peak memory | made |", "|---|---:|---:|---|"]
@@ -423,32 +447,73 @@ def render_markdown(rows: list[Row], found: dict[str, Artifact]) -> str:
 # Details
 
 
-def above_floor(rows: list[Row]) -> list[dict[str, str]]:
-    """How far each row lies above the floor by a paired test over the same users."""
+def paired_to(reference: str, rows: list[Row], runs: Sequence[Artifact]) -> dict[str, dict[str, float]]:
+    """Each system's NDCG@10 above another's, user by user (`metrics.paired`), a user's being the mean over the runs.
+
+    A system is compared over the runs that have it. Not compared: the oracle, and what was not learned with a reference
+    other than the floor.
+
+    Raises:
+        UserError: the runs were evaluated on different users.
+    """
+    from distill.metrics import hit_ranks, ndcg, paired  # with scipy, which takes long to import
+
+    values: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    first = read_answers(runs[0].folder / "lists.parquet")
+    for evaluation in runs:
+        answers = read_answers(evaluation.folder / "lists.parquet")
+        if not first.same_users(answers):
+            raise UserError(f"{evaluation.folder} was evaluated on other users than {runs[0].folder}.")
+        if reference not in answers.lists:
+            continue
+        own = {name: ndcg(hit_ranks(lists, answers.targets), 10) for name, lists in answers.lists.items()}
+        for name in own:
+            values.setdefault(name, []).append((own[name], own[reference]))
+    compared = [
+        row["system"]
+        for row in rows
+        if row["system"] in values
+        and row["system"] not in (reference, "oracle")
+        and (is_learned(row) or reference == FLOOR)
+    ]
+    return {name: paired(*np.mean(values[name], axis=0)) for name in compared}
+
+
+def paired_table(rows: list[Row], to_tiger: dict[str, dict[str, float]]) -> list[dict[str, str]]:
+    """Differences to the floor, which the rows hold, and to the student without a teacher."""
+    told = [(row["system"], FLOOR, row[ABOVE]) for row in rows if isinstance(row.get(ABOVE), dict)]
+    told += [(system, NO_TEACHER, one) for system, one in to_tiger.items()]
     return [
         {
-            "system": row["system"],
-            "difference": f"{row[ABOVE]['difference']:+.4f}",
-            "interval": f"{row[ABOVE]['low']:+.4f} … {row[ABOVE]['high']:+.4f}",
-            "p": f"{row[ABOVE]['p']:.2g}",
+            "system": system,
+            "reference": reference,
+            "difference": f"{one['difference']:+.4f}",
+            "interval": f"{one['low']:+.4f} … {one['high']:+.4f}",
+            "p": f"{one['p']:.2g}",
         }
-        for row in rows
-        if isinstance(row.get(ABOVE), dict)
+        for system, reference, one in told
     ]
 
 
-def by_popularity(rows: list[Row]) -> dict[str, Any] | None:
-    """Recall@10 by the popularity of the right item: group heads, and each system's cells."""
-    told = [row for row in rows if isinstance(row.get("by_popularity"), list)]
-    if not told:
+def by_target(rows: list[Row]) -> dict[str, Any] | None:
+    """Recall@10 where the floor's counts know the right item after the history ("reached") and where not, and by the
+    item's popularity: heads with sizes, and each system's cells."""
+    parts = ("recall@10_reachable", "recall@10_unreachable")
+    known = [part for part in parts if any(row.get(part) is not None for row in rows)]
+    groups = next((row["by_popularity"] for row in rows if isinstance(row.get("by_popularity"), list)), [])
+    if not known and not groups:
         return None
-    heads = [
-        {"name": part["group"], "users": f"{part['users']:,}", "size": f"{part['items']:,}"}
-        for part in told[0]["by_popularity"]
+    share = next((row["reachable"] for row in rows if row.get("reachable") is not None), None)
+    shares = dict(zip(parts, ("", "") if share is None else (f"{share:.1%} of users", f"{1 - share:.1%}"), strict=True))
+    names = dict(zip(parts, ("reached", "others"), strict=True))
+    heads = [{"name": names[part], "sizes": [shares[part]] if shares[part] else []} for part in known]
+    heads += [
+        {"name": part["group"], "sizes": [f"{part['items']:,} items", f"{part['users']:,} users"]} for part in groups
     ]
     lines = []
-    for row in told:
-        values = [part.get("recall@10") for part in row["by_popularity"]]
+    for row in rows:
+        own = row.get("by_popularity") or [{} for _ in groups]
+        values = [row.get(part) for part in known] + [part.get("recall@10") for part in own]
         lines.append({"system": row["system"], "cells": ["–" if value is None else _four(value) for value in values]})
     return {"heads": heads, "lines": lines}
 
@@ -559,14 +624,14 @@ N_COLOURS = 8
 
 
 def read_curves(found: dict[str, Artifact]) -> list[Curve]:
-    """The curves of all teachers and students that have one."""
+    """The curves of all trainings that have one."""
     curves = []
     for name, one in found.items():
         path = one.folder / "curve.json"
-        if one.kind not in ("teacher", "student") or not path.is_file():
+        if one.kind not in ("teacher", "student", "baseline") or not path.is_file():
             continue
         read = _read_json(path, one.kind)
-        system = name.removeprefix("students/")
+        system = name.removeprefix("students/").removeprefix("baselines/")
         shade = colour(system, len(curves))
         for part, points in read.items() if isinstance(read, dict) else [("", read)]:
             if not isinstance(points, list) or not all(isinstance(p, dict) and "epoch" in p for p in points):
@@ -667,10 +732,10 @@ def colour(system: str, place: int) -> int:
 def read_examples(count: int, dataset: Artifact, evaluation: Artifact) -> list[dict[str, Any]]:
     """Recommendations with titles, for users evenly spread over the evaluated ones, so that nobody chose them."""
     path = evaluation.folder / "lists.parquet"
-    lists = read_parquet(path, ("user", "target", "history"))
+    lists = read_parquet(path, ASKED)
     items = read_parquet(dataset.folder / "items.parquet", ("item_id", "title"))
     count = min(count, lists.num_rows)
-    names = [name for name in lists.column_names if name not in ("user", "target", "history")]
+    names = [name for name in lists.column_names if name not in ASKED]
     shown = [name for name in IN_EXAMPLES if name in names] or names[: len(IN_EXAMPLES)]
     chosen = np.linspace(0, lists.num_rows - 1, count).round().astype(np.int64)
     ids, titles = items["item_id"].to_pylist(), items["title"].to_pylist()
@@ -700,7 +765,12 @@ def read_examples(count: int, dataset: Artifact, evaluation: Artifact) -> list[d
 
 
 def render_page(
-    config: Config, rows: list[Row], found: dict[str, Artifact], dataset: Artifact, evaluation: Artifact
+    config: Config,
+    rows: list[Row],
+    found: dict[str, Artifact],
+    differences: list[dict[str, str]],
+    dataset: Artifact,
+    evaluation: Artifact,
 ) -> str:
     """report.html: one page with everything inside."""
     import jinja2
@@ -731,8 +801,8 @@ def render_page(
         several=any("seeds" in row for row in rows),
         more_columns=more_columns,
         more_lines=more_lines,
-        above_floor=above_floor(rows),
-        popularity=by_popularity(rows),
+        differences=differences,
+        targets=by_target(rows),
         width_charts=[Markup(one) for one in widths["charts"]],
         width_legend=widths["legend"],
         quality_chart=Markup(chart["quality"]),

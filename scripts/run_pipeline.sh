@@ -3,26 +3,27 @@
 #
 #   scripts/run_pipeline.sh configs/demo
 #   scripts/run_pipeline.sh configs/demo --run runs/demo-1 --seed 1     (the same data, other seeds of everything learnt)
-#   scripts/run_pipeline.sh configs/scientific --input data/scientific
+#   scripts/run_pipeline.sh configs/scientific --input data/scientific --extras
 #
-# --input goes to prepare_data alone, --index to build_semantic_ids; --seed to every stage but prepare_data; other
+# --extras adds SASRec and GRU4Rec, alone and (SASRec) taught by the teacher, and dwr with a memory. --input goes to prepare_data alone, --index to build_semantic_ids; --seed to every stage but prepare_data; other
 # options to every stage.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
-  echo "usage: scripts/run_pipeline.sh CONFIG_DIR [--input DIR] [--index FILE] [--run DIR] [--seed N] [--overwrite]" >&2
+  echo "usage: scripts/run_pipeline.sh CONFIG_DIR [--input DIR] [--index FILE] [--run DIR] [--seed N] [--extras] [--overwrite]" >&2
   exit 2
 fi
 configs=$1
 shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-common=() data=() ids=() seed=()
+common=() data=() ids=() seed=() extras=
 while [ $# -gt 0 ]; do
   case "$1" in
     --input) data+=(--input "$2"); shift 2 ;;
     --index) ids+=(--index "$2"); shift 2 ;;
     --seed) seed=(--seed "$2"); shift 2 ;;
     --overwrite) common+=(--overwrite); shift ;;
+    --extras) extras=yes; shift ;;
     *) common+=("$1" "$2"); shift 2 ;;
   esac
 done
@@ -58,5 +59,11 @@ stage export distill/export_soft_labels.py
 for variant in tiger smooth distill dtr dwr; do
   launched student student/train.py --variant "$variant" ${seed[@]+"${seed[@]}"}
 done
+if [ -n "$extras" ]; then
+  launched baseline student/baseline.py --network sasrec ${seed[@]+"${seed[@]}"}
+  launched baseline student/baseline.py --network gru4rec ${seed[@]+"${seed[@]}"}
+  launched baseline student/baseline.py --network sasrec --loss list ${seed[@]+"${seed[@]}"}
+  stage memory scripts/add_memory.py
+fi
 stage evaluate scripts/evaluate.py ${seed[@]+"${seed[@]}"}
 stage report scripts/report.py

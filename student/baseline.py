@@ -2,96 +2,19 @@
 
     python student/baseline.py --network sasrec --config configs/demo/baseline.yaml
 
-With `--loss list` or `rank` it is also a student: it learns the teacher's candidates beside the next items. The loop is
-in `student/baselines/loop.py`.
+With `--loss list`, `rank` or `list+rank` it is also a student: it learns the teacher's candidates beside the next
+items. The settings are in `student/baselines/stage.py`, the loop in `student/baselines/loop.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
-
-from distill import artifacts
-from distill.artifacts import Stage, UserError
 from distill.config import run
-
-
-@dataclass(frozen=True)
-class Config:
-    """Train a baseline: python student/baseline.py [--network NAME] [--config FILE] [--field value ...]."""
-
-    run: Path = Path("runs/demo")
-    """Folder of the run; inputs and output default to their names inside it."""
-    dataset: Path | None = None
-    """Dataset artifact (default: RUN/dataset)."""
-    soft_labels: Path | None = None
-    """Soft labels artifact (default: RUN/soft_labels); read where the loss needs a teacher."""
-    output: Path | None = None
-    """Where the baseline goes (default: RUN/baselines/NETWORK, with -LOSS where it is not ce)."""
-    network: Literal["sasrec", "gru4rec"] = "sasrec"
-    """Self-attention, or a recurrent network."""
-    loss: Literal["ce", "list", "rank"] = "ce"
-    """Cross-entropy to the next items; with gamma times the cross-entropy to the teacher's candidates (list), or the
-    ranking loss over them, equation (14)."""
-    gamma: float = 1.0
-    """Weight of what the teacher says."""
-    temperature: float = 1.0
-    """Of the teacher's candidates' probabilities (list)."""
-    margin: float = 0.05
-    """λ of the ranking loss."""
-    dim: int = 64
-    """Size of an item's embedding."""
-    layers: int = 2
-    """Layers of the network."""
-    dropout: float = 0.3
-    """On embeddings and layers' outputs."""
-    epochs: int = 100
-    """Passes over the users' training sequences."""
-    batch_size: int = 128
-    """Sequences a batch and process."""
-    lr: float = 1e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.1
-    """AdamW's weight decay."""
-    warmup: float = 0.05
-    """Share of the steps in which the learning rate rises."""
-    clip: float = 1.0
-    """Largest gradient norm."""
-    max_history: int = 20
-    """Items of history (paper: 20)."""
-    exclude_bought: bool | None = None
-    """Never recommend items of the history, in validation (default: where the training part never has one twice)."""
-    valid_users: int = 5000
-    """Users whose validation NDCG@10 chooses the epoch that is kept."""
-    patience: int = 10
-    """Stop after so many epochs without a better one."""
-    threads: int = field(default=0, metadata={"identity": False})
-    """CPU threads; 0: torch's choice."""
-    seed: int = 0
-    """Of weights and order."""
-    overwrite: bool = False
-    """Repeat finished work."""
+from student.baselines.stage import Config, make
 
 
 def main(config: Config) -> None:
-    """Check the config and the inputs, then train."""
-    for name, least in (("epochs", 1), ("batch_size", 1), ("layers", 1), ("max_history", 1)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name} is {getattr(config, name)}; expected {least} or more.")
-    if config.dim < 2 or config.dim % 2:
-        raise UserError(f"--dim is {config.dim}; expected an even number, for two attention heads.")
-    inputs = [artifacts.read(config.dataset or config.run / "dataset", "dataset")]
-    if config.loss != "ce":
-        inputs.append(artifacts.read(config.soft_labels or config.run / "soft_labels", "soft_labels"))
-    name = config.network if config.loss == "ce" else f"{config.network}-{config.loss}"
-    stage = Stage(
-        "baseline", config, config.output or config.run / "baselines" / name, inputs, overwrite=config.overwrite
-    )
-    if not stage.is_finished():
-        from student.baselines.loop import train
-
-        train(config, [artifact.folder for artifact in inputs], stage)
+    """Train one network unless it is finished."""
+    make(config)
 
 
 if __name__ == "__main__":

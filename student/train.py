@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from distill import artifacts
 from distill.artifacts import Artifact, Stage, UserError, say
 from distill.config import run, suggest
 from student import variants
+from student.baselines import stage as baseline
 from student.variants import Variant
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
@@ -39,8 +40,14 @@ class Config:
     """Where the student goes (default: RUN/students/VARIANT)."""
     variant: str = "tiger"
     """tiger, smooth, distill, dtr, dwr, or dwr-without-distill."""
-    backbone: Literal["seq2seq", "causal"] = "seq2seq"
-    """The network: T5's encoder and decoder, or a decoder alone that reads the history once."""
+    backbone: Literal["seq2seq", "causal", "sasrec", "gru4rec"] = "seq2seq"
+    """The network: T5's encoder and decoder, or a decoder alone that reads the history once. Or one without semantic
+    IDs, for tiger, distill, dwr and dwr-without-distill: then student/baseline.py's code makes it, in RUN/baselines,
+    and reads only the options it has (configs/*/baseline.yaml)."""
+    dim: int = field(default=64, metadata={"identity": False})
+    """sasrec, gru4rec: size of an item's embedding."""
+    layers: int | None = field(default=None, metadata={"identity": False})
+    """sasrec, gru4rec: layers of the network (default: two, one)."""
     preset: str = "demo"
     """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
     dropout: float = 0.1
@@ -142,6 +149,9 @@ def main(config: Config) -> None:
     """Check the config and the inputs, then train, once or once a seed."""
     variant = variants.find(config.variant, config.labels)
     check(config)
+    if config.backbone in baseline.NETWORKS:
+        train_baseline(config)
+        return
     inputs = [
         artifacts.read(config.dataset or config.run / "dataset", "dataset"),
         artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids"),
@@ -163,6 +173,11 @@ def main(config: Config) -> None:
         curve = json.loads((place / "curve.json").read_text())
         last = curve.get("ranker") or curve["retriever"]
         best[seed] = max(row["valid_ndcg@10"] for row in last)
+    say_spread(config, best)
+
+
+def say_spread(config: Config, best: dict[int, float]) -> None:
+    """Mean and spread of validation NDCG@10 over the seeds."""
     values = list(best.values())
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     each = ", ".join(f"{value:.4f} (seed {seed})" for seed, value in best.items())
@@ -196,6 +211,33 @@ def read_prior(config: Config, variant: Variant) -> Artifact:
     options = " ".join(f"--{name} {value}" for name, value in words.items() if value is not None)
     artifact = artifacts.read(folder, "soft_labels", f"{artifacts.MADE_BY['soft_labels']} {options}")
     return replace(artifact, role=config.prior)
+
+
+def train_baseline(config: Config) -> None:
+    """The same by a network without semantic IDs, once or once a seed: `student/baselines/stage.py` has all options.
+
+    Raises:
+        UserError: a variant or labels that such a network cannot learn.
+    """
+    if config.variant not in baseline.LOSSES or config.labels != "ref":
+        asked = f"--variant {config.variant}" if config.labels == "ref" else f"--labels {config.labels}"
+        raise UserError(f"{asked} is for backbones with semantic IDs (seq2seq, causal); {config.backbone} learns "
+                        f"--variant {', '.join(baseline.LOSSES)}.")  # fmt: skip
+    shared = {one.name for one in fields(baseline.Config)} & {one.name for one in fields(config)}
+    settings = baseline.Config(
+        network=config.backbone,
+        loss=baseline.LOSSES[config.variant],
+        **{name: getattr(config, name) for name in shared},
+    )
+    best = {}
+    for seed in config.seeds or ():
+        output = baseline.place(settings)
+        folder = baseline.make(replace(settings, seed=seed, output=output.with_name(f"{output.name}-seed{seed}")))
+        best[seed] = max(row["valid_ndcg@10"] for row in json.loads((folder / "curve.json").read_text()))
+    if config.seeds:
+        say_spread(config, best)
+    else:
+        baseline.make(settings)
 
 
 def check(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""The baselines' training loop: one pass trains every position of a sequence; `student/baseline.py` is its command."""
+"""The baselines' training loop: one pass trains every position of a sequence; its settings are in `stage.py`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from distill.catalog import PAD, Dataset, Examples
 from distill.launch import accelerator, share
 from distill.metrics import hit_ranks, ndcg
 from distill.soft_labels import LabelBlock, LabelStore
-from student.baselines import NETWORKS
-from student.baselines.scorer import Scorer
+from student.baselines.scorer import NETWORKS, Scorer
 
 if TYPE_CHECKING:
-    from student.baseline import Config
+    from student.baselines.stage import Config
 
 
 class Windows(NamedTuple):
@@ -66,8 +65,9 @@ def train(config: Config, folders: list[Path], stage: Stage) -> None:
     acc = accelerator(seed=config.seed)
     hide = dataset.hides_bought(config.exclude_bought)
     network, sizes = NETWORKS[config.network]
-    names = ("max_history", "dim", "layers", "dropout")
-    model = network(sizes(dataset.n_items, **{name: getattr(config, name) for name in names})).to(acc.device)
+    asked = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
+    asked = {name: value for name, value in asked.items() if value is not None}  # otherwise the network's own
+    model = network(sizes(dataset.n_items, **asked)).to(acc.device)
     facts = {"network": config.network, "loss": config.loss, "seed": config.seed, "exclude_bought": hide}
     scorer = Scorer(model, facts)
     data, taught = windows(dataset, config.max_history, labels), candidates(labels)
@@ -160,12 +160,13 @@ def batch_loss(model: nn.Module, part: Windows, taught: Candidates | None, confi
     items = taught.items[rows.clamp(min=0)].to(device)
     present = (items != PAD) & (rows >= 0).to(device)[:, None]
     own = log_probs.gather(1, items.clamp(min=0))
-    if config.loss == "rank":
-        lessons = objectives.rank(own, config.margin, present)
-    else:
+    lessons = torch.zeros(len(own), device=own.device)
+    if "rank" in config.loss:
+        lessons = lessons + objectives.rank(own, config.margin, present)
+    if "list" in config.loss:
         scores = taught.scores[rows.clamp(min=0)].to(device) / config.temperature
         weight = torch.softmax(scores.masked_fill(~present, -1e9), dim=-1) * present
-        lessons = -(weight * own).sum(-1)
+        lessons = lessons - (weight * own).sum(-1)
     labelled = present.any(1)
     return loss + config.gamma * (lessons * labelled).sum() / labelled.sum().clamp(min=1)
 

@@ -14,7 +14,10 @@ from torch import nn
 
 from distill.artifacts import UserError, write_json
 from distill.catalog import PAD, by_length
-from student.baselines import NETWORKS
+from student.baselines.gru4rec import GRU4Rec, GRUConfig
+from student.baselines.sasrec import SASRec, SASRecConfig
+
+NETWORKS = {"sasrec": (SASRec, SASRecConfig), "gru4rec": (GRU4Rec, GRUConfig)}  # name -> (network, its sizes)
 
 
 class Scorer:

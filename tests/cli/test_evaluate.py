@@ -19,6 +19,7 @@ from distill.artifacts import Stage, write_json
 from distill.catalog import Dataset, write_dataset
 from distill.config import run
 from distill.semantic_ids import write_codes
+from student.baselines.scorer import NETWORKS, Scorer
 from student.recommender import Recommender
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,13 @@ COUNTED = ("--transitions.window", "2")  # no search for the best settings
 @dataclass(frozen=True)
 class Nothing:
     """No settings."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The one setting of a baseline that counts here."""
+
+    loss: str
 
 
 def make_run(root, users=50, seed=0, n_vectors=N_ITEMS):
@@ -49,6 +57,10 @@ def make_run(root, users=50, seed=0, n_vectors=N_ITEMS):
         embeddings.write(folder, rng.normal(size=(n_vectors, 4)).astype(np.float32), IDS[:n_vectors])
     with Stage("student", Nothing(), root / "students/tiger", [data, codes]).write() as folder:
         student.save_pretrained(folder)
+    for name, loss in (("sasrec-list", "list"), ("gru4rec", "ce")):
+        network, sizes = NETWORKS[name.split("-")[0]]
+        with Stage("baseline", Loss(loss), root / "baselines" / name, [data]).write() as folder:
+            Scorer(network(sizes(N_ITEMS, dim=8)), {"network": name.split("-")[0]}).save_pretrained(folder)
 
 
 def command(script, *words):
@@ -85,7 +97,8 @@ def evaluated(tmp_path_factory):
 
 def test_rows(evaluated):
     rows = {row["system"]: row for row in json.loads((evaluated / "evaluation/metrics.json").read_text())}
-    assert list(rows) == [*FLOORS, "tiger", "tiger+memory"]
+    assert list(rows) == [*FLOORS, "gru4rec", "sasrec-list", "tiger", "tiger+memory"]
+    assert rows["sasrec-list"]["parameters"] > 0 and rows["sasrec-list"]["invalid@10"] is None
     for row in rows.values():
         assert row["recall@1"] <= row["recall@5"] <= row["recall@10"] <= row["recall@20"] <= 1
         assert row["recall@1"] == row["ndcg@1"] <= row["mrr@20"] <= row["recall@20"]

@@ -194,7 +194,8 @@ def test_intervals_details_and_widths(tmp_path):
             {"group": 1, "items": 29, "users": 7, "recall@10": 0.7654},
             {"group": "unseen", "items": 1, "users": 0},
         ]
-        row["by_popularity"] = groups
+        row |= {"by_popularity": groups, "recall@10_reachable": 0.6543, "recall@10_unreachable": 0.0321}
+    rows[2]["reachable"] = 0.25
     rows[-1]["ndcg@10_above_floor"] = {"difference": 0.05, "low": -0.01, "high": 0.11, "p": 0.0421}
     for row in rows[-2:]:
         row["widths"] = [{"width": w, "ndcg@10": 0.1, "diversity": w / 100, "invalid": 0.2} for w in (10, 50)]
@@ -206,14 +207,29 @@ def test_intervals_details_and_widths(tmp_path):
     assert page.count("0.0123 … 0.5678") == len(rows) and "0.0123" not in out  # the terminal's table stays small
     assert "0.3141" in page and "0.271" in page and "50.00%" in page
     assert "+0.0500" in page and "-0.0100 … +0.1100" in page and "0.042" in page
-    assert page.count("0.7654") == len(rows) and "29 items" in page
+    assert page.count("0.7654") == page.count("0.6543") == page.count("0.0321") == len(rows) and "29 items" in page
+    assert "25.0% of users" in page and "75.0%" in page
+    markdown = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "| system | reached (25.0% of users) | others (75.0%) | 1 (29 items, 7 users) |" in markdown
+    assert "| dwr | 0.6543 | 0.0321 | 0.7654 | – |" in markdown
+    assert "- dwr − tiger: +0.5000 (+0.5000 … +0.5000), p = 0" in markdown  # third for all, and nowhere
     assert "dwr ▲" not in out and "teacher ▲" in out  # dwr's difference may be chance; the teacher's was not tested
     assert page.count("<svg") == 5 + 3 and "diversity of all beams by beams" in page
     # with a second seed the spread speaks in the interval's place
-    make_run(tmp_path / "b", rows=[row | {"seed": 1, "ndcg@10": row["ndcg@10"] + 0.01} for row in rows], seed=1)
-    code, _, error = command(tmp_path, "--seeds", f"[{tmp_path / 'b'}]")
+    other = [{"group": 1, "items": 29, "users": 7, "recall@10": 0.5654}, rows[0]["by_popularity"][1]]
+    more = {"seed": 1, "by_popularity": other}
+    make_run(tmp_path / "b", rows=[row | more | {"ndcg@10": row["ndcg@10"] + 0.01} for row in rows], seed=1)
+    lists = tmp_path / "b" / "evaluation" / "lists.parquet"  # where dwr misses the right item, as tiger does
+    table = pq.read_table(lists)
+    pq.write_table(table.set_column(table.column_names.index("dwr"), "dwr", table["tiger"]), lists)
+    code, out, error = command(tmp_path, "--seeds", f"[{tmp_path / 'b'}]")
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     assert code == 0 and "0.0123 … 0.5678" not in page and "+0.0500" not in page and "first run" in page
+    assert page.count("0.6654") == len(rows)  # the mean of both runs
+    markdown = (tmp_path / "run" / "report" / "report.md").read_text()
+    for reference in ("transitions", "tiger"):  # half of third place: a user's mean over the runs
+        assert f"- dwr − {reference}: +0.2500 (+0.2500 … +0.2500), p = 0" in markdown
+    assert "dwr ▲" in out and "teacher ▲" not in out  # the teacher's lists are the floor's, whatever its figures say
 
 
 def test_examples(finished):

@@ -73,9 +73,9 @@ def test_stages(tmp_path, monkeypatch):
             run(module.main, module.Config, None, [*words, "--input", "DATA", "--index", "INDEX"])
     first, second, *ablation = calls
     assert first[2:] == [str(ROOT / "configs/instruments"), "--run", str(tmp_path / "r"), "--seed", "3",
-                         "--input", "DATA", "--index", "INDEX"]  # fmt: skip
+                         "--input", "DATA", "--index", "INDEX", "--extras"]  # fmt: skip
     assert second[3:7] == ["--run", str(tmp_path / "r-seed4"), "--seed", "4"]
-    assert len(ablation) == 2 * 4 and "dwr-without-distill" in ablation[1]
+    assert len(ablation) == 2 * 4 and "--extras" not in ablation[0] and "dwr-without-distill" in ablation[1]
     assert [call[call.index("--output") + 1] for call in ablation[2:4]] == [
         str(tmp_path / "r" / name) for name in ("evaluation-valid", "evaluation-ablation")
     ]

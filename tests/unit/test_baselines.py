@@ -6,14 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from student_shop import make_shop
 
 from distill import artifacts, objectives
-from distill.artifacts import Stage
+from distill.artifacts import Stage, UserError
 from distill.catalog import PAD, Dataset, write_dataset
+from student import train
 from student.baseline import Config, main
-from student.baselines import NETWORKS
 from student.baselines.loop import Candidates, Windows, batch_loss, windows
-from student.baselines.scorer import Scorer
+from student.baselines.scorer import NETWORKS, Scorer
 
 N_ITEMS = 12
 
@@ -97,7 +98,7 @@ def test_windows(root):
     assert sorted(seen) == sorted(examples.targets.tolist())
 
 
-@pytest.mark.parametrize("loss", ["ce", "list", "rank"])
+@pytest.mark.parametrize("loss", ["ce", "list", "rank", "list+rank"])
 def test_losses_by_definition(loss):
     model = model_of("sasrec")
     inputs = torch.tensor([[3, 1, 4, PAD], [5, PAD, PAD, PAD]])
@@ -118,8 +119,57 @@ def test_losses_by_definition(loss):
             continue
         keep = taught.items[label] != PAD
         own = log_probs[user, place, taught.items[label][keep]]
-        if loss == "list":
+        if "list" in loss:
             lessons.append(-((taught.scores[label][keep] / 2.0).softmax(0) * own).sum())
-        elif loss == "rank":
+        if "rank" in loss:
             lessons.append(objectives.rank(own, 0.1))
     torch.testing.assert_close(found, expected + (0.5 * sum(lessons) / 3 if lessons else 0))
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A shop with a teacher's labels."""
+    folder = tmp_path_factory.mktemp("taught")
+    make_shop(folder, [3, 4, 5, 6, 9, 4, 7, 3, 8, 5])
+    return folder
+
+
+SMALL = {"dim": 8, "layers": 1, "epochs": 1, "batch_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("variant", "loss"), [("tiger", "ce"), ("distill", "list"), ("dwr", "list+rank"), ("dwr-without-distill", "rank")]
+)
+def test_a_students_backbone(variant, loss, taught, tmp_path):
+    """student/train.py --backbone sasrec makes what student/baseline.py makes, where evaluate.py looks for it."""
+    same = {"run": taught, "margin": 0.1, "temperature": 2.0, **SMALL}
+    config = train.Config(variant=variant, backbone="sasrec", **same)
+    for name in ("dropout", "lr", "weight_decay", "valid_users", "patience"):
+        same[name] = getattr(config, name)
+    main(Config(loss=loss, output=tmp_path / "other", **same))
+    train.main(config)
+    name = "sasrec" if loss == "ce" else f"sasrec-{loss}"
+    ours = artifacts.read(taught / "baselines" / name, "baseline")
+    other = artifacts.read(tmp_path / "other", "baseline")
+    assert ours.fingerprint == other.fingerprint and ("soft_labels" in ours.inputs) == (loss != "ce")
+    assert ours.manifest["identity"] == other.manifest["identity"]
+
+
+def test_a_backbone_once_a_seed(taught, tmp_path, capsys):
+    train.main(train.Config(run=taught, backbone="gru4rec", output=tmp_path / "gru", seeds=[0, 1], **SMALL))
+    assert [Scorer.from_pretrained(tmp_path / f"gru-seed{seed}").facts["seed"] for seed in (0, 1)] == [0, 1]
+    assert "(seed 0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"variant": "dtr"}, "--variant dtr is for backbones with semantic IDs"),
+        ({"variant": "smooth"}, "gru4rec learns --variant tiger, distill, dwr, dwr-without-distill"),
+        ({"labels": "rank"}, "--labels rank is for"),
+        ({"dim": 7}, "--dim is 7; expected an even number"),
+    ],
+)
+def test_what_a_backbone_cannot(changes, said, taught):
+    with pytest.raises(UserError, match=said):
+        train.main(train.Config(run=taught, backbone="gru4rec", **changes))
