@@ -19,8 +19,8 @@ from tqdm import tqdm
 from distill import objectives
 from distill.artifacts import IDENTITY, Stage, say, write_json
 from distill.catalog import PAD, Dataset, Examples
-from distill.checkpoints import Checkpoints, check_finite, gathered, working_folder
-from distill.launch import accelerator, memory_gib, out_of_memory, start_tracker
+from distill.checkpoints import SHARDED, Checkpoints, check_finite, gathered, trainable_state, working_folder
+from distill.launch import accelerator, memory_gib, out_of_memory, start_tracker, unsharded
 from distill.metrics import hit_ranks, ndcg
 from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import LabelStore
@@ -50,41 +50,43 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     prior = open_prior(folders[3], config.prior) if config.prior != "teacher" else None
     logs = config.run / "logs" / "students"
     acc = accelerator(config.accumulation, config.precision, config.seed, config.clip, config.tracker, logs)
-    network, sizes, presets = BACKBONES[config.backbone]
     titles = dataset.items["title"].to_pylist()
     item_ids = dataset.items["item_id"].to_pylist()
     facts = {name: getattr(config, name) for name in ("variant", "backbone", "scope", "seed", "max_history")}
+    facts["backbone"] = "large" if config.init else config.backbone
     facts["exclude_bought"] = dataset.hides_bought(config.exclude_bought)
     valid = dataset.examples("valid", config.max_history)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.valid_users])
     stages = {"retriever": variant.retriever} | ({"ranker": variant.ranker} if variant.ranker else {})
     feeds = {name: feed(dataset, store, prior, loss, acc, config) for name, loss in stages.items()}
 
-    model = network(sizes(ids.levels, ids.codebook_size, dropout=config.dropout, **presets[config.preset]))
-    model.to(acc.device)
+    with unsharded(acc):
+        model = made(config, ids).to(acc.device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{config.variant}: {parameters:,} parameters, {feeds['retriever'].total:,} examples")
+    some = "" if not config.lora_rank else f" ({sum(p.numel() for p in trainable_state(model).values()):,} train)"
+    say(f"{config.variant}: {parameters:,} parameters{some}, {feeds['retriever'].total:,} examples")
     recommender = Recommender(model, ids.codes, item_ids, titles, facts=facts)
     curves = {}
     with working_folder(stage, acc) as folder:
         start_tracker(acc, stage.output.name, stage.config)
         for name, loss in stages.items():
             if name == "ranker":
-                recommender.ranker = copy.deepcopy(recommender.model)
+                recommender.ranker = twin(recommender.model, acc)
             done = folder / f"{name}-done.safetensors"
             curve = folder / f"{name}-curve.json"
             if done.is_file():  # by a run that was broken off in a later stage
-                trained(name, recommender).load_state_dict(load_file(done))
+                trained(name, recommender).load_state_dict(load_file(done), strict=False)
                 trained(name, recommender).eval()
                 curves[name] = json.loads(curve.read_text())
                 continue
             with out_of_memory(
-                "lower --batch_size and raise --accumulation, or shard by configs/accelerate/zero3.yaml"
+                "lower --batch_size and raise --accumulation, or shard by configs/accelerate/zero3.yaml; a large "
+                "student also takes --gradient_checkpointing true, --lora_rank and --precision bf16"
             ):
                 curves[name] = fit(name, loss, recommender, feeds[name], valid, folder, acc, config)
             if len(stages) > 1 and acc.is_main_process:
                 write_json(curve, curves[name])
-                save_file(trained(name, recommender).state_dict(), done.with_suffix(".partial"))
+                save_file(weights(trained(name, recommender)), done.with_suffix(".partial"))
                 done.with_suffix(".partial").replace(done)
         acc.wait_for_everyone()
         if acc.is_main_process:
@@ -94,6 +96,17 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
             recommender.save_pretrained(folder)
             write_json(folder / "curve.json", curves)
     acc.end_training()
+
+
+def made(config: Config, ids: SemanticIDs) -> torch.nn.Module:
+    """The network that is trained."""
+    if not config.init:
+        network, sizes, presets = BACKBONES[config.backbone]
+        return network(sizes(ids.levels, ids.codebook_size, dropout=config.dropout, **presets[config.preset]))
+    from student.models import large
+
+    options = config.lora_rank, config.dropout, config.gradient_checkpointing, config.precision
+    return large.load(config.init, ids, config.max_history, *options)
 
 
 def feed(
@@ -143,7 +156,7 @@ def fit(
     """
     epochs, lr = (config.epochs, config.lr) if name == "retriever" else (config.ranker_epochs, config.ranker_lr)
     model = trained(name, recommender)
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     wrapped, optimizer = acc.prepare(model, optimizer)
     checkpoints = Checkpoints(
@@ -209,8 +222,11 @@ def fit(
         else:
             progress.waited += 1
     bar.close()
-    best = type(model)(model.config)  # an engine may have cut the old one to pieces
-    best.load_state_dict(progress.best_state)
+    if stays(model) and not checkpoints.sharded:
+        best = acc.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    else:
+        best = copied(model, acc)
+    best.load_state_dict(progress.best_state, strict=False)
     setattr(recommender, "ranker" if name == "ranker" else "model", best.to(acc.device).eval())
     acc.free_memory()
     acc.wait_for_everyone()
@@ -220,9 +236,31 @@ def fit(
 
 
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights, on every process; called by all."""
+    """A copy of the weights that train, on every process; called by all."""
     with gathered(model):
-        return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        return {name: value.detach().cpu().clone() for name, value in trainable_state(model).items()}
+
+
+def copied(model: torch.nn.Module, acc: Accelerator) -> torch.nn.Module:
+    """A whole copy on this process, as an engine may have cut the model to pieces; called by all."""
+    with unsharded(acc):
+        copy_of = type(model)(model.config)
+    with gathered(model):
+        copy_of.load_state_dict(model.state_dict())
+    return copy_of.to(acc.device).eval()
+
+
+def twin(model: torch.nn.Module, acc: Accelerator) -> torch.nn.Module:
+    """A second model to train from there; weights that do not train are there once, unless an engine will cut them."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    cut = acc.distributed_type.value in SHARDED
+    return copy.deepcopy(model, {} if cut else {id(parameter): parameter for parameter in frozen})
+
+
+def stays(model: torch.nn.Module) -> bool:
+    """Whether the model lies whole on this process and is too large to be copied needlessly."""
+    cut = any(hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    return getattr(model, "in_place", False) and not cut
 
 
 def rate(done: float, warmup: float) -> float:
@@ -321,13 +359,12 @@ def validate(
 ) -> float:
     """NDCG@10 of constrained beams, each process searching for its share of the users.
 
-    The search is by a copy of the model: an engine that cuts the weights would bring them together anew at every call.
+    The search is by a copy of the model, unless it is large and whole: an engine that cuts the weights would bring them
+    together anew at every call.
     """
-    copied = type(model)(model.config)
-    copied.load_state_dict(weights(model))
+    whole = model.eval() if stays(model) else copied(model, acc)
     others = recommender.model, recommender.ranker
-    copied = copied.to(acc.device).eval()
-    recommender.model, recommender.ranker = (copied if one is model else one for one in others)
+    recommender.model, recommender.ranker = (whole if one is model else one for one in others)
     own = valid.take(slice(acc.process_index, None, acc.num_processes))
     lists, _ = recommender.rank_items(own.histories, config.width, recommender.facts["exclude_bought"])
     recommender.model, recommender.ranker = others

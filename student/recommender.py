@@ -23,7 +23,7 @@ from distill.catalog import PAD, by_length, read_parquet
 from distill.objectives import sequence_score
 from distill.trie import Trie
 from student.memory import Candidates, Memory, candidates, mixed
-from student.models import BACKBONES
+from student.models import network_of
 from student.models.layers import among_all
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
@@ -72,7 +72,8 @@ class Recommender:
         self.item_ids, self.titles = item_ids, titles
         self.codes = torch.from_numpy(codes).to(self.device)
         self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
-        self.users_at_once = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
+        fit = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
+        self.users_at_once = min(fit, getattr(model, "users_at_once", fit))
         self.memory: Memory | None = None
         self.static = False  # every batch of one shape, for compiled graphs
 
@@ -87,7 +88,7 @@ class Recommender:
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} is not a student: it needs config.json and model.safetensors.")
         facts = json.loads((folder / "config.json").read_text())
-        network, config, _ = BACKBONES[facts["backbone"]]
+        network, config = network_of(facts["backbone"])
         sizes = config(**facts.pop("model"))
         models = []
         for name in ("model", "ranker"):
@@ -121,14 +122,15 @@ class Recommender:
         """Write config.json, model.safetensors, items.parquet, the trie, and ranker and memory where there are any."""
         if self.memory is not None:
             self.memory.save(folder)
-        save_file(self.model.state_dict(), folder / "model.safetensors")
-        if self.ranker is not None:
-            save_file(self.ranker.state_dict(), folder / "ranker.safetensors")
+        model, ranker = (one.merged() if hasattr(one, "merged") else one for one in (self.model, self.ranker))
+        save_file(model.state_dict(), folder / "model.safetensors")
+        if ranker is not None:
+            save_file(ranker.state_dict(), folder / "ranker.safetensors")
         codes = pa.array(self.codes.cpu().tolist(), pa.list_(pa.int16()))
         columns = {"item_id": pa.array(self.item_ids, pa.string()), "title": pa.array(self.titles, pa.string())}
         pq.write_table(pa.table({**columns, "codes": codes}), folder / "items.parquet")
         self.trie.save(folder / "trie.safetensors")
-        write_json(folder / "config.json", {**self.facts, "model": asdict(self.model.config)})
+        write_json(folder / "config.json", {**self.facts, "model": asdict(model.config)})
 
     def recommend(
         self,

@@ -12,7 +12,7 @@ import json
 import statistics
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distill import artifacts
 from distill.artifacts import Artifact, Stage, UserError, say
@@ -44,14 +44,21 @@ class Config:
     """The network: T5's encoder and decoder, or a decoder alone that reads the history once. Or one without semantic
     IDs, for tiger, distill, dwr and dwr-without-distill: then student/baseline.py's code makes it, in RUN/baselines,
     and reads only the options it has (configs/*/baseline.yaml)."""
+    init: Path | None = None
+    """causal: start from this Hugging Face causal language model, a teacher's folder or a base model's."""
+    lora_rank: int = 0
+    """init: train adapters of this rank and the codewords' rows; 0: all weights."""
+    gradient_checkpointing: bool = field(default=False, metadata={"identity": False})
+    """init: compute activations anew in the backward pass: slower, far smaller."""
     dim: int = field(default=64, metadata={"identity": False})
     """sasrec, gru4rec: size of an item's embedding."""
     layers: int | None = field(default=None, metadata={"identity": False})
     """sasrec, gru4rec: layers of the network (default: two, one)."""
     preset: str = "demo"
-    """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
+    """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M); not of one that is
+    given by init."""
     dropout: float = 0.1
-    """On embeddings and on every layer's output."""
+    """On embeddings and on every layer's output; with init, before the adapters."""
     epochs: int = 20
     """Passes over the training examples."""
     ranker_epochs: int = 5
@@ -186,7 +193,8 @@ def say_spread(config: Config, best: dict[int, float]) -> None:
 
 def train_one(config: Config, variant: Variant, inputs: list[Artifact], output: Path) -> None:
     """Train one student unless it is finished."""
-    stage = Stage("student", config, output, inputs, overwrite=config.overwrite)
+    extra = check_init(config.init, inputs[1]) if config.init else None
+    stage = Stage("student", config, output, inputs, extra, overwrite=config.overwrite)
     if not stage.is_finished():
         from student.loop import train
 
@@ -240,17 +248,47 @@ def train_baseline(config: Config) -> None:
         baseline.make(settings)
 
 
+def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
+    """What a student starts from, for the stage's identity.
+
+    Args:
+        folder: of a Hugging Face checkpoint, a teacher's or any other.
+        ids: the semantic IDs.
+
+    Raises:
+        UserError: there is none, or a teacher of other semantic IDs.
+    """
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        adapter = (folder / "adapter_config.json").is_file()
+        kind = "a LoRA adapter; merge it first (teacher/merge.py)" if adapter else "no config.json with *.safetensors"
+        raise UserError(f"--init {folder} is no Hugging Face checkpoint: it holds {kind}.")
+    if not (folder / artifacts.MANIFEST).is_file():
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+        return {"init": {"config": (folder / "config.json").read_text(), "weights": sizes}}
+    teacher = artifacts.read(folder, "teacher")
+    if teacher.inputs["semantic_ids"] != ids.fingerprint:
+        raise UserError(
+            f"The teacher at {folder} speaks the codewords of semantic_ids {teacher.inputs['semantic_ids']}, the "
+            f"student's are {ids.fingerprint}, at {ids.folder}: another codebook. Tune a teacher on these."
+        )
+    return {"init": teacher.fingerprint}
+
+
 def check(config: Config) -> None:
     """Refuse settings that no training can have.
 
     Raises:
         UserError: which, and what it may be.
     """
+    if config.init and config.backbone != "causal":
+        raise UserError(f"--init starts from a causal language model; --backbone {config.backbone} is none.")
+    if not config.init and (config.lora_rank or config.gradient_checkpointing):
+        raise UserError("--lora_rank and --gradient_checkpointing are for a large student; give --init.")
     if config.preset not in PRESETS:
         raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
     least = {"epochs": 1, "ranker_epochs": 1, "batch_size": 1, "accumulation": 1, "candidates": 2, "max_history": 1}
     least |= {"width": 1, "valid_users": 1, "patience": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
-    least |= {"rank_within": 0, "buffer_rows": 1, "confidence": 0, "shuffle": 0}
+    least |= {"rank_within": 0, "buffer_rows": 1, "confidence": 0, "shuffle": 0, "lora_rank": 0}
     for name, smallest in least.items():
         if getattr(config, name) < smallest:
             raise UserError(f"--{name} is {getattr(config, name)}; it must be at least {smallest}.")

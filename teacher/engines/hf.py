@@ -18,6 +18,7 @@ from distill.artifacts import UserError
 from distill.beam import score_all, search, to_items
 from distill.catalog import PAD, Dataset
 from distill.semantic_ids import SemanticIDs
+from distill.tree import Branches, additive
 from distill.trie import Trie
 from teacher.engines import open_teacher
 from teacher.tasks import TaskData
@@ -169,8 +170,7 @@ class TreeStep:
     def __init__(self, model, token_of: Tensor, prompts: Tensor, lengths: Tensor):
         self.model, self.token_of, self.prompts, self.lengths = model, token_of, prompts, lengths
         self.cache = DynamicCache(config=model.config)
-        columns = torch.arange(prompts.shape[1], device=prompts.device)
-        self.visible = (columns < lengths[:, None])[:, None, :]  # [users, beams, keys so far]
+        self.branches = Branches(lengths, prompts.shape[1])
 
     def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
         model = self.model
@@ -180,16 +180,11 @@ class TreeStep:
             last = (self.lengths - 1)[:, None, None].expand(-1, 1, out.last_hidden_state.shape[-1])
             hidden = out.last_hidden_state.gather(1, last)
         else:
-            users, beams = parents.shape
-            inherited = self.visible.gather(1, parents[..., None].expand(-1, -1, self.visible.shape[2]))
-            own = torch.eye(beams, dtype=torch.bool, device=parents.device).expand(users, -1, -1)
-            self.visible = torch.cat([inherited, own], dim=2)
-            mask = torch.zeros(self.visible.shape, dtype=model.dtype, device=parents.device)
-            mask = mask.masked_fill(~self.visible, torch.finfo(model.dtype).min)[:, None]
+            visible, positions = self.branches.grow(parents)
             hidden = model.base_model(
                 input_ids=self.token_of[level - 1][codes],
-                attention_mask=mask,
-                position_ids=(self.lengths + level - 1)[:, None].expand(-1, beams),
+                attention_mask=additive(visible, model.dtype),
+                position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
             ).last_hidden_state
