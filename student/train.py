@@ -137,6 +137,10 @@ class Config:
     overwrite: bool = False
     """Repeat finished work."""
 
+    @property
+    def prior_folder(self) -> Path:
+        return self.prior_labels or self.run / f"soft_labels-{self.prior}"
+
 
 def main(config: Config) -> None:
     """Check the config and the inputs, then train, once or once a seed."""
@@ -169,15 +173,6 @@ def main(config: Config) -> None:
     say(f"{config.variant}: validation NDCG@10 {statistics.mean(values):.4f} ± {spread:.4f}: {each}")
 
 
-def train_one(config: Config, variant: Variant, inputs: list[Artifact], output: Path) -> None:
-    """Train one student unless it is finished."""
-    stage = Stage("student", config, output, inputs, overwrite=config.overwrite)
-    if not stage.is_finished():
-        from student.loop import train
-
-        train(config, variant, [artifact.folder for artifact in inputs], stage)
-
-
 def read_prior(config: Config, variant: Variant) -> Artifact:
     """The labels whose order is taught in place of the soft labels'.
 
@@ -189,13 +184,22 @@ def read_prior(config: Config, variant: Variant) -> Artifact:
             f"--prior {config.prior} is an order for the ranking loss, and {config.variant} has none; take --variant "
             "dwr, dtr or dwr-without-distill, or --labels rank."
         )
-    folder = config.prior_labels or config.run / f"soft_labels-{config.prior}"
+    folder = config.prior_folder
     mix = "llm=0.5,transitions=0.5" if config.prior == "mixture" else f"{config.prior}=1"
     words = {"run": config.run, "dataset": config.dataset, "semantic_ids": config.semantic_ids}
     words |= {"keep": config.candidates, "mix": mix, "output": folder}
     options = " ".join(f"--{name} {value}" for name, value in words.items() if value is not None)
     artifact = artifacts.read(folder, "soft_labels", f"{artifacts.MADE_BY['soft_labels']} {options}")
     return replace(artifact, role=config.prior)
+
+
+def train_one(config: Config, variant: Variant, inputs: list[Artifact], output: Path) -> None:
+    """Train one student unless it is finished."""
+    stage = Stage("student", config, output, inputs, overwrite=config.overwrite)
+    if not stage.is_finished():
+        from student.loop import train
+
+        train(config, variant, [artifact.folder for artifact in inputs], stage)
 
 
 def check(config: Config) -> None:
