@@ -160,7 +160,7 @@ class Recommender:
             for item_id in history:
                 if item_id not in number and not skip_unknown:
                     raise UserError(
-                        f"Unknown item id {item_id!r} in history {row}: it has no semantic ID; skip_unknown leaves it out."
+                        f"Unknown item id {item_id!r} in history {row}: it has no semantic ID (skip_unknown omits it)."
                     )
             recent = [number[item_id] for item_id in history if item_id in number][-limit:]
             padded[row, : len(recent)] = recent
