@@ -152,7 +152,8 @@ class Feed:
         total: examples an epoch, on all processes.
 
     Raises:
-        UserError: labels of another scope, fewer candidates than asked for, examples that the prior lacks, or none.
+        UserError: labels of another split or scope, fewer candidates than asked for, examples that the prior lacks, or
+            none at all.
     """
 
     def __init__(
@@ -177,6 +178,11 @@ class Feed:
             raise UserError(
                 f"{ranked.artifact.folder} has {ranked.candidates} candidates an example, --candidates asks for "
                 f"{config.candidates}; export with --keep {config.candidates}."
+            )
+        split = "train" if store is None else store.index.get("split", "train")
+        if split != "train":
+            raise UserError(
+                f"{store.artifact.folder} labels the {split} split, which no student may see; export --split train."
             )
         if loss.generative == "distill" and store.scope == "all" and config.scope == "level":
             raise UserError(

@@ -41,13 +41,12 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     Args:
         config: see there.
         variant: what to train.
-        folders: of the data set, the semantic IDs and, where the variant needs them, the soft labels and the prior's.
+        folders: of the data set, the semantic IDs and, where the variant needs them, the soft labels.
         stage: takes the result.
     """
     dataset = Dataset.load(folders[0])
     ids = SemanticIDs.load(folders[1], dataset.n_items)
     store = LabelStore.open(folders[2]) if variant.needs_labels else None
-    prior = open_prior(folders[3], config.prior) if config.prior != "teacher" else None
     logs = config.run / "logs" / "students"
     acc = accelerator(config.accumulation, config.precision, config.seed, config.clip, config.tracker, logs)
     titles = dataset.items["title"].to_pylist()
@@ -58,7 +57,7 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
     valid = dataset.examples("valid", config.max_history)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.valid_users])
     stages = {"retriever": variant.retriever} | ({"ranker": variant.ranker} if variant.ranker else {})
-    feeds = {name: feed(dataset, store, prior, loss, acc, config) for name, loss in stages.items()}
+    feeds = {name: feed(dataset, store, loss, acc, config) for name, loss in stages.items()}
 
     with unsharded(acc):
         model = made(config, ids).to(acc.device)
@@ -109,15 +108,13 @@ def made(config: Config, ids: SemanticIDs) -> torch.nn.Module:
     return large.load(config.init, ids, config.max_history, *options)
 
 
-def feed(
-    dataset: Dataset, store: LabelStore | None, prior: LabelStore | None, loss: Loss, acc: Accelerator, config: Config
-) -> Feed:
+def feed(dataset: Dataset, store: LabelStore | None, loss: Loss, acc: Accelerator, config: Config) -> Feed:
     """The examples of one stage as its network reads them."""
     whole = config.one_pass and config.backbone == "causal" and loss.target == "ref"
     if loss.needs_labels and (config.reverse or config.shuffle):
         whole = False  # the labels are of targets in their own order
     labels = store if loss.needs_labels or config.confidence else None
-    prior = prior if loss.rank else None
+    prior = open_prior(config.prior_folder, config.prior) if loss.rank and config.prior != "teacher" else None
     return Feed(dataset, labels, loss, whole, config, acc.process_index, acc.num_processes, prior)
 
 

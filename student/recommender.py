@@ -161,7 +161,9 @@ class Recommender:
                 raise UserError(f"History {row} is empty; a recommendation needs at least one item.")
             for item_id in history:
                 if item_id not in number and not skip_unknown:
-                    raise UserError(f"Unknown item id {item_id!r} in history {row}; it has no semantic ID.")
+                    raise UserError(
+                        f"Unknown item id {item_id!r} in history {row}: it has no semantic ID (skip_unknown omits it)."
+                    )
             recent = [number[item_id] for item_id in history if item_id in number][-limit:]
             padded[row, : len(recent)] = recent
         hide = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought

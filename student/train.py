@@ -151,6 +151,10 @@ class Config:
     overwrite: bool = False
     """Repeat finished work."""
 
+    @property
+    def prior_folder(self) -> Path:
+        return self.prior_labels or self.run / f"soft_labels-{self.prior}"
+
 
 def main(config: Config) -> None:
     """Check the config and the inputs, then train, once or once a seed."""
@@ -212,7 +216,7 @@ def read_prior(config: Config, variant: Variant) -> Artifact:
             f"--prior {config.prior} is an order for the ranking loss, and {config.variant} has none; take --variant "
             "dwr, dtr or dwr-without-distill, or --labels rank."
         )
-    folder = config.prior_labels or config.run / f"soft_labels-{config.prior}"
+    folder = config.prior_folder
     mix = "llm=0.5,transitions=0.5" if config.prior == "mixture" else f"{config.prior}=1"
     words = {"run": config.run, "dataset": config.dataset, "semantic_ids": config.semantic_ids}
     words |= {"keep": config.candidates, "mix": mix, "output": folder}

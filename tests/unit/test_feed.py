@@ -291,6 +291,9 @@ def test_refusals(shop):
     with pytest.raises(UserError, match="has 5 candidates an example, --candidates asks for 6"):
         feed(shop, DWR, candidates=6)
     dataset, store = shop
+    later = dataclasses.replace(store, index=store.index | {"split": "valid"})
+    with pytest.raises(UserError, match="labels the valid split, which no student may see"):
+        Feed(dataset, later, DISTILL, False, CONFIG)
     wide = dataclasses.replace(store, index=store.index | {"scope": "all"})
     with pytest.raises(UserError, match="over all levels' codewords, --scope level asks for each level's own"):
         Feed(dataset, wide, DISTILL, False, CONFIG)
