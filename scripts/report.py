@@ -424,12 +424,14 @@ def render_markdown(rows: list[Row], found: dict[str, Artifact], differences: li
         parts.append(f"| {name} | {' | '.join(cells)} |")
     parts += ["", *(f"- {note}" for note in footnotes(rows))]
     parts += ["- " + "; ".join(f"{column.head}: {column.meaning}" for column in columns) + "."]
-    targets = by_target(rows)
+    targets, lines = by_target(rows)
     if targets:
-        heads = [f"{head['name']} ({', '.join(head['sizes'])})" for head in targets["heads"]]
+        heads = [f"{column.head} ({column.meaning})" if column.meaning else column.head for column in targets]
         parts += ["", "## Recall@10 by the right item", "", f"| system | {' | '.join(heads)} |"]
         parts += ["|---|" + "---:|" * len(heads)]
-        parts += [f"| {line['system']} | {' | '.join(line['cells'])} |" for line in targets["lines"]]
+        for line in lines:
+            cells = [f"**{cell.whole}**" if cell.best else cell.whole for cell in line.cells]
+            parts.append(f"| {line.system} | {' | '.join(cells)} |")
     if differences:
         parts += ["", "## NDCG@10 user by user", ""]
         for one in differences:
@@ -495,27 +497,27 @@ def paired_table(rows: list[Row], to_tiger: dict[str, dict[str, float]]) -> list
     ]
 
 
-def by_target(rows: list[Row]) -> dict[str, Any] | None:
-    """Recall@10 where the floor's counts know the right item after the history ("reached") and where not, and by the
-    item's popularity: heads with sizes, and each system's cells."""
-    parts = ("recall@10_reachable", "recall@10_unreachable")
-    known = [part for part in parts if any(row.get(part) is not None for row in rows)]
-    groups = next((row["by_popularity"] for row in rows if isinstance(row.get("by_popularity"), list)), [])
-    if not known and not groups:
-        return None
+def by_target(rows: list[Row]) -> tuple[list[Column], list[Line]]:
+    """Recall@10 where the floor's counts lead from the history to the right item ("reached") and where not, and by the
+    item's popularity; a column's meaning is its size."""
     share = next((row["reachable"] for row in rows if row.get("reachable") is not None), None)
-    shares = dict(zip(parts, ("", "") if share is None else (f"{share:.1%} of users", f"{1 - share:.1%}"), strict=True))
-    names = dict(zip(parts, ("reached", "others"), strict=True))
-    heads = [{"name": names[part], "sizes": [shares[part]] if shares[part] else []} for part in known]
-    heads += [
-        {"name": part["group"], "sizes": [f"{part['items']:,} items", f"{part['users']:,} users"]} for part in groups
+    sizes = ("", "") if share is None else (f"{share:.1%} of users", f"{1 - share:.1%} of users")
+    columns = [
+        Column("recall@10_reachable", "reached", sizes[0], 1, _four),
+        Column("recall@10_unreachable", "others", sizes[1], 1, _four),
     ]
-    lines = []
-    for row in rows:
-        own = row.get("by_popularity") or [{} for _ in groups]
-        values = [row.get(part) for part in known] + [part.get("recall@10") for part in own]
-        lines.append({"system": row["system"], "cells": ["–" if value is None else _four(value) for value in values]})
-    return {"heads": heads, "lines": lines}
+    groups = next((row["by_popularity"] for row in rows if isinstance(row.get("by_popularity"), list)), [])
+    columns += [
+        Column(
+            f"group {part['group']}", str(part["group"]), f"{part['items']:,} items, {part['users']:,} users", 1, _four
+        )
+        for part in groups
+    ]
+    flat = [
+        row | {f"group {part['group']}": part.get("recall@10") for part in row.get("by_popularity") or ()}
+        for row in rows
+    ]
+    return lay_out(flat, tuple(columns))
 
 
 # Cost and origin
@@ -778,6 +780,7 @@ def render_page(
 
     columns, lines = lay_out(rows)
     more_columns, more_lines = lay_out(rows, DETAILS)
+    targets, target_lines = by_target(rows)
     quality = {}
     for kind in ("semantic_ids", "soft_labels"):
         path = found[kind].folder / "report.json" if kind in found else None
@@ -802,7 +805,8 @@ def render_page(
         more_columns=more_columns,
         more_lines=more_lines,
         differences=differences,
-        targets=by_target(rows),
+        targets=targets,
+        target_lines=target_lines,
         width_charts=[Markup(one) for one in widths["charts"]],
         width_legend=widths["legend"],
         quality_chart=Markup(chart["quality"]),

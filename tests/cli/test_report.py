@@ -210,8 +210,8 @@ def test_intervals_details_and_widths(tmp_path):
     assert page.count("0.7654") == page.count("0.6543") == page.count("0.0321") == len(rows) and "29 items" in page
     assert "25.0% of users" in page and "75.0%" in page
     markdown = (tmp_path / "run" / "report" / "report.md").read_text()
-    assert "| system | reached (25.0% of users) | others (75.0%) | 1 (29 items, 7 users) |" in markdown
-    assert "| dwr | 0.6543 | 0.0321 | 0.7654 | – |" in markdown
+    assert "| system | reached (25.0% of users) | others (75.0% of users) | 1 (29 items, 7 users) |" in markdown
+    assert "| dwr | 0.6543 | 0.0321 | 0.7654 |" in markdown  # no user's item is unseen
     assert "- dwr − tiger: +0.5000 (+0.5000 … +0.5000), p = 0" in markdown  # third for all, and nowhere
     assert "dwr ▲" not in out and "teacher ▲" in out  # dwr's difference may be chance; the teacher's was not tested
     assert page.count("<svg") == 5 + 3 and "diversity of all beams by beams" in page

@@ -100,3 +100,28 @@ def test_different_users(tmp_path):
     evaluation(tmp_path / "r-seed1/evaluation", TABLE1, users=49)
     code, _, error = reproduce("--run", tmp_path / "r", "--make", "false", "--seeds", "[0, 1]")
     assert code == 2 and "evaluated on different users" in error
+
+
+def test_extras_come_before_the_evaluation(tmp_path):
+    """The pipeline's own commands, by a python and an accelerate that only write down what they are told."""
+    (tmp_path / "bin").mkdir()
+    for name, status in (("python", 'case "$*" in *--check*) exit 1 ;; esac'), ("accelerate", "")):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\n{status}\necho "$@" >> {tmp_path}/log\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    orders = []
+    for more in ([], ["--extras"]):
+        words = ["bash", ROOT / "scripts/run_pipeline.sh", ROOT / "configs/demo", "--run", "here", "--seed", "3", *more]
+        subprocess.run(words, check=True, env=environment)
+        orders.append((tmp_path / "log").read_text().splitlines())
+        (tmp_path / "log").unlink()
+    plain, extras = orders
+    place = len(plain) - 2
+    assert extras[:place] + extras[place + 4 :] == plain and "scripts/evaluate.py" in plain[place]
+    for line, words in zip(extras[place : place + 4], (
+        ("student/baseline.py", "configs/demo/baseline.yaml", "--network sasrec", "--seed 3"),
+        ("student/baseline.py", "configs/demo/baseline.yaml", "--network gru4rec"),
+        ("student/baseline.py", "--network sasrec --loss list"),
+        ("scripts/add_memory.py", "configs/demo/memory.yaml", "--run here"),
+    ), strict=True):  # fmt: skip
+        assert all(one in line for one in words), line

@@ -1,5 +1,6 @@
 """SASRec and GRU4Rec: no look ahead, padding that changes nothing, losses by hand, and training that learns."""
 
+import dataclasses
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from student_shop import make_shop
 from distill import artifacts, objectives
 from distill.artifacts import Stage, UserError
 from distill.catalog import PAD, Dataset, write_dataset
+from distill.config import parse
 from student import train
 from student.baseline import Config, main
 from student.baselines.loop import Candidates, Windows, batch_loss, windows
@@ -159,6 +161,14 @@ def test_a_backbone_once_a_seed(taught, tmp_path, capsys):
     train.main(train.Config(run=taught, backbone="gru4rec", output=tmp_path / "gru", seeds=[0, 1], **SMALL))
     assert [Scorer.from_pretrained(tmp_path / f"gru-seed{seed}").facts["seed"] for seed in (0, 1)] == [0, 1]
     assert "(seed 0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["demo", "scientific", "instruments"])
+def test_both_commands_read_the_settings(name):
+    own, theirs = (parse(one, f"{name}/baseline.yaml", []) for one in (Config, train.Config))
+    for one in dataclasses.fields(own):
+        if one.name not in ("network", "loss", "threads"):
+            assert getattr(own, one.name) == getattr(theirs, one.name), one.name
 
 
 @pytest.mark.parametrize(

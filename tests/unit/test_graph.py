@@ -30,6 +30,7 @@ def shop(tmp_path_factory):
     return Dataset.load(root / "dataset"), rng.normal(size=(N_ITEMS, 5))
 
 
+@pytest.mark.parametrize("codes", [False, True])
 @pytest.mark.parametrize("exclude_bought", [True, False])
 @pytest.mark.parametrize(
     "settings",
@@ -39,9 +40,11 @@ def shop(tmp_path_factory):
         GraphSettings(((0, 3), (2,), (1,)), 0.0, True),
     ],
 )
-def test_against_the_definition(shop, settings, exclude_bought, monkeypatch):
+def test_against_the_definition(shop, settings, exclude_bought, codes, monkeypatch):
     monkeypatch.setattr(graph, "CHUNK", 7)
     data, vectors = shop
+    if codes:  # two of sixteen codewords each, one-hot: sparse, and most likenesses tie
+        vectors = np.eye(16)[np.random.default_rng(1).integers(0, 16, (N_ITEMS, 2))].reshape(N_ITEMS, -1)
     training = [data.sequence(user)[:-2].tolist() for user in range(data.n_users)]
     examples = data.examples("valid")
     lists = GraphHeuristic(data, vectors, settings).recommend(examples, 6, exclude_bought)
