@@ -3,8 +3,8 @@
     python scripts/bench.py large --json large.json
 
 A small random LLaMA of LLaMA-7B's proportions (feed-forward 2.69 times the width) takes DWR steps over histories of 80
-codewords, with 0 to 16 candidates. What a step needs at its peak beyond weights and the optimiser's states is measured in
-a process of its own for each way and batch size, and a line is fitted to it.
+codewords, with 0 to 16 candidates. What a step needs at its peak beyond weights and the optimiser's states is measured
+on the CPU, in a process of its own for each way and batch size, and a line is fitted to it.
 
 For 7B it is computed: what autograd keeps for one token and layer is counted on the small model, as it is trained (bf16
 beside LoRA), in bytes for each of its width, and both scale with the width. A step then needs
@@ -150,13 +150,10 @@ def steps(config: Config, way: str, batch: int) -> list[float]:
     """Peak MiB of one step for each number of candidates, beyond weights and optimiser, in this process."""
     torch.set_num_threads(1)
     model = network(config)
-    on_gpu = torch.cuda.is_available()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     peaks = []
     for k in (1, *config.candidates):  # the first makes the optimiser's states
         gc.collect()
-        if on_gpu:
-            raise NotImplementedError("measured by the memory of this process")
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
@@ -168,7 +165,7 @@ def steps(config: Config, way: str, batch: int) -> list[float]:
 
 
 def kept_bytes(config: Config) -> float:
-    """What autograd keeps of a layer for one token, in bytes a unit of width: two networks' difference, without rows."""
+    """What autograd keeps of a layer for one token, in bytes a unit of width: two layers' less one's, no weights."""
     sums = []
     for layers in (1, 2):
         sizes = Config(width=config.width, layers=layers, items=config.items, seed=config.seed)
