@@ -68,9 +68,7 @@ def main(config: Config) -> dict[str, Any]:
     """All figures: MiB of steps, MiB a candidate, GiB of 7B."""
     model = network(config)
     figures: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = (
-        "65536"  # what is freed goes back at once, so that peaks are those of tensors
-    )
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back at once: peaks are those of tensors
     bar = tqdm(total=len(WAYS) * len(config.batches), desc="large", unit="process")
     for batch in config.batches:
         lines = {}
