@@ -42,13 +42,13 @@ class Config:
     backbone: Literal["seq2seq", "causal"] = "seq2seq"
     """The network: T5's encoder and decoder, or a decoder alone that reads the history once."""
     init: Path | None = None
-    """causal: start from this Hugging Face causal language model, a teacher's folder or a base model's."""
+    """causal: start from this Hugging Face causal language model, a teacher's folder or a base model's; no preset."""
     lora_rank: int = 0
     """init: train adapters of this rank and the codewords' rows; 0: all weights."""
     gradient_checkpointing: bool = field(default=False, metadata={"identity": False})
     """init: compute activations anew in the backward pass: slower, far smaller."""
     preset: str = "demo"
-    """Sizes of the network: demo, tiger-4m or lohrec-13m; not of one that is given by init."""
+    """Sizes of the network: demo, tiger-4m or lohrec-13m."""
     dropout: float = 0.1
     """On embeddings and on every layer's output; with init, before the adapters."""
     epochs: int = 20
@@ -194,7 +194,7 @@ def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
         sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
         return {"init": {"config": (folder / "config.json").read_text(), "weights": sizes}}
     teacher = artifacts.read(folder, "teacher")
-    if teacher.inputs["semantic_ids"] != ids.fingerprint:
+    if teacher.inputs.get("semantic_ids", ids.fingerprint) != ids.fingerprint:
         raise UserError(
             f"The teacher at {folder} speaks the codewords of semantic_ids {teacher.inputs['semantic_ids']}, the "
             f"student's are {ids.fingerprint}, at {ids.folder}: another codebook. Tune a teacher on these."
