@@ -45,7 +45,7 @@ class Config:
     IDs, for tiger, distill, dwr and dwr-without-distill: then student/baseline.py's code makes it, in RUN/baselines,
     and reads only the options it has (configs/*/baseline.yaml)."""
     init: Path | None = None
-    """causal: start from this Hugging Face causal language model, a teacher's folder or a base model's."""
+    """causal: start from this Hugging Face causal language model, a teacher's folder or a base model's; no preset."""
     lora_rank: int = 0
     """init: train adapters of this rank and the codewords' rows; 0: all weights."""
     gradient_checkpointing: bool = field(default=False, metadata={"identity": False})
@@ -55,8 +55,7 @@ class Config:
     layers: int | None = field(default=None, metadata={"identity": False})
     """sasrec, gru4rec: layers of the network (default: two, one)."""
     preset: str = "demo"
-    """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M); not of one that is
-    given by init."""
+    """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
     dropout: float = 0.1
     """On embeddings and on every layer's output; with init, before the adapters."""
     epochs: int = 20
@@ -270,7 +269,7 @@ def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
         sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
         return {"init": {"config": (folder / "config.json").read_text(), "weights": sizes}}
     teacher = artifacts.read(folder, "teacher")
-    if teacher.inputs["semantic_ids"] != ids.fingerprint:
+    if teacher.inputs.get("semantic_ids", ids.fingerprint) != ids.fingerprint:
         raise UserError(
             f"The teacher at {folder} speaks the codewords of semantic_ids {teacher.inputs['semantic_ids']}, the "
             f"student's are {ids.fingerprint}, at {ids.folder}: another codebook. Tune a teacher on these."

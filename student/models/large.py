@@ -79,12 +79,11 @@ class Large(nn.Module):
 
     def __init__(self, config: LargeConfig, trunk: PreTrainedModel | None = None):
         super().__init__()
-        self.config = config
-        if trunk is None:
+        self.config, empty = config, trunk is None
+        if empty:
             with no_init_weights():
                 network = AutoConfig.for_model(**config.network)
                 trunk = AutoModelForCausalLM.from_config(network, dtype=network.dtype).base_model
-            strip(trunk)
         shape = (config.levels, config.codebook_size, trunk.config.get_text_config().hidden_size)
         self.trunk = trunk
         self.head = nn.Parameter(torch.zeros(shape))
@@ -93,6 +92,8 @@ class Large(nn.Module):
         if config.checkpointing:
             trunk.gradient_checkpointing_enable({"use_reentrant": False})
             trunk.disable_input_require_grads()  # codewords train as it is, and a hook cannot be copied
+        if empty:
+            strip(trunk)
         if config.lora_rank:
             add_lora(trunk, config.lora_rank, config.dropout)
             self.start.requires_grad_(False)
@@ -219,7 +220,7 @@ class Large(nn.Module):
             return self
         from peft.tuners.lora import LoraLayer
 
-        made = Large(replace(self.config, lora_rank=0))
+        made = Large(replace(self.config, lora_rank=0, checkpointing=False))
         weights = {name.replace(".base_layer.", "."): value for name, value in self.state_dict().items()}
         made.load_state_dict({name: value for name, value in weights.items() if ".lora_" not in name})
         with torch.no_grad():

@@ -187,6 +187,36 @@ def test_beams_equal_teacher_forcing(pair):
     close(scores, log_probs.gather(-1, codes.expand(3, -1, -1)[..., None]).squeeze(-1).sum(-1))
 
 
+def kept(model, history, candidates):
+    """Bytes that autograd keeps of a pass, weights apart."""
+    own, sizes = {value.untyped_storage().data_ptr() for value in model.parameters()}, {}
+
+    def pack(value):
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes(), value  # held, so that no other takes its place
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        held = model(history, candidates)
+    assert held.requires_grad
+    return sum(size for size, _ in sizes.values())
+
+
+def test_memory_grows_by_the_candidates_alone(pair):
+    """However long the history; repeated, each of them costs a history more."""
+    model, _ = pair
+    shared, repeated = {}, {}
+    for items in (1, 16):
+        codes = histories([items])
+        sizes = [kept(model, codes, some_items(1, k)) for k in (4, 8)]
+        shared[items] = sizes[1] - sizes[0]
+        sizes = [kept(model, codes.repeat(k, 1, 1), some_items(k, 1)) for k in (4, 8)]
+        repeated[items] = sizes[1] - sizes[0]
+    assert shared[16] < 1.3 * shared[1]  # the mask, by which they attach, is as wide as all tokens
+    assert repeated[16] > 5 * shared[16]
+
+
 def test_lora_trains_adapters_and_codewords_alone(tmp_path, ids):
     folder = checkpoint(tmp_path / "base", NETWORKS["llama"], ids.tokens())
     model = large.load(folder, ids, 4, lora_rank=2, checkpointing=True).train()
