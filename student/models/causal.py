@@ -17,13 +17,17 @@ from torch import Tensor, nn
 from student.models.layers import (
     CachedStep,
     EncoderLayer,
+    NoPacking,
+    Packing,
     Pair,
+    Prefixes,
     among_all,
     chosen_log_probs,
     forced_log_probs,
     history_tokens,
     initialise,
     level_log_probs,
+    packing_of,
     padding_mask,
     relative_buckets,
 )
@@ -122,12 +126,7 @@ class Causal(nn.Module):
         row = torch.arange(len(place), device=place.device)[:, None]
         before = flat[row * width + place - 1]  # [batch, groups, d_model]
         heads = level_log_probs(before, self.head, 0, scope).gather(-1, items[..., 0])
-        queries = place[..., None] + torch.arange(levels - 1, device=place.device)  # [batch, groups, levels - 1]
-        spots = torch.arange(width, device=place.device)
-        bias = self.relative((spots - queries[..., None]).clamp(max=0)).transpose(1, 2)
-        later = spots >= place[..., None]  # of the sequence, a candidate sees only what came before the target
-        bias = bias.masked_fill(later[:, None, :, None], torch.finfo(bias.dtype).min)
-        states = self.attach(items, keys, values, bias)
+        states = self.attach(items, keys, values, place)
         rest = chosen_log_probs(states, self.head, items[..., 1:], scope)
         return own, torch.cat([heads[..., None], rest], dim=-1)
 
@@ -156,24 +155,30 @@ class Causal(nn.Module):
             values.append(value)
         return self.dropout(self.norm(x)), keys, values
 
-    def attach(self, items: Tensor, keys: list[Tensor], values: list[Tensor], bias: Tensor) -> Tensor:
+    def attach(self, items: Tensor, keys: list[Tensor], values: list[Tensor], places: Tensor) -> Tensor:
         """States after each codeword but the last of candidates that hang from a history.
 
         Args:
             items: codewords [batch, groups, k, levels]; the candidates of a group stand at one place.
             keys, values: of the history, layer by layer.
-            bias: towards it [batch, heads, groups, levels - 1, length].
+            places: tokens of the history before each group, all that its candidates see of it [batch, groups].
 
         Returns:
             [batch, groups, k, levels - 1, d_model].
         """
-        c = self.config
-        x = self.dropout(self.embedding(among_all(items[..., :-1], c.codebook_size) + 1))
-        place = torch.arange(c.levels - 1, device=items.device)
-        own_bias = self.relative(place[None, :] - place[:, None])
+        tree = Prefixes((among_all(items[..., :-1], self.config.codebook_size) + 1).flatten(0, 1))
+        near = self.relative(tree.depth[:, None] - tree.depth[:, :, None])
+        near = near.masked_fill(~tree.sees[:, None], torch.finfo(near.dtype).min)
+        place, nodes = places[..., None], tree.depth.view(*places.shape, -1)
+        spots = torch.arange(keys[0].shape[2], device=places.device)
+        far = self.relative((spots - (place + nodes).flatten(1)[..., None]).clamp(max=0))
+        later = spots >= place.expand_as(nodes).flatten(1)[..., None]
+        far = far.masked_fill(later[:, None], torch.finfo(far.dtype).min)
+        packing = packing_of(tree.here)
+        x = self.dropout(packing.pack(self.embedding(tree.tokens)))
         for number, layer in enumerate(self.layers):
-            x = layer.candidates(x, keys[number], values[number], bias, own_bias)
-        return self.dropout(self.norm(x))
+            x = layer.candidates(x, keys[number], values[number], far, near, packing)
+        return tree.each(packing.pad(self.dropout(self.norm(x)))).unflatten(0, places.shape)
 
     def relative(self, distance: Tensor) -> Tensor:
         """Bias of key-minus-query distances [..., queries, keys] → [..., heads, queries, keys]; tokens ahead hidden."""
@@ -181,10 +186,9 @@ class Causal(nn.Module):
         bias = self.bias(relative_buckets(distance, False, c.buckets, c.max_distance)).movedim(-1, -3)
         return bias.masked_fill((distance > 0).unsqueeze(-3), torch.finfo(bias.dtype).min)
 
-    def beside(self, memory: Memory, first: int, new: int) -> Tensor:
-        """Bias of `new` tokens, the first of which is `first` places after the history, towards the history
-        [batch, heads, new, length]."""
-        at = memory.lengths[:, None] + torch.arange(first, first + new, device=memory.lengths.device)
+    def beside(self, memory: Memory, after: int) -> Tensor:
+        """Bias of a token, `after` places after the history, towards the history [batch, heads, 1, length]."""
+        at = memory.lengths[:, None] + after
         place = torch.arange(memory.mask.shape[-1], device=at.device)
         return self.relative((place - at[..., None]).clamp(max=0)) + memory.mask
 
@@ -199,8 +203,7 @@ class Causal(nn.Module):
         Returns:
             [batch, k, levels, codebook_size], or [..., levels · codebook_size] for "all".
         """
-        bias = self.beside(memory, 0, self.config.levels - 1)
-        x = self.attach(items[:, None], memory.keys, memory.values, bias[:, :, None])[:, 0]
+        x = self.attach(items[:, None], memory.keys, memory.values, memory.lengths[:, None])[:, 0]
         first = memory.state[:, None, None].expand(-1, items.shape[1], -1, -1)
         return forced_log_probs(torch.cat([first, x], dim=2), self.head, scope)
 
@@ -215,7 +218,7 @@ class Causal(nn.Module):
         if tokens is None:
             return level_log_probs(memory.state[:, None], self.head, level, scope), []
         x, present = self.embedding(tokens), []
-        bias = self.beside(memory, level - 1, 1)
+        bias = self.beside(memory, level - 1)
         own_bias = self.relative(torch.arange(1 - level, 1, device=tokens.device)[None])[:, 0]
         for number, layer in enumerate(self.layers):
             x, new = layer.step(x, past[number], memory.keys[number], memory.values[number], bias, own_bias)
@@ -226,25 +229,35 @@ class Causal(nn.Module):
 class CausalLayer(EncoderLayer):
     """An encoder's layer that also takes tokens which come after the history."""
 
-    def candidates(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, own_bias: Tensor) -> Tensor:
-        """Tokens of candidates, each seeing the history and its own tokens.
+    def candidates(
+        self, x: Tensor, keys: Tensor, values: Tensor, far: Tensor, near: Tensor, packing: Packing | NoPacking
+    ) -> Tensor:
+        """Trees of candidates, each node seeing the history and the nodes it hangs from.
 
         Args:
-            x: [batch, groups, k, new, d_model]; the k candidates of a group stand at one place.
+            x: [batch · groups, nodes, d_model] or packed; a group's tree stands at one place.
             keys, values: of the history [batch, heads, length, d_head].
-            bias: towards the history [batch, heads, groups, new, length].
-            own_bias: among a candidate's tokens [heads, new, new].
+            far: bias towards the history [batch, heads, groups · nodes, length].
+            near: bias within a tree [batch · groups, heads, nodes, nodes].
+            packing: of the nodes.
         """
-        attention, shape = self.attention, x.shape[1:4]
-        normed = self.norm1(x).flatten(1, 3)
-        queries = attention.split(attention.q(normed))  # [batch, heads, groups · k · new, d_head]
-        own_keys, own_values = (part.unflatten(2, shape) for part in attention.keys_values(normed))
-        far = (queries @ keys.transpose(2, 3)).unflatten(2, shape) + bias[:, :, :, None]
-        near = queries.unflatten(2, shape) @ own_keys.transpose(-1, -2) + own_bias[None, :, None, None]
-        weights = torch.cat([far, near], dim=-1).softmax(-1)
-        far, near = weights.split([keys.shape[2], shape[-1]], dim=-1)
-        mixed = far.flatten(2, 4) @ values + (near @ own_values).flatten(2, 4)
-        return self.feed(x + self.dropout(attention.o(mixed.transpose(1, 2).flatten(2))).view_as(x))
+        attention, batch, nodes = self.attention, len(keys), near.shape[-1]
+
+        def by_row(
+            trees: Tensor,
+        ) -> Tensor:  # [batch · groups, heads, nodes, …] → [batch, heads, groups · nodes, …]
+            return trees.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+
+        def by_tree(rows: Tensor) -> Tensor:
+            return rows.unflatten(2, (-1, nodes)).transpose(1, 2).flatten(0, 1)
+
+        normed = self.norm1(x)
+        queries = attention.split(packing.pad(attention.q(normed)))
+        own_keys, own_values = attention.keys_values(normed, packing)
+        scores = [by_row(queries) @ keys.transpose(2, 3) + far, by_row(queries @ own_keys.transpose(2, 3) + near)]
+        to_far, to_near = torch.cat(scores, dim=-1).softmax(-1).split([keys.shape[2], nodes], dim=-1)
+        mixed = by_tree(to_far @ values) + by_tree(to_near) @ own_values
+        return self.feed(x + self.dropout(attention.o(packing.pack(mixed.transpose(1, 2).flatten(2)))))
 
     def step(self, x: Tensor, past: list[Pair], keys: Tensor, values: Tensor, bias: Tensor, own_bias: Tensor):
         """One new token a beam; `past` holds the tokens of the beam before it, as in `Attention.step`.

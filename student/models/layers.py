@@ -48,6 +48,50 @@ class NoPacking:
 PLAIN = NoPacking()
 
 
+class Prefixes:
+    """The tokens of candidates as one tree a row: a prefix that several of them begin with stands there once.
+
+    What comes of a prefix does not depend on how candidates go on, and a teacher's beams share many. Under a compiler
+    nothing is shared, so that shapes stay static.
+
+    Args:
+        tokens: vocabulary numbers [batch, k, m].
+
+    Attributes:
+        tokens: of the tree [batch, nodes], shorter rows padded with their first.
+        here: which nodes are no padding [batch, nodes].
+        depth: place of each within its candidates, from 0 [batch, nodes].
+        sees: whether a node (second) sees another (last): itself and those it hangs from [batch, nodes, nodes].
+        nodes: of each candidate's tokens [batch, k, m].
+    """
+
+    def __init__(self, tokens: Tensor):
+        batch, k, m = tokens.shape
+        place, level = torch.arange(k * m, device=tokens.device), torch.arange(m, device=tokens.device)
+        if k == 1 or torch.compiler.is_compiling():
+            first, number, count = place.new_ones(batch, k * m, dtype=torch.bool), place.expand(batch, -1), k * m
+            self.nodes = place.view(k, m).expand(batch, -1, -1)
+        else:
+            same = (tokens[:, :, None] == tokens[:, None]).cumprod(-1)  # up to this token [batch, k, k, m]
+            owner = (same.argmax(2) * m + level).flatten(1)  # the first candidate's with this prefix
+            first = owner == place
+            number = first.cumsum(1) - 1
+            self.nodes = number.gather(1, owner).view(batch, k, m)
+            count = int(number[:, -1].max()) + 1
+        source = place.new_zeros(batch, count + 1)  # whose token; the last column takes what is there already
+        source = source.scatter(1, torch.where(first, number, count), place.expand(batch, -1))[:, :count]
+        self.tokens, self.depth = tokens.flatten(1).gather(1, source), source % m
+        self.here = torch.arange(count, device=tokens.device) <= number[:, -1:]
+        path = self.nodes.gather(1, (source // m)[..., None].expand(-1, -1, m))
+        seen = level <= self.depth[..., None]
+        self.sees = seen.new_zeros(batch, count, count).scatter(2, path, seen)
+
+    def each(self, x: Tensor) -> Tensor:
+        """From nodes [batch, nodes, any] to every candidate's tokens [batch, k, m, any]."""
+        row = torch.arange(len(x), device=x.device)[:, None, None] * x.shape[1]
+        return x.flatten(0, 1).index_select(0, (row + self.nodes).flatten()).view(*self.nodes.shape, -1)
+
+
 class Attention(nn.Module):
     """Multi-head attention without scaling and without biases."""
 
@@ -173,7 +217,7 @@ def history_tokens(codes: Tensor, codebook_size: int) -> Tensor:
 
 
 def packing_of(tokens: Tensor) -> Packing | NoPacking:
-    """Packing on a CPU, where arithmetic is dear and shapes are free, if there is padding."""
+    """Packing on a CPU, where arithmetic is dear and shapes are free, if there is padding: zero or false."""
     if tokens.device.type != "cpu" or torch.compiler.is_compiling() or bool((tokens > 0).all()):
         return PLAIN
     return Packing(tokens)

@@ -15,11 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from student.models.layers import (
+    PLAIN,
     Attention,
     CachedStep,
     EncoderLayer,
     FeedForward,
+    NoPacking,
+    Packing,
     Pair,
+    Prefixes,
     among_all,
     forced_log_probs,
     history_tokens,
@@ -127,17 +131,15 @@ class Seq2Seq(nn.Module):
         Returns:
             [batch, k, levels, codebook_size], or [..., levels · codebook_size] for "all".
         """
-        c = self.config
-        batch, k, _ = items.shape
-        tokens = F.pad(among_all(items[..., :-1], c.codebook_size) + 1, (1, 0))
-        ahead = torch.ones(c.levels, c.levels, dtype=torch.bool, device=items.device).triu(1)
-        bias = self.decoder_bias(self.decoder_buckets).permute(2, 0, 1)[None]
-        bias = bias.masked_fill(ahead, torch.finfo(bias.dtype).min)
-        x = self.dropout(self.embedding(tokens)).view(batch, k * c.levels, c.d_model)
+        tree = Prefixes(F.pad(among_all(items[..., :-1], self.config.codebook_size) + 1, (1, 0)))
+        bias = self.decoder_bias(self.decoder_buckets[tree.depth[:, :, None], tree.depth[:, None]]).movedim(-1, 1)
+        bias = bias.masked_fill(~tree.sees[:, None], torch.finfo(bias.dtype).min)
+        packing = packing_of(tree.here)
+        x = self.dropout(packing.pack(self.embedding(tree.tokens)))
         for number, layer in enumerate(self.decoder):
-            x = layer(x, bias, k, memory.keys[number], memory.values[number], memory.mask)
-        states = self.dropout(self.decoder_norm(x)).view(batch, k, c.levels, c.d_model)
-        return forced_log_probs(states, self.head, scope)
+            x = layer(x, bias, memory.keys[number], memory.values[number], memory.mask, packing)
+        states = packing.pad(self.dropout(self.decoder_norm(x)))
+        return forced_log_probs(tree.each(states), self.head, scope)
 
     def step(self, memory: Memory, scope: str = "level") -> CachedStep:
         """A fresh step function for `beam_search`; scores over the level's codewords, or over "all" levels'."""
@@ -171,7 +173,7 @@ class Seq2Seq(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention within each candidate, cross-attention of all candidates to one history, feed-forward."""
+    """Self-attention within the tree of candidates, cross-attention of all to one history, feed-forward."""
 
     def __init__(self, c: Seq2SeqConfig):
         super().__init__()
@@ -180,18 +182,23 @@ class DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.RMSNorm(c.d_model, eps=1e-6) for _ in range(3))
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, bias: Tensor, k: int, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """x [batch, k · levels, d_model]; candidates are separate rows for self-attention, one row for the history."""
-        normed = self.norm1(x).view(x.shape[0] * k, -1, x.shape[2])
-        x = x + self.dropout(self.attention(normed, *self.attention.keys_values(normed), bias).view_as(x))
-        return self.look_back(x, keys, values, mask)
+    def forward(
+        self, x: Tensor, bias: Tensor, keys: Tensor, values: Tensor, mask: Tensor, packing: Packing | NoPacking
+    ) -> Tensor:
+        """x [batch, nodes, d_model] or packed; the bias says who sees whom [batch, heads, nodes, nodes]."""
+        normed = self.norm1(x)
+        own = self.attention.keys_values(normed, packing)
+        x = x + self.dropout(self.attention(normed, *own, bias, packing))
+        return self.look_back(x, keys, values, mask, packing)
 
     def step(self, x: Tensor, past: list[Pair], bias: Tensor, keys: Tensor, values: Tensor, mask: Tensor):
         """x [batch, beams, d_model], one new token a beam; see `Attention.step`."""
         mixed, new = self.attention.step(self.norm1(x).flatten(0, 1), past, bias)
         return self.look_back(x + mixed.view_as(x), keys, values, mask), new
 
-    def look_back(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    def look_back(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, packing: Packing | NoPacking = PLAIN
+    ) -> Tensor:
         """Cross-attention to the history and feed-forward."""
-        x = x + self.dropout(self.cross(self.norm2(x), keys, values, mask))
+        x = x + self.dropout(self.cross(self.norm2(x), keys, values, mask, packing))
         return x + self.dropout(self.ff(self.norm3(x)))

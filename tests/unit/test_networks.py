@@ -1,21 +1,25 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill.beam import beam_search, score_all
 from distill.trie import FullTree, Trie
 from student.models import BACKBONES
 from student.models.causal import Causal, CausalConfig
-from student.models.layers import Packing
+from student.models.layers import Packing, Prefixes
 from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from student.models.t5 import from_t5, to_t5
 
 LEVELS, SIZE = 4, 7
 SMALL = Seq2SeqConfig(LEVELS, SIZE, d_model=24, d_ff=40, heads=3, d_head=8, encoder_layers=2, decoder_layers=3)
+CAUSAL = CausalConfig(LEVELS, SIZE, d_model=24, d_ff=40, heads=3, d_head=8, layers=3)
 NETWORKS = {
-    "seq2seq": lambda: Seq2Seq(SMALL),
-    "causal": lambda: Causal(CausalConfig(LEVELS, SIZE, d_model=24, d_ff=40, heads=3, d_head=8, layers=3)),
+    "seq2seq": lambda **changes: Seq2Seq(dataclasses.replace(SMALL, **changes)),
+    "causal": lambda **changes: Causal(dataclasses.replace(CAUSAL, **changes)),
 }
 
 
@@ -207,6 +211,42 @@ def test_gradients_reach_every_weight(model):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     model.zero_grad()
+
+
+def test_prefixes_that_candidates_share_stand_once():
+    items = torch.tensor([[[1, 2], [1, 3], [1, 2], [4, 2]], [[5, 5], [5, 5], [5, 5], [5, 6]]])
+    tree = Prefixes(items)
+    assert tree.tokens.tolist() == [[1, 2, 3, 4, 2], [5, 5, 6, 5, 5]]  # the second row's last two are padding
+    assert tree.here.tolist() == [[True] * 5, [True, True, True, False, False]]
+    assert tree.depth[0].tolist() == [0, 1, 1, 0, 1]
+    assert tree.nodes.tolist() == [[[0, 1], [0, 2], [0, 1], [3, 4]], [[0, 1], [0, 1], [0, 1], [0, 2]]]
+    assert tree.sees[0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 0, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
+    assert torch.equal(tree.each(tree.tokens[..., None])[..., 0], items)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 999), used=st.integers(1, 4), scope=st.sampled_from(["level", "all"]))
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_shared_prefixes_change_neither_scores_nor_gradients(backbone, seed, used, scope):
+    """Six candidates of few different codewords, doubles among them, against one candidate a history, in training."""
+    torch.manual_seed(seed)
+    model = NETWORKS[backbone](dropout=0.0).double().train()
+    codes, items = histories([5, 2, 1], seed), candidates(3, 6, seed) % used
+    together = model(codes, items, scope)
+    alone = model(codes.repeat_interleave(6, dim=0), items.flatten(0, 1)[:, None], scope).view_as(together)
+    close(together, alone, 1e-6)
+    weights = torch.randn(together.shape)
+    ones = torch.autograd.grad((together * weights).mean(), model.parameters())
+    others = torch.autograd.grad((alone * weights).mean(), model.parameters())
+    for one, other in zip(ones, others, strict=True):
+        assert one.abs().sum() > 0
+        close(one, other, 1e-6)
 
 
 def test_packing_leaves_out_the_padding_and_nothing_else():
