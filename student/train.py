@@ -44,14 +44,14 @@ class Config:
     """The network: T5's encoder and decoder, or a decoder alone that reads the history once. Or one without semantic
     IDs, for tiger, distill, dwr and dwr-without-distill: then student/baseline.py's code makes it, in RUN/baselines,
     and reads only the options it has (configs/*/baseline.yaml)."""
-    dim: int = field(default=64, metadata={"identity": False})
-    """sasrec, gru4rec: size of an item's embedding."""
-    layers: int | None = field(default=None, metadata={"identity": False})
-    """sasrec, gru4rec: layers of the network (default: two, one)."""
     preset: str = "demo"
     """Sizes of the network: demo, tiger-4m or lohrec-13m."""
     dropout: float = 0.1
     """On embeddings and on every layer's output."""
+    dim: int = field(default=64, metadata={"identity": False})
+    """sasrec, gru4rec: size of an item's embedding."""
+    layers: int | None = field(default=None, metadata={"identity": False})
+    """sasrec, gru4rec: layers of the network (default: two, one)."""
     epochs: int = 20
     """Passes over the training examples."""
     ranker_epochs: int = 5
@@ -184,6 +184,30 @@ def train_one(config: Config, variant: Variant, inputs: list[Artifact], output: 
         train(config, variant, [artifact.folder for artifact in inputs], stage)
 
 
+def check(config: Config) -> None:
+    """Refuse settings that no training can have.
+
+    Raises:
+        UserError: which, and what it may be.
+    """
+    if config.preset not in PRESETS:
+        raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
+    least = {"epochs": 1, "ranker_epochs": 1, "batch_size": 1, "accumulation": 1, "candidates": 2, "max_history": 1}
+    least |= {"width": 1, "valid_users": 1, "patience": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
+    least |= {"rank_within": 0, "buffer_rows": 1, "confidence": 0, "shuffle": 0}
+    for name, smallest in least.items():
+        if getattr(config, name) < smallest:
+            raise UserError(f"--{name} is {getattr(config, name)}; it must be at least {smallest}.")
+    for name in ("drop_items", "reverse", "alpha", "rank_from", "dropout", "xi", "warmup"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name} is {getattr(config, name)}; it must lie between 0 and 1.")
+    for name in ("lr", "ranker_lr", "temperature", "clip"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"--{name} is {getattr(config, name)}; it must be above 0.")
+    if config.seeds is not None and len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"--seeds {config.seeds} names a seed twice.")
+
+
 def train_baseline(config: Config) -> None:
     """The same by a network without semantic IDs, once or once a seed: `student/baselines/stage.py` has all options.
 
@@ -209,30 +233,6 @@ def train_baseline(config: Config) -> None:
         say_spread(config, best)
     else:
         baseline.make(settings)
-
-
-def check(config: Config) -> None:
-    """Refuse settings that no training can have.
-
-    Raises:
-        UserError: which, and what it may be.
-    """
-    if config.preset not in PRESETS:
-        raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
-    least = {"epochs": 1, "ranker_epochs": 1, "batch_size": 1, "accumulation": 1, "candidates": 2, "max_history": 1}
-    least |= {"width": 1, "valid_users": 1, "patience": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
-    least |= {"rank_within": 0, "buffer_rows": 1, "confidence": 0, "shuffle": 0}
-    for name, smallest in least.items():
-        if getattr(config, name) < smallest:
-            raise UserError(f"--{name} is {getattr(config, name)}; it must be at least {smallest}.")
-    for name in ("drop_items", "reverse", "alpha", "rank_from", "dropout", "xi", "warmup"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"--{name} is {getattr(config, name)}; it must lie between 0 and 1.")
-    for name in ("lr", "ranker_lr", "temperature", "clip"):
-        if getattr(config, name) <= 0:
-            raise UserError(f"--{name} is {getattr(config, name)}; it must be above 0.")
-    if config.seeds is not None and len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"--seeds {config.seeds} names a seed twice.")
 
 
 if __name__ == "__main__":
