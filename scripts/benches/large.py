@@ -3,8 +3,8 @@
     python scripts/bench.py large --json large.json
 
 A small random LLaMA of LLaMA-7B's proportions (feed-forward 2.69 times the width) takes DWR steps over histories of 80
-codewords, with 0 to 16 candidates. What a step needs at its peak beyond weights and the optimiser's states is measured
-on the CPU, in a process of its own for each way and batch size, and a line is fitted to it.
+codewords, with 0 to 16 candidates. What forward and backward pass need at their peak beyond weights and gradients is
+measured on the CPU, in a process of its own for each way and batch size, and a line is fitted to it.
 
 For 7B it is computed: what autograd keeps for one token and layer is counted on the small model, as it is trained (bf16
 beside LoRA), in bytes for each of its width, and both scale with the width. A step then needs
@@ -56,7 +56,7 @@ class Config:
     """Items of history, of 4 codewords."""
     candidates: list[int] = field(default_factory=lambda: [0, 2, 4, 8, 16])
     """How many are ranked; 0: the teacher's distributions alone."""
-    batches: list[int] = field(default_factory=lambda: [1, 4])
+    batches: list[int] = field(default_factory=lambda: [1, 8])
     """Histories a step."""
     json: Path | None = None
     """Where the figures go."""
@@ -145,19 +145,16 @@ def loss(model: Large, way: str, batch: int, k: int, items: int) -> torch.Tensor
 
 
 def steps(config: Config, way: str, batch: int) -> list[float]:
-    """Peak MiB of one step for each number of candidates, beyond weights and optimiser, in this process."""
+    """Peak MiB of one step for each number of candidates, beyond weights and gradients, in this process."""
     torch.set_num_threads(1)
     model = network(config)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     peaks = []
-    for k in (1, *config.candidates):  # the first makes the optimiser's states
+    for k in (1, *config.candidates):  # the first makes the gradients, which stay
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
         loss(model, way, batch, k, config.items).backward()
-        optimizer.step()
-        optimizer.zero_grad()
         peaks.append(resident("VmHWM") - before)
     return peaks[1:]
 

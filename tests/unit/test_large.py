@@ -238,13 +238,15 @@ def test_lora_trains_adapters_and_codewords_alone(tmp_path, ids):
         close(merged(codes, items), model(codes, items))
 
 
-def test_checkpointing_changes_no_gradient(tmp_path, ids):
+def test_checkpointing_keeps_less_and_changes_no_gradient(tmp_path, ids):
     folder = checkpoint(tmp_path / "base", NETWORKS["gpt_neox"], ids.tokens())
-    found = []
+    found, sizes = [], []
     for checkpointing in (False, True):
         model = large.load(folder, ids, 4, checkpointing=checkpointing).train()
+        sizes.append(kept(model, histories([3, 2]), some_items(2, 3)))
         model(histories([3, 2]), some_items(2, 3))[..., 0].sum().backward()
         found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert sizes[1] < sizes[0] / 2
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-5)
 
