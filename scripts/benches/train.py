@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ class Config:
     """A run whose sequences are taken; none: made-up ones of Instruments' lengths (8.3 items a user, 5.3 targets)."""
     preset: str = "tiger-4m"
     """Sizes of the students; both backbones' have as many parameters."""
-    users: int = 96
-    """Users whose targets are trained in each measured round."""
+    users: int = 1500
+    """Users whose examples are sorted into batches of like lengths, as in training."""
+    batches: int = 5
+    """Of these batches, how many are trained in each measured round, evenly spread over the lengths."""
     batch_size: int = 128
     """Examples a batch; in one pass, as many users as have that many targets."""
     k: int = 16
@@ -69,21 +72,23 @@ def main(config: Config) -> dict[str, Any]:
     if config.preset not in BACKBONES["seq2seq"][2]:
         raise UserError(f"Unknown preset {config.preset!r}. Available: {', '.join(BACKBONES['seq2seq'][2])}.")
     bench = Bench(config)
-    figures: dict[str, Any] = {"threads": torch.get_num_threads(), "preset": config.preset, "targets": bench.targets}
+    figures: dict[str, Any] = {"threads": torch.get_num_threads(), "preset": config.preset}
     for name in BACKBONES:
         figures[f"parameters_{name}"] = sum(parameter.numel() for parameter in bench.model(name).parameters())
     figures["distinct_prefixes_share"] = bench.distinct_prefixes()
     contenders = {
         "hf_trainer": bench.hf_trainer(),
-        "repeated": bench.epoch("seq2seq", "dwr", repeated=True),
-        **{f"{name}_{loss}": bench.epoch(name, loss) for name in BACKBONES for loss in LOSSES},
+        "repeated": bench.ours("repeated", "seq2seq", "dwr"),
+        **{f"{name}_{loss}": bench.ours(f"{name}_{loss}", name, loss) for name in BACKBONES for loss in LOSSES},
     }
     clock = time.process_time if config.cpu_time else time.perf_counter
     bar = tqdm(total=len(contenders) * (config.repeats + 1), desc="train", unit="round")
     contenders = {name: counted(name, work, bar, clock) for name, work in contenders.items()}
     seconds = interleaved(contenders, config.repeats, clock=clock)
+    seconds = {name: value / bench.trained[name] for name, value in seconds.items()}
     bar.close()
-    figures |= {f"targets_per_s_{name}": bench.targets / value for name, value in seconds.items()}
+    figures["targets"] = bench.trained["hf_trainer"]
+    figures |= {f"targets_per_s_{name}": 1 / value for name, value in seconds.items()}
     figures["ratio_seq2seq_vs_hf_trainer"] = seconds["hf_trainer"] / seconds["seq2seq_nll"]
     figures["ratio_causal_vs_seq2seq"] = seconds["seq2seq_nll"] / seconds["causal_nll"]
     figures["ratio_causal_vs_seq2seq_distill"] = seconds["seq2seq_distill"] / seconds["causal_distill"]
@@ -99,8 +104,14 @@ def main(config: Config) -> dict[str, Any]:
     for name, end in (("causal", ""), ("seq2seq", "_seq2seq")):
         figures |= {f"mib_{loss}{end}": peaks[name, loss] for loss in ("distill", "dwr")}
         figures[f"memory_dwr_vs_distill{end}"] = peaks[name, "dwr"] / peaks[name, "distill"]
-    figures["data_wait_share"] = bench.wait_share
+    figures["data_wait_share"] = bench.wait_share()
     return figures
+
+
+def spread_over(many: int, few: int) -> np.ndarray:
+    """`few` places (or all) among `many`, evenly spread."""
+    few = min(few, many)
+    return ((np.arange(few) + 0.5) * many / few).astype(int)
 
 
 def counted(name: str, work: Callable[[], None], bar: tqdm, clock: Callable[[], float]) -> Callable[[], None]:
@@ -175,7 +186,11 @@ class Alone:
 
 
 class Bench:
-    """Data, models and optimisers."""
+    """Data, models and optimisers.
+
+    Attributes:
+        trained: targets that each contender trains a round.
+    """
 
     def __init__(self, config: Config):
         self.config, rng = config, np.random.default_rng(config.seed)
@@ -185,7 +200,7 @@ class Bench:
         self.labels = Labels(self.dataset, codes, config.k, rng)
         self.models: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.waited = self.worked = 0.0
+        self.trained: dict[str, int] = {}
 
     def model(self, name: str) -> nn.Module:
         """A backbone's model, made when it is asked for."""
@@ -198,11 +213,6 @@ class Bench:
             self.models[name] = model
             self.optimizers[name] = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
         return self.models[name]
-
-    @property
-    def wait_share(self) -> float:
-        """Of the time of all our epochs, what went by waiting for batches."""
-        return self.waited / self.worked
 
     def distinct_prefixes(self) -> float:
         """Of the candidates' codewords but the last, the share that remains where prefixes are computed once."""
@@ -226,19 +236,28 @@ class Bench:
         self.optimizers[name].step()
         self.optimizers[name].zero_grad()
 
-    def epoch(self, name: str, loss: str, repeated: bool = False) -> Callable[[], None]:
-        """One pass over all targets; `repeated`: the plain way to rank, with a history a candidate."""
+    def ours(self, contender: str, name: str, loss: str) -> Callable[[], None]:
+        """Some batches of an epoch; `repeated` ranks the plain way, with a history a candidate."""
         examples, settings = self.feed(name, loss)
+        batches = sorted(examples.batches(0), key=lambda batch: batch.sequences.shape[1])
+        batches = [batches[place] for place in spread_over(len(batches), self.config.batches)]
+        self.trained[contender] = sum(batch.count for batch in batches)
 
         def work() -> None:
-            started = time.perf_counter()
-            with Prefetched(examples.batches(0)) as batches:
-                for batch in batches:
-                    self.step(name, loss, batch, settings, repeated)
-            self.waited += batches.waited
-            self.worked += time.perf_counter() - started
+            for batch in batches:
+                self.step(name, loss, batch, settings, contender == "repeated")
 
         return work
+
+    def wait_share(self) -> float:
+        """Of the time of so many steps in training's order, what goes by waiting for batches: of the loss whose batches
+        hold most and the backbone that is faster."""
+        examples, settings = self.feed("causal", "dwr")
+        started = time.perf_counter()
+        with Prefetched(examples.batches(0)) as batches:
+            for batch in islice(batches, self.config.batches):
+                self.step("causal", "dwr", batch, settings)
+            return batches.waited / (time.perf_counter() - started)
 
     def hf_trainer(self) -> Callable[[], None]:
         """The same targets by Hugging Face's T5 of equal sizes in a plain Trainer: random batches, padded to the
@@ -250,6 +269,9 @@ class Bench:
         examples = self.dataset.examples("train", 20)
         start = np.arange(LEVELS) * SIZE + 1
         tokens = self.codes.numpy() + start
+        drawn = np.random.default_rng(self.config.seed).permutation(len(examples))
+        examples = examples.take(drawn[: self.config.batches * self.config.batch_size])
+        self.trained["hf_trainer"] = len(examples)
         rows = [
             {"input_ids": tokens[history[history != PAD]].ravel(), "labels": tokens[target]}
             for history, target in zip(examples.histories, examples.targets, strict=True)

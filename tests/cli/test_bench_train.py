@@ -8,7 +8,7 @@ from test_finetune import ENVIRONMENT, ROOT
 
 
 def test_benchmark(tmp_path):
-    size = "--preset demo --users 6 --batch_size 8 --k 4 --repeats 1 --steps 1"
+    size = "--preset demo --users 6 --batches 2 --batch_size 8 --k 4 --repeats 1 --steps 1"
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/bench.py", "train", *size.split(), "--json", tmp_path / "figures.json"],
         capture_output=True, text=True, env=ENVIRONMENT, timeout=300,
