@@ -31,6 +31,7 @@ import torch
 from tqdm import tqdm
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
+from benches import resident
 from distill import artifacts, sources
 from distill.artifacts import Stage, say, write_json
 from distill.catalog import Dataset, as_lists, write_dataset
@@ -291,9 +292,3 @@ def peak(settings: dict[str, Any], steps: int) -> float:
     if acc.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """MiB of this process by Linux's own account; `ru_maxrss` would hold the parent's peak too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 2**10

@@ -1,30 +1,37 @@
-"""Steps of the students' training: against Hugging Face's Trainer, one backbone against the other, ranking or not."""
+"""Steps of the students' training: against Hugging Face's Trainer, one backbone against the other, ranking or not.
+
+Memory is what a few steps of the longest batches need at their peak beyond code and labels: weights, gradients,
+optimiser, activations, each case in a fresh process.
+"""
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
+import ctypes
+import gc
+import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import lognorm
 from torch import nn
 from tqdm import tqdm
 
-from benches import interleaved
+from benches import interleaved, resident
 from distill.artifacts import Artifact, UserError
 from distill.catalog import PAD, Dataset
 from student.feed import Batch, Feed, Prefetched
 from student.loop import batch_loss, feed
 from student.models import BACKBONES
+from student.models.layers import Prefixes
 from student.models.seq2seq import Seq2Seq
-from student.models.t5 import to_t5
+from student.train import Config as Training
 from student.variants import Loss
 
 LEVELS, SIZE, ITEMS = 4, 256, 9922
@@ -39,18 +46,21 @@ class Config:
     """A run whose sequences are taken; none: made-up ones of Instruments' lengths (8.3 items a user, 5.3 targets)."""
     preset: str = "tiger-4m"
     """Sizes of the students; both backbones' have as many parameters."""
-    users: int = 384
-    """Users whose targets are trained in each measured round."""
+    users: int = 1500
+    """Users whose examples are sorted into batches of like lengths, as in training."""
+    batches: int = 5
+    """Of these batches, how many are trained in each measured round, evenly spread over the lengths."""
     batch_size: int = 128
     """Examples a batch; in one pass, as many users as have that many targets."""
     k: int = 16
     """Candidates ranked."""
     repeats: int = 3
     """Measured rounds; medians are reported."""
-    steps: int = 0
-    """For the subprocesses that measure memory: train so many steps of `what`, say the peak, and do nothing else."""
-    what: str = ""
-    """backbone and loss, as causal-dwr."""
+    steps: int = 3
+    """Steps after which the peak of memory is read."""
+    cpu_time: bool = False
+    """Count this process's processor seconds, which other work on the machine does not stretch, not the clock's; for
+    one thread, as otherwise those that wait for each other count too."""
     json: Path | None = None
     """Where the figures go."""
     seed: int = 0
@@ -62,83 +72,92 @@ def main(config: Config) -> dict[str, Any]:
     if config.preset not in BACKBONES["seq2seq"][2]:
         raise UserError(f"Unknown preset {config.preset!r}. Available: {', '.join(BACKBONES['seq2seq'][2])}.")
     bench = Bench(config)
-    if config.steps:
-        print(f"peak {bench.peak(*config.what.split('-'), config.steps)}", flush=True)
-        return {}
-    figures: dict[str, Any] = {"threads": torch.get_num_threads(), "preset": config.preset, "targets": bench.targets}
-    for name, model in bench.models.items():
-        figures[f"parameters_{name}"] = sum(parameter.numel() for parameter in model.parameters())
+    figures: dict[str, Any] = {"threads": torch.get_num_threads(), "preset": config.preset}
+    for name in BACKBONES:
+        figures[f"parameters_{name}"] = sum(parameter.numel() for parameter in bench.model(name).parameters())
+    figures["distinct_prefixes_share"] = bench.distinct_prefixes()
     contenders = {
         "hf_trainer": bench.hf_trainer(),
-        "repeated": bench.epoch("seq2seq", "dwr", repeated=True),
-        **{f"{name}_{loss}": bench.epoch(name, loss) for name in BACKBONES for loss in LOSSES},
+        "repeated": bench.ours("repeated", "seq2seq", "dwr"),
+        **{f"{name}_{loss}": bench.ours(f"{name}_{loss}", name, loss) for name in BACKBONES for loss in LOSSES},
     }
+    clock = time.process_time if config.cpu_time else time.perf_counter
     bar = tqdm(total=len(contenders) * (config.repeats + 1), desc="train", unit="round")
-    seconds = interleaved({name: counted(work, bar) for name, work in contenders.items()}, config.repeats)
+    contenders = {name: counted(name, work, bar, clock) for name, work in contenders.items()}
+    seconds = interleaved(contenders, config.repeats, clock=clock)
+    seconds = {name: value / bench.trained[name] for name, value in seconds.items()}
     bar.close()
-    figures |= {f"targets_per_s_{name}": bench.targets / value for name, value in seconds.items()}
+    figures["targets"] = bench.trained["hf_trainer"]
+    figures |= {f"targets_per_s_{name}": 1 / value for name, value in seconds.items()}
     figures["ratio_seq2seq_vs_hf_trainer"] = seconds["hf_trainer"] / seconds["seq2seq_nll"]
     figures["ratio_causal_vs_seq2seq"] = seconds["seq2seq_nll"] / seconds["causal_nll"]
     figures["ratio_causal_vs_seq2seq_distill"] = seconds["seq2seq_distill"] / seconds["causal_distill"]
+    figures["ratio_causal_vs_seq2seq_dwr"] = seconds["seq2seq_dwr"] / seconds["causal_dwr"]
     figures["time_dwr_vs_distill"] = seconds["causal_dwr"] / seconds["causal_distill"]
     figures["time_dwr_vs_distill_seq2seq"] = seconds["seq2seq_dwr"] / seconds["seq2seq_distill"]
     figures["time_dwr_vs_repeated"] = seconds["seq2seq_dwr"] / seconds["repeated"]
-    for name in ("causal", "seq2seq"):
-        peaks = {loss: bench.peak_of(f"{name}-{loss}") for loss in ("distill", "dwr")}
-        end = "" if name == "causal" else f"_{name}"
-        figures |= {f"mib_{loss}{end}": value for loss, value in peaks.items()}
-        figures[f"memory_dwr_vs_distill{end}"] = peaks["dwr"] / peaks["distill"]
-    figures["data_wait_share"] = bench.wait_share
+    cases = [(name, loss) for name in BACKBONES for loss in ("distill", "dwr")]
+    peaks = {}
+    for case in tqdm(cases, desc="memory", unit="process"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peaks[case] = pool.apply(peak, (config, *case))
+    for name, end in (("causal", ""), ("seq2seq", "_seq2seq")):
+        figures |= {f"mib_{loss}{end}": peaks[name, loss] for loss in ("distill", "dwr")}
+        figures[f"memory_dwr_vs_distill{end}"] = peaks[name, "dwr"] / peaks[name, "distill"]
+    figures["data_wait_share"] = bench.wait_share()
     return figures
 
 
-def counted(work, bar: tqdm):
-    """The same, on the bar."""
+def spread_over(many: int, few: int) -> np.ndarray:
+    """`few` places (or all) among `many`, evenly spread."""
+    few = min(few, many)
+    return ((np.arange(few) + 0.5) * many / few).astype(int)
 
-    def done():
+
+def counted(name: str, work: Callable[[], None], bar: tqdm, clock: Callable[[], float]) -> Callable[[], None]:
+    """The same, and its seconds on the bar."""
+
+    def done() -> None:
+        started = clock()
         work()
+        bar.set_postfix_str(f"{name} {clock() - started:.2f} s", refresh=False)
         bar.update()
 
     return done
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Of `student/train.py`, its defaults: what feed and loss ask for."""
+def peak(config: Config, name: str, loss: str) -> float:
+    """MiB that a few steps of the longest batches need at their peak, beyond what this process has without a model."""
+    bench = Bench(config)
+    examples, settings = bench.feed(name, loss)
+    batches = sorted(examples.batches(0), key=lambda batch: -batch.sequences.numel())[: config.steps]
+    gc.collect()  # give back what loading needed, and forget that peak
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    for batch in batches:
+        bench.step(name, loss, batch, settings)
+    return resident("VmHWM") - before
 
-    backbone: str
-    candidates: int
-    batch_size: int
-    seed: int
-    accumulation: int = 1
-    one_pass: bool = True
-    long_histories: str = "windows"
-    max_history: int = 20
-    buffer_rows: int = 65536
-    rank_positions: str = "one"
-    confidence: float = 0.0
-    rank_within: int = 0
-    drop_items: float = 0.0
-    reverse: float = 0.0
-    shuffle: int = 0
-    scope: str = "level"
-    xi: float = 0.1
-    temperature: float = 1.0
-    alpha: float = 0.0
-    gamma: float = 1.0
-    margin: float = 0.001
-    eta: float = 1.0
-    clip: float = 1.0
+
+def made_up_codes(rng: np.random.Generator) -> np.ndarray:
+    """Codes of the catalogue: so few second and third codewords follow a first that lists drawn from a dozen of these
+    hold as many distinct prefixes as a teacher's on Instruments: 9.6, 14.4 and 14.9 of 16."""
+    first, last = rng.integers(0, SIZE, (2, ITEMS))
+    return np.stack([np.sort(first), rng.integers(0, 4, ITEMS), (rng.random(ITEMS) < 0.17).astype(int), last], axis=1)
 
 
 class Labels:
     """A label store of made-up labels, as large as real ones."""
 
-    def __init__(self, dataset: Dataset, k: int, rng: np.random.Generator):
+    def __init__(self, dataset: Dataset, codes: np.ndarray, k: int, rng: np.random.Generator):
         examples = dataset.examples("train", 1)
         self.users, self.positions, self.targets = examples.users, examples.positions, examples.targets
-        self.rows, self._k, self.candidates = len(examples), k, k
-        self._lists = rng.integers(0, ITEMS, (self.rows, k))
+        self.rows, self.candidates = len(examples), k
+        families = rng.integers(0, SIZE, (self.rows, 12))
+        drawn = np.take_along_axis(families, rng.integers(0, 12, (self.rows, k)), axis=1)
+        start, end = (np.searchsorted(codes[:, 0], drawn + more) for more in (0, 1))  # sorted by first codewords
+        self._lists = np.minimum(start + (rng.random(drawn.shape) * (end - start)).astype(int), ITEMS - 1)
         self._lists[:, 0] = self.targets
         self._logs = rng.normal(-6, 1, (self.rows, LEVELS, SIZE)).astype(np.float16)
 
@@ -167,66 +186,92 @@ class Alone:
 
 
 class Bench:
-    """Data, models and optimisers."""
+    """Data, models and optimisers.
+
+    Attributes:
+        trained: targets that each contender trains a round.
+    """
 
     def __init__(self, config: Config):
         self.config, rng = config, np.random.default_rng(config.seed)
-        torch.manual_seed(config.seed)
-        self.dataset = sequences(config, rng)
-        self.codes = torch.from_numpy(rng.integers(0, SIZE, (ITEMS, LEVELS)))
+        self.dataset, codes = sequences(config, rng), made_up_codes(rng)
+        self.codes = torch.from_numpy(codes)
         self.targets = len(self.dataset.examples("train", 1))
-        self.labels = Labels(self.dataset, config.k, rng)
-        self.models, self.optimizers = {}, {}
-        for name, (network, sizes, presets) in BACKBONES.items():
-            self.models[name] = network(sizes(LEVELS, SIZE, **presets[config.preset])).train()
-            self.optimizers[name] = torch.optim.AdamW(self.models[name].parameters(), 1e-3, fused=True)
-        nn.init.zeros_(self.models["seq2seq"].recency.weight)  # T5 has none
-        self.waited = self.worked = 0.0
+        self.labels = Labels(self.dataset, codes, config.k, rng)
+        self.models: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.trained: dict[str, int] = {}
 
-    @property
-    def wait_share(self) -> float:
-        """Of the time of all our epochs, what went by waiting for batches."""
-        return self.waited / self.worked
+    def model(self, name: str) -> nn.Module:
+        """A backbone's model, made when it is asked for."""
+        if name not in self.models:
+            torch.manual_seed(self.config.seed)
+            network, sizes, presets = BACKBONES[name]
+            model = network(sizes(LEVELS, SIZE, **presets[self.config.preset])).train()
+            if name == "seq2seq":
+                nn.init.zeros_(model.recency.weight)  # T5 has none
+            self.models[name] = model
+            self.optimizers[name] = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+        return self.models[name]
 
-    def feed(self, name: str, loss: str) -> tuple[Feed, Settings]:
+    def distinct_prefixes(self) -> float:
+        """Of the candidates' codewords but the last, the share that remains where prefixes are computed once."""
+        tree = Prefixes(self.codes[torch.from_numpy(self.labels._lists)][..., :-1])
+        return tree.here.sum().item() / tree.nodes.numel()
+
+    def feed(self, name: str, loss: str) -> tuple[Feed, Training]:
         """The feed of a backbone and loss, as the training makes it."""
         a_user = self.targets / self.dataset.n_users
         size = self.config.batch_size if name == "seq2seq" else max(1, round(self.config.batch_size / a_user))
-        settings = Settings(backbone=name, candidates=self.config.k, batch_size=size, seed=self.config.seed)
+        settings = Training(backbone=name, candidates=self.config.k, batch_size=size, seed=self.config.seed)
         store = self.labels if LOSSES[loss].needs_labels else None
         return feed(self.dataset, store, LOSSES[loss], Alone(), settings), settings
 
-    def step(self, name: str, loss: str, batch: Batch, settings: Settings, model: nn.Module | None = None) -> None:
+    def step(self, name: str, loss: str, batch: Batch, settings: Training, repeated: bool = False) -> None:
         """One step of the training's loop."""
-        value = batch_loss(model or self.models[name], LOSSES[loss], batch, self.codes, LOSSES[loss].rank, settings)
-        value.backward()
-        nn.utils.clip_grad_norm_(self.models[name].parameters(), settings.clip)
+        model = self.model(name)
+        used = Repeated(model) if repeated else model
+        batch_loss(used, LOSSES[loss], batch, self.codes, LOSSES[loss].rank, settings).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         self.optimizers[name].step()
         self.optimizers[name].zero_grad()
 
-    def epoch(self, name: str, loss: str, repeated: bool = False):
-        """One pass over all targets; `repeated`: the plain way to rank, with a history a candidate."""
+    def ours(self, contender: str, name: str, loss: str) -> Callable[[], None]:
+        """Some batches of an epoch; `repeated` ranks the plain way, with a history a candidate."""
         examples, settings = self.feed(name, loss)
-        model = Repeated(self.models[name]) if repeated else self.models[name]
+        batches = sorted(examples.batches(0), key=lambda batch: batch.sequences.shape[1])
+        batches = [batches[place] for place in spread_over(len(batches), self.config.batches)]
+        self.trained[contender] = sum(batch.count for batch in batches)
 
-        def work():
-            started = time.perf_counter()
-            with Prefetched(examples.batches(0)) as batches:
-                for batch in batches:
-                    self.step(name, loss, batch, settings, model)
-            self.waited += batches.waited
-            self.worked += time.perf_counter() - started
+        def work() -> None:
+            for batch in batches:
+                self.step(name, loss, batch, settings, contender == "repeated")
 
         return work
 
-    def hf_trainer(self):
+    def wait_share(self) -> float:
+        """Of the time of so many steps in training's order, what goes by waiting for batches: of the loss whose batches
+        hold most and the backbone that is faster."""
+        examples, settings = self.feed("causal", "dwr")
+        started = time.perf_counter()
+        with Prefetched(examples.batches(0)) as batches:
+            for batch in islice(batches, self.config.batches):
+                self.step("causal", "dwr", batch, settings)
+            return batches.waited / (time.perf_counter() - started)
+
+    def hf_trainer(self) -> Callable[[], None]:
         """The same targets by Hugging Face's T5 of equal sizes in a plain Trainer: random batches, padded to the
         longest of each."""
         from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
+        from student.models.t5 import to_t5
+
         examples = self.dataset.examples("train", 20)
         start = np.arange(LEVELS) * SIZE + 1
         tokens = self.codes.numpy() + start
+        drawn = np.random.default_rng(self.config.seed).permutation(len(examples))
+        examples = examples.take(drawn[: self.config.batches * self.config.batch_size])
+        self.trained["hf_trainer"] = len(examples)
         rows = [
             {"input_ids": tokens[history[history != PAD]].ravel(), "labels": tokens[target]}
             for history, target in zip(examples.histories, examples.targets, strict=True)
@@ -243,27 +288,8 @@ class Bench:
             save_strategy="no", logging_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True,
             seed=self.config.seed,
         )  # fmt: skip
-        model = to_t5(self.models["seq2seq"]).train()
+        model = to_t5(self.model("seq2seq")).train()
         return lambda: Seq2SeqTrainer(model, arguments, train_dataset=rows, data_collator=collate).train()
-
-    def peak(self, name: str, loss: str, steps: int) -> float:
-        """Most memory of this process so far, in MiB, after some steps of the longest batches."""
-        examples, settings = self.feed(name, loss)
-        batches = sorted(examples.batches(0), key=lambda batch: -batch.sequences.numel())[:steps]
-        for batch in batches:
-            self.step(name, loss, batch, settings)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-    def peak_of(self, what: str) -> float:
-        """`peak` of a fresh process above that of one which trains nothing, in MiB."""
-        return self._peak(what, 3) - self._peak(what, -1)
-
-    def _peak(self, what: str, steps: int) -> float:
-        words = [sys.executable, Path(__file__).parents[1] / "bench.py", "train", "--what", what, "--steps", steps]
-        words += ["--preset", self.config.preset, "--users", self.config.users, "--k", self.config.k]
-        words += ["--batch_size", self.config.batch_size] + (["--run", self.config.run] if self.config.run else [])
-        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True)
-        return float(done.stdout.split("peak ")[1].split()[0])
 
 
 class Repeated(nn.Module):
@@ -283,14 +309,15 @@ class Repeated(nn.Module):
 
 
 def sequences(config: Config, rng: np.random.Generator) -> Dataset:
-    """Some users of a run, or made-up ones: 5-core sequences with a mean of 8.3 items and a long tail."""
+    """Some users of a run, or made-up ones of Instruments' lengths: from 5 on, median 6, mean 8.3, a long tail."""
     if config.run:
         whole = Dataset.load(config.run / "dataset")
         chosen = rng.choice(whole.n_users, min(config.users, whole.n_users), replace=False)
         rows = [whole.sequence(user) % ITEMS for user in chosen]
     else:
-        lengths = 5 + np.minimum(rng.geometric(1 / 4.3, config.users) - 1, 95)
-        rows = [rng.integers(0, ITEMS, length) for length in lengths]
+        quantiles = (np.arange(config.users) + 0.5) / config.users  # not drawn: few users are to be like many
+        lengths = 5 + lognorm.ppf(quantiles, 1.2, scale=np.exp(0.6)).astype(int)
+        rows = [rng.integers(0, ITEMS, length) for length in rng.permutation(lengths)]
     offsets = np.cumsum([0, *map(len, rows)])
     artifact = Artifact(Path(), "dataset", "", {}, {}, {})
     return Dataset(artifact, None, None, np.concatenate(rows), offsets)

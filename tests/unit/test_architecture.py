@@ -86,7 +86,8 @@ def test_distill_imports_neither():
 def test_nobody_imports_entries():
     for name in TREES:
         assert "scripts" not in rooms(name), name
-        assert not imports(name) & ENTRIES, name
+        if not name.startswith("scripts.benches."):  # these measure what a command does, by its config
+            assert not imports(name) & ENTRIES, name
 
 
 def test_order_within_distill():
