@@ -5,8 +5,8 @@
 #   scripts/run_pipeline.sh configs/demo --run runs/demo-1 --seed 1     (the same data, other seeds of everything learnt)
 #   scripts/run_pipeline.sh configs/scientific --input data/scientific --extras
 #
-# --extras adds SASRec and GRU4Rec, alone and (SASRec) taught by the teacher, and dwr with a memory. --input goes to prepare_data alone, --index to build_semantic_ids; --seed to every stage but prepare_data; other
-# options to every stage.
+# --extras adds SASRec and GRU4Rec, alone and (SASRec) taught by the teacher, and dwr with a memory. --input goes to
+# prepare_data alone, --index to build_semantic_ids; --seed to every stage but prepare_data; other options to every stage.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
