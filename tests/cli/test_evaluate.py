@@ -114,6 +114,7 @@ def test_rows(evaluated):
     # the student knows nothing, the counter nearly everything, and validation saw that
     memory = rows["tiger+memory"]
     assert memory["ndcg@10"] > rows["tiger"]["ndcg@10"] + 0.2
+    assert [name for name in rows if "ndcg@10_above_floor" not in rows[name]] == ["transitions"]
     floor = memory["ndcg@10_above_floor"]
     assert floor["difference"] == pytest.approx(memory["ndcg@10"] - rows["transitions"]["ndcg@10"])
 
