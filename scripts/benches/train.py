@@ -48,7 +48,7 @@ class Config:
     """Sizes of the students; both backbones' have as many parameters."""
     users: int = 1500
     """Users whose examples are sorted into batches of like lengths, as in training."""
-    batches: int = 5
+    batches: int = 4
     """Of these batches, how many are trained in each measured round, evenly spread over the lengths."""
     batch_size: int = 128
     """Examples a batch; in one pass, as many users as have that many targets."""
@@ -56,7 +56,7 @@ class Config:
     """Candidates ranked."""
     repeats: int = 3
     """Measured rounds; medians are reported."""
-    steps: int = 3
+    steps: int = 2
     """Steps after which the peak of memory is read."""
     cpu_time: bool = False
     """Count this process's processor seconds, which other work on the machine does not stretch, not the clock's; for
