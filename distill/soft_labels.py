@@ -244,6 +244,11 @@ class LabelStore:
         return self.index["scope"]
 
     @property
+    def split(self) -> str:
+        """Whose examples are labelled: train, valid or test."""
+        return self.index.get("split", "train")
+
+    @property
     def teacher(self) -> str | None:
         """Who taught: transitions, distance, statistics or mixture; None for a language model."""
         return self.index.get("labeller", {}).get("teacher")

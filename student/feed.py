@@ -179,10 +179,10 @@ class Feed:
                 f"{ranked.artifact.folder} has {ranked.candidates} candidates an example, --candidates asks for "
                 f"{config.candidates}; export with --keep {config.candidates}."
             )
-        split = "train" if store is None else store.index.get("split", "train")
-        if split != "train":
+        if store is not None and store.split != "train":
             raise UserError(
-                f"{store.artifact.folder} labels the {split} split, which no student may see; export --split train."
+                f"{store.artifact.folder} labels the {store.split} split, which no student may see; export with "
+                "--split train."
             )
         if loss.generative == "distill" and store.scope == "all" and config.scope == "level":
             raise UserError(

@@ -150,6 +150,8 @@ def made_up_codes(rng: np.random.Generator) -> np.ndarray:
 class Labels:
     """A label store of made-up labels, as large as real ones."""
 
+    split, scope = "train", "level"
+
     def __init__(self, dataset: Dataset, codes: np.ndarray, k: int, rng: np.random.Generator):
         examples = dataset.examples("train", 1)
         self.users, self.positions, self.targets = examples.users, examples.positions, examples.targets
