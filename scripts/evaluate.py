@@ -208,9 +208,8 @@ def main(config: Config) -> None:
         add("graph", items, time.time() - started, note=in_words(walk.describe()))
 
     alone = [one for one in baselines if one.config.get("loss") == "ce"]
-    taught = [
-        one for one in baselines if one.config.get("loss") != "ce"
-    ]  # after the teacher, whose list theirs are held against
+    # after the teacher, whose list theirs are held against
+    taught = [one for one in baselines if one not in alone]
     for artifact in (*alone, *([teacher] if teacher else []), *taught, *students):
         name = "teacher" if artifact is teacher else artifact.folder.name
         if artifact.kind == "baseline":

@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill import artifacts
-from distill.answers import ASKED, read_answers
+from distill.answers import ASKED, Answers, read_answers
 from distill.artifacts import MADE_BY, MANIFEST, Artifact, Stage, UserError, check_agreement, write_json
 from distill.catalog import read_parquet
 from distill.config import run
@@ -143,11 +143,13 @@ def main(config: Config) -> None:
         return
     # Everything is read and rendered before the first byte is written.
     runs = (evaluation, *others)
-    rows = merge_seeds([read_rows(one) for one in runs])
+    rows, answers = merge_seeds([read_rows(one) for one in runs]), read_all_answers(runs)
     if others:
-        for system, difference in paired_to(FLOOR, rows, runs).items():
-            rows[[row["system"] for row in rows].index(system)][ABOVE] = difference
-    differences = paired_table(rows, paired_to(NO_TEACHER, rows, runs))
+        to_floor = paired_to(FLOOR, rows, answers)
+        for row in rows:
+            if row["system"] in to_floor:
+                row[ABOVE] = to_floor[row["system"]]
+    differences = paired_table(rows, paired_to(NO_TEACHER, rows, answers))
     markdown = render_markdown(rows, found, differences)
     page = render_page(config, rows, found, differences, dataset, evaluation)
     with stage.write() as folder:
@@ -449,23 +451,29 @@ def render_markdown(rows: list[Row], found: dict[str, Artifact], differences: li
 # Details
 
 
-def paired_to(reference: str, rows: list[Row], runs: Sequence[Artifact]) -> dict[str, dict[str, float]]:
-    """Each system's NDCG@10 above another's, user by user (`metrics.paired`), a user's being the mean over the runs.
-
-    A system is compared over the runs that have it. Not compared: the oracle, and what was not learned with a reference
-    other than the floor.
+def read_all_answers(runs: Sequence[Artifact]) -> list[Answers]:
+    """What each run's systems answered.
 
     Raises:
         UserError: the runs were evaluated on different users.
     """
+    found = [read_answers(one.folder / "lists.parquet") for one in runs]
+    for evaluation, answers in zip(runs, found, strict=True):
+        if not found[0].same_users(answers):
+            raise UserError(f"{evaluation.folder} was evaluated on other users than {runs[0].folder}.")
+    return found
+
+
+def paired_to(reference: str, rows: list[Row], runs: Sequence[Answers]) -> dict[str, dict[str, float]]:
+    """Each system's NDCG@10 above another's, user by user (`metrics.paired`), a user's being the mean over the runs.
+
+    A system is compared over the runs that have it. Not compared: the oracle, and what was not learned with a reference
+    other than the floor.
+    """
     from distill.metrics import hit_ranks, ndcg, paired  # with scipy, which takes long to import
 
     values: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    first = read_answers(runs[0].folder / "lists.parquet")
-    for evaluation in runs:
-        answers = read_answers(evaluation.folder / "lists.parquet")
-        if not first.same_users(answers):
-            raise UserError(f"{evaluation.folder} was evaluated on other users than {runs[0].folder}.")
+    for answers in runs:
         if reference not in answers.lists:
             continue
         own = {name: ndcg(hit_ranks(lists, answers.targets), 10) for name, lists in answers.lists.items()}

@@ -33,6 +33,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benches import resident
 from distill import objectives
 from student.models.large import Large, LargeConfig, add_lora, strip
 
@@ -178,9 +179,3 @@ def kept_bytes(config: Config) -> float:
         sums.append(sum(size for size, _ in kept.values()))
     tokens = 1 + config.items * LEVELS + 16 * (LEVELS - 1)
     return (sums[1] - sums[0]) / tokens / config.width
-
-
-def resident(name: str) -> float:
-    """MiB of this process by Linux's own account."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 2**10

@@ -243,9 +243,8 @@ class CausalLayer(EncoderLayer):
         """
         attention, batch, nodes = self.attention, len(keys), near.shape[-1]
 
-        def by_row(
-            trees: Tensor,
-        ) -> Tensor:  # [batch · groups, heads, nodes, …] → [batch, heads, groups · nodes, …]
+        # [batch · groups, heads, nodes, …] → [batch, heads, groups · nodes, …], and back
+        def by_row(trees: Tensor) -> Tensor:
             return trees.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
 
         def by_tree(rows: Tensor) -> Tensor:
