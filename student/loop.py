@@ -92,7 +92,8 @@ def train(config: Config, variant: Variant, folders: list[Path], stage: Stage) -
             for path in folder.iterdir():
                 if path.name != IDENTITY:
                     path.unlink()
-            recommender.save_pretrained(folder)
+            with unsharded(acc):  # adapters are merged into a model made anew
+                recommender.save_pretrained(folder)
             write_json(folder / "curve.json", curves)
     acc.end_training()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -173,21 +174,26 @@ def main(config: Config) -> None:
     elif config.prior_labels:
         raise UserError("--prior_labels is given, but not whose they are: --prior distance, statistics or mixture.")
     output = config.output or config.run / "students" / config.variant
-    if not config.seeds:
+    if config.seeds:
+        each_seed(
+            config,
+            output,
+            lambda seed, place: train_one(replace(config, seed=seed, seeds=None), variant, inputs, place),
+        )
+    else:
         train_one(config, variant, inputs, output)
-        return
+
+
+def each_seed(config: Config, output: Path, train: Callable[[int, Path], object]) -> None:
+    """Train once a seed, into OUTPUT-seed0 and so on, and say mean and spread of the best validation NDCG@10."""
     best = {}
     for seed in config.seeds:
         place = output.with_name(f"{output.name}-seed{seed}")
-        train_one(replace(config, seed=seed, seeds=None), variant, inputs, place)
+        train(seed, place)
         curve = json.loads((place / "curve.json").read_text())
-        last = curve.get("ranker") or curve["retriever"]
-        best[seed] = max(row["valid_ndcg@10"] for row in last)
-    say_spread(config, best)
-
-
-def say_spread(config: Config, best: dict[int, float]) -> None:
-    """Mean and spread of validation NDCG@10 over the seeds."""
+        if isinstance(curve, dict):  # of stages; the last one ranks
+            curve = curve.get("ranker") or curve["retriever"]
+        best[seed] = max(row["valid_ndcg@10"] for row in curve)
     values = list(best.values())
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     each = ", ".join(f"{value:.4f} (seed {seed})" for seed, value in best.items())
@@ -240,13 +246,12 @@ def train_baseline(config: Config) -> None:
         loss=baseline.LOSSES[config.variant],
         **{name: getattr(config, name) for name in shared},
     )
-    best = {}
-    for seed in config.seeds or ():
-        output = baseline.place(settings)
-        folder = baseline.make(replace(settings, seed=seed, output=output.with_name(f"{output.name}-seed{seed}")))
-        best[seed] = max(row["valid_ndcg@10"] for row in json.loads((folder / "curve.json").read_text()))
     if config.seeds:
-        say_spread(config, best)
+        each_seed(
+            config,
+            baseline.place(settings),
+            lambda seed, output: baseline.make(replace(settings, seed=seed, output=output)),
+        )
     else:
         baseline.make(settings)
 

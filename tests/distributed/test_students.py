@@ -18,10 +18,11 @@ import psutil
 import pytest
 from recorded import record_all
 from safetensors.numpy import load_file
-from student_shop import K, make_shop
+from student_shop import ITEMS, NETWORKS, K, checkpoint, make_shop
 
 from distill import artifacts
 from distill.artifacts import write_json
+from distill.semantic_ids import SemanticIDs
 from student.train import Config, main
 
 ROOT = Path(__file__).parents[2]
@@ -78,23 +79,54 @@ def one(root):
     return root / "one"
 
 
-@pytest.mark.parametrize("engine", LAUNCHERS)
-def test_two_processes_train_as_one(root, one, engine):
-    output = root / engine
+def words(engine, root, output, *options):
+    """The command under a launcher."""
     script = [ROOT / "student/train.py", "--config", root / "student.yaml", "--run", root, "--output", output]
-    words = [str(word) for word in [*LAUNCHERS[engine], *script]]
-    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=200, cwd=root)
+    return [str(word) for word in [*LAUNCHERS[engine], *script, *options]]
+
+
+def launch(engine, root, output, *options):
+    """Run it; what it said."""
+    command = words(engine, root, output, *options)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
-    curves, expected = (json.loads((path / "curve.json").read_text()) for path in (output, one))
+    return done.stderr
+
+
+def assert_same(output, expected):
+    """Curves within 1e-4, and weights."""
+    curves = [json.loads((path / "curve.json").read_text()) for path in (output, expected)]
     for stage in ("retriever", "ranker"):
-        rows = [[list(row.values()) for row in curve[stage]] for curve in (curves, expected)]
+        rows = [[list(row.values()) for row in curve[stage]] for curve in curves]
         np.testing.assert_allclose(*rows, rtol=1e-4)
     for name in ("model.safetensors", "ranker.safetensors"):
-        found, weights = load_file(output / name), load_file(one / name)
+        found, weights = load_file(output / name), load_file(expected / name)
         assert found.keys() == weights.keys()
         for key, value in weights.items():
             np.testing.assert_allclose(found[key], value, atol=1e-4, err_msg=key)
     assert not (output / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("engine", LAUNCHERS)
+def test_two_processes_train_as_one(root, one, engine):
+    launch(engine, root, root / engine)
+    assert_same(root / engine, one)
+
+
+@pytest.fixture(scope="module")
+def large(root):
+    """A language model with adapters: one process, the same global batches cut in two."""
+    names = SemanticIDs.load(root / "semantic_ids", ITEMS).tokens()
+    options = {"init": checkpoint(root / "base", NETWORKS["llama"], names), "lora_rank": 2}
+    main(replace(Config(run=root, **SETTINGS), output=root / "large", accumulation=2, **options))
+    return root / "large"
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_two_processes_train_a_large_student_as_one(root, large, engine):
+    """Adapters and codewords' rows train, all else is frozen; ZeRO-3 cuts both, and DTR's two models."""
+    launch(engine, root, root / f"large-{engine}", "--init", root / "base", "--lora_rank", 2)
+    assert_same(root / f"large-{engine}", large)
 
 
 @pytest.fixture(scope="module")
@@ -126,20 +158,15 @@ def test_losses_and_gradient_norms_do_not_depend_on_the_split(root, alone, proce
 def test_killed_and_started_again(root):
     """All processes at once, with dropout drawn by each: the very same weights."""
 
-    def words(output):
-        script = [ROOT / "student/train.py", "--config", root / "student.yaml", "--run", root, "--output", output]
-        options = ["--variant", "dwr", "--dropout", "0.2", "--drop_items", "0.1"]
-        return [str(word) for word in [*LAUNCHERS["ddp"], *script, *options]]
-
-    def launch(output):
-        done = subprocess.run(words(output), capture_output=True, text=True, env=ENVIRONMENT, timeout=200, cwd=root)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stderr
-
-    launch(root / "whole")
+    options = ["--variant", "dwr", "--dropout", "0.2", "--drop_items", "0.1"]
+    launch("ddp", root, root / "whole", *options)
     checkpoints = root / "killed.partial/checkpoints"
     with subprocess.Popen(
-        words(root / "killed"), env=ENVIRONMENT, cwd=root, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        words("ddp", root, root / "killed", *options),
+        env=ENVIRONMENT,
+        cwd=root,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     ) as launched:
         waited = time.time() + 120
         while launched.poll() is None and time.time() < waited and not list(checkpoints.glob("step-*[0-9]")):
@@ -149,7 +176,7 @@ def test_killed_and_started_again(root):
         for process in family:
             process.kill()
     assert not (root / "killed").exists()
-    said = launch(root / "killed")
+    said = launch("ddp", root, root / "killed", *options)
     assert re.search(r"dwr retriever: goes on from step \d+ ", said)
     found, expected = (artifacts.read(root / name, "student") for name in ("killed", "whole"))
     assert (root / "killed/model.safetensors").read_bytes() == (root / "whole/model.safetensors").read_bytes()
