@@ -195,14 +195,17 @@ class Feed:
             raise UserError(f"{where} no training example.")
         self.ranked = None if prior is None else self._ranked(prior)
 
-    def _ranked(self, prior: LabelStore) -> np.ndarray:
-        """The prior's candidates of all training examples that it has [examples, k]; they are small, so in memory."""
-        columns = prior.read("user", "position", "target", "candidates")
+    def _ranked(self, prior: LabelStore) -> tuple[np.ndarray, np.ndarray]:
+        """The prior's candidates of all training examples that it has [examples, k], and the rank that it gave each
+        reference [examples]; they are small, so in memory."""
+        columns = prior.read("user", "position", "target", "candidates", "candidate_scores")
         keys = columns["user"].astype(np.int64) * self.width + columns["position"]
         found = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         known = (self.keys[found] == keys) & (self.targets[found] == columns["target"])
         ranked = np.full((len(self.keys), self.config.candidates), PAD, np.int32)
         ranked[found[known]] = columns["candidates"][known, : self.config.candidates]
+        ranks = np.zeros(len(self.keys), np.int64)
+        ranks[found[known]] = reference_ranks(columns["candidate_scores"][known], self.config.candidates)
         wanted = self.store.read("user", "position")
         wanted = wanted["user"].astype(np.int64) * self.width + wanted["position"]
         places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)  # `_blocks` refuses strangers
@@ -214,14 +217,23 @@ class Feed:
                 f"{self.store.artifact.folder}, first the item at {position} of user {user}; export it again, of the "
                 "training split and without --limit or --users."
             )
-        return ranked
+        return ranked, ranks
 
     def _candidates(self, block: LabelBlock, rows: np.ndarray) -> np.ndarray:
         """What is ranked, best first [n, k]."""
         if self.ranked is None:
             return block.candidates(rows)[:, : self.config.candidates].astype(np.int64)
-        keys = block.users[rows].astype(np.int64) * self.width + block.positions[rows]
-        return self.ranked[np.searchsorted(self.keys, keys)].astype(np.int64)
+        return self.ranked[0][self._places(block, rows)].astype(np.int64)
+
+    def _ranks(self, block: LabelBlock, rows: np.ndarray) -> np.ndarray:
+        """The reference's rank by whoever made the list that is ranked [n]."""
+        if self.ranked is None:
+            return reference_ranks(block.scores(rows), self.config.candidates)
+        return self.ranked[1][self._places(block, rows)]
+
+    def _places(self, block: LabelBlock, rows: np.ndarray) -> np.ndarray:
+        """Labelled examples among the data set's [n]."""
+        return np.searchsorted(self.keys, block.users[rows].astype(np.int64) * self.width + block.positions[rows])
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """This process's parts of an epoch's global batches, without the first `skip` of these.
@@ -289,10 +301,11 @@ class Feed:
 
         weights = np.ones(len(examples))
         ranked = np.full(len(examples), self.loss.rank)
-        if block is not None and (config.confidence or config.rank_within):
-            ranks = objectives.reference_rank(torch.from_numpy(block.scores(labels)[:, : config.candidates]))
-            weights = objectives.confidence(ranks, config.confidence).numpy()
-            ranked &= (ranks.numpy() <= config.rank_within) if config.rank_within else True
+        if block is not None and config.confidence:
+            ranks = reference_ranks(block.scores(labels), config.candidates)
+            weights = objectives.confidence(torch.from_numpy(ranks), config.confidence).numpy()
+        if block is not None and self.loss.rank and config.rank_within:
+            ranked &= self._ranks(block, labels) <= config.rank_within
         rank_weights = np.where(ranked, weights, 0)
         rank_total = float(rank_weights.sum())
         if self.one_pass and config.rank_positions == "one":
@@ -331,6 +344,11 @@ class Feed:
             tensors = {name: None if value is None else torch.from_numpy(value) for name, value in batch.items()}
             numbers = {"total": total, "rank_total": rank_total, "count": len(examples)}
             yield Batch(**tensors, **numbers, last=step == len(parts) - 1, one_pass=self.one_pass)
+
+
+def reference_ranks(scores: np.ndarray, k: int) -> np.ndarray:
+    """`objectives.reference_rank` among the first k candidates, the reference first [n, any] → [n]."""
+    return objectives.reference_rank(torch.from_numpy(scores[:, :k])).numpy()
 
 
 def of_the_list(lists: np.ndarray, scores: np.ndarray, which: str, draw: np.ndarray) -> np.ndarray:

@@ -118,7 +118,7 @@ class Config:
     confidence: float = 0.0
     """Weight examples by 1 / rank^confidence, rank being the teacher's of the real next item; 0: all alike."""
     rank_within: int = 0
-    """No ranking loss where the teacher ranked the real next item after this place; 0: always."""
+    """No ranking loss where whoever made the list (--prior) ranked the real next item after this place; 0: always."""
     drop_items: float = 0.0
     """Augmentation: leave out each item of a history with this probability. In one pass its target goes with it."""
     reverse: float = 0.0

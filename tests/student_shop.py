@@ -65,6 +65,7 @@ def make_prior(root, name, teacher, keep=K, examples=slice(None), inputs=("datas
     others = [rng.permutation(np.delete(np.arange(ITEMS), target))[: keep - 1] for target in examples.targets]
     candidates = np.concatenate([examples.targets[:, None], np.stack(others)], axis=1)
     scores = -np.arange(keep) * np.ones((len(examples), 1))
+    scores[::3, 0] = -keep  # every third reference is the last of its list
     log_probs = np.full((len(examples), LEVELS, SIZE), -np.log(SIZE))
     artifacts = [read(root / kind, kind) for kind in inputs]
     with Stage("soft_labels", Nothing(), root / name, artifacts).write() as folder:

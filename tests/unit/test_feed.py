@@ -247,13 +247,17 @@ def with_prior(shop, name, teacher="distance", loss=DWR, **changes):
 
 
 def test_a_prior_changes_the_order_and_nothing_else(shop):
-    """Its candidates, aligned by example; weights and distributions stay the teacher's."""
+    """Its candidates, and where it puts the reference; weights and distributions stay the teacher's."""
     root = shop[0].artifact.folder.parent
     make_prior(root, "aligned", "distance", keep=K + 2)
+    blocks = shop[1].load(), LabelStore.open(root / "aligned").load()
     mine, prior = (
         {(u, p): row for u, p, row in zip(block.users, block.positions, block.candidates(), strict=True)}
-        for block in (shop[1].load(), LabelStore.open(root / "aligned").load())
+        for block in blocks
     )
+    skipped = {(u, p) for u, p, row in zip(blocks[1].users, blocks[1].positions, blocks[1].scores(), strict=True)
+               if sum(row[1:K] > row[0]) >= 3}  # fmt: skip
+    assert 0 < len(skipped) < len(mine)
     assert mine.keys() == prior.keys() and any((mine[key] != prior[key][:K]).any() for key in mine)
     examples = shop[0].examples("train", CONFIG.max_history)
     keys = {}
@@ -264,10 +268,12 @@ def test_a_prior_changes_the_order_and_nothing_else(shop):
     count = 0
     pairs = zip(with_prior(shop, "aligned", **changes).batches(0), feed(shop, DWR, **changes).batches(0), strict=True)
     for found, before in pairs:
-        for name in ("sequences", "targets", "weights", "rank_weights", "log_probs"):
+        for name in ("sequences", "targets", "weights", "log_probs"):
             assert (getattr(found, name) == getattr(before, name)).all(), name
-        for example, candidates in zip(examples_of(before), found.candidates.numpy(), strict=True):
+        rows = zip(examples_of(before), found.candidates.numpy(), found.weights, found.rank_weights, strict=True)
+        for example, candidates, weight, ranked in rows:
             assert candidates.tolist() == prior[keys[example]][:K].tolist()
+            assert ranked == (0 if keys[example] in skipped else weight)
             count += 1
     assert count == len(mine)
 
@@ -278,7 +284,7 @@ def test_priors_that_do_not_fit(shop):
     make_prior(root, "part", "statistics", examples=slice(0, 20))
     with pytest.raises(UserError, match="has 3 candidates an example, --candidates asks for 5"):
         with_prior(shop, "few", "statistics")
-    assert with_prior(shop, "few", "statistics", candidates=3).ranked.shape[1] == 3
+    assert with_prior(shop, "few", "statistics", candidates=3).ranked[0].shape[1] == 3
     with pytest.raises(UserError, match=r"part lacks \d+ of the \d+ examples of .*soft_labels, first the item at"):
         with_prior(shop, "part", "statistics")
     with pytest.raises(UserError, match=r"--prior distance, but .*part holds the labels of statistics"):
