@@ -58,6 +58,7 @@ class Batch:
         sequences: item numbers, padded with PAD on the right [rows, items].
         rows, places: the row of each example, and the items there before its target [n].
         targets: item numbers [n].
+        hard: whether the labels are of another target, that of a sequence turned around: the item alone is taught [n].
         weights: of the generative loss [n]; `total`, of the whole global batch.
         rank_weights: of the ranking loss, 0 where it is left out [n]; `rank_total`, of the whole global batch.
         groups: in one pass, the examples of each row that are ranked, -1 for none [rows, groups].
@@ -72,6 +73,7 @@ class Batch:
     rows: Tensor
     places: Tensor
     targets: Tensor
+    hard: Tensor
     weights: Tensor
     total: float
     rank_weights: Tensor
@@ -288,12 +290,17 @@ class Feed:
         inside = column < layout.lengths[group][:, None]
         index = np.minimum(layout.starts[group][:, None] + column, len(self.dataset.values) - 1)
         sequences, targets = np.where(inside, self.dataset.values[index], PAD), targets[examples]
+        hard = np.zeros(len(examples), dtype=bool)
         if config.drop_items or config.reverse or config.shuffle:
-            sequences = permute(sequences, config.reverse, config.shuffle, rng)
+            # in one pass targets turn with their sequence, and a ranking loss alone has nothing to say of them
+            reverse = config.reverse if self.loss.generative or not self.one_pass else 0.0
+            sequences, turned = permute(sequences, reverse, config.shuffle, rng)
             if self.one_pass:
+                hard = turned[rows] & (self.store is not None)
                 targets = sequences[rows, places]
                 sequences, places, kept = drop_with_targets(sequences, rows, places, config.drop_items, rng)
-                rows, places, targets, examples = rows[kept], places[kept], targets[kept], examples[kept]
+                rows, places, targets = rows[kept], places[kept], targets[kept]
+                examples, hard = examples[kept], hard[kept]
             else:
                 sequences = drop(sequences, config.drop_items, rng)
                 places = (sequences != PAD).sum(1)
@@ -303,10 +310,10 @@ class Feed:
         ranked = np.full(len(examples), self.loss.rank)
         if block is not None and config.confidence:
             ranks = reference_ranks(block.scores(labels), config.candidates)
-            weights = objectives.confidence(torch.from_numpy(ranks), config.confidence).numpy()
+            weights = np.where(hard, 1.0, objectives.confidence(torch.from_numpy(ranks), config.confidence).numpy())
         if block is not None and self.loss.rank and config.rank_within:
             ranked &= self._ranks(block, labels) <= config.rank_within
-        rank_weights = np.where(ranked, weights, 0)
+        rank_weights = np.where(ranked & ~hard, weights, 0)
         rank_total = float(rank_weights.sum())
         if self.one_pass and config.rank_positions == "one":
             rank_weights = sample(rows, rank_weights, len(group), rng)
@@ -328,6 +335,7 @@ class Feed:
                 "rows": row,
                 "places": places[mine],
                 "targets": targets[mine],
+                "hard": hard[mine],
                 "weights": (weights[mine] * factor).astype(np.float32),
                 "rank_weights": chosen.astype(np.float32),
                 "groups": grouped(row, chosen, len(own)) if self.one_pass and self.loss.rank and len(mine) else None,
@@ -364,13 +372,20 @@ def of_the_list(lists: np.ndarray, scores: np.ndarray, which: str, draw: np.ndar
     return lists[np.arange(len(lists)), place]
 
 
-def permute(sequences: np.ndarray, reverse: float, distance: float, rng: np.random.Generator) -> np.ndarray:
-    """Each row backwards with probability `reverse`, then its items moved by at most `distance` places."""
+def permute(
+    sequences: np.ndarray, reverse: float, distance: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each row backwards with probability `reverse`, then its items moved by at most `distance` places.
+
+    Returns:
+        The rows, and which were turned around [rows].
+    """
     rows, width = sequences.shape
     here, column = sequences != PAD, np.arange(width, dtype=float)
-    key = np.where((rng.random(rows) < reverse)[:, None], -column, column) + (distance + 1) * rng.random((rows, width))
+    turned = rng.random(rows) < reverse
+    key = np.where(turned[:, None], -column, column) + (distance + 1) * rng.random((rows, width))
     order = np.argsort(np.where(here, key, np.inf), axis=1, kind="stable")
-    return np.take_along_axis(sequences, order, axis=1)
+    return np.take_along_axis(sequences, order, axis=1), turned
 
 
 def drop(sequences: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:

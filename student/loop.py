@@ -112,7 +112,7 @@ def made(config: Config, ids: SemanticIDs) -> torch.nn.Module:
 def feed(dataset: Dataset, store: LabelStore | None, loss: Loss, acc: Accelerator, config: Config) -> Feed:
     """The examples of one stage as its network reads them."""
     whole = config.one_pass and config.backbone == "causal" and loss.target == "ref"
-    if loss.needs_labels and (config.reverse or config.shuffle):
+    if loss.needs_labels and config.shuffle:
         whole = False  # the labels are of targets in their own order
     labels = store if loss.needs_labels or config.confidence else None
     prior = open_prior(config.prior_folder, config.prior) if loss.rank and config.prior != "teacher" else None
@@ -307,6 +307,7 @@ def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, ranks: bool, conf
             if teacher.shape[-1] != own.shape[-1]:  # the labels hold each level's own codewords: no mass elsewhere
                 teacher = spread(teacher)
             losses = objectives.distill(own, teacher, config.temperature, targets, config.alpha)
+            losses = torch.where(batch.hard, objectives.nll(own, targets), losses)
         value = value + (losses * batch.weights).sum() / max(batch.total, 1e-9)
     if scores is not None:
         ranked = (objectives.rank(scores, config.margin, present) * rank_weights).sum() / max(batch.rank_total, 1e-9)

@@ -69,7 +69,7 @@ class Config:
     """Batches before each step of the optimiser; with N processes a step is over batch_size x accumulation x N rows."""
     one_pass: bool = True
     """causal: train all targets of a user's sequence in one pass. Targets of another item than the next one, and
-    histories that are reversed or shuffled under labels, go prefix by prefix regardless."""
+    histories that are shuffled under labels, go prefix by prefix regardless."""
     long_histories: Literal["windows", "prefixes"] = "windows"
     """In one pass, targets with more than max_history items before them: windows that overlap by half, so that each has
     the last max_history/2 to max_history items, or prefix by prefix with exactly the last max_history."""
@@ -122,7 +122,8 @@ class Config:
     drop_items: float = 0.0
     """Augmentation: leave out each item of a history with this probability. In one pass its target goes with it."""
     reverse: float = 0.0
-    """Augmentation: turn a history around with this probability; in one pass, the whole sequence."""
+    """Augmentation: turn a history around with this probability; in one pass the whole sequence, whose targets have no
+    labels then: the items themselves are taught."""
     shuffle: int = 0
     """Augmentation: move items by at most so many places; in one pass, of the whole sequence."""
     max_history: int = 20

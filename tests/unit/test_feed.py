@@ -193,9 +193,9 @@ def test_dropped_items_take_their_targets_along():
 
 def test_order():
     rng, sequences = np.random.default_rng(2), np.array([[1, 2, 3, 4, 5, 6], [7, 8, PAD, PAD, PAD, PAD]])
-    assert permute(sequences, 1.0, 0.0, rng).tolist() == [[6, 5, 4, 3, 2, 1], [8, 7, PAD, PAD, PAD, PAD]]
-    assert permute(sequences, 0.0, 0.0, rng).tolist() == sequences.tolist()
-    places = [permute(sequences, 0.0, 2, rng) for _ in range(100)]
+    assert permute(sequences, 1.0, 0.0, rng)[0].tolist() == [[6, 5, 4, 3, 2, 1], [8, 7, PAD, PAD, PAD, PAD]]
+    assert permute(sequences, 0.0, 0.0, rng)[0].tolist() == sequences.tolist()
+    places = [permute(sequences, 0.0, 2, rng)[0] for _ in range(100)]
     assert all((found[1, 2:] == PAD).all() and set(found[0]) == {1, 2, 3, 4, 5, 6} for found in places)
     moved = np.abs(np.stack([found[0] for found in places]) - np.arange(1, 7))
     assert moved.max() == 2 and moved.mean() > 0.3
@@ -211,6 +211,26 @@ def test_augmented_histories_keep_their_targets_and_labels(shop):
             before = plain.pop((target, tuple(batch.candidates[example].tolist())))
             assert history and set(history) <= set(before)
     assert not plain
+
+
+def test_sequences_turned_around_have_no_labels(shop):
+    """In one pass: the items are taught there, with full weight and no ranking; all others keep their labels."""
+    straight = {}
+    for batch in feed(shop, DWR, one_pass=True, confidence=1.0, rank_positions="all").batches(0):
+        for (history, target), weight in zip(examples_of(batch), batch.weights.tolist(), strict=True):
+            straight[(*history, target)] = weight
+    seen = {True: 0, False: 0}
+    for batch in feed(shop, DWR, one_pass=True, confidence=1.0, rank_positions="all", reverse=0.5).batches(0):
+        for example, (history, target) in enumerate(examples_of(batch)):
+            hard, weight = bool(batch.hard[example]), batch.weights[example].item()
+            seen[hard] += 1
+            assert batch.rank_weights[example] == (0 if hard else weight)
+            if hard:
+                assert weight == 1
+            else:
+                assert batch.candidates[example, 0] == target and weight == straight[(*history, target)]
+    assert min(seen.values()) > 5 and sum(seen.values()) == len(straight)
+    assert not any(batch.hard.any() for batch in feed(shop, Loss(None, rank=True), True, reverse=1.0).batches(0))
 
 
 def test_items_of_the_teachers_list():

@@ -96,6 +96,17 @@ def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope):
     agree(ones, others)
 
 
+def test_sequences_turned_around_learn_their_items(root):
+    """All of them turned: DISTILL is equation (8), and nothing is ranked."""
+    changes = {"batch_size": 10**4, "buffer_rows": 10**6, "reverse": 1.0}
+    model = network("causal")
+    plain = losses_of(root, model, LOSSES["nll"], True, **changes)
+    for loss in ("distill", "dwr"):
+        agree(losses_of(root, model, LOSSES[loss], True, **changes), plain)
+    turned, straight = plain[0], losses_of(root, model, LOSSES["nll"], True, **(changes | {"reverse": 0.0}))[0]
+    assert abs(turned[0] - straight[0]) > 1e-4
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("loss", ["nll", "distill", "dwr"])
 def test_accumulation_is_a_larger_batch(root, backbone, loss):
