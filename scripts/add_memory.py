@@ -2,8 +2,8 @@
 
     python scripts/add_memory.py --student runs/demo/students/dwr
 
-The counter's settings and its share are chosen on the validation split. `Recommender.from_pretrained` then uses it, and
-`scripts/evaluate.py` shows the new student in a row of its own.
+The counter's settings, its share and the discount of what is bought often are chosen on the validation split.
+`Recommender.from_pretrained` then uses it, and `scripts/evaluate.py` shows the new student in a row of its own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Config:
     """How to count; none: the best of a grid for the counter alone, on the validation split."""
     weight: float | None = None
     """The counter's share, 0 to 1; none: the best of a grid by NDCG@10 on the validation split."""
+    discount: float | None = None
+    """β, how much less is thought of items that are bought often; none: the best of a grid, with the share."""
     top: int = 50
     """How many of the counter's items join the beams."""
     width: int = 20
@@ -54,6 +56,8 @@ def main(config: Config) -> None:
     """Choose, count, save."""
     if config.weight is not None and not 0 <= config.weight <= 1:
         raise UserError(f"weight: expected 0 to 1, got {config.weight}.")
+    if config.discount is not None and config.discount < 0:
+        raise UserError(f"discount: expected 0 or more, got {config.discount}.")
     if config.top < 1 or config.width < 10:
         raise UserError(f"Expected top of at least 1 and width of at least 10, got {config.top} and {config.width}.")
     source = artifacts.read(config.student or config.run / "students/dwr", "student")
@@ -63,23 +67,33 @@ def main(config: Config) -> None:
     if stage.is_finished():
         return
 
-    from student.memory import Memory, best_weight  # with torch: not needed where the work is finished
+    from student.memory import (
+        DISCOUNTS,
+        WEIGHTS,
+        Memory,
+        best_share,
+    )  # with torch: not needed where the work is finished
     from student.recommender import Recommender
 
     dataset = Dataset.load(data.folder)
     student = Recommender.from_pretrained(source.folder, config.device)
     settings = config.transitions or Transitions.tune(dataset)[0].settings
-    memory, weight, values = Memory.of(dataset, settings, top=config.top), config.weight, {}
-    if weight is None:
+    weight, discount, values = config.weight, config.discount, {}
+    if weight is None or discount is None:
         examples = dataset.examples("valid", student.facts["max_history"])
         examples = examples.take(np.random.default_rng(0).permutation(len(examples))[: config.valid_users])
-        reader = student.with_memory(memory)
+        reader = student.with_memory(Memory.of(dataset, settings, top=config.top))
         found = reader.candidates(examples.histories, config.width, student.facts["exclude_bought"])
-        weight, values = best_weight(found, examples.targets)
-        say(f"weight {weight}: NDCG@10 {values[weight]:.4f} on {len(examples)} validation examples; "
-            f"student alone {values[0.0]:.4f}, counter alone {values[1.0]:.4f}")  # fmt: skip
-    memory = Memory.of(dataset, settings, config.with_validation, weight=weight, top=config.top)
-    stage.facts = {"weight": weight, "valid_ndcg@10": {str(one): value for one, value in values.items()}}
+        weights = WEIGHTS if weight is None else (weight,)
+        (weight, discount), values = best_share(
+            found, examples.targets, weights, DISCOUNTS if discount is None else (discount,)
+        )
+        alone, counter = ((f"{values[one, 0.0]:.4f}" if (one, 0.0) in values else "not tried") for one in (0.0, 1.0))
+        say(f"weight {weight}, discount {discount}: NDCG@10 {values[weight, discount]:.4f} on {len(examples)} "
+            f"validation examples; student alone {alone}, counter alone {counter}")  # fmt: skip
+    memory = Memory.of(dataset, settings, config.with_validation, weight=weight, top=config.top, discount=discount)
+    valid = [{"weight": pair[0], "discount": pair[1], "ndcg@10": value} for pair, value in values.items()]
+    stage.facts = {"weight": weight, "discount": discount, "valid": valid}
     with stage.write() as folder:
         student.with_memory(memory).save_pretrained(folder)
 

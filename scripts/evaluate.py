@@ -138,7 +138,7 @@ def main(config: Config) -> None:
 
     import torch  # heavy, and not needed where the work is finished
 
-    from student.memory import Memory, best_weight
+    from student.memory import Memory, best_share
 
     dataset = Dataset.load(data.folder)
     ids = SemanticIDs.load(codes.folder, dataset.n_items)
@@ -242,7 +242,7 @@ def main(config: Config) -> None:
             valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.mixture_users])
             theirs = ranked(system.rank, valid, config, hide, constrained=True, name="teacher on validation")
             found = proposals(theirs, system.score_some, memory, valid, config, hide, "the counter's share")
-            weight, _ = best_weight(found, valid.targets)
+            (weight, _), _ = best_share(found, valid.targets)
             started, name = time.time(), "teacher+transitions"
             both = proposals(beams, system.score_some, memory, examples, config, hide, name)
             items, _ = both.ranked(weight, config.width)
@@ -420,12 +420,12 @@ def proposals(
     from student.memory import Candidates, candidates
 
     items = np.full((len(examples), config.width + memory.top), PAD)
-    log_probs, counter = np.full(items.shape, -np.inf), np.zeros(items.shape)
+    log_probs, counter, familiarity = np.full(items.shape, -np.inf), np.zeros(items.shape), np.zeros(items.shape)
     for rows, histories in batches(examples, config, name):
         found = candidates((beams.items[rows], beams.scores[rows]), score_some, memory, histories, hide)
-        for whole, part in zip((items, log_probs, counter), found, strict=True):
+        for whole, part in zip((items, log_probs, counter, familiarity), found, strict=True):
             whole[rows, : part.shape[1]] = part
-    return Candidates(items, log_probs, counter)
+    return Candidates(items, log_probs, counter, familiarity)
 
 
 def batches(examples: Examples, config: Config, name: str) -> Iterable[tuple[np.ndarray, np.ndarray]]:

@@ -176,7 +176,7 @@ class Feed:
         self.width = int(np.diff(dataset.offsets).max()) + 1
         self.keys = self.users * self.width + self.positions  # sorted: user by user, in time order
         ranked = prior or store
-        if ranked is not None and ranked.candidates < config.candidates:
+        if loss.rank and ranked.candidates < config.candidates:
             raise UserError(
                 f"{ranked.artifact.folder} has {ranked.candidates} candidates an example, --candidates asks for "
                 f"{config.candidates}; export with --keep {config.candidates}."

@@ -3,12 +3,15 @@
     p(v|S) = (1 − w) · p_model(v|S) + w · p_counter(v|S)
 
 Over the union of the model's beams and the counter's top items; those of the counter that the beams lack are scored by
-the model exactly. The counter costs seconds, not training: new interactions are added by `grow`.
+the model exactly. Items are ranked by log p(v|S) − β · log(1 + d(v)), d(v) being all that was counted of the item: both
+parts think too much of what is bought often. The counter costs seconds, not training: new interactions are added by
+`grow`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +29,7 @@ from distill.metrics import hit_ranks, ndcg
 FILE = "memory.safetensors"
 TOP = 50  # items of the counter that join the beams
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+DISCOUNTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,18 @@ class Memory:
         settings: how it was counted and is read.
         weight: w, the counter's share.
         top: how many of its items join the model's beams.
+        discount: β, how much less is thought of what is bought often.
     """
 
     counts: sp.csr_array
     settings: TransitionSettings
     weight: float = 0.5
     top: int = TOP
+    discount: float = 0.0
 
     def __post_init__(self):
         total = np.asarray(self.counts.sum(1), dtype=float)
+        object.__setattr__(self, "familiarity", np.log1p(total))  # log(1 + d(v)) [n_items]
         scale = np.divide(1, np.sqrt(total), out=np.zeros_like(total), where=total > 0)
         object.__setattr__(self, "matrix", (sp.diags_array(scale) @ self.counts).tocsr())  # N of `floors.Transitions`
 
@@ -109,7 +116,7 @@ class Memory:
 
     def facts(self) -> dict[str, Any]:
         """What stands in the student's config.json."""
-        return {**asdict(self.settings), "weight": self.weight, "top": self.top}
+        return {**asdict(self.settings), "weight": self.weight, "top": self.top, "discount": self.discount}
 
     def save(self, folder: Path) -> None:
         """Write the counts; `facts` go into the student's config."""
@@ -120,28 +127,30 @@ class Memory:
     def load(folder: Path, facts: dict[str, Any]) -> Memory:
         """Read what `save` wrote."""
         facts = dict(facts)
-        weight, top = facts.pop("weight"), facts.pop("top")
+        weight, top, discount = facts.pop("weight"), facts.pop("top"), facts.pop("discount", 0.0)
         parts = load_file(folder / FILE)
         n_items = len(parts["offsets"]) - 1
         counts = sp.csr_array((parts["values"], parts["items"], parts["offsets"]), shape=(n_items, n_items))
-        return Memory(counts, TransitionSettings(**facts), weight, top)
+        return Memory(counts, TransitionSettings(**facts), weight, top, discount)
 
 
 class Candidates(NamedTuple):
     """Items that model or counter propose, each once, -1 for none; all [users, any].
 
-    `log_probs` are the model's log P(v|S), -inf for none; `counter` the counter's probabilities.
+    `log_probs` are the model's log P(v|S), -inf for none; `counter` the counter's probabilities; `familiarity` is
+    log(1 + d(v)).
     """
 
     items: np.ndarray
     log_probs: np.ndarray
     counter: np.ndarray
+    familiarity: np.ndarray
 
-    def ranked(self, weight: float, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """The mixture's ranking, best first, -1 for none, and the log-probabilities; both [users, up to width]."""
-        log_probs = mixed(self.log_probs, self.counter, weight)
-        order = np.argsort(-log_probs, axis=1, kind="stable")[:, :width]
-        values = np.take_along_axis(log_probs, order, axis=1)
+    def ranked(self, weight: float, width: int, discount: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """The mixture's ranking, best first, -1 for none, and log p − β · log(1 + d); both [users, up to width]."""
+        scores = mixed(self.log_probs, self.counter, weight) - discount * self.familiarity
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
+        values = np.take_along_axis(scores, order, axis=1)
         return np.where(values > -np.inf, np.take_along_axis(self.items, order, axis=1), PAD), values
 
 
@@ -177,7 +186,8 @@ def candidates(
         log_probs = np.concatenate([log_probs, score(histories, top)], axis=1)
     users = np.arange(len(items))[:, None]
     counter = np.where(items == PAD, 0, own[np.broadcast_to(users, items.shape), np.maximum(items, 0)].toarray())
-    return Candidates(items, np.where(items == PAD, -np.inf, log_probs).astype(float), counter)
+    log_probs = np.where(items == PAD, -np.inf, log_probs).astype(float)
+    return Candidates(items, log_probs, counter, memory.familiarity[items])
 
 
 def top_of_rows(matrix: sp.csr_array, k: int) -> np.ndarray:
@@ -190,7 +200,16 @@ def top_of_rows(matrix: sp.csr_array, k: int) -> np.ndarray:
     return top
 
 
-def best_weight(found: Candidates, targets: np.ndarray, k: int = 10) -> tuple[float, dict[float, float]]:
-    """The weight with the best NDCG@k, the smaller of equals, and NDCG@k of each; for validation users only."""
-    values = {weight: float(ndcg(hit_ranks(found.ranked(weight, k)[0], targets), k).mean()) for weight in WEIGHTS}
-    return max(values, key=lambda weight: (values[weight], -weight)), values
+def best_share(
+    found: Candidates,
+    targets: np.ndarray,
+    weights: Sequence[float] = WEIGHTS,
+    discounts: Sequence[float] = (0.0,),
+    k: int = 10,
+) -> tuple[tuple[float, float], dict[tuple[float, float], float]]:
+    """(weight, discount) with the best NDCG@k, the smaller of equals, and NDCG@k of each; for validation users only."""
+    values = {}
+    for weight, discount in itertools.product(weights, discounts):
+        lists, _ = found.ranked(weight, k, discount)
+        values[weight, discount] = float(ndcg(hit_ranks(lists, targets), k).mean())
+    return max(values, key=lambda pair: (values[pair], -pair[0], -pair[1])), values

@@ -192,14 +192,14 @@ class Recommender:
 
         Returns:
             Items, best first, -1 for none, and scores; both [users, width]. With a memory the scores are the mixture's
-            log-probabilities.
+            log-probabilities, less its discount.
         """
         if self.memory is None or not constrained:
             return self._rank(histories, width, exclude_bought, constrained)
         items = np.full((len(histories), width), PAD)
         scores = np.full((len(histories), width), -np.inf, dtype=np.float32)
         for rows, part in by_length(histories, self.users_at_once):
-            found = self.candidates(part, width, exclude_bought).ranked(self.memory.weight, width)
+            found = self.candidates(part, width, exclude_bought).ranked(self.memory.weight, width, self.memory.discount)
             for whole, own in zip((items, scores), found, strict=True):
                 whole[rows, : own.shape[1]] = own
         return items, scores
@@ -262,7 +262,8 @@ class Recommender:
         if self.memory is not None:
             hide = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
             counter = self.memory.probabilities(histories, hide).toarray()
-            scores = mixed(scores, counter, self.memory.weight).astype(np.float32)
+            scores = mixed(scores, counter, self.memory.weight) - self.memory.discount * self.memory.familiarity
+            scores = scores.astype(np.float32)
         return scores
 
     def compile(self, **options: Any) -> Recommender:

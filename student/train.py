@@ -89,8 +89,8 @@ class Config:
     """Softmax over the level's codewords, or over all levels'."""
     xi: float = 0.1
     """ξ of label smoothing, equation (10)."""
-    temperature: float = 1.0
-    """Of the teacher's distributions."""
+    temperature: float = 0.7
+    """Of the teacher's distributions (paper: 1)."""
     gamma: float = 1.0
     """γ, weight of the ranking loss beside a generative one, equation (16)."""
     rank_from: float = 0.0
@@ -115,10 +115,12 @@ class Config:
     """The second set (default: RUN/soft_labels-PRIOR)."""
     alpha: float = 0.0
     """Share of the hard label in DISTILL's weights."""
-    confidence: float = 0.0
-    """Weight examples by 1 / rank^confidence, rank being the teacher's of the real next item; 0: all alike."""
-    rank_within: int = 0
-    """No ranking loss where whoever made the list (--prior) ranked the real next item after this place; 0: always."""
+    confidence: float = 0.5
+    """Weight labelled examples by 1 / rank^confidence, rank being the teacher's of the real next item; 0 (the paper):
+    all alike."""
+    rank_within: int = 5
+    """No ranking loss where whoever made the list (--prior) ranked the real next item after this place; 0
+    (the paper): always."""
     drop_items: float = 0.0
     """Augmentation: leave out each item of a history with this probability. In one pass its target goes with it."""
     reverse: float = 0.0

@@ -9,7 +9,7 @@ from unit.test_recommender import N_ITEMS, histories, item_scores, shop
 
 from distill.artifacts import UserError
 from distill.floors import TransitionSettings, count_transitions
-from student.memory import Candidates, Memory, best_weight, candidates, mixed
+from student.memory import Candidates, Memory, best_share, candidates, mixed
 from student.models import BACKBONES
 from student.recommender import Recommender
 
@@ -100,15 +100,18 @@ def test_a_few_candidates_are_scored_as_all_items_are(backbone, scope, ranker):
 def test_the_mixture_ranks_beams_and_the_counters_items(ranker, width, exclude_bought):
     """Narrow beams: the best of the union. As wide as the catalogue: the best of all items."""
     plain, users, rows = shop(ranker=ranker), histories([6, 1, 3]), sequences(1, users=8)
-    student = plain.with_memory(memory_of(rows, weight=0.6, top=4))
+    student = plain.with_memory(memory_of(rows, weight=0.6, top=4, discount=0.4))
     student.users_at_once = 2
     items, scores = student.rank_items(users, width, exclude_bought)
     exact = student.score_items(users, exclude_bought)
     beams, _ = plain.rank_items(users, width, exclude_bought)
+    table = naive.count(rows, N_ITEMS, SETTINGS.window, SETTINGS.decay)
+    counted = np.array([sum(row) for row in table])
     for row, history in enumerate(users):
         bought = set(history[history >= 0].tolist()) if exclude_bought else set()
         own = counter(rows, history, exclude_bought)
         truth = 0.4 * np.exp(item_scores(student.ranker or student.model, student.codes, history)) + 0.6 * own
+        truth /= (1 + counted) ** 0.4
         np.testing.assert_allclose(np.exp(exact[row]), truth, rtol=1e-3)
         union = set(beams[row].tolist()) - {-1}
         union |= {item for item in naive.top(own.tolist(), 4, []) if item >= 0}
@@ -132,12 +135,16 @@ def test_without_weight_the_memory_changes_nothing_and_alone_it_is_the_counter()
 
 
 def test_save_and_load(tmp_path):
-    student, users = shop(ranker=True).with_memory(memory_of(sequences(3), weight=0.3, top=7)), histories([6, 1, 3])
+    student, users = (
+        shop(ranker=True).with_memory(memory_of(sequences(3), weight=0.3, top=7, discount=0.1)),
+        histories([6, 1, 3]),
+    )
     student.save_pretrained(tmp_path)
     loaded = Recommender.from_pretrained(tmp_path)
     for before, after in zip(student.rank_items(users, 8), loaded.rank_items(users, 8), strict=True):
         assert before.tolist() == after.tolist()
     assert loaded.facts == student.facts and loaded.memory.weight == 0.3 and loaded.memory.top == 7
+    assert loaded.memory.discount == 0.1
     assert len(loaded.recommend([["i1", "i2"]], k=3)[0]) == 3
 
 
@@ -152,13 +159,17 @@ def test_the_best_weight():
         items=np.array([[0, 1, -1], [0, 1, 2]]),
         log_probs=np.log([[0.55, 0.3, 1e-9], [0.5, 0.3, 0.1]]),
         counter=np.array([[0.0, 0.3, 0.0], [0.12, 0.9, 0.0]]),
+        familiarity=np.log([[1.0, 1.0, 1.0], [2.0, 1.0, 1.0]]),
     )
     found.log_probs[0, 2] = -np.inf
-    weight, values = best_weight(found, np.array([0, 1]), k=1)
-    assert values[weight] == 1 and values[0.0] == values[1.0] == 0.5
+    best, values = best_share(found, np.array([0, 1]), k=1)
+    assert values[best] == 1 and values[0.0, 0.0] == values[1.0, 0.0] == 0.5
     # .55 (1 − w) > .3 (1 − w) + .3 w below .45; .5 (1 − w) + .12 w < .3 (1 − w) + .9 w above .204
-    assert [w for w, value in values.items() if value == 1] == pytest.approx([0.3, 0.4])
-    assert weight == 0.3
+    assert [w for (w, _), value in values.items() if value == 1] == pytest.approx([0.3, 0.4])
+    assert best == (0.3, 0.0)
+    # without the counter: the second user's item 0, twice as familiar, falls behind item 1 where .5 / 2^β < .3
+    best, values = best_share(found, np.array([0, 1]), (0.0,), (0.5, 0.7, 0.8, 1.0), k=1)
+    assert list(values.values()) == [0.5, 0.5, 1.0, 1.0] and best == (0.0, 0.8)
 
 
 def test_candidates_come_once():
