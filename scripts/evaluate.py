@@ -138,7 +138,7 @@ def main(config: Config) -> None:
 
     import torch  # heavy, and not needed where the work is finished
 
-    from student.memory import Memory, best_share
+    from student.memory import DISCOUNTS, Memory, best_share
 
     dataset = Dataset.load(data.folder)
     ids = SemanticIDs.load(codes.folder, dataset.n_items)
@@ -242,11 +242,13 @@ def main(config: Config) -> None:
             valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.mixture_users])
             theirs = ranked(system.rank, valid, config, hide, constrained=True, name="teacher on validation")
             found = proposals(theirs, system.score_some, memory, valid, config, hide, "the counter's share")
-            (weight, _), _ = best_share(found, valid.targets)
+            (weight, discount), _ = best_share(found, valid.targets, discounts=DISCOUNTS)
             started, name = time.time(), "teacher+transitions"
             both = proposals(beams, system.score_some, memory, examples, config, hide, name)
-            items, _ = both.ranked(weight, config.width)
-            note = f"the counter's share is {weight}, chosen on {len(valid)} validation examples"
+            items, _ = both.ranked(weight, config.width, discount)
+            note = (
+                f"the counter's share is {weight}, the discount {discount}, chosen on {len(valid)} validation examples"
+            )
             add(name, items, beams.seconds + time.time() - started, parameters=parameters, note=note)
 
     with stage.write() as output:
