@@ -225,7 +225,14 @@ class Bench:
         """The feed of a backbone and loss, as the training makes it."""
         a_user = self.targets / self.dataset.n_users
         size = self.config.batch_size if name == "seq2seq" else max(1, round(self.config.batch_size / a_user))
-        settings = Training(backbone=name, candidates=self.config.k, batch_size=size, seed=self.config.seed)
+        settings = Training(
+            backbone=name,
+            candidates=self.config.k,
+            batch_size=size,
+            seed=self.config.seed,
+            confidence=0.0,
+            rank_within=0,
+        )  # every example is ranked: that is what is timed
         store = self.labels if LOSSES[loss].needs_labels else None
         return feed(self.dataset, store, LOSSES[loss], Alone(), settings), settings
 
