@@ -35,8 +35,8 @@ class Config:
     ranking loss over them, equation (14), or both."""
     gamma: float = 1.0
     """Weight of what the teacher says."""
-    temperature: float = 1.0
-    """Of the teacher's candidates' probabilities (list)."""
+    temperature: float = 0.7
+    """Of the teacher's candidates' probabilities (list); as for the other students."""
     margin: float = 0.05
     """λ of the ranking loss."""
     dim: int = 64
