@@ -67,12 +67,8 @@ def main(config: Config) -> None:
     if stage.is_finished():
         return
 
-    from student.memory import (
-        DISCOUNTS,
-        WEIGHTS,
-        Memory,
-        best_share,
-    )  # with torch: not needed where the work is finished
+    # with torch: not needed where the work is finished
+    from student.memory import DISCOUNTS, WEIGHTS, Memory, best_share
     from student.recommender import Recommender
 
     dataset = Dataset.load(data.folder)
