@@ -422,12 +422,12 @@ def proposals(
     from student.memory import Candidates, candidates
 
     items = np.full((len(examples), config.width + memory.top), PAD)
-    log_probs, counter, familiarity = np.full(items.shape, -np.inf), np.zeros(items.shape), np.zeros(items.shape)
+    log_probs, counter = np.full(items.shape, -np.inf), np.zeros(items.shape)
     for rows, histories in batches(examples, config, name):
         found = candidates((beams.items[rows], beams.scores[rows]), score_some, memory, histories, hide)
-        for whole, part in zip((items, log_probs, counter, familiarity), found, strict=True):
+        for whole, part in zip((items, log_probs, counter), found[:3], strict=True):
             whole[rows, : part.shape[1]] = part
-    return Candidates(items, log_probs, counter, familiarity)
+    return Candidates(items, log_probs, counter, memory.familiarity[items])
 
 
 def batches(examples: Examples, config: Config, name: str) -> Iterable[tuple[np.ndarray, np.ndarray]]:

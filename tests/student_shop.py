@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
-from tokenizers import Tokenizer, models
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from distill.artifacts import Stage, read, write_json
 from distill.catalog import Dataset, write_dataset
@@ -14,15 +11,6 @@ from distill.semantic_ids import SemanticIDs, write_codes
 from distill.soft_labels import write_index, write_shard
 
 LEVELS, SIZE, ITEMS, K = 3, 6, 40, 5
-WORDS = ["<s>", "</s>", "some", "words"]
-SMALL = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1,
-}  # fmt: skip
-NETWORKS = {  # grouped keys and an output table of its own; one table for both
-    "llama": lambda rows: LlamaForCausalLM(LlamaConfig(vocab_size=rows, num_key_value_heads=2, **SMALL)),
-    "gpt_neox": lambda rows: GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=rows, tie_word_embeddings=True, **SMALL)),
-}
 
 
 @dataclass(frozen=True)
@@ -83,20 +71,3 @@ def write_labels(folder, examples, codes, *labels, shards=3, **more):
         said.append(write_shard(path, part, codes[part.targets], *(array[mine] for array in labels), "fp16"))
     facts = {"levels": LEVELS, "codebook_size": SIZE, "scope": "level", "encoding": "fp16", "keep": K}
     write_index(folder, said, **(facts | more))
-
-
-def checkpoint(folder, network, codewords):
-    """A random language model and its tokenizer on disk."""
-    torch.manual_seed(1)
-    words = {word: number for number, word in enumerate(WORDS)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="some")), bos_token="<s>", eos_token="</s>"
-    )
-    tokenizer.add_tokens(codewords)
-    made = network(len(tokenizer))
-    with torch.no_grad():  # norms start at one, and all else so small that nothing mattered
-        for parameter in made.parameters():
-            parameter.normal_(0, 0.3) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
-    made.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder

@@ -18,7 +18,8 @@ import psutil
 import pytest
 from recorded import record_all
 from safetensors.numpy import load_file
-from student_shop import ITEMS, NETWORKS, K, checkpoint, make_shop
+from student_shop import ITEMS, K, make_shop
+from tiny_llms import NETWORKS, checkpoint
 
 from distill import artifacts
 from distill.artifacts import write_json

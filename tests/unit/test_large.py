@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from student_shop import ITEMS, LEVELS, NETWORKS, SIZE, SMALL, WORDS, K, checkpoint, make_shop
+from student_shop import ITEMS, LEVELS, SIZE, K, make_shop
+from tiny_llms import NETWORKS, SMALL, WORDS, checkpoint
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
