@@ -7,6 +7,7 @@ code 2 instead of a traceback.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import difflib
 import os
@@ -16,7 +17,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import jsonargparse
 
@@ -68,16 +69,33 @@ def run(
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse and run a stage as a command; the whole body of every entry's `__main__`."""
+    code = 0
     try:
         main(parse(config_class, default, argv))
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or not error.everyone:
             print(f"error{f' in process {rank}' if rank != '0' else ''}: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here or starts afresh", file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        leave(code)
+    if code:
+        sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End one of several processes as an interpreter would, but leave the interpreter standing.
+
+    Gloo's threads may still hold a gathered tensor when all work is done. A thread that lets go of it while the
+    interpreter is being taken down aborts the process, and with it the launch (pytorch/pytorch#179291).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def list_fields(config_class: type) -> set[str]:

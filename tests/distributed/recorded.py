@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from accelerate import Accelerator
 
+from distill.config import leave
 from student import loop
 from student.models import BACKBONES
 from student.train import Config, main
@@ -65,3 +66,4 @@ if __name__ == "__main__":
     if torch.distributed.get_rank() == 0:
         path.write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
+    leave(0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 
 from distill import config as configs
 from distill.artifacts import UserError
-from distill.config import parse, run, suggest
+from distill.config import CONFIGS, parse, run, suggest
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,40 @@ def test_a_mistake_of_the_user_ends_with_code_2(monkeypatch, capsys):
     with pytest.raises(SystemExit) as done:
         run(refuse, Config, "demo.yaml")
     assert done.value.code == 2 and capsys.readouterr().err == ""
+
+
+ONE_OF_SEVERAL = """
+import atexit, sys
+from dataclasses import dataclass
+from distill.artifacts import UserError
+from distill.config import run
+
+class Held:
+    def __del__(self):
+        print("interpreter gone")
+
+@dataclass(frozen=True)
+class Config:
+    code: int = 0
+
+def main(config):
+    if config.code:
+        raise UserError("no")
+
+held = Held()  # until the interpreter is taken down
+atexit.register(print, "cleaned up")
+run(main, Config, None, sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2])
+@pytest.mark.parametrize("processes, said", [("1", ["cleaned up", "interpreter gone"]), ("2", ["cleaned up"])])
+def test_one_of_several_processes_leaves_the_interpreter_standing(code, processes, said):
+    """Gloo's threads need it to let go of tensors; what others registered for the end is still done."""
+    command = [sys.executable, "-c", ONE_OF_SEVERAL, *(["--code", str(code)] if code else [])]
+    environment = os.environ | {"WORLD_SIZE": processes, "PYTHONPATH": str(CONFIGS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()) == (code, said), done.stderr
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
