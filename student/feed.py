@@ -5,7 +5,8 @@ chosen and counted alike everywhere; process r takes every world-th row from the
 step a every accumulation-th. Whatever is drawn at random depends on seed, epoch and number of the batch alone, so that
 neither the split nor a restart in the middle of an epoch changes it.
 
-A row is an example (`seq2seq`) or, in one pass, a window of a user's sequence with all its targets (`causal`).
+A row is an example (`seq2seq`) or, in one pass (`causal`, `nested`), a window of a user's sequence with all its
+targets.
 """
 
 from __future__ import annotations

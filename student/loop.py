@@ -26,7 +26,7 @@ from distill.semantic_ids import SemanticIDs
 from distill.soft_labels import LabelStore
 from student.feed import Batch, Feed, Prefetched, open_prior
 from student.models import BACKBONES
-from student.models.causal import Positions
+from student.models.causal import Causal, Positions
 from student.models.layers import among_all
 from student.recommender import Recommender
 from student.variants import Loss, Variant
@@ -111,7 +111,7 @@ def made(config: Config, ids: SemanticIDs) -> torch.nn.Module:
 
 def feed(dataset: Dataset, store: LabelStore | None, loss: Loss, acc: Accelerator, config: Config) -> Feed:
     """The examples of one stage as its network reads them."""
-    whole = config.one_pass and config.backbone == "causal" and loss.target == "ref"
+    whole = config.one_pass and issubclass(BACKBONES[config.backbone][0], Causal) and loss.target == "ref"
     if loss.needs_labels and config.shuffle:
         whole = False  # the labels are of targets in their own order
     labels = store if loss.needs_labels or config.confidence else None

@@ -41,10 +41,11 @@ class Config:
     """Where the student goes (default: RUN/students/VARIANT)."""
     variant: str = "tiger"
     """tiger, smooth, distill, dtr, dwr, or dwr-without-distill."""
-    backbone: Literal["seq2seq", "causal", "sasrec", "gru4rec"] = "seq2seq"
-    """The network: T5's encoder and decoder, or a decoder alone that reads the history once. Or one without semantic
-    IDs, for tiger, distill, dwr and dwr-without-distill: then student/baseline.py's code makes it, in RUN/baselines,
-    and reads only the options it has (configs/*/baseline.yaml)."""
+    backbone: Literal["seq2seq", "causal", "nested", "sasrec", "gru4rec"] = "seq2seq"
+    """The network: T5's encoder and decoder, a decoder alone that reads the history once, or one over items with
+    another over an item's codewords inside (the fastest). Or one without semantic IDs, for tiger, distill, dwr and
+    dwr-without-distill: then student/baseline.py's code makes it, in RUN/baselines, and reads only the options it has
+    (configs/*/baseline.yaml)."""
     init: Path | None = None
     """causal: start from this Hugging Face causal language model, a teacher's folder or a base model's; no preset."""
     lora_rank: int = 0
@@ -64,12 +65,12 @@ class Config:
     ranker_epochs: int = 5
     """Passes of dtr's second stage."""
     batch_size: int = 256
-    """Rows a batch, process and accumulation step: examples, or users' sequences where `causal` trains in one pass."""
+    """Rows a batch, process and accumulation step: examples, or users' sequences where one pass trains them."""
     accumulation: int = 1
     """Batches before each step of the optimiser; with N processes a step is over batch_size x accumulation x N rows."""
     one_pass: bool = True
-    """causal: train all targets of a user's sequence in one pass. Targets of another item than the next one, and
-    histories that are shuffled under labels, go prefix by prefix regardless."""
+    """causal, nested: train all targets of a user's sequence in one pass. Targets of another item than the next one,
+    and histories that are shuffled under labels, go prefix by prefix regardless."""
     long_histories: Literal["windows", "prefixes"] = "windows"
     """In one pass, targets with more than max_history items before them: windows that overlap by half, so that each has
     the last max_history/2 to max_history items, or prefix by prefix with exactly the last max_history."""
@@ -241,8 +242,8 @@ def train_baseline(config: Config) -> None:
     """
     if config.variant not in baseline.LOSSES or config.labels != "ref":
         asked = f"--variant {config.variant}" if config.labels == "ref" else f"--labels {config.labels}"
-        raise UserError(f"{asked} is for backbones with semantic IDs (seq2seq, causal); {config.backbone} learns "
-                        f"--variant {', '.join(baseline.LOSSES)}.")  # fmt: skip
+        raise UserError(f"{asked} is for backbones with semantic IDs (seq2seq, causal, nested); {config.backbone} "
+                        f"learns --variant {', '.join(baseline.LOSSES)}.")  # fmt: skip
     shared = {one.name for one in fields(baseline.Config)} & {one.name for one in fields(config)}
     settings = baseline.Config(
         network=config.backbone,

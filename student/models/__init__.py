@@ -1,10 +1,11 @@
 """The students' networks by name."""
 
-from student.models import causal, seq2seq
+from student.models import causal, nested, seq2seq
 
 BACKBONES = {
     "seq2seq": (seq2seq.Seq2Seq, seq2seq.Seq2SeqConfig, seq2seq.PRESETS),
     "causal": (causal.Causal, causal.CausalConfig, causal.PRESETS),
+    "nested": (nested.Nested, nested.NestedConfig, nested.PRESETS),
 }
 
 

@@ -115,7 +115,7 @@ class Causal(nn.Module):
         """
         levels = self.config.levels
         tokens = history_tokens(sequences, self.config.codebook_size)[:, :-1]  # nothing follows the last codeword
-        x, keys, values = self.read(tokens)
+        x, keys, values = self.read(self.embedding(tokens))
         flat, width = x.flatten(0, 1), x.shape[1]
         first = at.rows * width + at.places * levels - 1  # the state that tells a target's first codeword
         states = flat[first[:, None] + torch.arange(levels, device=first.device)]
@@ -137,17 +137,16 @@ class Causal(nn.Module):
             codes: codewords of the items, oldest first; whole items padded with -1 on the right [batch, items, levels].
         """
         tokens = history_tokens(codes, self.config.codebook_size)
-        x, keys, values = self.read(tokens)
+        x, keys, values = self.read(self.embedding(tokens))
         lengths = (tokens > 0).sum(1)
         last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
         return Memory(keys, values, padding_mask(tokens, x.dtype), lengths, x.gather(1, last).squeeze(1))
 
-    def read(self, tokens: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """States [batch, length, d_model] after each token, and every layer's keys and values."""
-        place = torch.arange(tokens.shape[1], device=tokens.device)
-        # padding stands on the right: no real token sees it
-        bias = self.relative(place[None, :] - place[:, None])[None]
-        x = self.dropout(self.embedding(tokens))
+    def read(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """States after each token, whose embeddings these are [batch, length, d_model], and every layer's keys and
+        values."""
+        bias = self.backwards(x.shape[1], self.bias)
+        x = self.dropout(x)
         keys, values = [], []
         for layer in self.layers:
             x, key, value = layer(x, bias)
@@ -180,10 +179,18 @@ class Causal(nn.Module):
             x = layer.candidates(x, keys[number], values[number], far, near, packing)
         return tree.each(packing.pad(self.dropout(self.norm(x)))).unflatten(0, places.shape)
 
-    def relative(self, distance: Tensor) -> Tensor:
+    def backwards(self, length: int, table: nn.Embedding) -> Tensor:
+        """Bias of a sequence whose tokens see those before them [1, heads, length, length].
+
+        Padding stands on the right, where no real token sees it.
+        """
+        place = torch.arange(length, device=table.weight.device)
+        return self.relative(place[None, :] - place[:, None], table)[None]
+
+    def relative(self, distance: Tensor, table: nn.Embedding | None = None) -> Tensor:
         """Bias of key-minus-query distances [..., queries, keys] → [..., heads, queries, keys]; tokens ahead hidden."""
         c = self.config
-        bias = self.bias(relative_buckets(distance, False, c.buckets, c.max_distance)).movedim(-1, -3)
+        bias = (table or self.bias)(relative_buckets(distance, False, c.buckets, c.max_distance)).movedim(-1, -3)
         return bias.masked_fill((distance > 0).unsqueeze(-3), torch.finfo(bias.dtype).min)
 
     def beside(self, memory: Memory, after: int) -> Tensor:

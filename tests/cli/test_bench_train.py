@@ -16,7 +16,7 @@ def test_benchmark(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     ratios = ["ratio_seq2seq_vs_hf_trainer", "ratio_causal_vs_seq2seq", "time_dwr_vs_distill", "memory_dwr_vs_distill"]
-    for name in [*ratios, "time_dwr_vs_repeated", "mib_distill", "mib_dwr_seq2seq"]:
+    for name in [*ratios, "time_dwr_vs_repeated", "ratio_nested_vs_seq2seq", "mib_distill", "mib_dwr_seq2seq"]:
         assert figures[name] > 0, name
     assert 0 <= figures["data_wait_share"] < 1
     assert 0.5 < figures["distinct_prefixes_share"] < 1

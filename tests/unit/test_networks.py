@@ -11,15 +11,18 @@ from distill.trie import FullTree, Trie
 from student.models import BACKBONES
 from student.models.causal import Causal, CausalConfig
 from student.models.layers import Packing, Prefixes
+from student.models.nested import Nested, NestedConfig
 from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from student.models.t5 import from_t5, to_t5
 
 LEVELS, SIZE = 4, 7
 SMALL = Seq2SeqConfig(LEVELS, SIZE, d_model=24, d_ff=40, heads=3, d_head=8, encoder_layers=2, decoder_layers=3)
 CAUSAL = CausalConfig(LEVELS, SIZE, d_model=24, d_ff=40, heads=3, d_head=8, layers=3)
+NESTED = NestedConfig(LEVELS, SIZE, d_model=24, d_ff=40, heads=3, d_head=8, outer=2, layers=2)
 NETWORKS = {
     "seq2seq": lambda **changes: Seq2Seq(dataclasses.replace(SMALL, **changes)),
     "causal": lambda **changes: Causal(dataclasses.replace(CAUSAL, **changes)),
+    "nested": lambda **changes: Nested(dataclasses.replace(NESTED, **changes)),
 }
 
 

@@ -1,17 +1,25 @@
-"""`causal` in one pass equals one pass a prefix: losses, gradients, candidates."""
+"""`causal` and `nested` in one pass equal one pass a prefix: losses, gradients, candidates."""
 
 import pytest
 import torch
 
 from student.models.causal import Causal, CausalConfig, Positions
+from student.models.nested import Nested, NestedConfig
 
 LEVELS, SIZE, K = 3, 7, 4
 
 
-@pytest.fixture(scope="module")
-def model():
+SIZES = {"d_model": 24, "d_ff": 40, "heads": 3, "d_head": 8, "dropout": 0}
+NETWORKS = {
+    "causal": lambda: Causal(CausalConfig(LEVELS, SIZE, **SIZES, layers=3)),
+    "nested": lambda: Nested(NestedConfig(LEVELS, SIZE, **SIZES, outer=2, layers=2)),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def model(request):
     torch.manual_seed(0)
-    made = Causal(CausalConfig(LEVELS, SIZE, d_model=24, d_ff=40, heads=3, d_head=8, layers=3, dropout=0)).double()
+    made = NETWORKS[request.param]().double()
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() == 1:

@@ -50,6 +50,7 @@ def tiny(monkeypatch):
     sizes = {"d_model": 16, "d_ff": 24, "heads": 2, "d_head": 8}
     monkeypatch.setitem(PRESETS, "demo", sizes | {"encoder_layers": 1, "decoder_layers": 1})
     monkeypatch.setitem(BACKBONES["causal"][2], "demo", sizes | {"layers": 2})
+    monkeypatch.setitem(BACKBONES["nested"][2], "demo", sizes | {"outer": 2, "layers": 1})
 
 
 def network(backbone, seed=0):
@@ -82,15 +83,16 @@ def agree(ones, others):
         torch.testing.assert_close(value, others[1][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("backbone", ["causal", "nested"])
 @pytest.mark.parametrize("scope", ["level", "all"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope):
+def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope, backbone):
     """All examples in one batch: equal loss and gradient."""
     changes = {
         "scope": scope, "batch_size": 10**4, "buffer_rows": 10**6, "rank_positions": "all",
         "long_histories": "prefixes", "alpha": 0.3, "confidence": 0.5, "rank_within": 4,
     }  # fmt: skip
-    model = network("causal")
+    model = network(backbone)
     ones, others = (losses_of(root, model, LOSSES[loss], one_pass, **changes) for one_pass in (True, False))
     assert len(ones[0]) == 1
     agree(ones, others)
@@ -111,7 +113,7 @@ def test_sequences_turned_around_learn_their_items(root):
 @pytest.mark.parametrize("loss", ["nll", "distill", "dwr"])
 def test_accumulation_is_a_larger_batch(root, backbone, loss):
     """Batches of unequal lengths, cut in two: equal losses and gradients, step by step."""
-    model, one_pass = network(backbone), backbone == "causal"
+    model, one_pass = network(backbone), backbone != "seq2seq"
     ones = losses_of(root, model, LOSSES[loss], one_pass, batch_size=8)
     others = losses_of(root, model, LOSSES[loss], one_pass, batch_size=4, accumulation=2)
     assert len(ones[0]) > 1
@@ -159,7 +161,7 @@ def break_at(monkeypatch, step, name="retriever"):
         ("dwr", "causal", 2, "retriever", {"drop_items": 0.2}),
         ("dwr", "seq2seq", 13, "retriever", {}),
         ("dtr", "seq2seq", 5, "ranker", {"accumulation": 2, "batch_size": 4}),
-        ("dtr", "causal", 3, "ranker", {}),
+        ("dtr", "nested", 3, "ranker", {}),
     ],
 )
 def test_ends_as_an_unbroken_run(root, tmp_path, monkeypatch, capsys, variant, backbone, step, stage, changes):
