@@ -8,7 +8,7 @@ The counter's settings, its share and the discount of what is bought often are c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,12 +74,13 @@ def main(config: Config) -> None:
     dataset = Dataset.load(data.folder)
     student = Recommender.from_pretrained(source.folder, config.device)
     settings = config.transitions or Transitions.tune(dataset)[0].settings
+    memory = Memory.of(dataset, settings, top=config.top)
     weight, discount, values = config.weight, config.discount, {}
     if weight is None or discount is None:
         examples = dataset.examples("valid", student.facts["max_history"])
         examples = examples.take(np.random.default_rng(0).permutation(len(examples))[: config.valid_users])
-        reader = student.with_memory(Memory.of(dataset, settings, top=config.top))
-        found = reader.candidates(examples.histories, config.width, student.facts["exclude_bought"])
+        both = student.with_memory(memory)
+        found = both.candidates(examples.histories, config.width, student.facts["exclude_bought"])
         weights = WEIGHTS if weight is None else (weight,)
         (weight, discount), values = best_share(
             found, examples.targets, weights, DISCOUNTS if discount is None else (discount,)
@@ -87,7 +88,9 @@ def main(config: Config) -> None:
         alone, counter = ((f"{values[one, 0.0]:.4f}" if (one, 0.0) in values else "not tried") for one in (0.0, 1.0))
         say(f"weight {weight}, discount {discount}: NDCG@10 {values[weight, discount]:.4f} on {len(examples)} "
             f"validation examples; student alone {alone}, counter alone {counter}")  # fmt: skip
-    memory = Memory.of(dataset, settings, config.with_validation, weight=weight, top=config.top, discount=discount)
+    if config.with_validation:
+        memory = Memory.of(dataset, settings, True, top=config.top)
+    memory = replace(memory, weight=weight, discount=discount)
     valid = [{"weight": pair[0], "discount": pair[1], "ndcg@10": value} for pair, value in values.items()]
     stage.facts = {"weight": weight, "discount": discount, "valid": valid}
     with stage.write() as folder:
