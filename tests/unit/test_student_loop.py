@@ -161,6 +161,7 @@ def break_at(monkeypatch, step, name="retriever"):
         ("dwr", "causal", 2, "retriever", {"drop_items": 0.2}),
         ("dwr", "seq2seq", 13, "retriever", {}),
         ("dtr", "seq2seq", 5, "ranker", {"accumulation": 2, "batch_size": 4}),
+        ("dtr", "causal", 3, "ranker", {}),
         ("dtr", "nested", 3, "ranker", {}),
     ],
 )
