@@ -18,22 +18,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
-from distill import artifacts
-from distill.artifacts import Artifact, Stage, UserError, say, write_json
-from distill.catalog import Dataset, Examples
-from distill.claims import Claims
-from distill.config import run, suggest
-from distill.labelling import Ask, EngineLabeller, Labeller, Labels
-from distill.semantic_ids import SemanticIDs
-from distill.soft_labels import ENCODINGS, encode_shard, intact, kl, push, recorded, write_index, write_shard
-
-if TYPE_CHECKING:
-    from teacher.engines import Engine
+from distill.data.dataset import Dataset, Examples
+from distill.labels.encodings import ENCODINGS, kl
+from distill.labels.hub import push
+from distill.labels.labeller import Labeller, LabelRequest, Labels
+from distill.labels.schema import recorded, write_index
+from distill.labels.shard_queue import ShardQueue
+from distill.labels.writer import encode_shard, is_intact, write_shard
+from distill.runtime import artifacts
+from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
+from distill.runtime.config import run, suggest
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log, progress_bar
+from distill.semantic_ids.ids import SemanticIDs
+from distill.teachers import build
+from distill.teachers.engine import Engine
+from distill.teachers.language_model import EngineLabeller
 
 TEACHERS = ("llm", "transitions", "distance", "statistics")
 MAX_HISTORY = 20  # items of history where no language model says how many it reads (paper: 20)
@@ -113,30 +117,30 @@ def main(config: Config) -> None:
     codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
     teachers = read_teachers(config)
     output = config.output or config.run / "soft_labels"
-    stage = Stage("soft_labels", config, output, [data, codes, *teachers], overwrite=config.overwrite)
+    stage = ArtifactJob("soft_labels", config, output, [data, codes, *teachers], overwrite=config.overwrite)
     if not (config.dry_run or config.overwrite or artifacts.CHECK_ONLY):
         stage.refuse_change()
     if not config.dry_run and stage.is_finished():
-        broken = [shard["file"] for shard in recorded(output) if not intact(output, shard)]
+        broken = [shard["file"] for shard in recorded(output) if not is_intact(output, shard)]
         if not broken:
             publish(config, output)
             return
         if artifacts.CHECK_ONLY:
             sys.exit(1)
-        say(f"{output}: cut or altered, so made again: {', '.join(broken)}")
+        log.info(f"{output}: cut or altered, so made again: {', '.join(broken)}")
 
     dataset = Dataset.load(data.folder)
     ids = SemanticIDs.load(codes.folder, dataset.n_items)
-    config = replace(config, exclude_bought=dataset.hides_bought(config.exclude_bought))
+    config = replace(config, exclude_bought=dataset.resolve_exclude_bought(config.exclude_bought))
     labeller, max_history = open_labeller(config, dataset, ids, teachers)
     examples = chosen(dataset.examples(config.split, max_history), config)
-    ask = Ask(config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained)
+    ask = LabelRequest(config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained)
     if config.dry_run:
         estimate(labeller, examples, ids, ask, config)
         return
     bounds = shard_bounds(examples.users, config.shard_rows)
     number_of, processes = whose(config.shard)
-    claims = Claims(stage, len(bounds) - 1, recorded, intact)
+    claims = ShardQueue(stage, len(bounds) - 1, recorded, is_intact)
     fresh = config.overwrite and number_of == 0
     if config.overwrite and processes > 1:
         one_after_the_other(lambda: claims.join(fresh=True), lambda: claims.join())
@@ -153,7 +157,9 @@ def main(config: Config) -> None:
             done = claims.finish(lambda parts: complete(stage, parts, facts, examples))
         if not done:
             left = sum(claims.said(number) is None for number in range(claims.parts))
-            say(f"{left} of {claims.parts} shards are other processes'; whoever finishes the last completes {output}")
+            log.info(
+                f"{left} of {claims.parts} shards are other processes'; whoever finishes the last completes {output}"
+            )
             return
     publish(config, output)
 
@@ -261,9 +267,8 @@ def open_labeller(config: Config, dataset: Dataset, ids: SemanticIDs, teachers: 
     max_history = min((engine.data.max_history for engine in engines), default=MAX_HISTORY)
     if config.mix.keys() == {"llm"} and not config.folds:
         return labellers[0], max_history
-    from distill import priors  # scipy, and not needed where a language model alone is asked
 
-    return priors.make_labeller(
+    return build.build_labeller(
         config.mix, config.folds, dataset, ids, config.exclude_bought, lambda fold: labellers[fold or 0]
     ), max_history
 
@@ -320,18 +325,18 @@ def shard_bounds(users: np.ndarray, shard_rows: int) -> np.ndarray:
 
 
 def export(
-    claims: Claims,
+    claims: ShardQueue,
     labeller: Labeller,
     examples: Examples,
     bounds: np.ndarray,
     ids: SemanticIDs,
-    ask: Ask,
+    ask: LabelRequest,
     config: Config,
     mine: range,
 ) -> bool:
     """Make this process's shards; False: another process has completed the set meanwhile."""
     for number in claims.damaged():
-        say(f"shard {number} was cut or altered: made again")
+        log.info(f"shard {number} was cut or altered: made again")
     rows = np.diff(bounds)
     finished = sum(int(rows[number]) for number in mine if claims.said(number) is not None)
     bar = Bar(int(rows[mine].sum()), finished, labeller)
@@ -353,7 +358,7 @@ def rows_of(examples: Examples, labels: Labels, ids: SemanticIDs) -> tuple[Any, 
     return examples, ids.codes[examples.targets], labels.candidates, labels.scores, labels.log_probs
 
 
-class Bar(tqdm):
+class Bar(progress_bar):
     """Targets done, targets a second, what the engine counts a second, and how long it will take."""
 
     def __init__(self, total: int, finished: int, labeller: Labeller):
@@ -374,7 +379,7 @@ class Bar(tqdm):
 class room:  # noqa: N801 - used as a verb
     """In this block a full disk is the user's to mend, and whatever ends it, what is finished is kept."""
 
-    def __init__(self, output: Path, claims: Claims):
+    def __init__(self, output: Path, claims: ShardQueue):
         self.output, self.claims = output, claims
 
     def __enter__(self) -> None: ...
@@ -391,10 +396,10 @@ class room:  # noqa: N801 - used as a verb
             raise UserError(
                 f"The disk of {self.output} is full ({free / 2**20:,.1f} MiB free). {kept} when there is room."
             ) from None
-        say(f"{type(error).__name__} in the middle of the work. {kept}.")
+        log.info(f"{type(error).__name__} in the middle of the work. {kept}.")
 
 
-def describe(examples: Examples, labels: Labels, ids: SemanticIDs, ask: Ask) -> dict[str, float]:
+def describe(examples: Examples, labels: Labels, ids: SemanticIDs, ask: LabelRequest) -> dict[str, float]:
     """Sums over a shard that say how good the labels are, and what encodings would lose of them."""
     levels, size = ids.levels, ids.codebook_size
     own = labels.log_probs.astype(np.float64)
@@ -452,7 +457,7 @@ def index_facts(
     }
 
 
-def complete(stage: Stage, parts: list[dict[str, Any]], facts: dict[str, Any], examples: Examples) -> None:
+def complete(stage: ArtifactJob, parts: list[dict[str, Any]], facts: dict[str, Any], examples: Examples) -> None:
     """Report, then index: with it the set is whole."""
     summary = summarise([part["quality"] for part in parts])
     size = sum((stage.partial / "data" / part["file"]).stat().st_size for part in parts)
@@ -460,10 +465,10 @@ def complete(stage: Stage, parts: list[dict[str, Any]], facts: dict[str, Any], e
     write_json(stage.partial / "report.json", summary)
     write_index(stage.partial, parts, **facts)
     stage.facts = {"targets": len(examples), "encoding": facts["encoding"], "labeller": facts["labeller"]}
-    say("soft labels: " + ", ".join(f"{key} {value:.4g}" for key, value in summary.items()))
+    log.info("soft labels: " + ", ".join(f"{key} {value:.4g}" for key, value in summary.items()))
 
 
-def estimate(labeller: Labeller, examples: Examples, ids: SemanticIDs, ask: Ask, config: Config) -> None:
+def estimate(labeller: Labeller, examples: Examples, ids: SemanticIDs, ask: LabelRequest, config: Config) -> None:
     """Label some users' examples, and say what all would take."""
     users, first = np.unique(examples.users, return_index=True)
     ends = np.append(first[1:], len(examples))
@@ -473,7 +478,7 @@ def estimate(labeller: Labeller, examples: Examples, ids: SemanticIDs, ask: Ask,
     sample = examples.take(rows)
     labeller.label(sample.take(slice(0, 8)), ask, lambda n: None)  # what is done once is not counted
     started = time.time()
-    with tqdm(total=len(sample), desc="dry run", unit="target") as bar:
+    with progress_bar(total=len(sample), desc="dry run", unit="target") as bar:
         labels = labeller.label(sample, ask, bar.update)
     seconds = (time.time() - started) / len(sample)
     size = len(encode_shard(*rows_of(sample, labels, ids), config.encoding)) / len(sample)
@@ -493,7 +498,7 @@ def publish(config: Config, output: Path) -> None:
     """Copy the finished set where `--push` says."""
     if config.push and whose(None)[0] == 0:
         push(output, config.push)
-        say(f"soft labels: pushed to {config.push}")
+        log.info(f"soft labels: pushed to {config.push}")
 
 
 def spelt_out(words: list[str]) -> list[str]:

@@ -23,11 +23,14 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from distill import artifacts, floors
-from distill.artifacts import UserError, say, write_json
-from distill.catalog import Dataset, Examples
-from distill.config import run
+from distill.baselines import counting
+from distill.data.dataset import Dataset, Examples
 from distill.metrics import hit_ranks, ndcg, recall
+from distill.runtime import artifacts
+from distill.runtime.artifacts import write_json
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("recall@10", "ndcg@10")
@@ -65,7 +68,7 @@ def main(config: Config) -> None:
     rows = []
     cells = list(itertools.product(config.seeds, config.embedders, config.collaborative, config.quantisers))
     for number, (seed, embedder, company, quantiser) in enumerate(cells):
-        say(f"cell {number + 1} of {len(cells)}: {quantiser}, {embedder}, co-occurrence {company}, seed {seed}")
+        log.info(f"cell {number + 1} of {len(cells)}: {quantiser}, {embedder}, co-occurrence {company}, seed {seed}")
         rows.append(_cell(config, dataset, examples, quantiser, embedder, company, seed))
     rows.append(_floor(dataset, examples))
     pq.write_table(pa.Table.from_pylist(rows), config.run / "ablation.parquet")
@@ -132,8 +135,8 @@ def _metrics(ranks: np.ndarray) -> dict[str, float]:
 
 
 def _floor(dataset: Dataset, examples: Examples) -> dict[str, Any]:
-    model, _ = floors.Transitions.tune(dataset)
-    ranks = hit_ranks(floors.recommend(model, examples, 10), examples.targets)
+    model, _ = counting.Transitions.tune(dataset)
+    ranks = hit_ranks(counting.recommend(model, examples, 10), examples.targets)
     return {"quantiser": "floor: transitions", "embedding": "–", "co-occurrence": "–", "seed": 0, **_metrics(ranks)}
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from distill import artifacts
-from distill.artifacts import Stage, UserError, say
-from distill.catalog import Dataset
-from distill.config import run
-from distill.floors import Transitions, TransitionSettings
+from distill.baselines.counting import Transitions, TransitionSettings
+from distill.data.dataset import Dataset
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,18 @@ def main(config: Config) -> None:
     source = artifacts.read(config.student or config.run / "students/dwr", "student")
     data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     output = config.output or source.folder.with_name(source.folder.name + "+memory")
-    stage = Stage("student", config, output, [source, data], overwrite=config.overwrite)
+    stage = ArtifactJob("student", config, output, [source, data], overwrite=config.overwrite)
     if stage.is_finished():
         return
 
     # with torch: not needed where the work is finished
-    from student.memory import DISCOUNTS, WEIGHTS, Memory, best_share
     from student.recommender import Recommender
+    from student.transition_memory import DISCOUNTS, WEIGHTS, TransitionMemory, best_share
 
     dataset = Dataset.load(data.folder)
     student = Recommender.from_pretrained(source.folder, config.device)
     settings = config.transitions or Transitions.tune(dataset)[0].settings
-    memory = Memory.of(dataset, settings, top=config.top)
+    memory = TransitionMemory.of(dataset, settings, top=config.top)
     weight, discount, values = config.weight, config.discount, {}
     if weight is None or discount is None:
         examples = dataset.examples("valid", student.facts["max_history"])
@@ -86,10 +88,10 @@ def main(config: Config) -> None:
             found, examples.targets, weights, DISCOUNTS if discount is None else (discount,)
         )
         alone, counter = ((f"{values[one, 0.0]:.4f}" if (one, 0.0) in values else "not tried") for one in (0.0, 1.0))
-        say(f"weight {weight}, discount {discount}: NDCG@10 {values[weight, discount]:.4f} on {len(examples)} "
+        log.info(f"weight {weight}, discount {discount}: NDCG@10 {values[weight, discount]:.4f} on {len(examples)} "
             f"validation examples; student alone {alone}, counter alone {counter}")  # fmt: skip
     if config.with_validation:
-        memory = Memory.of(dataset, settings, True, top=config.top)
+        memory = TransitionMemory.of(dataset, settings, True, top=config.top)
     memory = replace(memory, weight=weight, discount=discount)
     valid = [{"weight": pair[0], "discount": pair[1], "ndcg@10": value} for pair, value in values.items()]
     stage.facts = {"weight": weight, "discount": discount, "valid": valid}

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill import artifacts
-from distill.artifacts import Stage, UserError, write_json
-from distill.config import run
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,18 @@ def main(config: Config) -> None:
     data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     table = config.embeddings or config.run / "embeddings"
     inputs = [data, *([artifacts.read(table, "embeddings")] if config.embeddings or table.exists() else [])]
-    stage = Stage("audit", config, config.output or config.run / "audit", inputs, overwrite=config.overwrite)
+    stage = ArtifactJob("audit", config, config.output or config.run / "audit", inputs, overwrite=config.overwrite)
     if not stage.is_finished():
         from safetensors.numpy import load_file
 
-        from distill.audit import audit
-        from distill.catalog import Dataset
+        from distill.data.dataset import Dataset
+        from distill.evaluation.audit import audit
 
         dataset = Dataset.load(data.folder)
         vectors = load_file(table / "embeddings.safetensors")["embeddings"] if len(inputs) > 1 else None
         if vectors is not None and len(vectors) != dataset.n_items:
             raise UserError(f"{table} has {len(vectors)} rows, the data set {dataset.n_items} items; embed them again.")
-        found = audit(dataset, vectors, dataset.hides_bought(config.exclude_bought), config.users)
+        found = audit(dataset, vectors, dataset.resolve_exclude_bought(config.exclude_bought), config.users)
         lines = ["| measure | value | |", "|---|---:|---|"]
         lines += [f"| {name} | {value:.3f} | {meaning} |" for name, value, meaning in found]
         with stage.write() as folder:

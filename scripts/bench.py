@@ -17,8 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from distill.artifacts import UserError, write_json
-from distill.config import run, suggest
+from distill.runtime.artifacts import write_json
+from distill.runtime.config import run, suggest
+from distill.runtime.errors import UserError
 
 SUBJECTS = sorted(path.stem for path in (Path(__file__).parent / "benches").glob("[!_]*.py"))
 

@@ -18,15 +18,17 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
-from distill import artifacts, embeddings, id_quality, quantisers
-from distill.artifacts import Artifact, Stage, UserError, write_json
-from distill.catalog import Dataset
-from distill.config import run
-from distill.quantisers import Quantiser
-from distill.quantisers.settings import KMeansConfig, RQVAEConfig
-from distill.semantic_ids import LEVEL_NAMES, SemanticIDs, collision_rate, write_codes
+from distill.data.dataset import Dataset
+from distill.runtime import artifacts
+from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
+from distill.runtime.logs import progress_bar
+from distill.semantic_ids import embeddings, quality, quantisers
+from distill.semantic_ids.ids import LEVEL_NAMES, SemanticIDs, collision_rate, write_codes
+from distill.semantic_ids.quantisers import Quantiser
+from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig
 
 TEMPLATE = Path(__file__).with_name("id_report.html.jinja")
 TOKEN = re.compile(r"<([a-z])_(0|[1-9]\d{0,5})>")
@@ -95,7 +97,7 @@ def main(config: Config) -> None:
     output = config.output or config.run / "semantic_ids"
     if old and output.resolve() == old.folder.resolve():
         raise UserError(f"--output is {output}, which --extend reads; name another folder for the longer list.")
-    stage = Stage("semantic_ids", config, output, inputs=inputs, extra=extra, overwrite=config.overwrite)
+    stage = ArtifactJob("semantic_ids", config, output, inputs=inputs, extra=extra, overwrite=config.overwrite)
     if stage.is_finished():
         return
     # Everything is checked before the first byte is written.
@@ -190,7 +192,7 @@ def describe(codes: np.ndarray, before: np.ndarray, codebook_size: int) -> dict[
         "codebook_size": codebook_size,
         "collision_rate_before": rates[0],
         "collision_rate": rates[1],
-        "per_level": id_quality.usage(codes, codebook_size),
+        "per_level": quality.usage(codes, codebook_size),
     }
 
 
@@ -198,15 +200,15 @@ def _meaning(
     codes: np.ndarray, vectors: np.ndarray | None, model: Quantiser | None, dataset: Dataset
 ) -> dict[str, Any]:
     """What prefixes mean; without embeddings, the parts that need none."""
-    prefix = id_quality.prefixes(codes)
+    prefix = quality.prefixes(codes)
     found = {
-        "prefix_sharing": {"from": list(id_quality.GROUPS), "per_length": id_quality.sharing(prefix)},
-        "categories": id_quality.purity(prefix, dataset.items["categories"].to_pylist()),
-        "co_purchase": id_quality.co_purchase(prefix, *dataset.training_sequences()),
+        "prefix_sharing": {"from": list(quality.GROUPS), "per_length": quality.sharing(prefix)},
+        "categories": quality.purity(prefix, dataset.items["categories"].to_pylist()),
+        "co_purchase": quality.co_purchase(prefix, *dataset.training_sequences()),
     }
     if vectors is not None and model is not None:
-        found["neighbours"] = id_quality.neighbours(prefix, vectors)
-        found |= id_quality.reconstruction(model, vectors, codes)
+        found["neighbours"] = quality.neighbours(prefix, vectors)
+        found |= quality.reconstruction(model, vectors, codes)
     return found
 
 
@@ -241,7 +243,7 @@ def verdict(report: dict[str, Any]) -> str:
 def _train(vectors: np.ndarray, config: Config) -> Quantiser:
     import torch  # here, because importing IDs does without
 
-    with tqdm(desc=config.quantiser, unit="step") as bar:
+    with progress_bar(desc=config.quantiser, unit="step") as bar:
 
         def progress(done: int, total: int, word: str) -> None:
             bar.total = total
@@ -266,7 +268,7 @@ def _train(vectors: np.ndarray, config: Config) -> Quantiser:
 def _resolve(
     model: Quantiser, vectors: np.ndarray, codes: np.ndarray, config: Config, fixed: np.ndarray | None = None
 ) -> np.ndarray:
-    from distill.quantisers.collisions import relieve, resolve_collisions
+    from distill.semantic_ids.collisions import relieve, resolve_collisions
 
     last = model.levels - 1
     if config.unique and config.full_prefix == "move":

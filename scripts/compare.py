@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from distill import artifacts
-from distill.answers import Answers, read_answers
-from distill.artifacts import UserError, write_json
-from distill.config import run, suggest
+from distill.evaluation.ranked_lists import RankedLists, read_ranked_lists
 from distill.metrics import hit_ranks, ndcg, paired, recall
+from distill.runtime import artifacts
+from distill.runtime.artifacts import write_json
+from distill.runtime.config import run, suggest
+from distill.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,13 @@ def main(config: Config) -> None:
     print_table(config, figures, len(ours.users))
 
 
-def answers_of(folder: Path, system: str) -> tuple[Answers, np.ndarray]:
+def answers_of(folder: Path, system: str) -> tuple[RankedLists, np.ndarray]:
     """An evaluation's answers, and one system's lists among them.
 
     Raises:
         UserError: no such evaluation or system.
     """
-    answers = read_answers(artifacts.read(folder, "evaluation").folder / "lists.parquet")
+    answers = read_ranked_lists(artifacts.read(folder, "evaluation").folder / "lists.parquet")
     if system not in answers.lists:
         raise UserError(f"Unknown system {system!r} in {folder}. {suggest(system, list(answers.lists))}")
     return answers, answers.lists[system]

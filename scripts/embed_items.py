@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
-from distill import artifacts, collaborative, embedders, embeddings
-from distill.artifacts import Artifact, Stage, UserError, say, write_json
-from distill.catalog import Dataset
-from distill.config import run
+from distill.data.dataset import Dataset
+from distill.runtime import artifacts
+from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log, progress_bar
+from distill.semantic_ids import cooccurrence, embedders, embeddings
 
 OWN_IDS = "bring IDs of your own instead: python scripts/build_semantic_ids.py --index FILE"
 SPACE = "space.json"
@@ -116,7 +118,9 @@ def main(config: Config) -> None:
     _check(config)
     dataset = Dataset.load(config.dataset or config.run / "dataset")
     output = config.output or config.run / "embeddings"
-    stage = Stage("embeddings", config, output, inputs=[dataset.artifact], extra=extra, overwrite=config.overwrite)
+    stage = ArtifactJob(
+        "embeddings", config, output, inputs=[dataset.artifact], extra=extra, overwrite=config.overwrite
+    )
     if stage.is_finished():
         return
     names = dataset.items["item_id"].to_pylist()
@@ -153,11 +157,11 @@ def _old_rows(old: Artifact, names: list[str]) -> np.ndarray:
     found = np.array([row_of.get(name, -1) for name in names])
     if (found < 0).all():
         raise UserError(f"{old.folder} embeds none of the data set's items; --like names those of an earlier version.")
-    say(f"{(found >= 0).sum():,} items keep their embeddings, {(found < 0).sum():,} are new")
+    log.info(f"{(found >= 0).sum():,} items keep their embeddings, {(found < 0).sum():,} are new")
     return found
 
 
-def _by_tfidf(stage: Stage, work: Work, config: Config) -> None:
+def _by_tfidf(stage: ArtifactJob, work: Work, config: Config) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # seconds of work: the first process does it
     texts = [work.texts[row] for row in work.rows]
@@ -171,9 +175,9 @@ def _by_tfidf(stage: Stage, work: Work, config: Config) -> None:
         _finish(folder, found, work, config)
 
 
-def _by_model(stage: Stage, work: Work, config: Config) -> None:
+def _by_model(stage: ArtifactJob, work: Work, config: Config) -> None:
     """Embed by a model, in shards of like lengths of which each process has its own; the first puts them together."""
-    from distill.launch import accelerator
+    from distill.runtime.accelerator import accelerator
 
     acc = accelerator()
     encode = _encoder(config)  # before anything is written: it may not load
@@ -181,7 +185,9 @@ def _by_model(stage: Stage, work: Work, config: Config) -> None:
     order = np.argsort([-len(text) for text in texts], kind="stable")  # like lengths together, little padding
     shards = [order[start : start + config.shard_rows] for start in range(0, len(order), config.shard_rows)]
     mine = range(acc.process_index, len(shards), acc.num_processes)
-    bar = tqdm(total=sum(len(shards[i]) for i in mine), desc="embed", unit="item", disable=not acc.is_main_process)
+    bar = progress_bar(
+        total=sum(len(shards[i]) for i in mine), desc="embed", unit="item", disable=not acc.is_main_process
+    )
     with stage.write(resume=True) if acc.is_main_process else contextlib.nullcontext(stage.partial) as folder:
         done = folder / "shards"
         if acc.is_main_process:
@@ -228,7 +234,7 @@ def _finish(folder: Path, found: np.ndarray, work: Work, config: Config) -> None
     rows, found = work.rows[has], found[has]
     missing = (work.kept < 0).sum() - len(rows)
     if missing:
-        say(f"{missing:,} items have no text, or no word of another item's; they get the mean embedding")
+        log.info(f"{missing:,} items have no text, or no word of another item's; they get the mean embedding")
     if work.old:
         space = json.loads((work.old.folder / SPACE).read_text())
         old = embeddings.memory_map(work.old.folder / embeddings.FILE)
@@ -249,19 +255,19 @@ def _finish(folder: Path, found: np.ndarray, work: Work, config: Config) -> None
         space = {"text_factor": factor, "mean": [float(value) for value in mean]}
     write_json(folder / SPACE, space)
     embeddings.write(folder, result, work.names)
-    say(f"{len(result):,} items, {result.shape[1]} dimensions")
+    log.info(f"{len(result):,} items, {result.shape[1]} dimensions")
 
 
 def _with_company(text: np.ndarray, dataset: Dataset, config: Config) -> tuple[np.ndarray, float]:
-    """Texts joined by what is bought together, and the factor that the text got (`collaborative.join`)."""
+    """Texts joined by what is bought together, and the factor that the text got (`cooccurrence.join`)."""
     if config.collaborative == "none":
         return text, 1.0
     values, offsets = dataset.training_sequences()
     size, window = config.collaborative_dim, config.collaborative_window
-    company = collaborative.embed(values, offsets, len(text), size, window, config.seed)
+    company = cooccurrence.embed(values, offsets, len(text), size, window, config.seed)
     seen = int((np.abs(company).sum(1) > 0).sum())
-    say(f"{seen:,} of {len(text):,} items were bought together with others in the training part")
-    return collaborative.join(text, company, config.collaborative, config.collaborative_weight)
+    log.info(f"{seen:,} of {len(text):,} items were bought together with others in the training part")
+    return cooccurrence.join(text, company, config.collaborative, config.collaborative_weight)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from safetensors.numpy import load_file
 from scipy.special import logsumexp
-from tqdm import tqdm
 
-from distill import artifacts, floors
-from distill.answers import write_answers
-from distill.artifacts import Stage, UserError, say, write_json
-from distill.catalog import PAD, Dataset, Examples, by_length
-from distill.config import run, suggest
-from distill.floors import Popularity, Transitions, TransitionSettings
-from distill.graph import GraphHeuristic
+from distill import ranking
+from distill.baselines import counting
+from distill.baselines.counting import Transitions, TransitionSettings
+from distill.baselines.graph_walk import GraphHeuristic
+from distill.baselines.popularity import Popularity
+from distill.data.dataset import PAD, Dataset, Examples, batches_by_length
+from distill.data.sources import demo
+from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.metrics import (
     catalogue_coverage,
     coordination,
@@ -40,11 +40,15 @@ from distill.metrics import (
     popularity_groups,
     recall,
 )
-from distill.semantic_ids import SemanticIDs
-from distill.sources import demo
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.config import run, suggest
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log, progress_bar
+from distill.semantic_ids.ids import SemanticIDs
 
 if TYPE_CHECKING:
-    from student.memory import Candidates, Memory
+    from student.transition_memory import Candidates, TransitionMemory
 
 FLOOR = "transitions"
 NOT_LEARNED = ("oracle", "popularity", FLOOR, "transitions+valid", "graph", "teacher")
@@ -128,17 +132,19 @@ def main(config: Config) -> None:
     if "teacher" in wanted and (config.teacher or (config.run / "teacher").exists()):
         teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
     elif not students and (config.students or not baselines):
-        raise UserError(f"No student in {folder}. Make one with: {artifacts.MADE_BY['student']}")
+        raise UserError(f"No student in {folder}. Make one with: {artifacts.COMMANDS['student']}")
     table = config.embeddings or config.run / "embeddings"
     embeddings = artifacts.read(table, "embeddings") if config.embeddings or table.exists() else None
     inputs = [data, codes, *students, *baselines, *(one for one in (teacher, embeddings) if one)]
-    stage = Stage("evaluation", config, config.output or config.run / "evaluation", inputs, overwrite=config.overwrite)
+    stage = ArtifactJob(
+        "evaluation", config, config.output or config.run / "evaluation", inputs, overwrite=config.overwrite
+    )
     if stage.is_finished():
         return
 
     import torch  # heavy, and not needed where the work is finished
 
-    from student.memory import DISCOUNTS, Memory, best_share
+    from student.transition_memory import DISCOUNTS, TransitionMemory, best_share
 
     dataset = Dataset.load(data.folder)
     ids = SemanticIDs.load(codes.folder, dataset.n_items)
@@ -148,16 +154,16 @@ def main(config: Config) -> None:
         examples = examples.take(slice(0, config.users))
     vectors = item_vectors(embeddings, ids, dataset.n_items)
     truth = Truth.of(dataset, examples, config.kl_users)
-    hide = dataset.hides_bought(config.exclude_bought)
+    hide = dataset.resolve_exclude_bought(config.exclude_bought)
     facts = {"dataset": config.run.name, "split": config.split, "users": len(examples), "seed": config.seed}
     facts["exclude_bought"] = hide
     at, longest = min(10, max(config.cutoffs)), max(config.cutoffs)
 
     popularity = Popularity(dataset)
     transitions = Transitions(dataset, config.transitions) if config.transitions else Transitions.tune(dataset)[0]
-    reachable = floors.reachable(transitions, examples)
+    reachable = counting.reachable(transitions, examples)
     started = time.time()
-    floor = floors.recommend(transitions, examples, longest, hide)
+    floor = counting.recommend(transitions, examples, longest, hide)
     floor_seconds = time.time() - started
 
     rows: list[dict[str, Any]] = []
@@ -177,11 +183,11 @@ def main(config: Config) -> None:
         row["users_per_s"] = len(examples) / max(seconds, 1e-9)
         rows.append(row | more)
         lists[system] = items
-        say(f"{system}: NDCG@{at} {row[f'ndcg@{at}']:.4f}, recall@{at} {row[f'recall@{at}']:.4f}")
+        log.info(f"{system}: NDCG@{at} {row[f'ndcg@{at}']:.4f}, recall@{at} {row[f'recall@{at}']:.4f}")
 
     if truth:
         started = time.time()
-        best = floors.top_items(truth.all_users, longest)
+        best = ranking.top_items(truth.all_users, longest)
         add("oracle", best, time.time() - started, kl_to_truth=0.0, note="the simulator's own distribution")
 
     counters: list[tuple[str, Popularity | Transitions]] = [("popularity", popularity), (FLOOR, transitions)]
@@ -189,11 +195,11 @@ def main(config: Config) -> None:
         counters.append(("transitions+valid", Transitions(dataset, transitions.settings, with_validation=True)))
     for name, model in counters:
         started = time.time()
-        items = floor if model is transitions else floors.recommend(model, examples, longest, hide)
+        items = floor if model is transitions else counting.recommend(model, examples, longest, hide)
         seconds = floor_seconds if model is transitions else time.time() - started
         more: dict[str, Any] = {"kl_to_truth": truth and truth.floor_kl(model, popularity, dataset)}
         if model is transitions:
-            flattered = floors.ranks_with_ties_won(transitions, examples)
+            flattered = counting.ranks_with_ties_won(transitions, examples)
             more["recall@10_ties_won"] = float(recall(flattered, 10).mean())
             more["ndcg@10_ties_won"] = float(ndcg(flattered, 10).mean())
             more["note"] = f"counts of the training part; {in_words(transitions.describe())}"
@@ -237,7 +243,7 @@ def main(config: Config) -> None:
             more["widths"] = over_widths(system.rank, examples, config, hide, vectors, name)
         add(name, beams.items, beams.seconds, **more)
         if artifact.kind == "teacher" and config.mixture_users:
-            memory = Memory.of(dataset, transitions.settings, top=config.mixture_top)
+            memory = TransitionMemory.of(dataset, transitions.settings, top=config.mixture_top)
             valid = dataset.examples("valid")
             valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.mixture_users])
             theirs = ranked(system.rank, valid, config, hide, constrained=True, name="teacher on validation")
@@ -253,7 +259,7 @@ def main(config: Config) -> None:
 
     with stage.write() as output:
         write_json(output / "metrics.json", rows)
-        write_answers(output / "lists.parquet", examples, lists)
+        write_ranked_lists(output / "lists.parquet", examples, lists)
 
 
 def mean(values: np.ndarray) -> float | None:
@@ -405,7 +411,7 @@ class Ranked(NamedTuple):
 
 
 def ranked(rank: Callable, examples: Examples, config: Config, hide: bool, constrained: bool, name: str) -> Ranked:
-    """Ask a model for its beams."""
+    """LabelRequest a model for its beams."""
     items = np.full((len(examples), config.width), PAD)
     scores = np.full(items.shape, -np.inf)
     started = time.time()
@@ -416,10 +422,16 @@ def ranked(rank: Callable, examples: Examples, config: Config, hide: bool, const
 
 
 def proposals(
-    beams: Ranked, score_some: Callable, memory: Memory, examples: Examples, config: Config, hide: bool, name: str
+    beams: Ranked,
+    score_some: Callable,
+    memory: TransitionMemory,
+    examples: Examples,
+    config: Config,
+    hide: bool,
+    name: str,
 ) -> Candidates:
     """A model's beams and a counter's top items, with both probabilities."""
-    from student.memory import Candidates, candidates
+    from student.transition_memory import Candidates, candidates
 
     items = np.full((len(examples), config.width + memory.top), PAD)
     log_probs, counter = np.full(items.shape, -np.inf), np.zeros(items.shape)
@@ -433,18 +445,20 @@ def proposals(
 def batches(examples: Examples, config: Config, name: str) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     """Rows and histories of like lengths, with a progress bar."""
     total = -(-len(examples) // config.batch_size)
-    return tqdm(by_length(examples.histories, config.batch_size), total=total, desc=name, unit="batch", leave=False)
+    return progress_bar(
+        batches_by_length(examples.histories, config.batch_size), total=total, desc=name, unit="batch", leave=False
+    )
 
 
 def exact_scores(score: Callable, histories: np.ndarray, hide: bool, name: str) -> np.ndarray:
     """Log-probabilities of all items, −∞ for what may not be recommended [users, n_items]."""
     parts = [
         score(histories[start : start + 8])
-        for start in tqdm(range(0, len(histories), 8), desc=f"{name} exactly", unit="batch", leave=False)
+        for start in progress_bar(range(0, len(histories), 8), desc=f"{name} exactly", unit="batch", leave=False)
     ]
     scores = np.concatenate(parts)
     if hide:
-        floors.hide_bought(scores, histories, -np.inf)
+        ranking.mask_history(scores, histories, -np.inf)
     return scores
 
 
@@ -482,11 +496,11 @@ class Truth:
         shares = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
         rows = np.arange(len(valid))
         likelihood = [
-            np.log(floors.smoothed(scores, popularity.counts, share)[rows, valid.targets]).mean() for share in shares
+            np.log(counting.smoothed(scores, popularity.counts, share)[rows, valid.targets]).mean() for share in shares
         ]
         best = shares[int(np.argmax(likelihood))]
-        probabilities = floors.smoothed(model.scores(self.histories), popularity.counts, best)
-        floors.hide_bought(probabilities, self.histories, 0.0)
+        probabilities = counting.smoothed(model.scores(self.histories), popularity.counts, best)
+        ranking.mask_history(probabilities, self.histories, 0.0)
         with np.errstate(divide="ignore"):
             log_probs = np.log(probabilities / probabilities.sum(1, keepdims=True))
         return float(kl_to_truth(self.all_users[: len(self.histories)], log_probs).mean())

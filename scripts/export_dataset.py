@@ -17,9 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distill.artifacts import UserError, check_agreement, say
-from distill.catalog import TEXT_COLUMNS, Dataset, read_parquet
-from distill.config import run
+from distill.data.dataset import TEXT_COLUMNS, Dataset
+from distill.runtime.artifacts import check_agreement
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
+from distill.runtime.parquet import read_parquet
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def main(config: Config) -> None:
         raise UserError(f"Cannot write {config.output}: {error.strerror}.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    say(f"wrote {', '.join(sorted(path.name for path in config.output.iterdir()))} to {config.output}")
+    log.info(f"wrote {', '.join(sorted(path.name for path in config.output.iterdir()))} to {config.output}")
     if dataset.ends is not None:
-        say("These files do not say where time was cut: those who read them split by leave-one-out.")
+        log.info("These files do not say where time was cut: those who read them split by leave-one-out.")
 
 
 def write_lcrec(folder: Path, name: str, dataset: Dataset, semantic_ids: Path | None) -> None:
@@ -69,7 +72,7 @@ def write_lcrec(folder: Path, name: str, dataset: Dataset, semantic_ids: Path | 
     """
     ids = _plain(dataset.items["item_id"], "item")
     if semantic_ids is not None:
-        from distill.semantic_ids import SemanticIDs, token
+        from distill.semantic_ids.ids import SemanticIDs, token
 
         codes = SemanticIDs.load(semantic_ids, dataset.n_items)
         check_agreement(dataset.artifact, codes.artifact)

@@ -11,21 +11,15 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from distill import sources
-from distill.artifacts import Stage, UserError, say
-from distill.catalog import (
-    MIN_LENGTH,
-    MIN_LENGTH_CUT,
-    as_lists,
-    check_unique,
-    cut_by_time,
-    date,
-    statistics,
-    write_dataset,
-)
-from distill.config import run
-from distill.sources import demo
-from distill.sources.refine import refine, without_short_users
+from distill.data import sources
+from distill.data.dataset import as_lists, check_unique, statistics, write_dataset
+from distill.data.sources import demo
+from distill.data.sources.refine import refine, without_short_users
+from distill.data.splits import MIN_LENGTH, MIN_LENGTH_CUT, cut_by_time, date
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,7 @@ def main(config: Config) -> None:
     raw = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in reader.files(config.input, options)]
     extra = {"simulator": demo.VERSION} if config.format == "demo" else {"raw files": raw}
     output = config.output or config.run / "dataset"
-    stage = Stage("dataset", config, output, inputs=[], extra=extra, overwrite=config.overwrite)
+    stage = ArtifactJob("dataset", config, output, inputs=[], extra=extra, overwrite=config.overwrite)
     if stage.is_finished():
         return
     # Everything is checked before the first byte is written.
@@ -116,7 +110,7 @@ def main(config: Config) -> None:
         if source.times is None:
             raise UserError(f"{source.origin}: there are no times to cut; use the split leave_one_out.")
         ends, moments = cut_by_time(source.times, source.offsets, *cuts)
-        say(f"global_cut: validation from {date(moments[0])}, test from {date(moments[1])}")
+        log.info(f"global_cut: validation from {date(moments[0])}, test from {date(moments[1])}")
     values = as_lists(source.values, source.offsets, pa.int32())
     times = None if source.times is None else as_lists(source.times, source.offsets, pa.int64())
     stage.facts = statistics(source.items.num_rows, source.offsets)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distill.artifacts import UserError
-from distill.config import run
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill import artifacts
-from distill.answers import ASKED, Answers, read_answers
-from distill.artifacts import MADE_BY, MANIFEST, Artifact, Stage, UserError, check_agreement, write_json
-from distill.catalog import read_parquet
-from distill.config import run
+from distill.evaluation.ranked_lists import ASKED, RankedLists, read_ranked_lists
+from distill.runtime import artifacts
+from distill.runtime.artifacts import COMMANDS, MANIFEST, Artifact, ArtifactJob, check_agreement, write_json
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
+from distill.runtime.parquet import read_parquet
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 Row = dict[str, Any]
@@ -136,14 +137,14 @@ def main(config: Config) -> None:
         "page template": hashlib.sha256(TEMPLATE.read_bytes()).hexdigest()[:16],
     }
     output = config.output or config.run / "report"
-    stage = Stage("report", config, output, inputs=[evaluation], extra=extra, overwrite=config.overwrite)
+    stage = ArtifactJob("report", config, output, inputs=[evaluation], extra=extra, overwrite=config.overwrite)
     if stage.is_finished():
         print_table(json.loads((output / "metrics.json").read_text()))
         _print_path(output)
         return
     # Everything is read and rendered before the first byte is written.
     runs = (evaluation, *others)
-    rows, answers = merge_seeds([read_rows(one) for one in runs]), read_all_answers(runs)
+    rows, answers = merge_seeds([read_rows(one) for one in runs]), read_all_ranked_lists(runs)
     if others:
         to_floor = paired_to(FLOOR, rows, answers)
         for row in rows:
@@ -244,7 +245,7 @@ def merge_seeds(runs: list[list[Row]]) -> list[Row]:
 def find_artifacts(root: Path, dataset: Artifact, evaluation: Artifact) -> dict[str, Artifact]:
     """The finished artifacts of a run by name, in the order of the pipeline, the evaluation last."""
     found = {"dataset": dataset}
-    order = list(MADE_BY)
+    order = list(COMMANDS)
     folders = [path.parent for under in ("", "baselines/", "students/") for path in root.glob(f"{under}*/{MANIFEST}")]
     for folder in sorted(folder for folder in folders if folder.suffix not in (".old", ".partial")):
         manifest = _read_json(folder / MANIFEST, None)
@@ -269,7 +270,7 @@ def _read_json(path: Path, kind: str | None) -> Any:
 
 
 def _again(kind: str | None) -> str:
-    return f"Make it again: {MADE_BY[kind]} --overwrite" if kind else "Make its artifact again with --overwrite."
+    return f"Make it again: {COMMANDS[kind]} --overwrite" if kind else "Make its artifact again with --overwrite."
 
 
 # The table, in all three shapes
@@ -451,20 +452,20 @@ def render_markdown(rows: list[Row], found: dict[str, Artifact], differences: li
 # Details
 
 
-def read_all_answers(runs: Sequence[Artifact]) -> list[Answers]:
+def read_all_ranked_lists(runs: Sequence[Artifact]) -> list[RankedLists]:
     """What each run's systems answered.
 
     Raises:
         UserError: the runs were evaluated on different users.
     """
-    found = [read_answers(one.folder / "lists.parquet") for one in runs]
+    found = [read_ranked_lists(one.folder / "lists.parquet") for one in runs]
     for evaluation, answers in zip(runs, found, strict=True):
         if not found[0].same_users(answers):
             raise UserError(f"{evaluation.folder} was evaluated on other users than {runs[0].folder}.")
     return found
 
 
-def paired_to(reference: str, rows: list[Row], runs: Sequence[Answers]) -> dict[str, dict[str, float]]:
+def paired_to(reference: str, rows: list[Row], runs: Sequence[RankedLists]) -> dict[str, dict[str, float]]:
     """Each system's NDCG@10 above another's, user by user (`metrics.paired`), a user's being the mean over the runs.
 
     A system is compared over the runs that have it. Not compared: the oracle, and what was not learned with a reference

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distill import artifacts
-from distill.artifacts import UserError, say
-from distill.config import CONFIGS, run, suggest
+from distill.runtime import artifacts
+from distill.runtime.config import CONFIGS, run, suggest
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
 
 ROOT = CONFIGS.parent
 SYSTEM_METRICS = {
@@ -140,7 +141,7 @@ def main(config: Config) -> None:
     (output / f"{config.table}.md").write_text(markdown(config, rows), encoding="utf-8")
     draw(output / f"{config.table}.png", config, rows)
     print(markdown(config, rows))
-    say(f"wrote {output / config.table}.csv, .md and .png")
+    log.info(f"wrote {output / config.table}.csv, .md and .png")
 
 
 EVALUATIONS = {"table1": ("evaluation",), "table2": ("evaluation-valid", "evaluation-ablation")}

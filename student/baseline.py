@@ -8,7 +8,7 @@ items. The settings are in `student/baselines/stage.py`, the loop in `student/ba
 
 from __future__ import annotations
 
-from distill.config import run
+from distill.runtime.config import run
 from student.baselines.stage import Config, make
 
 

@@ -17,14 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill.artifacts import UserError, write_json
-from distill.beam import Beams, score_all, search, to_items
-from distill.catalog import PAD, by_length, read_parquet
-from distill.objectives import sequence_score
-from distill.trie import Trie
-from student.memory import Candidates, Memory, candidates, mixed
+from distill.data.dataset import PAD, batches_by_length
+from distill.decoding.beam_search import Beams, score_all, search, to_items
+from distill.decoding.trie import Trie
+from distill.losses import sequence_score
+from distill.runtime.artifacts import write_json
+from distill.runtime.errors import UserError
+from distill.runtime.parquet import read_parquet
 from student.models import network_of
 from student.models.layers import among_all
+from student.transition_memory import Candidates, TransitionMemory, candidates, mixed
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
 USERS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # on a CPU about as many as the caches hold
@@ -74,7 +76,7 @@ class Recommender:
         self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
         fit = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
         self.users_at_once = min(fit, getattr(model, "users_at_once", fit))
-        self.memory: Memory | None = None
+        self.memory: TransitionMemory | None = None
         self.static = False  # every batch of one shape, for compiled graphs
 
     @staticmethod
@@ -101,9 +103,9 @@ class Recommender:
         names = table["item_id"].to_pylist(), table["title"].to_pylist()
         trie = Trie.load(folder / "trie.safetensors")
         student = Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie)
-        return student.with_memory(Memory.load(folder, facts["memory"])) if "memory" in facts else student
+        return student.with_memory(TransitionMemory.load(folder, facts["memory"])) if "memory" in facts else student
 
-    def with_memory(self, memory: Memory | None) -> Recommender:
+    def with_memory(self, memory: TransitionMemory | None) -> Recommender:
         """The same student with a counter beside it, or without one; the weights are shared.
 
         Raises:
@@ -198,7 +200,7 @@ class Recommender:
             return self._rank(histories, width, exclude_bought, constrained)
         items = np.full((len(histories), width), PAD)
         scores = np.full((len(histories), width), -np.inf, dtype=np.float32)
-        for rows, part in by_length(histories, self.users_at_once):
+        for rows, part in batches_by_length(histories, self.users_at_once):
             found = self.candidates(part, width, exclude_bought).ranked(self.memory.weight, width, self.memory.discount)
             for whole, own in zip((items, scores), found, strict=True):
                 whole[rows, : own.shape[1]] = own
@@ -294,8 +296,8 @@ class Recommender:
     def _batches(
         self, histories: np.ndarray, at_once: int, static: bool = False
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """`by_length` on the device; `static`: all batches of one shape."""
-        for rows, batch in by_length(histories, at_once):
+        """`batches_by_length` on the device; `static`: all batches of one shape."""
+        for rows, batch in batches_by_length(histories, at_once):
             if static:
                 wide = np.full((at_once, max(histories.shape[1], self.facts["max_history"])), PAD)
                 wide[: len(rows), : batch.shape[1]] = batch

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from distill import artifacts
-from distill.artifacts import Artifact, Stage, UserError, say
-from distill.config import run, suggest
+from distill.runtime import artifacts
+from distill.runtime.artifacts import Artifact, ArtifactJob
+from distill.runtime.config import run, suggest
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
 from student import variants
 from student.baselines import stage as baseline
 from student.variants import Variant
@@ -201,15 +203,15 @@ def each_seed(config: Config, output: Path, train: Callable[[int, Path], object]
     values = list(best.values())
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     each = ", ".join(f"{value:.4f} (seed {seed})" for seed, value in best.items())
-    say(f"{config.variant}: validation NDCG@10 {statistics.mean(values):.4f} ± {spread:.4f}: {each}")
+    log.info(f"{config.variant}: validation NDCG@10 {statistics.mean(values):.4f} ± {spread:.4f}: {each}")
 
 
 def train_one(config: Config, variant: Variant, inputs: list[Artifact], output: Path) -> None:
     """Train one student unless it is finished."""
     extra = check_init(config.init, inputs[1]) if config.init else None
-    stage = Stage("student", config, output, inputs, extra, overwrite=config.overwrite)
+    stage = ArtifactJob("student", config, output, inputs, extra, overwrite=config.overwrite)
     if not stage.is_finished():
-        from student.loop import train
+        from student.trainer import train
 
         train(config, variant, [artifact.folder for artifact in inputs], stage)
 
@@ -230,7 +232,7 @@ def read_prior(config: Config, variant: Variant) -> Artifact:
     words = {"run": config.run, "dataset": config.dataset, "semantic_ids": config.semantic_ids}
     words |= {"keep": config.candidates, "mix": mix, "output": folder}
     options = " ".join(f"--{name} {value}" for name, value in words.items() if value is not None)
-    artifact = artifacts.read(folder, "soft_labels", f"{artifacts.MADE_BY['soft_labels']} {options}")
+    artifact = artifacts.read(folder, "soft_labels", f"{artifacts.COMMANDS['soft_labels']} {options}")
     return replace(artifact, role=config.prior)
 
 

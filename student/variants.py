@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from distill.artifacts import UserError
-from distill.config import suggest
+from distill.runtime.config import suggest
+from distill.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

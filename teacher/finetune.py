@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from distill import artifacts
-from distill.artifacts import Stage, UserError
-from distill.config import run, suggest
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.config import run, suggest
+from distill.runtime.errors import UserError
 
 TASKS = ("stream", "seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain")
 
@@ -132,15 +133,15 @@ def main(config: Config) -> None:
     dataset = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     ids = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
     if config.dry_run:
-        from teacher.plan import plan, show
+        from teacher.estimate import plan, show
 
         show(plan(config, dataset.folder, ids.folder))
         return
     extra = {"intentions": file_hash(config.intentions)} if config.intentions else None
     output = config.output or config.run / (f"teacher-fold{config.fold}" if config.folds else "teacher")
-    stage = Stage("teacher", config, output, [dataset, ids], extra, overwrite=config.overwrite)
+    stage = ArtifactJob("teacher", config, output, [dataset, ids], extra, overwrite=config.overwrite)
     if not stage.is_finished():
-        from teacher.loop import tune
+        from teacher.trainer import tune
 
         tune(config, dataset.folder, ids.folder, stage)
 

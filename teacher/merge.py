@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distill import artifacts
-from distill.artifacts import MANIFEST, Stage, UserError
-from distill.config import run
+from distill.runtime import artifacts
+from distill.runtime.artifacts import MANIFEST, ArtifactJob
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def main(config: Config) -> None:
             f"Neither {config.adapter} nor the folder above holds the tokenizer and teacher.json that finetune.py "
             "saves there; without them nobody knows the codewords' numbers."
         )
-    stage = Stage("teacher", config, config.output)
+    stage = ArtifactJob("teacher", config, config.output)
     for folder in (config.adapter, config.adapter.parent):
         if (folder / MANIFEST).is_file():  # so that the merged teacher still belongs to its data and codebook
             stage.inputs = artifacts.read(folder, "teacher").inputs

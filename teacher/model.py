@@ -23,10 +23,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from distill import quantisers
-from distill.artifacts import UserError, write_json
-from distill.catalog import Dataset
-from distill.semantic_ids import SemanticIDs
+from distill.data.dataset import Dataset
+from distill.runtime.artifacts import write_json
+from distill.runtime.errors import UserError
+from distill.semantic_ids import quantisers
+from distill.semantic_ids.ids import SemanticIDs
 
 if TYPE_CHECKING:
     from teacher.finetune import Config

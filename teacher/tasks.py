@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distill.artifacts import UserError
-from distill.catalog import PAD, Dataset
-from distill.semantic_ids import SemanticIDs
-from teacher import intentions, templates
+from distill.data.dataset import PAD, Dataset
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs
+from teacher import templates, user_intents
 
 if TYPE_CHECKING:
     from teacher.finetune import Config
@@ -110,14 +110,14 @@ class TaskData:
         return np.flatnonzero(np.array([bool(text) for text in self.texts])[self.examples.targets])
 
     @cached_property
-    def wishes(self) -> tuple[list[intentions.Intention], list[intentions.Preference]]:
+    def wishes(self) -> tuple[list[user_intents.Intention], list[user_intents.Preference]]:
         """What `itemsearch` and `preferenceobtain` are about."""
         if self.intentions_file:
             where = (self.dataset, self.values, self.offsets, self.max_history)
-            return intentions.read_intentions(self.intentions_file, *where)
-        words = intentions.ItemWords(self.dataset)
-        searches = intentions.derived_intentions(words, self.examples.histories, self.examples.targets)
-        return searches, intentions.derived_preferences(words, self.values, self.offsets, self.max_history)
+            return user_intents.read_intentions(self.intentions_file, *where)
+        words = user_intents.ItemWords(self.dataset)
+        searches = user_intents.derived_intentions(words, self.examples.histories, self.examples.targets)
+        return searches, user_intents.derived_preferences(words, self.values, self.offsets, self.max_history)
 
     def sizes(self) -> dict[str, int]:
         """Samples of each task in one full pass."""

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from distill.artifacts import Stage, read, write_json
-from distill.catalog import Dataset, write_dataset
-from distill.semantic_ids import SemanticIDs, write_codes
-from distill.soft_labels import write_index, write_shard
+from distill.data.dataset import Dataset, write_dataset
+from distill.labels.schema import write_index
+from distill.labels.writer import write_shard
+from distill.runtime.artifacts import ArtifactJob, read, write_json
+from distill.semantic_ids.ids import SemanticIDs, write_codes
 
 LEVELS, SIZE, ITEMS, K = 3, 6, 40, 5
 
@@ -23,12 +24,12 @@ def make_shop(root, lengths, seed=0, shards=3):
     rng = np.random.default_rng(seed)
     names = [f"i{number}" for number in range(ITEMS)]
     rows = [rng.permutation(ITEMS)[:length] for length in lengths]
-    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+    with ArtifactJob("dataset", Nothing(), root / "dataset").write() as folder:
         write_dataset(folder, pa.table({"item_id": names}), [f"u{user}" for user in range(len(rows))], rows)
     numbers = rng.choice(SIZE**LEVELS, ITEMS, replace=False)
     codes = np.stack(np.unravel_index(numbers, (SIZE,) * LEVELS), axis=1)
     data = read(root / "dataset", "dataset")
-    with Stage("semantic_ids", Nothing(), root / "semantic_ids", [data]).write() as folder:
+    with ArtifactJob("semantic_ids", Nothing(), root / "semantic_ids", [data]).write() as folder:
         write_codes(folder, names, codes)
         write_json(folder / "report.json", {"codebook_size": SIZE})
     examples = Dataset.load(root / "dataset").examples("train")
@@ -41,7 +42,7 @@ def make_shop(root, lengths, seed=0, shards=3):
     logits = rng.normal(0, 1, (n, LEVELS, SIZE))
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     inputs = [data, read(root / "semantic_ids", "semantic_ids")]
-    with Stage("soft_labels", Nothing(), root / "soft_labels", inputs).write() as folder:
+    with ArtifactJob("soft_labels", Nothing(), root / "soft_labels", inputs).write() as folder:
         write_labels(folder, examples, codes, candidates, scores, log_probs, shards=shards)
 
 
@@ -56,7 +57,7 @@ def make_prior(root, name, teacher, keep=K, examples=slice(None), inputs=("datas
     scores[::3, 0] = -keep  # every third reference is the last of its list
     log_probs = np.full((len(examples), LEVELS, SIZE), -np.log(SIZE))
     artifacts = [read(root / kind, kind) for kind in inputs]
-    with Stage("soft_labels", Nothing(), root / name, artifacts).write() as folder:
+    with ArtifactJob("soft_labels", Nothing(), root / name, artifacts).write() as folder:
         facts = {"keep": keep, "labeller": {"teacher": teacher}}
         write_labels(folder, examples, codes, candidates, scores, log_probs, shards=2, **facts)
 

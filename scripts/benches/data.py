@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benches import interleaved
-from distill.artifacts import UserError
-from distill.sources import Options, amazon
+from distill.data.sources import Options, amazon
+from distill.runtime.errors import UserError
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 CORE = 5

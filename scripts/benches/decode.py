@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import T5ForConditionalGeneration
 
 from benches import interleaved
-from distill.artifacts import UserError, say
-from distill.catalog import PAD, Dataset
-from distill.semantic_ids import SemanticIDs
-from distill.trie import Trie
+from distill.data.dataset import PAD, Dataset
+from distill.decoding.trie import Trie
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log, progress_bar
+from distill.semantic_ids.ids import SemanticIDs
 from student.models import BACKBONES
 from student.models.seq2seq import Seq2SeqConfig
 from student.models.t5 import to_t5
@@ -115,7 +115,7 @@ def against_generate(student: Recommender, users: dict[int, np.ndarray], config:
     peer = Generate(to_t5(model), student, config.width)
     same, compared = 0, 0
     student.facts["scope"] = "all"  # as Hugging Face's softmax
-    for batch in tqdm(config.batches, desc="against generate", unit="batch"):
+    for batch in progress_bar(config.batches, desc="against generate", unit="batch"):
         ours, _ = student.rank_items(users[batch], config.width, exclude_bought=False)
         theirs = student.trie.items(peer(users[batch]), config.width)[0].cpu().numpy()
         same, compared = same + (ours == theirs).all(1).sum(), compared + batch
@@ -254,7 +254,7 @@ def tries(config: Config) -> dict[str, float]:
     figures = {}
     rng = np.random.default_rng(config.seed)
     for n in config.trie_sizes:
-        say(f"a trie of {n:,} items")
+        log.info(f"a trie of {n:,} items")
         codes = rng.integers(0, SIZE, (n, LEVELS)).astype(np.uint8)
         started = time.perf_counter()
         trie = Trie.build(codes, SIZE)

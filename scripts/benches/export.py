@@ -14,9 +14,9 @@ import torch
 from benches import interleaved
 from benches.decode import SIZE, made_up
 from benches.labels import encodings
-from distill.artifacts import Stage, write_json
-from distill.catalog import PAD, Dataset, write_dataset
-from distill.semantic_ids import SemanticIDs, write_codes
+from distill.data.dataset import PAD, Dataset, write_dataset
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.semantic_ids.ids import SemanticIDs, write_codes
 from teacher import model as models
 from teacher.engines import prompt_rows
 from teacher.engines.hf import HFEngine
@@ -79,9 +79,9 @@ def made_up_run(folder: Path, seed: int) -> Path:
     names = [f"i{number}" for number in range(len(codes))]
     sequences = [rng.integers(0, len(codes), 4 + rng.geometric(1 / 4.3)) for _ in range(2000)]
     nothing = Config()
-    with Stage("dataset", nothing, folder / "dataset").write() as part:
+    with ArtifactJob("dataset", nothing, folder / "dataset").write() as part:
         write_dataset(part, pa.table({"item_id": names}), [f"u{u}" for u in range(len(sequences))], sequences)
-    with Stage("semantic_ids", nothing, folder / "semantic_ids").write() as part:
+    with ArtifactJob("semantic_ids", nothing, folder / "semantic_ids").write() as part:
         write_codes(part, names, codes)
         write_json(part / "report.json", {"codebook_size": SIZE})
     ids = SemanticIDs.load(folder / "semantic_ids")
@@ -90,7 +90,7 @@ def made_up_run(folder: Path, seed: int) -> Path:
     models.add_codewords(tokenizer, ids)
     # weights large enough that scores differ by more than rounding
     teacher = models.from_scratch(tokenizer, SIZES | {"initializer_range": 0.1}, MAX_TOKENS)
-    with Stage("teacher", nothing, folder / "teacher").write() as part:
+    with ArtifactJob("teacher", nothing, folder / "teacher").write() as part:
         teacher.save_pretrained(part)
         tokenizer.save_pretrained(part)
         facts = {"prompt": "stream", "max_history": MAX_HISTORY, "max_tokens": MAX_TOKENS}

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from benches import interleaved
-from distill import quantisers
-from distill.artifacts import UserError
-from distill.quantisers.collisions import relieve, resolve_collisions
-from distill.semantic_ids import collision_rate
+from distill.runtime.errors import UserError
+from distill.runtime.logs import progress_bar
+from distill.semantic_ids import quantisers
+from distill.semantic_ids.collisions import relieve, resolve_collisions
+from distill.semantic_ids.ids import collision_rate
 
 CHUNK = 1 << 14
 
@@ -98,7 +98,7 @@ def make(path: Path, config: Config) -> None:
     spectrum = (1 + np.arange(config.dim, dtype=np.float32)) ** -0.5  # as in embeddings of texts: few strong directions
     centers = [scale * rng.standard_normal((count, config.dim), np.float32) for count, scale in ((300, 1), (5000, 0.5))]
     x = np.lib.format.open_memmap(path, "w+", np.float32, (config.items, config.dim))
-    for start in tqdm(range(0, config.items, CHUNK), desc="making embeddings", unit="chunk"):
+    for start in progress_bar(range(0, config.items, CHUNK), desc="making embeddings", unit="chunk"):
         count = min(CHUNK, config.items - start)
         rows = 0.3 * rng.standard_normal((count, config.dim), np.float32)
         for center in centers:

@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 
 from benches import interleaved
-from distill.artifacts import Stage, UserError, say
-from distill.catalog import Examples
-from distill.soft_labels import ENCODINGS, LabelStore, encode_shard, kl, write_index, write_shard
+from distill.data.dataset import Examples
+from distill.labels.encodings import ENCODINGS, kl
+from distill.labels.schema import write_index
+from distill.labels.store import LabelStore
+from distill.labels.writer import encode_shard, write_shard
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
 
 LEVELS, SIZE, KEEP, ITEMS = 4, 256, 16, 10_000
 ENTROPY = (4.3, 4.1, 2.1, 1.6)  # nats, level by level: of a small teacher on Instruments, the vaguest we have
@@ -106,7 +111,7 @@ def stored(folder: Path, rows: int) -> tuple[Any, ...]:
 def one_shard(folder: Path, shard: tuple[Any, ...], encoding: str, copies: int = 1) -> LabelStore:
     """A finished set of one shard, or of many copies of it."""
     facts = {"levels": LEVELS, "codebook_size": shard[-1].shape[2], "scope": "level", "keep": KEEP}
-    with Stage("soft_labels", Config(), folder).write() as part:
+    with ArtifactJob("soft_labels", Config(), folder).write() as part:
         (part / "data").mkdir()
         said = [write_shard(part / "data" / "00000.parquet", *shard, encoding)]
         for number in range(1, copies):
@@ -121,7 +126,7 @@ def streaming(rows: int, shard_rows: int, seed: int) -> dict[str, float]:
     shard = made_up(shard_rows, np.random.default_rng(seed))
     with tempfile.TemporaryDirectory() as folder:
         copies = -(-rows // shard_rows)
-        say(f"{copies} shards of {shard_rows} targets")
+        log.info(f"{copies} shards of {shard_rows} targets")
         store = one_shard(Path(folder) / "labels", shard, "u8", copies)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started, seen = time.perf_counter(), 0

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benches import resident
-from distill import objectives
+from distill import losses
+from distill.runtime.logs import progress_bar
 from student.models.large import Large, LargeConfig, add_lora, strip
 
 LEVELS, SIZE = 4, 256
@@ -70,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
     model = network(config)
     figures: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back at once: peaks are those of tensors
-    bar = tqdm(total=len(WAYS) * len(config.batches), desc="large", unit="process")
+    bar = progress_bar(total=len(WAYS) * len(config.batches), desc="large", unit="process")
     for batch in config.batches:
         lines = {}
         for way in WAYS:
@@ -139,9 +139,9 @@ def loss(model: Large, way: str, batch: int, k: int, items: int) -> torch.Tensor
     else:
         alone = model(history.repeat_interleave(max(k, 1), dim=0), candidates.flatten(0, 1)[:, None])
         log_probs = alone.view(*candidates.shape, SIZE)
-    value = objectives.distill(log_probs[:, 0], teacher, 1.0, candidates[:, 0], 0.0).mean()
+    value = losses.distill(log_probs[:, 0], teacher, 1.0, candidates[:, 0], 0.0).mean()
     if k:
-        value = value + objectives.rank(objectives.sequence_score(log_probs, candidates), 0.001).mean()
+        value = value + losses.rank(losses.sequence_score(log_probs, candidates), 0.001).mean()
     return value
 
 

@@ -28,15 +28,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from benches import resident
-from distill import artifacts, sources
-from distill.artifacts import Stage, say, write_json
-from distill.catalog import Dataset, as_lists, write_dataset
-from distill.launch import accelerator
-from distill.semantic_ids import SemanticIDs, write_codes
+from distill.data import sources
+from distill.data.dataset import Dataset, as_lists, write_dataset
+from distill.runtime import artifacts
+from distill.runtime.accelerator import accelerator
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.logs import log, progress_bar
+from distill.semantic_ids.ids import SemanticIDs, write_codes
 from teacher import model as models
 from teacher.tasks import TASKS, Batch, Samples, TaskData, batches, collate, padded_size
 
@@ -116,11 +117,11 @@ def made_up(folder: Path, seed: int) -> Path:
     """A run's folder with the demo's shop and random IDs."""
     shop = sources.reader("demo").read(None, sources.Options(seed=seed, users=2000))
     made_of = Config(seed=seed)
-    with Stage("dataset", made_of, folder / "dataset").write() as into:
+    with ArtifactJob("dataset", made_of, folder / "dataset").write() as into:
         write_dataset(into, shop.items, shop.user_ids, as_lists(shop.values, shop.offsets, pa.int32()))
     dataset = artifacts.read(folder / "dataset", "dataset")
     codes = np.random.default_rng(seed).integers(0, 256, (shop.items.num_rows, 4))
-    with Stage("semantic_ids", made_of, folder / "semantic_ids", [dataset]).write() as into:
+    with ArtifactJob("semantic_ids", made_of, folder / "semantic_ids", [dataset]).write() as into:
         write_codes(into, shop.items["item_id"].to_pylist(), codes)
         write_json(into / "report.json", {"codebook_size": 256})
     return folder
@@ -155,7 +156,7 @@ def speed(config: Config, run: Path, folder: Path) -> dict[str, Any]:
         contenders[name] = (ours(copy.deepcopy(model), samples, groups, tokenizer.pad_token_id, acc), with_padding)
     contenders["trainer"] = theirs(copy.deepcopy(model), samples, at_once, tokenizer, config.seed, folder)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in tqdm(range(config.repeats + 1), desc="steps", unit="round"):
+    for number in progress_bar(range(config.repeats + 1), desc="steps", unit="round"):
         for name, (work, _) in contenders.items():
             taken = work()
             if number > 0:
@@ -255,14 +256,14 @@ def theirs(
 
 def memory(config: Config, run: Path, folder: Path) -> dict[str, float]:
     """Peak MiB of each mode, each in a fresh process, beyond what the process had before it loaded the base."""
-    say("memory: a base of its own for all modes")
+    log.info("memory: a base of its own for all modes")
     bare = teacher_config(config, run, sizes=config.large)
     dataset = Dataset.load(run / "dataset")
     tokenizer = models.train_tokenizer(dataset.texts(), bare.vocab_size)
     models.from_scratch(tokenizer, config.large, bare.max_tokens).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     figures = {}
-    for mode in tqdm(MODES, desc="memory", unit="mode"):
+    for mode in progress_bar(MODES, desc="memory", unit="mode"):
         settings = asdict(teacher_config(config, run, mode=mode, base=str(folder / "base"))) | {"batch_tokens": 256}
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             figures[f"peak_mib_{mode}"] = pool.apply(peak, (settings, config.steps))

@@ -21,17 +21,18 @@ import numpy as np
 import torch
 from scipy.stats import lognorm
 from torch import nn
-from tqdm import tqdm
 
 from benches import interleaved, resident
-from distill.artifacts import Artifact, UserError
-from distill.catalog import PAD, Dataset
-from student.feed import Batch, Feed, Prefetched
-from student.loop import batch_loss, feed
+from distill.data.dataset import PAD, Dataset
+from distill.runtime.artifacts import Artifact
+from distill.runtime.errors import UserError
+from distill.runtime.logs import progress_bar
+from student.batches import Batch, Feed, Prefetched
 from student.models import BACKBONES
 from student.models.layers import Prefixes
 from student.models.seq2seq import Seq2Seq
 from student.train import Config as Training
+from student.trainer import batch_loss, feed
 from student.variants import Loss
 
 LEVELS, SIZE, ITEMS = 4, 256, 9922
@@ -83,7 +84,7 @@ def main(config: Config) -> dict[str, Any]:
         **{f"{name}_{loss}": bench.ours(f"{name}_{loss}", name, loss) for name in BACKBONES for loss in LOSSES},
     }
     clock = time.process_time if config.cpu_time else time.perf_counter
-    bar = tqdm(total=len(contenders) * (config.repeats + 1), desc="train", unit="round")
+    bar = progress_bar(total=len(contenders) * (config.repeats + 1), desc="train", unit="round")
     contenders = {name: counted(name, work, bar, clock) for name, work in contenders.items()}
     seconds = interleaved(contenders, config.repeats, clock=clock)
     seconds = {name: value / bench.trained[name] for name, value in seconds.items()}
@@ -99,7 +100,7 @@ def main(config: Config) -> dict[str, Any]:
     figures["time_dwr_vs_repeated"] = seconds["seq2seq_dwr"] / seconds["repeated"]
     cases = [(name, loss) for name in BACKBONES for loss in ("distill", "dwr")]
     peaks = {}
-    for case in tqdm(cases, desc="memory", unit="process"):
+    for case in progress_bar(cases, desc="memory", unit="process"):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             peaks[case] = pool.apply(peak, (config, *case))
     for name, end in ENDS.items():
@@ -115,7 +116,7 @@ def spread_over(many: int, few: int) -> np.ndarray:
     return ((np.arange(few) + 0.5) * many / few).astype(int)
 
 
-def counted(name: str, work: Callable[[], None], bar: tqdm, clock: Callable[[], float]) -> Callable[[], None]:
+def counted(name: str, work: Callable[[], None], bar: progress_bar, clock: Callable[[], float]) -> Callable[[], None]:
     """The same, and its seconds on the bar."""
 
     def done() -> None:

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from distill import objectives
-from distill.artifacts import Stage, UserError, say, write_json
-from distill.catalog import PAD, Dataset, Examples
-from distill.launch import accelerator, share
+from distill import losses
+from distill.data.dataset import PAD, Dataset, Examples
+from distill.labels.store import LabelBlock, LabelStore
 from distill.metrics import hit_ranks, ndcg
-from distill.soft_labels import LabelBlock, LabelStore
+from distill.runtime.accelerator import accelerator, share
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log, progress_bar
 from student.baselines.scorer import NETWORKS, Scorer
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Candidates(NamedTuple):
     scores: Tensor
 
 
-def train(config: Config, folders: list[Path], stage: Stage) -> None:
+def train(config: Config, folders: list[Path], stage: ArtifactJob) -> None:
     """Train one network, keep its best epoch, save.
 
     Args:
@@ -63,7 +64,7 @@ def train(config: Config, folders: list[Path], stage: Stage) -> None:
     dataset = Dataset.load(folders[0])
     labels = LabelStore.open(folders[1]).load() if config.loss != "ce" else None
     acc = accelerator(seed=config.seed)
-    hide = dataset.hides_bought(config.exclude_bought)
+    hide = dataset.resolve_exclude_bought(config.exclude_bought)
     network, sizes = NETWORKS[config.network]
     asked = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
     asked = {name: value for name, value in asked.items() if value is not None}  # otherwise the network's own
@@ -73,7 +74,9 @@ def train(config: Config, folders: list[Path], stage: Stage) -> None:
     data, taught = windows(dataset, config.max_history, labels), candidates(labels)
     valid = dataset.examples("valid", config.max_history)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: config.valid_users])
-    say(f"{config.network}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(data.inputs):,} sequences")
+    log.info(
+        f"{config.network}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(data.inputs):,} sequences"
+    )
 
     optimizer = torch.optim.AdamW(
         model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
@@ -85,7 +88,7 @@ def train(config: Config, folders: list[Path], stage: Stage) -> None:
     wrapped, optimizer = acc.prepare(model, optimizer)
     curve, waited = [], 0
     best, best_state = -1.0, None
-    bar = tqdm(total=config.epochs * a_pass, desc=config.network, unit="step", disable=not acc.is_main_process)
+    bar = progress_bar(total=config.epochs * a_pass, desc=config.network, unit="step", disable=not acc.is_main_process)
     for epoch in range(config.epochs):
         wrapped.train()
         total = 0.0
@@ -116,7 +119,7 @@ def train(config: Config, folders: list[Path], stage: Stage) -> None:
         with stage.write() as folder:
             scorer.save_pretrained(folder)
             write_json(folder / "curve.json", curve)
-        say(f"{config.network}: validation NDCG@10 {best:.4f}")
+        log.info(f"{config.network}: validation NDCG@10 {best:.4f}")
     acc.end_training()
 
 
@@ -162,7 +165,7 @@ def batch_loss(model: nn.Module, part: Windows, taught: Candidates | None, confi
     own = log_probs.gather(1, items.clamp(min=0))
     lessons = torch.zeros(len(own), device=own.device)
     if "rank" in config.loss:
-        lessons = lessons + objectives.rank(own, config.margin, present)
+        lessons = lessons + losses.rank(own, config.margin, present)
     if "list" in config.loss:
         scores = taught.scores[rows.clamp(min=0)].to(device) / config.temperature
         weight = torch.softmax(scores.masked_fill(~present, -1e9), dim=-1) * present

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from distill.artifacts import UserError, write_json
-from distill.catalog import PAD, by_length
+from distill.data.dataset import PAD, batches_by_length
+from distill.runtime.artifacts import write_json
+from distill.runtime.errors import UserError
 from student.baselines.gru4rec import GRU4Rec, GRUConfig
 from student.baselines.sasrec import SASRec, SASRecConfig
 
@@ -57,7 +58,7 @@ class Scorer:
         """Log-probabilities of all items after histories padded with -1 on the right [users, n_items]."""
         weights, limit = self.model.items.weight, self.model.config.max_history
         out = np.empty((len(histories), len(weights)), np.float32)
-        for rows, part in by_length(histories, 256):
+        for rows, part in batches_by_length(histories, 256):
             lengths = (part != PAD).sum(1)
             first = np.maximum(lengths - limit, 0)  # only the last items have a place
             take = np.minimum(first[:, None] + np.arange(min(part.shape[1], limit)), part.shape[1] - 1)

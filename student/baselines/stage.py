@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from distill import artifacts
-from distill.artifacts import Stage, UserError
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.errors import UserError
 
 NETWORKS = ("sasrec", "gru4rec")
 LOSSES = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}  # of a student's variant
@@ -88,7 +89,7 @@ def make(config: Config) -> Path:
     if config.loss != "ce":
         inputs.append(artifacts.read(config.soft_labels or config.run / "soft_labels", "soft_labels"))
     output = place(config)
-    stage = Stage("baseline", config, output, inputs, overwrite=config.overwrite)
+    stage = ArtifactJob("baseline", config, output, inputs, overwrite=config.overwrite)
     if not stage.is_finished():
         from student.baselines.loop import train
 

@@ -56,7 +56,7 @@ class CausalConfig:
     max_distance: int = 128
 
 
-class Memory(NamedTuple):
+class EncodedHistory(NamedTuple):
     """A history that was read: every layer's keys and values [batch, heads, length, d_head], the additive mask of its
     padding [batch, 1, 1, length], its number of tokens [batch], and the state after the last one [batch, d_model]."""
 
@@ -130,7 +130,7 @@ class Causal(nn.Module):
         rest = chosen_log_probs(states, self.head, items[..., 1:], scope)
         return own, torch.cat([heads[..., None], rest], dim=-1)
 
-    def encode(self, codes: Tensor) -> Memory:
+    def encode(self, codes: Tensor) -> EncodedHistory:
         """Read histories.
 
         Args:
@@ -140,7 +140,7 @@ class Causal(nn.Module):
         x, keys, values = self.read(self.embedding(tokens))
         lengths = (tokens > 0).sum(1)
         last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
-        return Memory(keys, values, padding_mask(tokens, x.dtype), lengths, x.gather(1, last).squeeze(1))
+        return EncodedHistory(keys, values, padding_mask(tokens, x.dtype), lengths, x.gather(1, last).squeeze(1))
 
     def read(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """States after each token, whose embeddings these are [batch, length, d_model], and every layer's keys and
@@ -155,7 +155,7 @@ class Causal(nn.Module):
         return self.dropout(self.norm(x)), keys, values
 
     def attach(self, items: Tensor, keys: list[Tensor], values: list[Tensor], places: Tensor) -> Tensor:
-        """States after each codeword but the last of candidates that hang from a history.
+        """States after each codeword but the last of candidates that continue a history.
 
         Args:
             items: codewords [batch, groups, k, levels]; the candidates of a group stand at one place.
@@ -193,13 +193,13 @@ class Causal(nn.Module):
         bias = (table or self.bias)(relative_buckets(distance, False, c.buckets, c.max_distance)).movedim(-1, -3)
         return bias.masked_fill((distance > 0).unsqueeze(-3), torch.finfo(bias.dtype).min)
 
-    def beside(self, memory: Memory, after: int) -> Tensor:
+    def beside(self, memory: EncodedHistory, after: int) -> Tensor:
         """Bias of a token, `after` places after the history, towards the history [batch, heads, 1, length]."""
         at = memory.lengths[:, None] + after
         place = torch.arange(memory.mask.shape[-1], device=at.device)
         return self.relative((place - at[..., None]).clamp(max=0)) + memory.mask
 
-    def log_probs(self, memory: Memory, items: Tensor, scope: str = "level") -> Tensor:
+    def log_probs(self, memory: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
         """Teacher-forced log-probabilities of every codeword at every position.
 
         Args:
@@ -214,12 +214,12 @@ class Causal(nn.Module):
         first = memory.state[:, None, None].expand(-1, items.shape[1], -1, -1)
         return forced_log_probs(torch.cat([first, x], dim=2), self.head, scope)
 
-    def step(self, memory: Memory, scope: str = "level") -> CachedStep:
+    def step(self, memory: EncodedHistory, scope: str = "level") -> CachedStep:
         """A fresh step function for `beam_search`; scores over the level's codewords, or over "all" levels'."""
         return CachedStep(self, memory, len(self.layers), scope)
 
     def next_codeword(
-        self, level: int, tokens: Tensor | None, past: list[list[Pair]], memory: Memory, scope: str = "level"
+        self, level: int, tokens: Tensor | None, past: list[list[Pair]], memory: EncodedHistory, scope: str = "level"
     ) -> tuple[Tensor, list[Pair]]:
         """As `Seq2Seq.next_codeword`; `tokens` is None for the first codeword, which the history's last state tells."""
         if tokens is None:

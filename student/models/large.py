@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from distill.artifacts import UserError
-from distill.tree import Branches, additive, hang
+from distill.decoding.tree_attention import BeamTree, additive, candidate_attention_mask
+from distill.runtime.errors import UserError
 from student.models.causal import Positions
 from student.models.layers import among_all, chosen_log_probs, forced_log_probs, history_tokens, level_log_probs
 
 if TYPE_CHECKING:
-    from distill.semantic_ids import SemanticIDs
+    from distill.semantic_ids.ids import SemanticIDs
 
 ALPHA = 4  # LoRA's alpha, times its rank (LC-Rec: 8 and 32)
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,7 +57,7 @@ class LargeConfig:
     checkpointing: bool = False
 
 
-class Memory(NamedTuple):
+class EncodedHistory(NamedTuple):
     """A history that was read: its keys and values, tokens of each row [batch], padded width, and the state after the
     last token [batch, hidden]."""
 
@@ -137,7 +137,7 @@ class Large(nn.Module):
         rest = chosen_log_probs(candidates, self.head, items[..., 1:], scope)
         return own, torch.cat([heads[..., None], rest], dim=-1)
 
-    def encode(self, codes: Tensor) -> Memory:
+    def encode(self, codes: Tensor) -> EncodedHistory:
         """Read histories for `log_probs` and `step`, which go on from their keys and values.
 
         Args:
@@ -147,23 +147,23 @@ class Large(nn.Module):
         lengths = 1 + (codes[..., 0] >= 0).sum(1) * self.config.levels
         states = self.run(tokens, *running(tokens), cache)
         state = states.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
-        return Memory(cache, lengths, tokens.shape[1], state)
+        return EncodedHistory(cache, lengths, tokens.shape[1], state)
 
-    def log_probs(self, memory: Memory, items: Tensor, scope: str = "level") -> Tensor:
+    def log_probs(self, memory: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
         """Teacher-forced log-probabilities of every codeword at every position; as `Causal.log_probs`."""
         batch, k, levels = items.shape
-        visible, positions = hang(memory.lengths[:, None], k, levels - 1, memory.width)
+        visible, positions = candidate_attention_mask(memory.lengths[:, None], k, levels - 1, memory.width)
         states = self.run(self.numbers(items).flatten(1), visible, positions, fork(memory.cache))
         first = memory.state[:, None, None].expand(-1, k, -1, -1)
         states = torch.cat([first, states.view(batch, k, levels - 1, -1)], dim=2)
         return forced_log_probs(states, self.head, scope)
 
-    def step(self, memory: Memory, scope: str = "level") -> TreeStep:
+    def step(self, memory: EncodedHistory, scope: str = "level") -> TreeStep:
         """A fresh step function for `beam_search`; scores over the level's codewords, or over "all" levels'."""
         return TreeStep(self, memory, scope)
 
     def read(self, tokens: Tensor, items: Tensor | None, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Sequences and the candidates that hang from them, in one pass.
+        """Sequences and the candidates that continue them, in one pass.
 
         Args:
             tokens: of the sequences [batch, width].
@@ -178,7 +178,7 @@ class Large(nn.Module):
         if items is None:
             return self.run(tokens, visible, positions), None
         (_, _, k, levels), width = items.shape, tokens.shape[1]
-        beside, theirs = hang(1 + places * levels, k, levels - 1, width)
+        beside, theirs = candidate_attention_mask(1 + places * levels, k, levels - 1, width)
         visible = torch.cat([F.pad(visible, (0, beside.shape[1])), beside], dim=1)
         tokens = torch.cat([tokens, self.numbers(items).flatten(1)], dim=1)
         states = self.run(tokens, visible, torch.cat([positions, theirs], dim=1))
@@ -234,9 +234,9 @@ class Large(nn.Module):
 class TreeStep:
     """`beam.Step` of `Large`: the beams are a tree in one growing cache, which begins with the history's."""
 
-    def __init__(self, model: Large, memory: Memory, scope: str):
+    def __init__(self, model: Large, memory: EncodedHistory, scope: str):
         self.model, self.scope, self.state = model, scope, memory.state
-        self.cache, self.branches = fork(memory.cache), Branches(memory.lengths, memory.width)
+        self.cache, self.branches = fork(memory.cache), BeamTree(memory.lengths, memory.width)
 
     def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
         states = self.state[:, None]
@@ -267,7 +267,7 @@ def load(
 
     Raises:
         UserError: no such checkpoint, codewords of another codebook, a window that is too short, or a model whose
-            candidates cannot hang from one history.
+            candidates cannot share one history.
     """
     frozen = HALVES.get(precision, torch.float32) if lora_rank else torch.float32
     options = {"trust_remote_code": False, "local_files_only": True}
@@ -336,7 +336,7 @@ def codeword_rows(tokenizer, ids: SemanticIDs, folder: Path) -> Tensor | None:
 
 @torch.no_grad()
 def try_out(made: Large, whole: PreTrainedModel, rows: Tensor, start: int, folder: Path) -> None:
-    """Refuse a language model for which candidates that hang from one history are not as if alone.
+    """Refuse a language model for which candidates that share one history would not score as if alone.
 
     It may take no positions, heed no mask (state-space layers), or do something to its logits after the head. Two
     candidates after two items are compared with plain forward passes.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from student.models.causal import Causal, CausalConfig, Memory, Positions
+from student.models.causal import Causal, CausalConfig, EncodedHistory, Positions
 from student.models.layers import (
     EncoderLayer,
     among_all,
@@ -69,7 +69,7 @@ class Nested(Causal):
         rest = chosen_log_probs(inner, self.head, items[..., 1:], scope)
         return own, torch.cat([heads[..., None], rest], dim=-1).unflatten(0, at.groups.shape)
 
-    def encode(self, codes: Tensor) -> Memory:
+    def encode(self, codes: Tensor) -> EncodedHistory:
         """Read histories; what is kept of each is one token."""
         last = ((codes[..., 0] >= 0).sum(1) - 1).clamp(min=0)
         return self.begin(self.states(codes)[torch.arange(len(codes), device=codes.device), last])
@@ -83,8 +83,8 @@ class Nested(Causal):
             x, _, _ = layer(x, bias)
         return self.outer_norm(x)
 
-    def begin(self, states: Tensor) -> Memory:
+    def begin(self, states: Tensor) -> EncodedHistory:
         """The inner decoder after its first token, the outer one's state [batch, d_model]."""
         x, keys, values = self.read(states[:, None])
         ones = torch.ones(len(x), device=x.device, dtype=torch.long)
-        return Memory(keys, values, x.new_zeros(len(x), 1, 1, 1), ones, x[:, 0])
+        return EncodedHistory(keys, values, x.new_zeros(len(x), 1, 1, 1), ones, x[:, 0])

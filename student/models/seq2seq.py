@@ -64,7 +64,7 @@ class Seq2SeqConfig:
     max_items: int = 32
 
 
-class Memory(NamedTuple):
+class EncodedHistory(NamedTuple):
     """An encoded history: cross-attention keys and values of every decoder layer [batch, heads, length, d_head], and
     the additive mask of its padding [batch, 1, 1, length]."""
 
@@ -98,7 +98,7 @@ class Seq2Seq(nn.Module):
         """`log_probs` of candidates after histories; see `encode` for the shapes."""
         return self.log_probs(self.encode(history), items, scope)
 
-    def encode(self, codes: Tensor) -> Memory:
+    def encode(self, codes: Tensor) -> EncodedHistory:
         """Encode histories.
 
         Args:
@@ -118,9 +118,9 @@ class Seq2Seq(nn.Module):
             x, _, _ = layer(x, bias, packing)
         x = self.dropout(self.encoder_norm(x))
         pairs = [layer.cross.keys_values(x, packing) for layer in self.decoder]
-        return Memory([key for key, _ in pairs], [value for _, value in pairs], mask)
+        return EncodedHistory([key for key, _ in pairs], [value for _, value in pairs], mask)
 
-    def log_probs(self, memory: Memory, items: Tensor, scope: str = "level") -> Tensor:
+    def log_probs(self, memory: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
         """Teacher-forced log-probabilities of every codeword at every position.
 
         Args:
@@ -141,12 +141,12 @@ class Seq2Seq(nn.Module):
         states = packing.pad(self.dropout(self.decoder_norm(x)))
         return forced_log_probs(tree.each(states), self.head, scope)
 
-    def step(self, memory: Memory, scope: str = "level") -> CachedStep:
+    def step(self, memory: EncodedHistory, scope: str = "level") -> CachedStep:
         """A fresh step function for `beam_search`; scores over the level's codewords, or over "all" levels'."""
         return CachedStep(self, memory, len(self.decoder), scope)
 
     def next_codeword(
-        self, level: int, tokens: Tensor | None, past: list[list[Pair]], memory: Memory, scope: str = "level"
+        self, level: int, tokens: Tensor | None, past: list[list[Pair]], memory: EncodedHistory, scope: str = "level"
     ) -> tuple[Tensor, list[Pair]]:
         """Log-probabilities of one more codeword for every beam: a pure function of static shapes.
 

@@ -1,77 +1,19 @@
-"""What runs a teacher: one protocol, one file an engine. Engines are imported where they are used."""
+"""Engines that run a teacher, one a file; each implements `distill.teachers.engine.Engine`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distill.artifacts import UserError
-from distill.catalog import PAD, Dataset
-from distill.semantic_ids import SemanticIDs
+from distill.data.dataset import PAD, Dataset
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from teacher.tasks import TaskData
-
-Scope = Literal["level", "all"]
-
-
-class Engine(Protocol):
-    """A teacher that can be asked. All log-probabilities are over the full vocabulary, in float32.
-
-    Attributes:
-        data: knows the prompts and the codewords' token numbers.
-        prompt: how the teacher is asked, "stream" or "seqrec".
-    """
-
-    data: TaskData
-    prompt: str
-
-    def beams(
-        self, histories: np.ndarray, width: int, exclude_bought: bool = True, constrained: bool = True
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The likeliest items after each history.
-
-        Args:
-            histories: item numbers, oldest first, padded with -1 [users, length].
-            width: beams.
-            exclude_bought: leave out the history's items.
-            constrained: only valid IDs; otherwise any codewords, and items are -1 where there is none.
-
-        Returns:
-            Item numbers, best first, -1 for none, and their log P(v|S); both [users, width].
-        """
-        ...
-
-    def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray, scope: Scope = "level") -> Tensor:
-        """Teacher-forced log-probabilities of codewords at each of the target's positions.
-
-        Args:
-            histories: as for `beams` [rows, length].
-            targets: the items that are forced [rows].
-            scope: "level": the codewords of the position's level; "all": those of all levels, level after level.
-
-        Returns:
-            [rows, levels, codebook_size], or [rows, levels, levels * codebook_size]; what a row lacks to 1 is the mass
-            outside it.
-        """
-        ...
-
-    def stream_logprobs(self, sequences: np.ndarray, scope: Scope = "level") -> Tensor:
-        """`codeword_logprobs` of every item of running sequences; only for teachers asked with "stream".
-
-        Args:
-            sequences: item numbers, padded with -1 on the right [users, length].
-            scope: as for `codeword_logprobs`.
-
-        Returns:
-            [users, length, levels, ...]; rows of padding mean nothing.
-        """
-        ...
 
 
 def prompt_rows(data: TaskData, prompt: str, histories: np.ndarray) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """The Hugging Face engine: exact beams and codeword distributions from plain PyTorch, on any device.
 
-All beams of a user hang from one encoded prompt as a tree: every new codeword is one more query whose attention mask
+All beams of a user share one encoded prompt, as a tree: every new codeword is one more query whose attention mask
 shows it the prompt and its own ancestors. Nothing is repeated per beam and no cache is reordered.
 """
 
@@ -14,12 +14,12 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from distill.artifacts import UserError
-from distill.beam import score_all, search, to_items
-from distill.catalog import PAD, Dataset
-from distill.semantic_ids import SemanticIDs
-from distill.tree import Branches, additive
-from distill.trie import Trie
+from distill.data.dataset import PAD, Dataset
+from distill.decoding.beam_search import score_all, search, to_items
+from distill.decoding.tree_attention import BeamTree, additive
+from distill.decoding.trie import Trie
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs
 from teacher.engines import open_teacher
 from teacher.tasks import TaskData
 
@@ -75,7 +75,7 @@ class HFEngine:
 
     @torch.inference_mode()
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Exact log P(v|S) of a few items a history; they hang from the prompt, which is read once.
+        """Exact log P(v|S) of a few items a history; they share the prompt, which is encoded once.
 
         Args:
             histories: item numbers, oldest first, padded with -1 [rows, length].
@@ -170,7 +170,7 @@ class TreeStep:
     def __init__(self, model, token_of: Tensor, prompts: Tensor, lengths: Tensor):
         self.model, self.token_of, self.prompts, self.lengths = model, token_of, prompts, lengths
         self.cache = DynamicCache(config=model.config)
-        self.branches = Branches(lengths, prompts.shape[1])
+        self.branches = BeamTree(lengths, prompts.shape[1])
 
     def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
         model = self.model

@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.artifacts import UserError
-from distill.beam import search, to_items
-from distill.catalog import PAD, Dataset
-from distill.semantic_ids import SemanticIDs
-from distill.trie import Trie
-from teacher.engines import Scope, open_teacher, prompt_rows
+from distill.data.dataset import PAD, Dataset
+from distill.decoding.beam_search import search, to_items
+from distill.decoding.trie import Trie
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs
+from distill.teachers.engine import Scope
+from teacher.engines import open_teacher, prompt_rows
 from teacher.tasks import TaskData
 
 WANTED_LIMIT = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS: tokens that one request may ask about

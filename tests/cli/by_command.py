@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from distill import embeddings
-from distill.artifacts import Stage
-from distill.catalog import write_dataset
-from distill.config import run
+from distill.data.dataset import write_dataset
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.config import run
+from distill.semantic_ids import embeddings
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = {"embed_items.py": "demo/embeddings.yaml", "build_semantic_ids.py": "demo/semantic_ids.yaml"}
@@ -32,12 +32,12 @@ class Nothing:
 def make_dataset(root, titles, ids=None, name="dataset"):
     ids = ids or [f"item{i}" for i in range(len(titles))]
     items = pa.table({"item_id": ids, "title": titles, "categories": [title.split(" ")[-1] for title in titles]})
-    with Stage("dataset", Nothing(), root / name).write() as folder:
+    with ArtifactJob("dataset", Nothing(), root / name).write() as folder:
         write_dataset(folder, items, ["u", "v"], [np.array([0, 1, 2]), np.array([2, 1, 0, 3])])
 
 
 def make_embeddings(root, rows, name="embeddings"):
-    with Stage("embeddings", Nothing(), root / name).write() as folder:
+    with ArtifactJob("embeddings", Nothing(), root / name).write() as folder:
         embeddings.write(folder, np.asarray(rows, dtype=np.float32), [f"item{i}" for i in range(len(rows))])
 
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from by_command import TITLES, Nothing, command_of, real_command
 
-from distill.artifacts import Stage
-from distill.catalog import write_dataset
+from distill.data.dataset import write_dataset
+from distill.runtime.artifacts import ArtifactJob
 
 CONFIGS = {
     "embeddings": {"dim": 8},
@@ -21,7 +21,7 @@ def test_one_cell_and_the_floor(tmp_path):
     rng = np.random.default_rng(0)
     users = [f"u{i}" for i in range(30)]
     items = pa.table({"item_id": [f"item{i}" for i in range(20)], "title": TITLES})
-    with Stage("dataset", Nothing(), tmp_path / "dataset").write() as folder:
+    with ArtifactJob("dataset", Nothing(), tmp_path / "dataset").write() as folder:
         write_dataset(folder, items, users, [rng.permutation(20)[: rng.integers(4, 9)] for _ in users])
     (tmp_path / "configs").mkdir()
     for name, values in CONFIGS.items():

@@ -9,8 +9,8 @@ import pytest
 from by_command import TITLES, command, make_dataset, make_embeddings, real_command, refused, write_json
 from safetensors.numpy import load_file
 
-from distill import quantisers
-from distill.semantic_ids import SemanticIDs
+from distill.semantic_ids import quantisers
+from distill.semantic_ids.ids import SemanticIDs
 
 SHORT = ["--rqvae.epochs", "30", "--rqvae.warmup_epochs", "10", "--rqvae.hidden", "[16]"]
 FAST = ["--codebook_size", "8", "--levels", "3", *SHORT]

@@ -5,8 +5,8 @@ import pytest
 from by_command import KINDS, LINES, TITLES, command, make_dataset, real_command, refused
 from safetensors.numpy import load_file
 
-from distill import collaborative, embeddings
-from distill.catalog import Dataset
+from distill.data.dataset import Dataset
+from distill.semantic_ids import cooccurrence, embeddings
 
 
 def rows(root, name="embeddings"):
@@ -107,7 +107,7 @@ def test_minilm_knows_what_words_mean(tmp_path):
     cosines = found @ found.T
     assert min(cosines[0, 1], cosines[2, 3]) > max(cosines[0, 2], cosines[0, 3], cosines[1, 2], cosines[1, 3]) + 0.2
     # any sentence-transformers folder goes by the same road
-    from distill.embedders import minilm_folder
+    from distill.semantic_ids.embedders import minilm_folder
 
     words = ["--embedder", "sentence", "--model", minilm_folder(), "--output", "again"]
     assert command("embed_items.py", tmp_path, *words)[0] == 0
@@ -128,7 +128,7 @@ def test_a_killed_command_goes_on_and_processes_share_the_work(tmp_path, tiny_mo
     ]
 
     killed = tmp_path / "embeddings.partial" / "shards"
-    import distill.embedders as module
+    import distill.semantic_ids.embedders as module
 
     real = module.hidden_state_encoder
 
@@ -169,8 +169,8 @@ def test_what_is_bought_together_joins_the_texts(tmp_path, how):
     assert code == 0, error
     assert "2 of 20 items were bought together" in error  # training parts: (0), (2, 1)
     dataset = Dataset.load(tmp_path / "dataset")
-    company = collaborative.embed(*dataset.training_sequences(), 20, 3, 20, 0)
-    expected, _ = collaborative.join(rows(tmp_path, "text"), company, how, 0.4)
+    company = cooccurrence.embed(*dataset.training_sequences(), 20, 3, 20, 0)
+    expected, _ = cooccurrence.join(rows(tmp_path, "text"), company, how, 0.4)
     np.testing.assert_allclose(rows(tmp_path), expected, atol=1e-5)
 
 

@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from unit.test_recommender import N_ITEMS, SIZE, shop
 
-from distill import artifacts, embeddings, floors
-from distill.artifacts import Stage, write_json
-from distill.catalog import Dataset, write_dataset
-from distill.config import run
-from distill.semantic_ids import write_codes
+from distill.baselines import counting
+from distill.data.dataset import Dataset, write_dataset
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.config import run
+from distill.semantic_ids import embeddings
+from distill.semantic_ids.ids import write_codes
 from student.baselines.scorer import NETWORKS, Scorer
 from student.recommender import Recommender
 
@@ -44,22 +46,22 @@ def make_run(root, users=50, seed=0, n_vectors=N_ITEMS):
     rng = np.random.default_rng(seed)
     starts = rng.integers(0, N_ITEMS, users)
     sequences = [(start + np.arange(rng.integers(4, 9))) % N_ITEMS for start in starts]  # what counting sees at once
-    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+    with ArtifactJob("dataset", Nothing(), root / "dataset").write() as folder:
         items = pa.table({"item_id": IDS, "title": [f"thing {number}" for number in range(N_ITEMS)]})
         write_dataset(folder, items, [f"u{user}" for user in range(users)], sequences)
     data = artifacts.read(root / "dataset", "dataset")
     student = shop(shared=False)
-    with Stage("semantic_ids", Nothing(), root / "semantic_ids", [data]).write() as folder:
+    with ArtifactJob("semantic_ids", Nothing(), root / "semantic_ids", [data]).write() as folder:
         write_codes(folder, IDS, student.codes.numpy())
         write_json(folder / "report.json", {"codebook_size": SIZE})
     codes = artifacts.read(root / "semantic_ids", "semantic_ids")
-    with Stage("embeddings", Nothing(), root / "embeddings", [data]).write() as folder:
+    with ArtifactJob("embeddings", Nothing(), root / "embeddings", [data]).write() as folder:
         embeddings.write(folder, rng.normal(size=(n_vectors, 4)).astype(np.float32), IDS[:n_vectors])
-    with Stage("student", Nothing(), root / "students/tiger", [data, codes]).write() as folder:
+    with ArtifactJob("student", Nothing(), root / "students/tiger", [data, codes]).write() as folder:
         student.save_pretrained(folder)
     for name, loss in (("sasrec-list", "list"), ("gru4rec", "ce")):
         network, sizes = NETWORKS[name.split("-")[0]]
-        with Stage("baseline", Loss(loss), root / "baselines" / name, [data]).write() as folder:
+        with ArtifactJob("baseline", Loss(loss), root / "baselines" / name, [data]).write() as folder:
             Scorer(network(sizes(N_ITEMS, dim=8)), {"network": name.split("-")[0]}).save_pretrained(folder)
 
 
@@ -122,8 +124,8 @@ def test_rows(evaluated):
 def test_lists_are_the_floors(evaluated):
     dataset = Dataset.load(evaluated / "dataset")
     lists = np.array(pq.read_table(evaluated / "evaluation/lists.parquet")["transitions"].to_pylist())
-    model = floors.Transitions(dataset, floors.TransitionSettings(window=2))
-    assert lists.tolist() == floors.recommend(model, dataset.examples("test"), 20).tolist()
+    model = counting.Transitions(dataset, counting.TransitionSettings(window=2))
+    assert lists.tolist() == counting.recommend(model, dataset.examples("test"), 20).tolist()
 
 
 def test_the_memory_is_chosen_on_validation_and_saved(evaluated):
@@ -138,7 +140,7 @@ def test_the_memory_is_chosen_on_validation_and_saved(evaluated):
     student = Recommender.from_pretrained(folder)
     dataset = Dataset.load(evaluated / "dataset")
     values, offsets = dataset.training_sequences()
-    counts = floors.count_transitions(values, offsets, N_ITEMS, 2, 0.7)
+    counts = counting.count_transitions(values, offsets, N_ITEMS, 2, 0.7)
     assert (student.memory.counts != counts).nnz == 0
     code, _, error = command("add_memory.py", "--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED)
     assert code == 0 and "finished, at" in error

@@ -18,14 +18,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distill import artifacts, soft_labels
 from distill import export_soft_labels as export
-from distill.artifacts import Stage, UserError, write_json
-from distill.catalog import write_dataset
-from distill.config import run
-from distill.labelling import Labels
-from distill.semantic_ids import write_codes
-from distill.soft_labels import LabelStore
+from distill.data.dataset import write_dataset
+from distill.labels import hub
+from distill.labels.labeller import Labels
+from distill.labels.store import LabelStore
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import write_codes
 
 N_ITEMS, LEVELS, SIZE, USERS = 30, 3, 8, 60
 
@@ -63,14 +65,14 @@ def shop(tmp_path_factory):
     names = [f"i{number}" for number in range(N_ITEMS)]
     sequences = [rng.permutation(N_ITEMS)[: rng.integers(4, 12)] for _ in range(USERS)]
     nothing = export.Config(run=root)
-    with Stage("dataset", nothing, root / "dataset").write() as folder:
+    with ArtifactJob("dataset", nothing, root / "dataset").write() as folder:
         write_dataset(folder, pa.table({"item_id": names}), [f"u{number}" for number in range(USERS)], sequences)
     data = artifacts.read(root / "dataset", "dataset")
-    with Stage("semantic_ids", nothing, root / "semantic_ids", [data]).write() as folder:
+    with ArtifactJob("semantic_ids", nothing, root / "semantic_ids", [data]).write() as folder:
         write_codes(folder, names, rng.integers(0, SIZE, (N_ITEMS, LEVELS)))
         write_json(folder / "report.json", {"codebook_size": SIZE})
     codes = artifacts.read(root / "semantic_ids", "semantic_ids")
-    with Stage("teacher", nothing, root / "teacher", [data, codes]).write() as folder:
+    with ArtifactJob("teacher", nothing, root / "teacher", [data, codes]).write() as folder:
         write_json(folder / "teacher.json", {})
     return root
 
@@ -210,7 +212,7 @@ def test_killed_while_it_finishes(shop, whole, tmp_path, monkeypatch, moment):
         if moment == "index":
             patch.setattr(export, "write_index", die)
         elif moment == "parts":
-            patch.setattr("distill.claims.shutil.rmtree", die)
+            patch.setattr("distill.labels.shard_queue.shutil.rmtree", die)
         elif moment == "manifest":
             patch.setattr(artifacts, "fingerprint", die)
         else:
@@ -347,7 +349,7 @@ def test_a_dry_run_writes_nothing(shop, whole, tmp_path, capsys):
 
 def test_push(shop, tmp_path):
     make(settings(shop, tmp_path / "labels", push=str(tmp_path / "pushed")))
-    pushed = soft_labels.load(str(tmp_path / "pushed"), cache_dir=str(tmp_path / "cache"))
+    pushed = hub.load(str(tmp_path / "pushed"), cache_dir=str(tmp_path / "cache"))
     assert len(pushed) == LabelStore.open(tmp_path / "labels").rows
 
 

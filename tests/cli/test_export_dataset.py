@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distill.artifacts import Stage, read, write_json
-from distill.catalog import Dataset, write_dataset
-from distill.semantic_ids import write_codes
+from distill.data.dataset import Dataset, write_dataset
+from distill.runtime.artifacts import ArtifactJob, read, write_json
+from distill.semantic_ids.ids import write_codes
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = pa.table(
@@ -34,7 +34,7 @@ class Nothing:
 
 
 def make(folder, items=ITEMS, times=TIMES, users=("v", "7", "u x"), ends=None):
-    with Stage("dataset", Nothing(), folder).write() as partial:
+    with ArtifactJob("dataset", Nothing(), folder).write() as partial:
         write_dataset(partial, items, list(users), [np.array(row) for row in SEQUENCES], times, ends)
     return read(folder, "dataset")
 
@@ -88,7 +88,7 @@ def test_recbole_texts_fit_their_fields(tmp_path):
 
 
 def make_ids(folder, dataset, n_items=4):
-    with Stage("semantic_ids", Nothing(), folder, [dataset]).write() as partial:
+    with ArtifactJob("semantic_ids", Nothing(), folder, [dataset]).write() as partial:
         write_codes(partial, [str(i) for i in range(n_items)], np.arange(3 * n_items).reshape(n_items, 3))
         write_json(partial / "report.json", {"codebook_size": 256})
 

@@ -14,15 +14,16 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from distill import artifacts
-from distill.artifacts import Stage, UserError, write_json
-from distill.catalog import Dataset, write_dataset
-from distill.semantic_ids import SemanticIDs, write_codes
+from distill.data.dataset import Dataset, write_dataset
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs, write_codes
 from teacher import model as models
+from teacher.estimate import flops_a_token, memory, plan
 from teacher.finetune import TASKS, Config, main
-from teacher.loop import batches_of, count
-from teacher.plan import flops_a_token, memory, plan
 from teacher.tasks import TaskData, collate
+from teacher.trainer import batches_of, count
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -60,10 +61,10 @@ def make_run(root, texts=True, users=40, items=24):
         things = ["tent", "lamp", "rope", "kettle"]
         columns["title"] = [f"{things[number % 4]} number {number}" for number in range(items)]
         columns["categories"] = [things[number % 4] for number in range(items)]
-    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+    with ArtifactJob("dataset", Nothing(), root / "dataset").write() as folder:
         rows = [rng.integers(0, items, rng.integers(4, 8)) for _ in range(users)]
         write_dataset(folder, pa.table(columns), [f"u{user}" for user in range(users)], rows)
-    with Stage("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
+    with ArtifactJob("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
         write_codes(folder, names, rng.integers(0, SIZE, (items, LEVELS)))
         write_json(folder / "report.json", {"codebook_size": SIZE})
     write_json(root / "teacher.yaml", SETTINGS)  # JSON is YAML

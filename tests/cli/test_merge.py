@@ -13,10 +13,10 @@ from safetensors import safe_open
 from test_finetune import ENVIRONMENT, ROOT, make_run, settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from distill import artifacts
-from distill.artifacts import UserError
-from distill.catalog import Dataset
-from distill.semantic_ids import SemanticIDs
+from distill.data.dataset import Dataset
+from distill.runtime import artifacts
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs
 from teacher import finetune, merge
 from teacher import model as models
 from teacher.engines.hf import HFEngine

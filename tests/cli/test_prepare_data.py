@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distill.catalog import Dataset
+from distill.data.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 

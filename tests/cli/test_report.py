@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distill.artifacts import MANIFEST, Stage, read, write_json
-from distill.catalog import write_dataset
+from distill.data.dataset import write_dataset
+from distill.runtime.artifacts import MANIFEST, ArtifactJob, read, write_json
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -45,10 +45,10 @@ def metric_rows(ndcg, seed=0):
 def make_run(root, ndcg=NDCG, seed=0, titles=TITLES, rows=None):
     """A run with everything the report can show; the target stands third in dwr's lists and nowhere in tiger's."""
     items = pa.table({"item_id": [f"B{i:03}" for i in range(len(titles))], "title": titles})
-    with Stage("dataset", Facts(), root / "dataset").write() as folder:
+    with ArtifactJob("dataset", Facts(), root / "dataset").write() as folder:
         write_dataset(folder, items, [f"u{i}" for i in range(8)], [np.arange(12)] * 8)
     dataset = read(root / "dataset", "dataset")
-    with Stage("semantic_ids", Facts(seed), root / "semantic_ids", [dataset]).write() as folder:
+    with ArtifactJob("semantic_ids", Facts(seed), root / "semantic_ids", [dataset]).write() as folder:
         level = {"used": 7, "perplexity": 6.5}
         report = {
             "items": 30,
@@ -60,20 +60,22 @@ def make_run(root, ndcg=NDCG, seed=0, titles=TITLES, rows=None):
         write_json(folder / "report.json", report | {"made_in_seed": seed})
     ids = read(root / "semantic_ids", "semantic_ids")
     curve = [{"epoch": e, "loss": 3 / e, "valid_ndcg@10": 0.1 + e / 100} for e in range(1, 6)]
-    with Stage("teacher", Facts(seed), root / "teacher", [dataset, ids]).write() as folder:
+    with ArtifactJob("teacher", Facts(seed), root / "teacher", [dataset, ids]).write() as folder:
         write_json(folder / "curve.json", curve)
     teacher = read(root / "teacher", "teacher")
-    with Stage("soft_labels", Facts(), root / "soft_labels", [dataset, ids, teacher]).write() as folder:
+    with ArtifactJob("soft_labels", Facts(), root / "soft_labels", [dataset, ids, teacher]).write() as folder:
         write_json(folder / "report.json", {"targets": 72, "recall@10": 0.4321})
     labels = read(root / "soft_labels", "soft_labels")
     students = []
     for variant in ("tiger", "dwr"):
         parts = {"retriever": curve} | ({"ranker": curve[:3]} if variant == "dwr" else {})
         inputs = [dataset, ids] if variant == "tiger" else [dataset, ids, teacher, labels]
-        with Stage("student", Facts(seed), root / "students" / variant, inputs).write() as folder:
+        with ArtifactJob("student", Facts(seed), root / "students" / variant, inputs).write() as folder:
             write_json(folder / "curve.json", parts)
         students.append(read(root / "students" / variant, "student"))
-    with Stage("evaluation", Facts(seed), root / "evaluation", [dataset, ids, teacher, *students]).write() as folder:
+    with ArtifactJob(
+        "evaluation", Facts(seed), root / "evaluation", [dataset, ids, teacher, *students]
+    ).write() as folder:
         write_json(folder / "metrics.json", rows or metric_rows(ndcg, seed))
         target = 20
         columns = {"user": list(range(8)), "target": [target] * 8, "history": [list(range(9))] * 8}
@@ -343,7 +345,7 @@ def test_damaged_files(tmp_path, name, text, said):
 
 def test_lists_of_another_data_set(tmp_path):
     make_run(tmp_path / "run")
-    with Stage("dataset", Facts(), tmp_path / "run" / "dataset").write() as folder:
+    with ArtifactJob("dataset", Facts(), tmp_path / "run" / "dataset").write() as folder:
         write_dataset(folder, pa.table({"item_id": ["a", "b", "c"]}), ["u"], [np.arange(3)])
     assert "do not belong together" in refused(tmp_path)
 

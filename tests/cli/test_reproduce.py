@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 from cli.by_command import ROOT, command_of
 
-from distill.artifacts import Stage, write_json
-from distill.config import run
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.config import run
 
 TABLE1 = {"transitions": 0.2, "teacher": 0.3, "tiger": 0.1, "dwr": 0.25}
 TABLE2 = {"dwr": 0.3, "distill": 0.2, "tiger": 0.1}
@@ -26,7 +26,7 @@ def evaluation(folder, values, users=50, split="test"):
     for system, value in values.items():
         row = {"system": system, "dataset": "x", "split": split, "users": users, "seed": 0, "diversity@10": 0.5}
         rows.append(row | {"recall@5": value, "recall@10": value + 0.1, "ndcg@5": value / 2, "ndcg@10": value / 2})
-    with Stage("evaluation", Nothing(), folder).write() as output:
+    with ArtifactJob("evaluation", Nothing(), folder).write() as output:
         write_json(output / "metrics.json", rows)
 
 

@@ -14,8 +14,8 @@ from unittest.mock import patch
 import torch
 from accelerate import Accelerator
 
-from distill.config import leave
-from student import loop
+from distill.runtime.config import leave
+from student import trainer
 from student.models import BACKBONES
 from student.train import Config, main
 
@@ -25,7 +25,7 @@ TRAININGS = [(variant, backbone) for variant in ("distill", "dwr") for backbone 
 def record(config: Config) -> list[tuple[float, float]]:
     """Train; loss and gradient norm of every step of the optimiser over its global batch, on every process."""
     steps, parts = [], []
-    batch_loss, clip = loop.batch_loss, Accelerator.clip_grad_norm_
+    batch_loss, clip = trainer.batch_loss, Accelerator.clip_grad_norm_
 
     def overheard_loss(*args):
         parts.append(value := batch_loss(*args))
@@ -40,7 +40,7 @@ def record(config: Config) -> list[tuple[float, float]]:
 
     # several trainings in one process: the group of processes stays
     with (
-        patch.object(loop, "batch_loss", overheard_loss),
+        patch.object(trainer, "batch_loss", overheard_loss),
         patch.object(Accelerator, "clip_grad_norm_", overheard_norm),
         patch.object(Accelerator, "end_training", lambda accelerator: accelerator.wait_for_everyone()),
     ):

@@ -21,10 +21,10 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import LlamaConfig
 
-from distill import artifacts
-from distill.artifacts import Stage, write_json
-from distill.catalog import write_dataset
-from distill.semantic_ids import write_codes
+from distill.data.dataset import write_dataset
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.semantic_ids.ids import write_codes
 from teacher import model as models
 from teacher.finetune import Config, main
 
@@ -71,10 +71,10 @@ def root(tmp_path_factory):
     """A run's folder with a data set, semantic IDs and teacher.yaml."""
     folder, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
     names = [f"i{number}" for number in range(ITEMS)]
-    with Stage("dataset", Nothing(), folder / "dataset").write() as made:
+    with ArtifactJob("dataset", Nothing(), folder / "dataset").write() as made:
         rows = [rng.permutation(ITEMS)[: rng.integers(4, 8)] for _ in range(USERS)]
         write_dataset(made, pa.table({"item_id": names}), [f"u{user}" for user in range(USERS)], rows)
-    with Stage("semantic_ids", Nothing(), folder / "semantic_ids").write() as made:
+    with ArtifactJob("semantic_ids", Nothing(), folder / "semantic_ids").write() as made:
         write_codes(made, names, rng.integers(0, SIZE, (ITEMS, LEVELS)))
         write_json(made / "report.json", {"codebook_size": SIZE})
     write_json(folder / "teacher.yaml", SETTINGS)  # JSON is YAML

@@ -21,9 +21,9 @@ from safetensors.numpy import load_file
 from student_shop import ITEMS, K, make_shop
 from tiny_llms import NETWORKS, checkpoint
 
-from distill import artifacts
-from distill.artifacts import write_json
-from distill.semantic_ids import SemanticIDs
+from distill.runtime import artifacts
+from distill.runtime.artifacts import write_json
+from distill.semantic_ids.ids import SemanticIDs
 from student.train import Config, main
 
 ROOT = Path(__file__).parents[2]

@@ -7,10 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from distill.artifacts import Stage, UserError, write_json
-from distill.catalog import PAD, Dataset, write_dataset
-from distill.labelling import Ask, EngineLabeller
-from distill.semantic_ids import SemanticIDs, write_codes
+from distill.data.dataset import PAD, Dataset, write_dataset
+from distill.labels.labeller import LabelRequest
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs, write_codes
+from distill.teachers.language_model import EngineLabeller
 from teacher import model as models
 from teacher.engines.hf import HFEngine
 from teacher.finetune import Config
@@ -39,12 +41,12 @@ def shop(tmp_path_factory):
     things = ["tent", "lamp", "rope", "kettle", "stove", "mat", "axe"]
     titles = [f"{colour} {thing}" for colour in ("red", "blue") for thing in things]
     names = [f"i{number}" for number in range(N_ITEMS)]
-    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+    with ArtifactJob("dataset", Nothing(), root / "dataset").write() as folder:
         items = pa.table({"item_id": names, "title": titles})
         write_dataset(folder, items, [f"u{number}" for number in range(len(sequences))], sequences)
     codes = np.random.default_rng(1).integers(0, SIZE, (N_ITEMS, LEVELS))
     codes[6] = codes[5]  # two items behind one ID
-    with Stage("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
+    with ArtifactJob("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
         write_codes(folder, names, codes)
         write_json(folder / "report.json", {"codebook_size": SIZE})
     return Dataset.load(root / "dataset"), SemanticIDs.load(root / "semantic_ids", N_ITEMS)
@@ -201,7 +203,7 @@ def test_exported_labels(shop, engines):
     examples = shop[0].examples("train", MAX_HISTORY)
     assert (examples.positions > MAX_HISTORY).any() and (examples.positions <= MAX_HISTORY).any()
     labeller, told = EngineLabeller(engine, shop[0], batch_size=4), []
-    labels = labeller.label(examples, Ask(width=50, keep=5, exclude_bought=True), told.append)
+    labels = labeller.label(examples, LabelRequest(width=50, keep=5, exclude_bought=True), told.append)
     assert sum(told) == len(examples) and (labels.invalid == 0).all()
     for row in range(len(examples)):
         expected = scores_of_all(engine, examples.histories[row])
@@ -220,7 +222,7 @@ def test_unconstrained_labels(shop, engines):
     """All 64 codeword triples are beams: what is no item's is counted and dropped, the others keep their order."""
     engine = engines["stream"]
     examples = shop[0].examples("train", MAX_HISTORY).take(slice(0, 6))
-    ask = Ask(width=SIZE**LEVELS, keep=N_ITEMS, exclude_bought=True, constrained=False)
+    ask = LabelRequest(width=SIZE**LEVELS, keep=N_ITEMS, exclude_bought=True, constrained=False)
     labels = EngineLabeller(engine, shop[0]).label(examples, ask, lambda n: None)
     distinct = len(np.unique(shop[1].codes, axis=0))
     assert (labels.invalid == SIZE**LEVELS - distinct).all()
@@ -265,7 +267,7 @@ def test_scope_all(shop, engines, prompt):
     with torch.no_grad():
         plain_all = engine.model(torch.tensor([asked])).logits[0].log_softmax(-1)[-LEVELS - 1 : -1, words]
     np.testing.assert_allclose(wide[0], plain_all.numpy(), atol=1e-4)
-    ask = Ask(width=5, keep=3, scope="all")
+    ask = LabelRequest(width=5, keep=3, scope="all")
     scores = labeller.label(examples, ask, lambda n: None).scores
     np.testing.assert_allclose(
         scores[:, 0], np.take_along_axis(own, shop[1].codes[examples.targets][..., None], 2)[..., 0].sum(1), atol=1e-4

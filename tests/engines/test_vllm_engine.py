@@ -12,10 +12,12 @@ import torch
 from transformers import GenerationConfig
 
 from distill import export_soft_labels as export
-from distill.artifacts import Stage, UserError, write_json
-from distill.catalog import PAD, Dataset, write_dataset
-from distill.labelling import Ask, EngineLabeller
-from distill.semantic_ids import SemanticIDs, write_codes
+from distill.data.dataset import PAD, Dataset, write_dataset
+from distill.labels.labeller import LabelRequest
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs, write_codes
+from distill.teachers.language_model import EngineLabeller
 from teacher import model as models
 from teacher.engines.hf import HFEngine
 from teacher.engines.vllm import VLLMEngine, take_devices
@@ -43,7 +45,7 @@ def shop(tmp_path_factory):
     root, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
     names = [f"i{number}" for number in range(N_ITEMS)]
     sequences = [rng.integers(0, N_ITEMS, length) for length in (3, 24, 5, 8)]
-    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+    with ArtifactJob("dataset", Nothing(), root / "dataset").write() as folder:
         items = pa.table({"item_id": names, "title": [f"thing {name}" for name in names]})
         write_dataset(folder, items, [f"u{number}" for number in range(len(sequences))], sequences)
     codes = rng.integers(0, (SIZE, 3, 12), (N_ITEMS, LEVELS))
@@ -51,7 +53,7 @@ def shop(tmp_path_factory):
     codes[160:200] = [3, 1, 0]
     codes[160:200, 2] = np.arange(40)  # one node with many, the twins among them
     codes[201] = codes[200]  # two items behind one ID
-    with Stage("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
+    with ArtifactJob("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
         write_codes(folder, names, codes)
         write_json(folder / "report.json", {"codebook_size": SIZE})
     return Dataset.load(root / "dataset"), SemanticIDs.load(root / "semantic_ids", N_ITEMS)
@@ -247,7 +249,7 @@ def test_a_user_with_an_empty_history(pair):
 def test_exported_labels(engine, shop, checkpoint, scope):
     examples = shop[0].examples("train", MAX_HISTORY).take(slice(0, 25))
     assert examples.positions.max() > MAX_HISTORY  # prefix by prefix there, at once elsewhere
-    ask = Ask(width=10, keep=6, scope=scope)
+    ask = LabelRequest(width=10, keep=6, scope=scope)
     ours, plain = (
         EngineLabeller(who, shop[0], batch_size=5).label(examples, ask, lambda _: None)
         for who in (engine, HFEngine.load(checkpoint, *shop))
@@ -265,7 +267,7 @@ def test_the_entry_asks_vllm(engine, shop, checkpoint, tmp_path, monkeypatch):
         asked.update(settings)
         return engine
 
-    with Stage("teacher", Nothing(), tmp_path / "teacher").write() as folder:
+    with ArtifactJob("teacher", Nothing(), tmp_path / "teacher").write() as folder:
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     monkeypatch.setattr(VLLMEngine, "load", staticmethod(load))
     config = export.Config(

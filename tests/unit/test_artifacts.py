@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from distill import artifacts
-from distill.artifacts import Stage, UserError, check_agreement, fingerprint
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob, check_agreement, fingerprint
+from distill.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Config:
 
 
 def make(root, name="ids", kind="semantic_ids", config=Config(), text="1", inputs=(), **more):
-    stage = Stage(kind, config, root / name, inputs, **more)
+    stage = ArtifactJob(kind, config, root / name, inputs, **more)
     with stage.write() as folder:
         (folder / "data.txt").write_text(text)
     return artifacts.read(root / name, kind)
@@ -48,25 +49,25 @@ def test_ancestors_are_passed_on(tmp_path):
 
 def test_finished_work_is_skipped(tmp_path, capsys):
     make(tmp_path)
-    assert Stage("semantic_ids", Config(), tmp_path / "ids").is_finished()
+    assert ArtifactJob("semantic_ids", Config(), tmp_path / "ids").is_finished()
     assert "finished" in capsys.readouterr().err
 
 
 def test_new_work_is_not_finished(tmp_path):
-    assert not Stage("semantic_ids", Config(), tmp_path / "ids").is_finished()
+    assert not ArtifactJob("semantic_ids", Config(), tmp_path / "ids").is_finished()
     (tmp_path / "ids").mkdir()  # an empty folder is in nobody's way
-    assert not Stage("semantic_ids", Config(), tmp_path / "ids").is_finished()
+    assert not ArtifactJob("semantic_ids", Config(), tmp_path / "ids").is_finished()
     make(tmp_path)
 
 
 def test_where_and_how_is_no_reason_to_repeat(tmp_path):
     make(tmp_path)
-    assert Stage("semantic_ids", Config(folder=tmp_path, device="cuda"), tmp_path / "ids").is_finished()
+    assert ArtifactJob("semantic_ids", Config(folder=tmp_path, device="cuda"), tmp_path / "ids").is_finished()
 
 
 def test_a_changed_config_repeats_and_says_why(tmp_path, capsys):
     make(tmp_path)
-    stage = Stage("semantic_ids", Config(epochs=5), tmp_path / "ids")
+    stage = ArtifactJob("semantic_ids", Config(epochs=5), tmp_path / "ids")
     assert not stage.is_finished()
     assert "made again, because epochs (3 -> 5) changed" in capsys.readouterr().err
 
@@ -74,22 +75,22 @@ def test_a_changed_config_repeats_and_says_why(tmp_path, capsys):
 def test_a_changed_input_repeats_and_says_why(tmp_path, capsys):
     make(tmp_path, inputs=[make(tmp_path, "dataset", "dataset", text="old")])
     data = make(tmp_path, "dataset", "dataset", text="new")
-    assert not Stage("semantic_ids", Config(), tmp_path / "ids", [data]).is_finished()
+    assert not ArtifactJob("semantic_ids", Config(), tmp_path / "ids", [data]).is_finished()
     assert "because input dataset changed" in capsys.readouterr().err
     data = make(tmp_path, "dataset", "dataset", text="old")
-    assert Stage("semantic_ids", Config(), tmp_path / "ids", [data]).is_finished()
+    assert ArtifactJob("semantic_ids", Config(), tmp_path / "ids", [data]).is_finished()
 
 
 def test_a_changed_extra_repeats(tmp_path, capsys):
     make(tmp_path, extra={"raw": [1, 2]})
-    assert Stage("semantic_ids", Config(), tmp_path / "ids", extra={"raw": (1, 2)}).is_finished()
-    assert not Stage("semantic_ids", Config(), tmp_path / "ids", extra={"raw": [1, 3]}).is_finished()
+    assert ArtifactJob("semantic_ids", Config(), tmp_path / "ids", extra={"raw": (1, 2)}).is_finished()
+    assert not ArtifactJob("semantic_ids", Config(), tmp_path / "ids", extra={"raw": [1, 3]}).is_finished()
     assert "because raw changed" in capsys.readouterr().err
 
 
 def test_overwrite_repeats(tmp_path):
     make(tmp_path)
-    assert not Stage("semantic_ids", Config(), tmp_path / "ids", overwrite=True).is_finished()
+    assert not ArtifactJob("semantic_ids", Config(), tmp_path / "ids", overwrite=True).is_finished()
     assert make(tmp_path, text="2", overwrite=True).folder.joinpath("data.txt").read_text() == "2"
     assert names(tmp_path) == ["ids"]
 
@@ -102,7 +103,7 @@ def killed(stage, resume=False):
 
 def test_a_kill_leaves_the_old_artifact(tmp_path):
     before = make(tmp_path)
-    killed(Stage("semantic_ids", Config(epochs=5), tmp_path / "ids"))
+    killed(ArtifactJob("semantic_ids", Config(epochs=5), tmp_path / "ids"))
     after = artifacts.read(tmp_path / "ids", "semantic_ids")
     assert after.manifest == before.manifest and names(after.folder) == ["data.txt", "manifest.json"]
     make(tmp_path, config=Config(epochs=5), text="2")
@@ -110,7 +111,7 @@ def test_a_kill_leaves_the_old_artifact(tmp_path):
 
 
 def test_a_kill_leaves_nothing_where_there_was_nothing(tmp_path):
-    killed(Stage("semantic_ids", Config(), tmp_path / "ids"))
+    killed(ArtifactJob("semantic_ids", Config(), tmp_path / "ids"))
     assert not (tmp_path / "ids").exists()
     with pytest.raises(UserError, match="No semantic_ids at"):
         artifacts.read(tmp_path / "ids", "semantic_ids")
@@ -128,8 +129,8 @@ def test_a_kill_leaves_nothing_where_there_was_nothing(tmp_path):
     ],
 )
 def test_resume_keeps_only_its_own_work(tmp_path, config, more, resume, kept):
-    killed(Stage("semantic_ids", Config(), tmp_path / "ids"), resume=True)
-    with Stage("semantic_ids", config, tmp_path / "ids", **more).write(resume) as folder:
+    killed(ArtifactJob("semantic_ids", Config(), tmp_path / "ids"), resume=True)
+    with ArtifactJob("semantic_ids", config, tmp_path / "ids", **more).write(resume) as folder:
         assert (folder / "half.txt").exists() == kept
     assert ("half.txt" in names(tmp_path / "ids")) == kept
     assert "identity.json" not in names(tmp_path / "ids")
@@ -140,19 +141,22 @@ def test_foreign_folders_are_never_replaced(tmp_path, overwrite):
     (tmp_path / "ids").mkdir()
     (tmp_path / "ids" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="exists and is no semantic_ids"):
-        Stage("semantic_ids", Config(), tmp_path / "ids", overwrite=overwrite).is_finished()
+        ArtifactJob("semantic_ids", Config(), tmp_path / "ids", overwrite=overwrite).is_finished()
     make(tmp_path, "dataset", "dataset")
     with pytest.raises(UserError, match=r"Expected a semantic_ids at .*, found a dataset"):
-        Stage("semantic_ids", Config(), tmp_path / "dataset", overwrite=overwrite).is_finished()
+        ArtifactJob("semantic_ids", Config(), tmp_path / "dataset", overwrite=overwrite).is_finished()
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="exists and is no semantic_ids"):
-        Stage("semantic_ids", Config(), tmp_path / "file", overwrite=overwrite).is_finished()
+        ArtifactJob("semantic_ids", Config(), tmp_path / "file", overwrite=overwrite).is_finished()
     assert names(tmp_path / "ids") == ["thesis.txt"]
 
 
 def test_an_unwritable_place_is_one_message(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="Cannot write to"), Stage("dataset", Config(), tmp_path / "file" / "d").write():
+    with (
+        pytest.raises(UserError, match="Cannot write to"),
+        ArtifactJob("dataset", Config(), tmp_path / "file" / "d").write(),
+    ):
         pass
 
 
@@ -167,7 +171,7 @@ def test_agreement(tmp_path):
     for part in ("ids2", "labels", "do not belong together", first.fingerprint, second.fingerprint):
         assert part in str(error.value)
     with pytest.raises(UserError):  # a stage refuses them before it does anything
-        Stage("student", Config(), tmp_path / "student", [second, labels])
+        ArtifactJob("student", Config(), tmp_path / "student", [second, labels])
 
 
 def test_grandparents_agree_too(tmp_path):
@@ -206,7 +210,7 @@ def test_manifests_with_missing_entries(tmp_path, missing):
     del artifact.manifest[missing]
     (artifact.folder / "manifest.json").write_text(json.dumps(artifact.manifest))
     with pytest.raises(UserError, match="is damaged"):
-        Stage("dataset", Config(), artifact.folder).is_finished()
+        ArtifactJob("dataset", Config(), artifact.folder).is_finished()
 
 
 @pytest.mark.parametrize("content", [b'{"kind": "data', b"[]", b"", b"\xff\xfe\x00"])
@@ -222,8 +226,8 @@ def test_overwrite_replaces_another_schema(tmp_path):
     artifact = make(tmp_path, "dataset", "dataset")
     (artifact.folder / "manifest.json").write_text(json.dumps(artifact.manifest | {"schema": 0}))
     with pytest.raises(UserError, match="--overwrite"):
-        Stage("dataset", Config(), artifact.folder).is_finished()
-    assert not Stage("dataset", Config(), artifact.folder, overwrite=True).is_finished()
+        ArtifactJob("dataset", Config(), artifact.folder).is_finished()
+    assert not ArtifactJob("dataset", Config(), artifact.folder, overwrite=True).is_finished()
 
 
 def test_fingerprint_is_of_content(tmp_path):

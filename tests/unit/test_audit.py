@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distill import audit, embeddings
-from distill.artifacts import Stage, UserError
-from distill.catalog import Dataset, write_dataset
+from distill.data.dataset import Dataset, write_dataset
+from distill.evaluation import audit
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.errors import UserError
+from distill.semantic_ids import embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +25,7 @@ class Nothing:
 
 
 def make(root, sequences, n_items):
-    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+    with ArtifactJob("dataset", Nothing(), root / "dataset").write() as folder:
         items = pa.table({"item_id": [f"i{number}" for number in range(n_items)]})
         write_dataset(folder, items, [f"u{user}" for user in range(len(sequences))], [np.array(s) for s in sequences])
     return Dataset.load(root / "dataset")
@@ -81,7 +83,7 @@ def test_what_lies_further_back_counts(tmp_path):
 def test_the_command(tmp_path, capsys):
     rng = np.random.default_rng(0)
     make(tmp_path, [rng.integers(0, 20, 8) for _ in range(30)], 20)
-    with Stage("embeddings", Nothing(), tmp_path / "embeddings").write() as folder:
+    with ArtifactJob("embeddings", Nothing(), tmp_path / "embeddings").write() as folder:
         embeddings.write(folder, rng.normal(size=(20, 4)).astype(np.float32), [f"i{number}" for number in range(20)])
     spec = importlib.util.spec_from_file_location("audit_entry", ROOT / "scripts/audit.py")
     entry = importlib.util.module_from_spec(spec)

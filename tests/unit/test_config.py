@@ -9,9 +9,9 @@ from typing import Literal
 
 import pytest
 
-from distill import config as configs
-from distill.artifacts import UserError
-from distill.config import CONFIGS, parse, run, suggest
+from distill.runtime import config as configs
+from distill.runtime.config import CONFIGS, parse, run, suggest
+from distill.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ def test_a_mistake_of_the_user_ends_with_code_2(monkeypatch, capsys):
 ONE_OF_SEVERAL = """
 import atexit, sys
 from dataclasses import dataclass
-from distill.artifacts import UserError
-from distill.config import run
+from distill.runtime.errors import UserError
+from distill.runtime.config import run
 
 class Held:
     def __del__(self):

@@ -20,13 +20,15 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from distill import artifacts, objectives
-from distill.artifacts import Stage, UserError
-from distill.beam import beam_search, score_all
-from distill.config import run
-from distill.semantic_ids import SemanticIDs
-from distill.trie import FullTree, Trie
-from student import loop, train
+from distill import losses
+from distill.decoding.beam_search import beam_search, score_all
+from distill.decoding.trie import FullTree, Trie
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.config import run
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs
+from student import train, trainer
 from student.models import large
 from student.models.causal import Positions
 from student.recommender import Recommender
@@ -112,8 +114,8 @@ def test_gradients_equal_plain_passes(pair):
     teacher = torch.randn(3, LEVELS, SIZE, dtype=torch.float64).log_softmax(-1)
     for network, log_probs in ((model, model(codes, items)), (plain, naive_all(plain, codes, items))):
         network.zero_grad()
-        loss = objectives.distill(log_probs[:, 0], teacher, 1.0, items[:, 0], 0.0).mean()
-        loss = loss + objectives.rank(objectives.sequence_score(log_probs, items, 1.0), 0.3).mean()
+        loss = losses.distill(log_probs[:, 0], teacher, 1.0, items[:, 0], 0.0).mean()
+        loss = loss + losses.rank(losses.sequence_score(log_probs, items, 1.0), 0.3).mean()
         loss.backward()
     trunk = dict(plain.base_model.named_parameters())
     for name, parameter in model.trunk.named_parameters():
@@ -235,9 +237,9 @@ def test_a_base_without_codewords_gets_new_rows(tmp_path, ids):
 def test_trained_saved_loaded_recommends(root, tmp_path, ids, monkeypatch, variant, lora):
     """The file holds what was validated, without adapters."""
     folder = checkpoint(tmp_path / "base", NETWORKS["llama"], ids.tokens())
-    seen, copies, validate = [], [], loop.validate
-    monkeypatch.setattr(loop, "validate", lambda *args: seen.append(validate(*args)) or seen[-1])
-    monkeypatch.setattr(loop, "copied", lambda *_: copies.append(1))
+    seen, copies, validate = [], [], trainer.validate
+    monkeypatch.setattr(trainer, "validate", lambda *args: seen.append(validate(*args)) or seen[-1])
+    monkeypatch.setattr(trainer, "copied", lambda *_: copies.append(1))
     config = dataclasses.replace(SETTINGS, run=root, init=folder, lora_rank=lora, variant=variant)
     train.main(dataclasses.replace(config, output=tmp_path / "student"))
     assert not copies  # of a model that may be too large for two
@@ -247,10 +249,10 @@ def test_trained_saved_loaded_recommends(root, tmp_path, ids, monkeypatch, varia
     curves = json.loads((tmp_path / "student/curve.json").read_text())
     for curve in curves.values():
         assert all(np.isfinite(row["loss"]) for row in curve)
-    valid = loop.Dataset.load(root / "dataset").examples("valid", 4)
+    valid = trainer.Dataset.load(root / "dataset").examples("valid", 4)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[:6])
     lists, _ = student.rank_items(valid.histories, 5, student.facts["exclude_bought"])
-    assert abs(loop.ndcg(loop.hit_ranks(lists, valid.targets), 10).mean() - max(seen[-2:])) < 1e-6
+    assert abs(trainer.ndcg(trainer.hit_ranks(lists, valid.targets), 10).mean() - max(seen[-2:])) < 1e-6
     assert len(student.recommend([["i1", "i2"], ["i3"]], k=3)[1]) == 3
 
 
@@ -260,14 +262,14 @@ def test_goes_on_where_it_was_broken_off(root, tmp_path, ids):
     config = dataclasses.replace(SETTINGS, run=root, init=folder, lora_rank=2, variant="dtr", checkpoint_every=2)
     train.main(dataclasses.replace(config, output=tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
-        save = loop.Checkpoints.save
+        save = trainer.Checkpoints.save
 
         def broken(self, progress):
             save(self, progress)
             if self.name == "dtr ranker" and progress.step == 2:
                 raise KeyboardInterrupt
 
-        patch.setattr(loop.Checkpoints, "save", broken)
+        patch.setattr(trainer.Checkpoints, "save", broken)
         with pytest.raises(KeyboardInterrupt):
             train.main(dataclasses.replace(config, output=tmp_path / "broken"))
     train.main(dataclasses.replace(config, output=tmp_path / "broken"))
@@ -278,7 +280,7 @@ def test_goes_on_where_it_was_broken_off(root, tmp_path, ids):
 def teacher(root, folder, ids, codebook="semantic_ids"):
     """A teacher's artifact, as far as a student looks."""
     made_from = [artifacts.read(root / codebook, "semantic_ids")]
-    with Stage("teacher", SETTINGS, folder, made_from).write() as partial:
+    with ArtifactJob("teacher", SETTINGS, folder, made_from).write() as partial:
         checkpoint(partial, NETWORKS["llama"], ids.tokens())
     return folder
 

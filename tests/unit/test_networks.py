@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.beam import beam_search, score_all
-from distill.trie import FullTree, Trie
+from distill.decoding.beam_search import beam_search, score_all
+from distill.decoding.trie import FullTree, Trie
 from student.models import BACKBONES
 from student.models.causal import Causal, CausalConfig
 from student.models.layers import Packing, Prefixes

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from distill import quantisers
-from distill.artifacts import UserError
-from distill.quantisers.codebooks import Codebooks
+from distill.runtime.errors import UserError
+from distill.semantic_ids import quantisers
+from distill.semantic_ids.quantisers.codebooks import Codebooks
 from teacher import model as models
 
 LEVELS, SIZE, OLD, WIDTH = 3, 8, 40, 16

@@ -8,7 +8,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from distill.artifacts import UserError
+from distill.runtime.errors import UserError
 from teacher import model as models
 from teacher.finetune import Config
 

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from reference import quantisers_naive, rqvae_naive
 
-from distill import quantisers
-from distill.artifacts import UserError
-from distill.quantisers.codebooks import kmeans
-from distill.quantisers.collisions import relieve, resolve_collisions
-from distill.quantisers.settings import KMeansConfig, RQVAEConfig
-from distill.quantisers.sinkhorn import balanced_codes, sinkhorn, squared_distances
-from distill.semantic_ids import collision_rate, keys
+from distill.runtime.errors import UserError
+from distill.semantic_ids import quantisers
+from distill.semantic_ids.collisions import relieve, resolve_collisions
+from distill.semantic_ids.ids import collision_rate, keys
+from distill.semantic_ids.quantisers.codebooks import kmeans
+from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig
+from distill.semantic_ids.quantisers.sinkhorn import balanced_codes, sinkhorn, squared_distances
 
 FAST = RQVAEConfig(hidden=[16], latent_dim=4, epochs=20, warmup_epochs=10, batch_size=64, learning_rate=1e-2)
 NAMES = ("rqvae", "rkmeans", "pq")
@@ -225,7 +225,7 @@ def test_chunks_do_not_matter(monkeypatch):
     codes = np.stack([rng.integers(9, size=200), rng.integers(4, size=200), rng.integers(3, size=200)], axis=1)
     residuals, words = (rng.normal(size=(count, 4)).astype(np.float32) for count in (200, 32))
     whole = resolve_collisions(codes, by_index(residuals), words, rounds=0)
-    monkeypatch.setattr("distill.quantisers.collisions.CHUNK", 7)
+    monkeypatch.setattr("distill.semantic_ids.collisions.CHUNK", 7)
     np.testing.assert_array_equal(resolve_collisions(codes, by_index(residuals), words, rounds=0), whole)
     assert collision_rate(whole) == 0
 

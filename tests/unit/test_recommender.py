@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.artifacts import UserError
+from distill.runtime.errors import UserError
 from student.models import BACKBONES
 from student.recommender import Recommender, few_threads
 

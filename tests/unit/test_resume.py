@@ -9,11 +9,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from test_tasks import TITLES, make_shop
 
-from distill import artifacts
-from distill.artifacts import Stage, UserError
-from distill.checkpoints import Checkpoints
-from teacher import loop
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.checkpoints import Checkpoints
+from distill.runtime.errors import UserError
 from teacher import model as models
+from teacher import trainer
 from teacher.finetune import TASKS, Config
 
 SIZES = {
@@ -58,8 +59,8 @@ def run(root, output, **changes):
     base = str(root / "base") if changes.get("mode") == "qlora" else None
     config = dataclasses.replace(CONFIG, **{"base": base} | changes)
     inputs = [artifacts.read(root / kind, kind) for kind in ("dataset", "semantic_ids")]
-    stage = Stage("teacher", config, output, inputs)
-    loop.tune(config, inputs[0].folder, inputs[1].folder, stage)
+    stage = ArtifactJob("teacher", config, output, inputs)
+    trainer.tune(config, inputs[0].folder, inputs[1].folder, stage)
     return artifacts.read(output, "teacher")
 
 
@@ -122,7 +123,7 @@ def test_ends_as_an_unbroken_run(root, unbroken, tmp_path, monkeypatch, capsys, 
 
 def test_the_best_epoch_lies_before_the_break(root, tmp_path, monkeypatch):
     values = iter([0.9, 0.1, 0.2] * 2)  # of the unbroken run, then of the two parts of the other
-    monkeypatch.setattr(loop, "validate", lambda *_: {"valid_ndcg@10": next(values)})
+    monkeypatch.setattr(trainer, "validate", lambda *_: {"valid_ndcg@10": next(values)})
     whole = run(root, tmp_path / "whole")
     with monkeypatch.context() as patch:
         break_at(patch, 19)

@@ -6,13 +6,13 @@ import torch
 from reference import rqvae_naive as naive
 from threadpoolctl import threadpool_limits
 
-from distill import quantisers
-from distill.artifacts import UserError
-from distill.quantisers import rqvae
-from distill.quantisers.rqvae import RQVAE
-from distill.quantisers.settings import RQVAEConfig
-from distill.quantisers.sinkhorn import squared_distances
-from distill.semantic_ids import collision_rate
+from distill.runtime.errors import UserError
+from distill.semantic_ids import quantisers
+from distill.semantic_ids.ids import collision_rate
+from distill.semantic_ids.quantisers import rqvae
+from distill.semantic_ids.quantisers.rqvae import RQVAE
+from distill.semantic_ids.quantisers.settings import RQVAEConfig
+from distill.semantic_ids.quantisers.sinkhorn import squared_distances
 
 SMALL = RQVAEConfig(
     hidden=[16], latent_dim=4, epochs=40, warmup_epochs=20, revive_every=10, batch_size=64, learning_rate=1e-2

@@ -3,8 +3,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from distill.artifacts import Stage, UserError, write_json
-from distill.semantic_ids import SemanticIDs, token, write_codes
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs, token, write_codes
 
 CODES = np.array([[137, 112, 79, 200], [0, 0, 0, 0], [255, 1, 2, 3], [0, 0, 0, 0]])
 
@@ -16,7 +17,7 @@ class Nothing:
 
 @pytest.fixture
 def folder(tmp_path):
-    with Stage("semantic_ids", Nothing(), tmp_path / "semantic_ids").write() as working:
+    with ArtifactJob("semantic_ids", Nothing(), tmp_path / "semantic_ids").write() as working:
         write_codes(working, ["p", "q", "r", "s"], CODES)
         write_json(working / "report.json", {"codebook_size": 256})
     return tmp_path / "semantic_ids"

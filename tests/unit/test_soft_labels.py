@@ -5,10 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill import soft_labels
-from distill.artifacts import Stage, UserError
-from distill.catalog import Examples
-from distill.soft_labels import ENCODINGS, LabelStore, SoftLabels, correct, kl, write_index, write_shard
+from distill.data.dataset import Examples
+from distill.labels import encodings, hub
+from distill.labels.encodings import ENCODINGS, kl
+from distill.labels.labeller import correct
+from distill.labels.schema import write_index
+from distill.labels.store import LabelStore, SoftLabels
+from distill.labels.writer import write_shard
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.errors import UserError
 
 LEVELS, SIZE, K = 2, 3, 4
 
@@ -39,7 +44,7 @@ def labels_of(rows, seed):
 
 def write_set(folder, shards, encoding="fp16", **facts):
     """A finished set of these examples, shard by shard."""
-    with Stage("soft_labels", Nothing(), folder).write() as part:
+    with ArtifactJob("soft_labels", Nothing(), folder).write() as part:
         (part / "data").mkdir()
         said = [
             write_shard(part / "data" / f"{number:05d}.parquet", rows, *labels_of(rows, number), encoding)
@@ -92,8 +97,8 @@ def test_a_block_decodes_the_rows_asked_for(tmp_path, encoding):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_datasets_reads_them(tmp_path, encoding):
     folder = write_set(tmp_path / "labels", (FIRST, SECOND), encoding)
-    soft_labels.push(folder, str(tmp_path / "pushed"))
-    table = soft_labels.load(str(tmp_path / "pushed"), cache_dir=str(tmp_path / "cache"))
+    hub.push(folder, str(tmp_path / "pushed"))
+    table = hub.load(str(tmp_path / "pushed"), cache_dir=str(tmp_path / "cache"))
     assert len(table) == 5
     columns = {name: np.stack([np.asarray(value) for value in table[name]]) for name in table.column_names}
     shapes = {name: values.shape for name, values in columns.items()}
@@ -122,7 +127,7 @@ def test_datasets_reads_them(tmp_path, encoding):
             np.testing.assert_array_equal(roots, np.rint(208 * np.sqrt(np.exp(expected(3)[:, level]) / 0.9)))
     assert LabelStore.open(tmp_path / "pushed").rows == 5
     with pytest.raises(UserError, match="is not empty"):
-        soft_labels.push(folder, str(tmp_path / "pushed"))
+        hub.push(folder, str(tmp_path / "pushed"))
 
 
 def test_rows_of(folder):
@@ -154,7 +159,7 @@ def test_a_level_without_any_mass():
 
 
 def test_topk_by_hand(monkeypatch):
-    monkeypatch.setattr(soft_labels.TopK, "K", 2)
+    monkeypatch.setattr(encodings.TopK, "K", 2)
     probs = np.array([[0.1, 0.5, 0.1, 0.2]])
     found = ENCODINGS["topk+tail"].encode(np.log(probs))
     assert found["top"].tolist() == [[1, 3]]
@@ -184,7 +189,7 @@ def test_u8_loses_less_than_a_thousandth_of_a_nat(seed, spread, mass, size, miss
 
 
 def test_kl_by_hand(monkeypatch):
-    monkeypatch.setattr(soft_labels.TopK, "K", 1)  # .75 is kept, .2 and .05 become .125 each
+    monkeypatch.setattr(encodings.TopK, "K", 1)  # .75 is kept, .2 and .05 become .125 each
     probs = np.array([0.75, 0.2, 0.05])
     by_hand = 0.2 * np.log(0.2 / 0.125) + 0.05 * np.log(0.05 / 0.125)
     assert kl(np.log(0.9 * probs)[None, None], "topk+tail") == pytest.approx(by_hand, rel=1e-2)
@@ -232,11 +237,13 @@ def test_blocks_are_shuffled(many):
 
 def test_reading_opens_one_buffer_of_shards_at_a_time(many, monkeypatch):
     opened = []
-    real = soft_labels.read_shard
-    monkeypatch.setattr(soft_labels, "read_shard", lambda path, sha: opened.append(path.name) or real(path, sha))
-    store = LabelStore.open(many)
+    real = writer.read_shard
+    monkeypatch.setattr(
+        "distill.labels.store.read_shard", lambda path, sha: opened.append(path.name) or real(path, sha)
+    )
+    labels = LabelStore.open(many)
     assert opened == []
-    blocks = store.blocks(1)
+    blocks = labels.blocks(1)
     for number in range(3):
         next(blocks)
         assert len(opened) == number + 1

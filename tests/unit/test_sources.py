@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distill.artifacts import UserError
-from distill.sources import FORMATS, Options, demo, lcrec, reader, recbole, table
-from distill.sources.demo import Simulator
+from distill.data.sources import FORMATS, Options, demo, lcrec, reader, recbole, table
+from distill.data.sources.demo import Simulator
+from distill.runtime.errors import UserError
 
 
 def sequences(source):

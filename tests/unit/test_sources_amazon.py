@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import pytest
 
-from distill import sources
-from distill.artifacts import UserError
-from distill.sources import Options, amazon, json_lines
-from distill.sources.refine import refine
+from distill.data import sources
+from distill.data.sources import Options, amazon, json_lines
+from distill.data.sources.refine import refine
+from distill.runtime.errors import UserError
 
 OPTIONS = Options(max_bad_lines=0)
 # the same four reviews, in each year's words; the second is the earliest

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from distill.artifacts import UserError
-from distill.sources import Options, movielens
+from distill.data.sources import Options, movielens
+from distill.runtime.errors import UserError
 
 RATINGS = [("7", "20", 5, 300), ("9", "10", 1, 50), ("7", "10", 4, 100), ("7", "30", 3, 300)]
 FILMS = [

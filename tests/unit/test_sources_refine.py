@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import kcore_naive as naive
 
-from distill.artifacts import UserError
-from distill.sources import Options, Source, group, numbered
-from distill.sources.cleaning import clean_html
-from distill.sources.refine import k_core, refine, repeated, without_short_users
+from distill.data.sources import Options, Source, group, numbered
+from distill.data.sources.cleaning import clean_html
+from distill.data.sources.refine import k_core, refine, repeated, without_short_users
+from distill.runtime.errors import UserError
 
 TEXTS = {"title": ["A", "B", "", "D"], "brand": ["", "x", " ", ""]}
 

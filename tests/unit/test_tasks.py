@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.artifacts import Stage, UserError, write_json
-from distill.catalog import Dataset, fold_of, write_dataset
-from distill.semantic_ids import SemanticIDs, write_codes
-from teacher import intentions, templates
+from distill.data.dataset import Dataset, write_dataset
+from distill.data.splits import assign_folds
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs, write_codes
 from teacher import model as models
+from teacher import templates, user_intents
 from teacher.finetune import Config
 from teacher.tasks import TASKS, Sample, Samples, TaskData, batches, collate, pack, padded_size
 
@@ -45,9 +47,9 @@ def make_shop(root, texts=True, users=3):
     if texts:
         items |= {"title": TITLES, "categories": KINDS, "brand": BRANDS, "description": DESCRIPTIONS}
     rows = [np.array(SEQUENCES[user % 3]) for user in range(users)]
-    with Stage("dataset", Nothing(), root / "dataset").write() as folder:
+    with ArtifactJob("dataset", Nothing(), root / "dataset").write() as folder:
         write_dataset(folder, pa.table(items), [str(7 + user) for user in range(users)], rows)
-    with Stage("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
+    with ArtifactJob("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
         write_codes(folder, names, CODES)
         write_json(folder / "report.json", {"codebook_size": 3})
     return Dataset.load(root / "dataset"), SemanticIDs.load(root / "semantic_ids", len(CODES))
@@ -132,7 +134,7 @@ def test_fusionseqrec_asks_for_descriptions_where_there_are_some(tmp_path, monke
 
 
 def test_queries_and_preferences_by_the_rules(data):
-    rules = intentions.ItemWords(data.dataset)
+    rules = user_intents.ItemWords(data.dataset)
     assert rules.kinds == ["Tents", "Tents", "Lamps", "Lamps", "", "Tea Kettles"]
     # "tent" and "lamp" are held by two titles, "XL" and "40cm" are no words
     assert rules.words == ["Red tent", "Blue tent", "Oil lamp", "Gas lamp", "Long rope", "Copper kettle"]
@@ -146,7 +148,7 @@ def test_queries_and_preferences_by_the_rules(data):
 def test_the_rarest_words_without_the_brand(tmp_path, monkeypatch):
     titles = ["Nord steel kettle with whistle", "steel cup", "steel kettle", "lamp", "rope", "Nord tent"]
     monkeypatch.setitem(globals(), "TITLES", titles)
-    rules = intentions.ItemWords(make_shop(tmp_path)[0])
+    rules = user_intents.ItemWords(make_shop(tmp_path)[0])
     assert rules.words[0] == "kettle with whistle"  # steel is in three titles, Nord is the brand
 
 
@@ -325,10 +327,10 @@ def test_cross_fitting_hides_the_users_of_a_fold(tmp_path, fold):
     names = [f"i{number}" for number in range(users * each)]
     rows = [np.arange(user * each, (user + 1) * each) for user in range(users)]
     codes = np.stack([np.arange(users * each) // 16, np.arange(users * each) // 4 % 4, np.arange(users * each) % 4], 1)
-    with Stage("dataset", Nothing(), tmp_path / "dataset").write() as folder:
+    with ArtifactJob("dataset", Nothing(), tmp_path / "dataset").write() as folder:
         table = pa.table({"item_id": names, "title": TITLES[:4] * users, "categories": KINDS[:4] * users})
         write_dataset(folder, table, [f"u{number}" for number in range(users)], rows)
-    with Stage("semantic_ids", Nothing(), tmp_path / "semantic_ids").write() as folder:
+    with ArtifactJob("semantic_ids", Nothing(), tmp_path / "semantic_ids").write() as folder:
         write_codes(folder, names, codes)
         write_json(folder / "report.json", {"codebook_size": 4})
     shop = Dataset.load(tmp_path / "dataset"), SemanticIDs.load(tmp_path / "semantic_ids", len(names))
@@ -346,7 +348,7 @@ def test_cross_fitting_hides_the_users_of_a_fold(tmp_path, fold):
         samples = [data.epoch({task: 3.0}, 0, 0) for task in tasks if task != "preferenceobtain" or not intention]
         texts = "".join(tokenizer.decode(sample.tokens) for group in samples for sample in group).replace(" ", "")
         seen = {item // each for item in range(len(names)) if shop[1].text(item) in texts}
-        assert seen == set(np.flatnonzero(fold_of(np.arange(users), 2) != fold).tolist())
+        assert seen == set(np.flatnonzero(assign_folds(np.arange(users), 2) != fold).tolist())
 
 
 def test_a_stream_longer_than_the_limit_is_refused(shop):

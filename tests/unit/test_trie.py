@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distill.trie import FullTree, Trie
+from distill.decoding.trie import FullTree, Trie
 
 #  item: 0          1          2          3          4 (= 1)    5
 HAND = [[2, 0, 1], [0, 1, 1], [0, 1, 0], [2, 2, 2], [0, 1, 1], [0, 0, 2]]

@@ -1,0 +1,214 @@
+"""Amazon reviews of 2014, 2018 and 2023 as they are downloaded, with or without the metadata beside them.
+
+Reviews: `NAME.json` or `NAME.jsonl`, also gzipped (reviewerID, asin, unixReviewTime, overall; of 2023 user_id,
+parent_asin, timestamp in milliseconds, rating), or the `NAME.csv` of 2023 with these columns. Metadata:
+`meta_NAME.json` or `.jsonl`, also gzipped (asin or parent_asin, title, description, brand or store, categories).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distill.data.sources import (
+    Options,
+    Source,
+    TextTable,
+    check_ids,
+    check_texts,
+    group,
+    merged,
+    need_column,
+    need_ids,
+    numbered,
+    with_numbers,
+)
+from distill.data.sources.json_lines import MalformedError, blocks, plain, read_tables
+from distill.data.sources.refine import refine
+from distill.runtime.errors import UserError
+
+FIRST_FIELD = re.compile(rb"\s*\{'asin': '([^']*)'")  # how the lines of 2014's metadata begin
+ENDING = re.compile(r"\.(jsonl?|csv)(\.gz)?$")
+USER, ITEM, TIME, RATING = (
+    ("user_id", "reviewerID"),
+    ("parent_asin", "asin"),
+    ("timestamp", "unixReviewTime"),
+    ("rating", "overall"),
+)
+REVIEWS = pa.schema(
+    [(name, pa.string()) for name in (*USER, *ITEM)]
+    + [(name, pa.int64()) for name in TIME]
+    + [(name, pa.float32()) for name in RATING]
+)
+WORDS = pa.list_(pa.string())
+METADATA = pa.schema(
+    [(name, pa.string()) for name in (*ITEM, "title", "brand", "store")]
+    + [(name, WORDS) for name in ("description", "category", "categories")]
+)
+
+
+def files(folder: Path, options: Options) -> list[Path]:
+    """The reviews and, if there is such a file, the metadata.
+
+    Args:
+        folder: holds one data set; or is its file of reviews.
+        options: not used.
+
+    Raises:
+        UserError: no such folder, no reviews, or several data sets in one folder.
+    """
+    named = folder if folder.is_file() else None
+    folder = folder.parent if named else folder
+    if not folder.is_dir():
+        raise UserError(f"No folder {folder}: expected one that holds reviews. Name it with --input.")
+    found = sorted(path for path in folder.iterdir() if ENDING.search(path.name))
+    metadata = [path for path in found if path.name.startswith("meta_")]
+    reviews = [named] if named else [path for path in found if path not in metadata]
+    if len(reviews) != 1 or len(metadata) > 1:
+        names = ", ".join(path.name for path in found) or "nothing that ends in .json, .jsonl, .csv (or these with .gz)"
+        raise UserError(
+            f"{folder}: expected one file of reviews and at most one meta_NAME, found {names}. Move the others away, "
+            "or name the file of reviews itself with --input."
+        )
+    return reviews + metadata
+
+
+def read(folder: Path, options: Options) -> Source:
+    """Read reviews and metadata; what the options leave out goes before the metadata are looked up.
+
+    Raises:
+        UserError: as `files`; cut-off files, too many malformed lines, reviews without metadata, items without text.
+    """
+    reviews, *metadata = files(folder, options)
+    rows = _csv(reviews) if ".csv" in reviews.suffixes else _json(reviews, options.max_bad_lines)
+    users, named = numbered(rows["user"]), numbered(rows["item"])
+    items, numbers = pa.table({"item_id": named.dictionary}), named.indices.to_numpy()
+    source = group(items, users, numbers, rows["time"].to_numpy(), rows["rating"].to_numpy(), str(reviews))
+    if not len(source.values):
+        raise UserError(f"{reviews}: expected reviews, found none.")
+    source = refine(source, options)
+    return replace(source, items=_with_texts(source.items, metadata[0], options)) if metadata else source
+
+
+def _json(path: Path, max_bad_lines: int) -> pa.Table:
+    tables = read_tables(path, REVIEWS, _select_review, _review_row, max_bad_lines)
+    return merged(tables, _select_review(REVIEWS.empty_table()))
+
+
+def _select_review(table: pa.Table) -> pa.Table | None:
+    """user, item, time in seconds, rating; None if a review lacks one of the first three."""
+    user, item = (pc.coalesce(*(table[name] for name in names)) for names in (USER, ITEM))
+    milliseconds, seconds = (table[name].cast(pa.float64()) for name in TIME)
+    time = pc.coalesce(seconds, pc.divide(milliseconds, 1000))
+    if user.null_count or item.null_count or time.null_count or pc.any(pc.equal(user, "")).as_py():
+        return None
+    if pc.any(pc.equal(item, "")).as_py():
+        return None
+    rating = pc.coalesce(*(table[name] for name in RATING)).fill_null(np.nan)
+    return with_numbers(pa.table({"user": user, "item": item, "time": time, "rating": rating}), ("user", "item"))
+
+
+def _review_row(line: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for names, kind in ((USER, plain), (ITEM, plain), (TIME, _whole), (RATING, float)):
+        name = next((name for name in names if line.get(name) not in (None, "")), None)
+        if name is None and names != RATING:
+            raise MalformedError(
+                f"expected a review with {' or '.join(names)}, got the fields {', '.join(line) or 'none'}"
+            )
+        try:
+            row[name or RATING[0]] = kind(line[name]) if name else None
+        except (TypeError, ValueError):
+            raise MalformedError(f"expected a number as {name}, got {line[name]!r}") from None
+    return row
+
+
+def _whole(value: Any) -> int:
+    return int(float(value))
+
+
+def _csv(path: Path) -> pa.Table:
+    names = [USER[0], ITEM[0], RATING[0], TIME[0]]
+    try:
+        table = TextTable.read(path, ",", quoted=True, only=names, ids=names[:2])
+    except (EOFError, OSError):
+        for _ in blocks(path):  # says how far the file can be read
+            pass
+        raise
+    hint = "Expected the columns of the 2023 files; name other tables with --format table."
+    columns = {name: need_column(table.columns, name, f"{path}:1", hint) for name in names[2:]}
+    numbers = {}
+    for name, column in columns.items():
+        try:
+            numbers[name] = column.cast(pa.float64())
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path}: expected numbers as {name} ({error}). Mend or remove the line.") from None
+    user, item = (need_ids(table.columns, name, f"{path}:1", hint) for name in names[:2])
+    check_ids(user, "user", table.where, unique=False)
+    check_ids(item, "item", table.where, unique=False)
+    return pa.table(
+        {"user": user, "item": item, "time": pc.divide(numbers[TIME[0]], 1000), "rating": numbers[RATING[0]]}
+    )
+
+
+def _with_texts(items: pa.Table, path: Path, options: Options) -> pa.Table:
+    """The catalogue with its texts; of several metadata of one item the first counts."""
+    wanted = items["item_id"].combine_chunks()
+
+    def select(table: pa.Table) -> pa.Table | None:
+        ids = pc.coalesce(*(table[name] for name in ITEM))
+        if ids.null_count:
+            return None
+        mine = pc.is_in(ids, wanted)
+        table, ids = table.filter(mine), ids.filter(mine)
+        title = pc.fill_null(table["title"], "")
+        title = pc.if_else(pc.match_substring(title, "getTime"), "", title)  # pieces of pages' scripts, of 2018
+        categories = pc.coalesce(table["categories"], table["category"])
+        columns = {"item_id": ids, "title": title, "description": pc.binary_join(table["description"], " ")}
+        columns |= {
+            "brand": pc.coalesce(table["brand"], table["store"]),
+            "categories": pc.binary_join(categories, ", "),
+        }
+        return pa.table({name: pc.fill_null(column, "") for name, column in columns.items()})
+
+    known = {item.encode() for item in wanted.to_pylist()}
+
+    def skip(line: bytes) -> bool:  # Python literals are slow to parse: only those of the items wanted are
+        item = FIRST_FIELD.match(line)
+        return item is not None and item[1] not in known
+
+    found = pa.concat_tables(read_tables(path, METADATA, select, _metadata_row, options.max_bad_lines, skip))
+    rows = pc.index_in(wanted, value_set=found["item_id"].combine_chunks())
+    if rows.null_count and options.empty_text == "error":
+        first = wanted[int(np.argmax(rows.is_null().to_numpy(zero_copy_only=False)))]
+        raise UserError(
+            f"{path}: no metadata for {rows.null_count:,} of the {len(wanted):,} items reviewed, first {first}. "
+            "Go on without their texts: --empty_text keep; or without these items: --empty_text drop."
+        )
+    texts = found.drop(["item_id"]).take(rows)
+    result = items
+    for name in texts.column_names:
+        result = result.append_column(name, texts[name].fill_null(""))
+    check_texts(result, lambda row: str(path), options.empty_text)
+    return result
+
+
+def _metadata_row(line: dict[str, Any]) -> dict[str, Any]:
+    row = {name: plain(line[name]) for name in ITEM if line.get(name)}
+    if not row:
+        raise MalformedError(f"expected metadata with {' or '.join(ITEM)}, got the fields {', '.join(line) or 'none'}")
+    row |= {name: " ".join(_words(line.get(name))) for name in ("title", "brand", "store") if line.get(name)}
+    return row | {name: _words(line[name]) for name in ("description", "category", "categories") if line.get(name)}
+
+
+def _words(value: Any) -> list[str]:
+    """Strings, lists of these, and lists of lists -> the distinct strings, in order."""
+    if isinstance(value, list | tuple):
+        return list(dict.fromkeys(word for part in value for word in _words(part)))
+    return [plain(value)] if value not in (None, "") else []

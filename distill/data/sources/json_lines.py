@@ -1,0 +1,180 @@
+"""Files with one JSON object a line, plain or gzipped, read by blocks: held are two blocks and what is kept of others.
+
+A block in which every line is as it should be is parsed by arrow at once. Any other is gone through line by line, so
+that malformed lines can be named, counted and, up to a limit, left out. Python literals (the Amazon data of 2014 hold
+these: single quotes, None) are taken too.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json as pajson
+
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log, progress_bar
+
+BLOCK = 1 << 24  # bytes of text parsed at once
+PIECE = 1 << 20  # bytes read at once
+
+
+class MalformedError(Exception):
+    """A line cannot be used; says what was expected."""
+
+
+@dataclass
+class BadLines:
+    """Counts the malformed lines of a file.
+
+    Attributes:
+        path: the file.
+        limit: how many are allowed.
+        found: (line, what is wrong) of each.
+    """
+
+    path: Path
+    limit: int
+    found: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, line: int, problem: str) -> None:
+        """Note a line.
+
+        Raises:
+            UserError: there are more than the limit.
+        """
+        self.found.append((line, problem))
+        if len(self.found) > self.limit:
+            first, what = self.found[0]
+            raise UserError(
+                f"{self.path}:{first}: {what}. {len(self.found)} malformed lines up to line {line}, {self.limit} are "
+                "allowed. Get the file again, mend it, or leave out more: --max_bad_lines."
+            )
+
+    def report(self) -> None:
+        """Say how many were left out and where the first ones are."""
+        if self.found:
+            lines = ", ".join(str(line) for line, _ in self.found[:5])
+            log.info(
+                f"{self.path}: left out {len(self.found)} malformed lines ({lines}{', …' * (len(self.found) > 5)})"
+            )
+
+
+def read_tables(
+    path: Path,
+    schema: pa.Schema,
+    select: Callable[[pa.Table], pa.Table | None],
+    to_row: Callable[[dict[str, Any]], dict[str, Any]],
+    max_bad_lines: int,
+    skip: Callable[[bytes], bool] = lambda line: False,
+) -> Iterator[pa.Table]:
+    """The file, block by block.
+
+    Args:
+        path: ends in .gz if it is gzipped.
+        schema: fields to read; others are passed over, missing ones are null.
+        select: a parsed block -> what is kept of it; None: something is missing, so that its lines are to be looked at.
+        to_row: a line's object -> its fields of the schema; raises `MalformedError`.
+        max_bad_lines: how many malformed lines may be left out.
+        skip: whether a line need not be looked at, where lines are gone through one by one.
+
+    Raises:
+        UserError: a cut-off file (says how far it could be read), too many malformed lines.
+    """
+    bad = BadLines(path, max_bad_lines)
+    for line, block in _ahead(blocks(path)):
+        kept = None
+        try:
+            options = pajson.ReadOptions(block_size=max(PIECE, len(block) // 4))
+            parsing = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+            parsed = pajson.read_json(pa.BufferReader(block), options, parsing)
+            parsed.validate(full=True)  # the parser lets bytes pass that are not UTF-8
+            kept = select(parsed)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            pass  # which line it was is found out below
+        if kept is None:
+            rows = list(_rows(block, line, to_row, skip, bad))
+            kept = select(pa.Table.from_pylist(rows, schema))
+        yield kept
+    bad.report()
+
+
+def _rows(block: bytes, line: int, to_row: Callable, skip: Callable, bad: BadLines) -> Iterator[dict[str, Any]]:
+    for number, text in zip(count(line), block.split(b"\n"), strict=False):
+        if text.strip() and not skip(text):
+            try:
+                yield to_row(_load(text))
+            except MalformedError as problem:
+                bad.add(number, str(problem))
+
+
+def _load(text: bytes) -> dict[str, Any]:
+    try:
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = ast.literal_eval(text.decode().strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        start = text[:60].decode(errors="replace")
+        raise MalformedError(f"expected a JSON object on one line, got {start!r}")
+    return value
+
+
+def plain(value: Any) -> str:
+    """Any value as text that can be written: JSON can name half characters (lone surrogates), files cannot."""
+    return str(value).encode(errors="replace").decode()
+
+
+def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Whole lines, about `BLOCK` bytes of text at a time, with the first one's number; shows a progress bar.
+
+    Raises:
+        UserError: cut off or damaged; says how many bytes and lines could be read.
+    """
+    held: list[bytes] = []
+    size, done, line = 0, 0, 1
+    bar = progress_bar(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, leave=False)
+    with open(path, "rb") as raw, bar:
+        file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        while True:
+            try:
+                piece = file.read1(PIECE)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                lines = line - 1 + sum(part.count(b"\n") for part in held)
+                raise UserError(
+                    f"{path}: cut off or damaged ({error}) after {done:,} bytes and {lines:,} lines of text. "
+                    "Get the file again."
+                ) from None
+            done, size = done + len(piece), size + len(piece)
+            bar.update(raw.tell() - bar.n)
+            end = piece.rfind(b"\n") + 1 if size >= BLOCK else 0
+            if not piece or end:
+                held.append(piece[:end])
+                if block := b"".join(held):
+                    yield line, block
+                    line += block.count(b"\n")
+                held, size = [piece[end:]], len(piece) - end
+            else:
+                held.append(piece)
+            if not piece:
+                return
+
+
+def _ahead(items: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """The same items, the next one made while the last one is used: unpacking and parsing share two cores."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item

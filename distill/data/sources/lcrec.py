@@ -1,0 +1,134 @@
+"""LC-Rec's files: `NAME.inter.json` (user -> item numbers in time order), and beside it, each optional, `NAME.item2id`
+(item id, number) and `NAME.item.json` (number -> title, description, brand, categories).
+
+Item numbers are kept as they are, since `NAME.index.json` names items by them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distill.data.dataset import TEXT_COLUMNS
+from distill.data.sources import Options, Source, TextTable, check_texts, dense_catalogue, the_one
+from distill.runtime.errors import UserError
+
+ENDING = re.compile(r"\.(inter\.json|item\.json|item2id)$")
+
+
+def files(folder: Path, options: Options) -> list[Path]:
+    """The files that `read` reads.
+
+    Raises:
+        UserError: no folder, no interactions, or several data sets in one folder.
+    """
+    found = [the_one(folder, "*.inter.json")]
+    found += [the_one(folder, pattern, needed=False) for pattern in ("*.item2id", "*.item.json")]
+    return [path for path in found if path]
+
+
+def read(folder: Path, options: Options) -> Source:
+    """Read a folder.
+
+    Raises:
+        UserError: as `files`; cut-off JSON, something else than lists of numbers, duplicates, unknown items, items
+            without text.
+    """
+    by_ending = {ENDING.search(path.name).group(): path for path in files(folder, options)}
+    inter = by_ending[".inter.json"]
+    users = _load(inter)
+    values, lengths = _flatten(users, inter)
+    texts = _load(by_ending[".item.json"]) if ".item.json" in by_ending else {}
+    if ".item2id" in by_ending:
+        catalogue = by_ending[".item2id"]
+        ids = dense_catalogue(TextTable.read(catalogue, names=("item", "number")))
+    else:
+        catalogue = by_ending.get(".item.json", inter)
+        count = len(texts) or int(values.max(initial=-1)) + 1
+        ids = pa.array([str(number) for number in range(count)], pa.string())
+    outside = np.flatnonzero((values < 0) | (values >= len(ids)))
+    if len(outside):
+        user = list(users)[int(np.searchsorted(np.cumsum(lengths), outside[0], side="right"))]
+        raise UserError(
+            f"{_where(inter, user)}: user {user!r} names the unknown item {values[outside[0]]}: expected one of the "
+            f"{len(ids)} items 0 to {len(ids) - 1} of {catalogue} ({len(outside)} such interactions). "
+            "Add the items or remove the interactions."
+        )
+    items = {"item_id": ids}
+    if ".item.json" in by_ending:
+        items |= _texts(by_ending[".item.json"], texts, ids, options)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Source(pa.table(items), pa.array(users, pa.string()), values, offsets, origin=str(inter))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A JSON object without repeated keys."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            seen: set[str] = set()
+            key = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise UserError(f"{_where(path, key, last=True)}: duplicate key {key!r}. Remove one of the two.")
+        return result
+
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{error.lineno}: cut off or no JSON ({error.msg}, column {error.colno}). Get the file again."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start}).") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected an object {{...}} at the top, got a {type(value).__name__}.")
+    return value
+
+
+def _flatten(users: dict[str, Any], path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All users' item numbers one after the other, and how many each has."""
+    for user, row in users.items():
+        if not isinstance(row, list) or not all(type(number) is int for number in row):
+            raise UserError(
+                f"{_where(path, user)}: expected a list of item numbers for user {user!r}, got {str(row)[:60]}."
+            )
+    values = np.fromiter(itertools.chain.from_iterable(users.values()), dtype=np.int64)
+    return values, np.array([len(row) for row in users.values()], dtype=np.int64)
+
+
+def _texts(path: Path, texts: dict[str, Any], ids: pa.Array, options: Options) -> dict[str, pa.Array]:
+    """Text columns in the order of `ids`; texts of further items are left out."""
+    rows = [texts.get(str(number), {}) for number in range(len(ids))]
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{_where(path, str(number))}: expected an object with title, description, … for item '{number}', "
+                f"got {str(row)[:60]}."
+            )
+    columns = {name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in TEXT_COLUMNS}
+    table = pa.table({"item_id": ids, **columns})
+    check_texts(table, lambda item: _where(path, str(item)), options.empty_text)
+    return columns
+
+
+def _text(value: Any) -> str:
+    """Some versions of these files hold lists of strings."""
+    if value is None:
+        return ""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(_text(part) for part in value)
+    return str(value).strip()
+
+
+def _where(path: Path, key: str, last: bool = False) -> str:
+    """File and line of a key, as `path:line`; slow, for messages only."""
+    text = path.read_text(encoding="utf-8")
+    found = [match.start() for match in re.finditer(re.escape(json.dumps(key)) + r"\s*:", text)]
+    return f"{path}:{text.count(chr(10), 0, found[-1 if last else 0]) + 1}" if found else str(path)

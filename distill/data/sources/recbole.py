@@ -1,0 +1,151 @@
+"""RecBole's atomic files, in two shapes.
+
+Split: `NAME.test.inter` (user_id, item_id_list, item_id), where a user's full sequence is the test line's history and
+its target; `NAME.item2index` (item id, number; the interactions name numbers) and `NAME.text` (item_id, text) may lie
+beside it. Plain: `NAME.inter` (user_id, item_id, timestamp) with an optional `NAME.item`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distill.data.sources import (
+    Options,
+    Source,
+    TextTable,
+    check_ids,
+    check_texts,
+    dense_catalogue,
+    group,
+    need_column,
+    need_ids,
+    number_items,
+    the_one,
+    to_numbers,
+)
+
+SPLITS = (".train.inter", ".valid.inter", ".test.inter")
+COLUMNS = {  # RecBole's data sets call the texts by many names
+    "title": ("title", "item_name", "name", "product_title", "movie_title"),
+    "description": ("description",),
+    "brand": ("brand", "store"),
+    "categories": ("categories", "category", "class", "genre", "genres"),
+}
+
+
+def files(folder: Path, options: Options) -> list[Path]:
+    """The files that `read` reads.
+
+    Raises:
+        UserError: no folder, no interactions, or several data sets in one folder.
+    """
+    is_split = folder.is_dir() and any(any(folder.glob("*" + ending)) for ending in SPLITS)
+    if is_split:
+        found = [the_one(folder, "*.test.inter")]
+        found += [the_one(folder, pattern, needed=False) for pattern in ("*.item2index", "*.text")]
+    else:
+        found = [the_one(folder, "*.inter"), the_one(folder, "*.item", needed=False)]
+    return [path for path in found if path]
+
+
+def read(folder: Path, options: Options) -> Source:
+    """Read a folder of either shape.
+
+    Raises:
+        UserError: as `files`; malformed lines, missing columns, duplicates, unknown items, items without text.
+    """
+    paths = {path.suffix: path for path in files(folder, options)}
+    if paths[".inter"].name.endswith(".test.inter"):
+        return _read_split(paths, TextTable.read(paths[".inter"], typed=True), options)
+    return _read_plain(paths, options)
+
+
+def _read_split(paths: dict[str, Path], inter: TextTable, options: Options) -> Source:
+    users, history, target = (
+        need_column(inter.columns, name, f"{inter.path}:1") for name in ("user_id", "item_id_list", "item_id")
+    )
+    check_ids(users, "user", inter.where, unique=True)
+    check_ids(target, "item", inter.where, unique=False)
+    # An empty history leaves a blank in front, which trimming takes away.
+    tokens = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pc.binary_join_element_wise(history, target, " ")))
+    flat = tokens.flatten()
+    ends = np.cumsum(tokens.value_lengths().to_numpy(zero_copy_only=False))
+
+    def where(position: int) -> str:
+        return inter.where(int(np.searchsorted(ends, position, side="right")))
+
+    if ".item2index" in paths:
+        ids = dense_catalogue(TextTable.read(paths[".item2index"], names=("item", "number")))
+        known = pa.array([str(number) for number in range(len(ids))], pa.string())
+        catalogue = paths[".item2index"]
+    elif ".text" in paths:
+        catalogue = paths[".text"]
+        ids = known = need_column(TextTable.read(catalogue, typed=True).columns, "item_id", f"{catalogue}:1")
+    else:
+        catalogue = inter.path
+        ids = known = flat.unique()
+    values = number_items(flat, known, where, str(catalogue))
+    items = {"item_id": ids}
+    if ".text" in paths:
+        items |= _texts(TextTable.read(paths[".text"], typed=True), ids, options)
+    return Source(pa.table(items), users, values, np.concatenate([[0], ends]), origin=str(inter.path))
+
+
+def _texts(texts: TextTable, ids: pa.Array, options: Options) -> dict[str, pa.Array]:
+    """Text columns in the order of `ids`; texts of further items are left out."""
+    named = need_column(texts.columns, "item_id", f"{texts.path}:1")
+    check_ids(named, "item", texts.where, unique=True)
+    rows = pc.index_in(ids, value_set=named)
+    text = need_column(texts.columns, "text", f"{texts.path}:1").take(rows).fill_null("")
+
+    def where(item: int) -> str:
+        return texts.where(rows[item].as_py()) if rows[item].is_valid else str(texts.path)
+
+    check_texts(pa.table({"item_id": ids, "title": text}), where, options.empty_text)
+    parts = [_split_text(one) for one in text.to_pylist()]
+    names = ("title", "categories", "brand")
+    return {name: pa.array(column, pa.string()) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def _split_text(text: str) -> tuple[str, str, str]:
+    """`title. categories. brand. `, as these files are made -> its parts; anything else is all title."""
+    parts = text.rsplit(". ", 3)
+    if len(parts) == 4 and not parts[3].strip():
+        return parts[0].strip(), parts[1].strip(), parts[2].strip()
+    return text.strip(), "", ""
+
+
+def _read_plain(paths: dict[str, Path], options: Options) -> Source:
+    needed = ["user_id", "item_id", "timestamp"] + ([options.rating_column] if options.min_rating is not None else [])
+    inter = TextTable.read(paths[".inter"], typed=True, only=needed, ids=needed[:2])
+    users, named = (need_ids(inter.columns, name, f"{inter.path}:1") for name in ("user_id", "item_id"))
+    check_ids(users, "user", inter.where, unique=False)
+    check_ids(named, "item", inter.where, unique=False)
+    times = ratings = None
+    if "timestamp" in inter.columns.column_names:
+        times = to_numbers(inter.columns["timestamp"], inter.where, "a timestamp in seconds")
+    if options.min_rating is not None:
+        hint = "Name it with --rating_column."
+        column = need_column(inter.columns, options.rating_column, f"{inter.path}:1", hint)
+        ratings = to_numbers(column, inter.where, "a rating")
+    if ".item" not in paths:
+        items = pa.table({"item_id": named.dictionary})
+        return group(items, users, named.indices.to_numpy(), times, ratings, str(inter.path))
+    table = TextTable.read(paths[".item"], typed=True)
+    known = need_column(table.columns, "item_id", f"{table.path}:1")
+    check_ids(known, "item", table.where, unique=True)
+    numbers = number_items(named, known, inter.where, str(table.path))
+    # These files often describe a whole shop: only what somebody bought is kept.
+    kept, values = np.unique(numbers, return_inverse=True)
+    items = {"item_id": known.take(pa.array(kept))}
+    for name, others in COLUMNS.items():
+        column = next((other for other in others if other in table.columns.column_names), None)
+        if column:
+            items[name] = table.columns[column].combine_chunks().take(pa.array(kept))
+    if len(items) > 1:
+        check_texts(pa.table(items), lambda item: table.where(int(kept[item])), options.empty_text)
+    return group(pa.table(items), users, values, times, ratings, str(inter.path))

@@ -1,0 +1,121 @@
+"""What is done to interactions once they are read: ratings, repetitions, rare users and items (k-core)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from distill.data.dataset import TEXT_COLUMNS
+from distill.data.sources import Options, Source, check_texts, without_text
+from distill.data.sources.cleaning import clean_html
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
+
+
+def refine(source: Source, options: Options) -> Source:
+    """Leave out what the options say: low ratings, items without text, repetitions, then rare users and items.
+
+    Doing it twice changes nothing more. Order and item numbers of the rest are kept, but that a k-core and
+    `empty_text` "drop" close the gaps of the items that they take away.
+
+    Raises:
+        UserError: an option needs ratings or times that the source does not have, or nothing is left.
+    """
+    if options.min_rating is not None:
+        if source.ratings is None:
+            raise UserError(f"{source.origin}: there are no ratings to compare with --min_rating {options.min_rating}.")
+        source = _keep(source, source.ratings >= options.min_rating, f"rated below {options.min_rating:g}")
+    if options.clean_html:
+        names = [name for name in TEXT_COLUMNS if name in source.items.column_names]
+        for name in names:
+            place = source.items.column_names.index(name)
+            source = replace(source, items=source.items.set_column(place, name, clean_html(source.items[name])))
+        check_texts(source.items, lambda item: source.origin, options.empty_text)
+    if options.empty_text == "drop" and (blank := without_text(source.items)).any():
+        source = _keep(source, ~blank[source.values], f"with {blank.sum():,} items that have no text")
+        source = source.take_items(np.flatnonzero(~blank))
+    if options.duplicates != "keep":
+        source = _keep(source, ~repeated(source, options.duplicates), f"repeated ({options.duplicates})")
+    if options.user_core > 0 or options.item_core > 0:
+        rows = k_core(source.owners, source.values, options.user_core, options.item_core)
+        inside = np.zeros(len(source.values), dtype=bool)
+        inside[rows] = True
+        source = _keep(source, inside, f"outside the {options.user_core}-core (items: {options.item_core})")
+        if options.item_core > 0:
+            bought = np.bincount(source.values, minlength=source.items.num_rows) > 0
+            source = source.take_items(np.flatnonzero(bought)) if not bought.all() else source
+    return source
+
+
+def _keep(source: Source, keep: np.ndarray, why: str) -> Source:
+    if keep.all():
+        return source
+    if not keep.any():
+        raise UserError(f"{source.origin}: all {len(keep):,} interactions left are {why}; nothing remains.")
+    log.info(f"{source.origin}: left out {len(keep) - keep.sum():,} of {len(keep):,} interactions, {why}")
+    return source.take(np.flatnonzero(keep))
+
+
+def repeated(source: Source, duplicates: Literal["exact", "first"]) -> np.ndarray:
+    """Which interactions repeat an earlier one of the same user with the same item ("exact": at the same time) [n].
+
+    Raises:
+        UserError: "exact", and there are no times.
+    """
+    if duplicates == "exact" and source.times is None:
+        raise UserError(f"{source.origin}: there are no times to compare for --duplicates exact; use first or keep.")
+    pairs = source.owners * np.int64(source.items.num_rows) + source.values
+    order = np.argsort(pairs, kind="stable")  # within a pair still in time order
+    again = pairs[order][1:] == pairs[order][:-1]
+    if duplicates == "exact":
+        again &= source.times[order][1:] == source.times[order][:-1]
+    result = np.zeros(len(pairs), dtype=bool)
+    result[order[1:][again]] = True
+    return result
+
+
+def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int) -> np.ndarray:
+    """The largest set of interactions in which every user and every item has enough of them.
+
+    Args:
+        users: user numbers [n].
+        items: item numbers [n].
+        user_core: interactions that a user must have.
+        item_core: interactions that an item must have.
+
+    Returns:
+        Numbers of the rows that are kept, ascending. There is one such set: taking away what has too few never takes
+        away what any set that fulfils the condition holds.
+    """
+    rows = np.arange(len(users))
+    while True:
+        enough = (np.bincount(users) >= user_core)[users] & (np.bincount(items) >= item_core)[items]
+        if enough.all():
+            return rows
+        users, items, rows = users[enough], items[enough], rows[enough]
+
+
+def without_short_users(source: Source, short_users: Literal["error", "drop"], least: int, split: str) -> Source:
+    """Refuse or drop users with fewer items than the split needs.
+
+    Args:
+        source: to look at.
+        short_users: what to do.
+        least: items that a user must have.
+        split: for the message.
+
+    Raises:
+        UserError: there are such users and they are not to be dropped, or nobody is left.
+    """
+    short = np.flatnonzero(source.lengths < least)
+    if len(short) and short_users == "error":
+        user = short[0]
+        raise UserError(
+            f"{source.origin}: user {source.user_ids[user].as_py()!r} has {source.lengths[user]} interactions, {split} "
+            f"needs at least {least} ({len(short)} such users). Remove them, or run with --short_users drop."
+        )
+    if len(short) == len(source.lengths):
+        raise UserError(f"{source.origin}: no user with at least {least} interactions, expected some.")
+    return source.take(np.flatnonzero(source.lengths[source.owners] >= least)) if len(short) else source

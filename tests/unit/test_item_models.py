@@ -1,0 +1,187 @@
+"""SASRec and GRU4Rec: no look ahead, padding that changes nothing, losses by hand, and training that learns."""
+
+import dataclasses
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from student_shop import make_shop
+
+from distill import losses
+from distill.data.dataset import PAD, Dataset, write_dataset
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.config import parse
+from distill.runtime.errors import UserError
+from student import train
+from student.baseline import Config, main
+from student.baselines.loop import Candidates, Windows, batch_loss, windows
+from student.baselines.scorer import NETWORKS, Scorer
+
+N_ITEMS = 12
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Everybody walks round a circle of twelve items."""
+    folder, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
+    sequences = [(rng.integers(N_ITEMS) + np.arange(rng.integers(4, 8))) % N_ITEMS for _ in range(60)]
+    with ArtifactJob("dataset", Nothing(), folder / "dataset").write() as output:
+        items = pa.table({"item_id": [f"i{number}" for number in range(N_ITEMS)]})
+        write_dataset(output, items, [f"u{number}" for number in range(60)], sequences)
+    return folder
+
+
+def model_of(name, seed=0):
+    torch.manual_seed(seed)
+    network, config = NETWORKS[name]
+    model = network(config(N_ITEMS, max_history=4, dim=8)).eval()
+    with torch.no_grad():
+        model.items.weight.normal_(0, 0.5)
+    return model
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+class TestNetworks:
+    @torch.no_grad()
+    def test_a_place_sees_what_came_before_it_alone(self, name):
+        model = model_of(name)
+        items = torch.tensor([[3, 1, 4, 7], [3, 1, 9, PAD], [3, PAD, PAD, PAD]])
+        hidden = model(items)
+        torch.testing.assert_close(hidden[0, :2], hidden[1, :2])
+        torch.testing.assert_close(hidden[0, 0], hidden[2, 0])
+        assert (hidden[0, 2] - hidden[1, 2]).abs().max() > 1e-3
+        swapped = model(torch.tensor([[1, 3, 4, 7]]))
+        assert (hidden[0, 3] - swapped[0, 3]).abs().max() > 1e-3  # order counts
+
+    def test_scores_are_those_of_each_history_alone(self, name, tmp_path):
+        scorer = Scorer(model_of(name), {"network": name})
+        histories = np.array([[3, 1, 4, 7, 2, 5], [3, 1, PAD, PAD, PAD, PAD], [8, PAD, PAD, PAD, PAD, PAD]])
+        found = scorer.score_items(histories)
+        for row, history in enumerate(([4, 7, 2, 5], [3, 1], [8])):  # the last four items have a place
+            hidden = scorer.model(torch.tensor([history]))[0, -1]
+            expected = (hidden @ scorer.model.items.weight.T).log_softmax(-1)
+            np.testing.assert_allclose(found[row], expected.detach().numpy(), atol=1e-5)
+        items, scores = scorer.rank_items(histories, 12, exclude_bought=True)
+        for row, history in enumerate(histories):
+            bought = set(history.tolist())
+            order = [item for item in np.argsort(-found[row], kind="stable") if item not in bought]
+            assert items[row].tolist() == order + [-1] * (12 - len(order))
+            np.testing.assert_allclose(scores[row, : len(order)], found[row, order])
+        scorer.save_pretrained(tmp_path)
+        np.testing.assert_array_equal(Scorer.from_pretrained(tmp_path).score_items(histories), found)
+
+    def test_learns_and_is_the_same_again(self, name, root, tmp_path):
+        config = Config(run=root, network=name, dim=16, layers=1, dropout=0.1, epochs=12, batch_size=16, lr=2e-2)
+        for output in ("one", "two"):
+            main(replace(config, output=tmp_path / output))
+        one, two = (artifacts.read(tmp_path / output, "baseline") for output in ("one", "two"))
+        assert one.fingerprint == two.fingerprint
+        scorer, examples = Scorer.from_pretrained(one.folder), Dataset.load(root / "dataset").examples("test")
+        assert (scorer.rank_items(examples.histories, 1)[0][:, 0] == examples.targets).mean() > 0.9
+
+
+def test_windows(root):
+    """Each training target once, with the items before it, up to the window's edge."""
+    data = Dataset.load(root / "dataset")
+    found = windows(data, 3)
+    seen = []
+    for inputs, targets in zip(found.inputs.tolist(), found.targets.tolist(), strict=True):
+        known = [target for target in targets if target != PAD]
+        assert [item for item in inputs if item != PAD][1:] == known[:-1]
+        seen += known
+    assert len(found.inputs) > data.n_users
+    examples = data.examples("train")
+    assert sorted(seen) == sorted(examples.targets.tolist())
+
+
+@pytest.mark.parametrize("loss", ["ce", "list", "rank", "list+rank"])
+def test_losses_by_definition(loss):
+    model = model_of("sasrec")
+    inputs = torch.tensor([[3, 1, 4, PAD], [5, PAD, PAD, PAD]])
+    targets = torch.tensor([[1, 4, 2, PAD], [6, PAD, PAD, PAD]])
+    rows = torch.tensor([[0, PAD, 1, PAD], [2, PAD, PAD, PAD]])
+    taught = Candidates(
+        torch.tensor([[1, 7, 8], [2, 9, PAD], [6, 0, 3]]),
+        torch.tensor([[-2.0, -1.0, -3.0], [-1.0, -2.0, -torch.inf], [-0.5, -2.0, -2.5]]),
+    )
+    config = Config(loss=loss, gamma=0.5, temperature=2.0, margin=0.1)
+    found = batch_loss(model, Windows(inputs, targets, rows), None if loss == "ce" else taught, config, "cpu")
+    log_probs = (model(inputs) @ model.items.weight.T).log_softmax(-1)
+    places = [(0, 0, 0), (0, 1, None), (0, 2, 1), (1, 0, 2)]
+    expected = -sum(log_probs[user, place, targets[user, place]] for user, place, _ in places) / 4
+    lessons = []
+    for user, place, label in places:
+        if label is None:
+            continue
+        keep = taught.items[label] != PAD
+        own = log_probs[user, place, taught.items[label][keep]]
+        if "list" in loss:
+            lessons.append(-((taught.scores[label][keep] / 2.0).softmax(0) * own).sum())
+        if "rank" in loss:
+            lessons.append(losses.rank(own, 0.1))
+    torch.testing.assert_close(found, expected + (0.5 * sum(lessons) / 3 if lessons else 0))
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A shop with a teacher's labels."""
+    folder = tmp_path_factory.mktemp("taught")
+    make_shop(folder, [3, 4, 5, 6, 9, 4, 7, 3, 8, 5])
+    return folder
+
+
+SMALL = {"dim": 8, "layers": 1, "epochs": 1, "batch_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("variant", "loss"), [("tiger", "ce"), ("distill", "list"), ("dwr", "list+rank"), ("dwr-without-distill", "rank")]
+)
+def test_a_students_backbone(variant, loss, taught, tmp_path):
+    """student/train.py --backbone sasrec makes what student/baseline.py makes, where evaluate.py looks for it."""
+    same = {"run": taught, "margin": 0.1, "temperature": 2.0, **SMALL}
+    config = train.Config(variant=variant, backbone="sasrec", **same)
+    for name in ("dropout", "lr", "weight_decay", "valid_users", "patience"):
+        same[name] = getattr(config, name)
+    main(Config(loss=loss, output=tmp_path / "other", **same))
+    train.main(config)
+    name = "sasrec" if loss == "ce" else f"sasrec-{loss}"
+    ours = artifacts.read(taught / "baselines" / name, "baseline")
+    other = artifacts.read(tmp_path / "other", "baseline")
+    assert ours.fingerprint == other.fingerprint and ("soft_labels" in ours.inputs) == (loss != "ce")
+    assert ours.manifest["identity"] == other.manifest["identity"]
+
+
+def test_a_backbone_once_a_seed(taught, tmp_path, capsys):
+    train.main(train.Config(run=taught, backbone="gru4rec", output=tmp_path / "gru", seeds=[0, 1], **SMALL))
+    assert [Scorer.from_pretrained(tmp_path / f"gru-seed{seed}").facts["seed"] for seed in (0, 1)] == [0, 1]
+    assert "(seed 0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["demo", "scientific", "instruments"])
+def test_both_commands_read_the_settings(name):
+    own, theirs = (parse(one, f"{name}/baseline.yaml", []) for one in (Config, train.Config))
+    for one in dataclasses.fields(own):
+        if one.name not in ("network", "loss", "threads"):
+            assert getattr(own, one.name) == getattr(theirs, one.name), one.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"variant": "dtr"}, "--variant dtr is for backbones with semantic IDs"),
+        ({"variant": "smooth"}, "gru4rec learns --variant tiger, distill, dwr, dwr-without-distill"),
+        ({"labels": "rank"}, "--labels rank is for"),
+        ({"dim": 7}, "--dim is 7; expected an even number"),
+    ],
+)
+def test_what_a_backbone_cannot(changes, said, taught):
+    with pytest.raises(UserError, match=said):
+        train.main(train.Config(run=taught, backbone="gru4rec", **changes))

@@ -1,0 +1,361 @@
+"""The students' training: one loss whatever the split and the number of passes, and runs that are broken off."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from student_shop import LEVELS, SIZE, K, make_prior, make_shop
+
+from distill.data.dataset import Dataset
+from distill.labels.store import LabelStore
+from distill.runtime import artifacts
+from distill.runtime.artifacts import write_json
+from distill.runtime.checkpoints import Checkpoints
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs
+from student import train, trainer, variants
+from student.batches import Feed
+from student.models import BACKBONES
+from student.models.seq2seq import PRESETS
+from student.train import Config
+from student.variants import Loss
+
+LENGTHS = [3, 4, 5, 6, 9, 13, 4, 4, 7, 3, 3, 8, 5, 5, 21, 6, 4]
+CONFIG = Config(
+    batch_size=8, candidates=K, max_history=4, epochs=2, ranker_epochs=1, valid_users=10, dropout=0.2, width=5,
+    margin=0.3, checkpoint_every=1, buffer_rows=60,
+    tracker="none",
+)  # fmt: skip
+LOSSES = {
+    "nll": Loss("nll"),
+    "smooth": Loss("smooth"),
+    "distill": Loss("distill"),
+    "rank": Loss(None, rank=True),
+    "dwr": Loss("distill", rank=True),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    make_shop(folder, LENGTHS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    sizes = {"d_model": 16, "d_ff": 24, "heads": 2, "d_head": 8}
+    monkeypatch.setitem(PRESETS, "demo", sizes | {"encoder_layers": 1, "decoder_layers": 1})
+    monkeypatch.setitem(BACKBONES["causal"][2], "demo", sizes | {"layers": 2})
+    monkeypatch.setitem(BACKBONES["nested"][2], "demo", sizes | {"outer": 2, "layers": 1})
+
+
+def network(backbone, seed=0):
+    torch.manual_seed(seed)
+    made, config, presets = BACKBONES[backbone]
+    return made(config(LEVELS, SIZE, dropout=0.0, **presets["demo"]))
+
+
+def losses_of(root, model, loss, one_pass, **changes):
+    """Summed parts of every global batch's loss, and the summed gradients."""
+    config = dataclasses.replace(CONFIG, **changes)
+    dataset = Dataset.load(root / "dataset")
+    store = LabelStore.open(root / "soft_labels") if loss.needs_labels else None
+    codes = torch.from_numpy(SemanticIDs.load(root / "semantic_ids", dataset.n_items).codes)
+    model.zero_grad()
+    values = [0.0]
+    for batch in Feed(dataset, store, loss, one_pass, config).batches(0):
+        value = trainer.batch_loss(model, loss, batch, codes, loss.rank, config)
+        value.backward()
+        values[-1] += value.item()
+        if batch.last:
+            values.append(0.0)
+    return values[:-1], {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def agree(ones, others):
+    np.testing.assert_allclose(ones[0], others[0], rtol=1e-5)
+    for name, value in ones[1].items():
+        assert value.abs().sum() > 0, name
+        torch.testing.assert_close(value, others[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["causal", "nested"])
+@pytest.mark.parametrize("scope", ["level", "all"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope, backbone):
+    """All examples in one batch: equal loss and gradient."""
+    changes = {
+        "scope": scope, "batch_size": 10**4, "buffer_rows": 10**6, "rank_positions": "all",
+        "long_histories": "prefixes", "alpha": 0.3, "confidence": 0.5, "rank_within": 4,
+    }  # fmt: skip
+    model = network(backbone)
+    ones, others = (losses_of(root, model, LOSSES[loss], one_pass, **changes) for one_pass in (True, False))
+    assert len(ones[0]) == 1
+    agree(ones, others)
+
+
+def test_sequences_turned_around_learn_their_items(root):
+    """All of them turned: DISTILL is equation (8), and nothing is ranked."""
+    changes = {"batch_size": 10**4, "buffer_rows": 10**6, "reverse": 1.0}
+    model = network("causal")
+    plain = losses_of(root, model, LOSSES["nll"], True, **changes)
+    for loss in ("distill", "dwr"):
+        agree(losses_of(root, model, LOSSES[loss], True, **changes), plain)
+    turned, straight = plain[0], losses_of(root, model, LOSSES["nll"], True, **(changes | {"reverse": 0.0}))[0]
+    assert abs(turned[0] - straight[0]) > 1e-4
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("loss", ["nll", "distill", "dwr"])
+def test_accumulation_is_a_larger_batch(root, backbone, loss):
+    """Batches of unequal lengths, cut in two: equal losses and gradients, step by step."""
+    model, one_pass = network(backbone), backbone != "seq2seq"
+    ones = losses_of(root, model, LOSSES[loss], one_pass, batch_size=8)
+    others = losses_of(root, model, LOSSES[loss], one_pass, batch_size=4, accumulation=2)
+    assert len(ones[0]) > 1
+    agree(ones, others)
+
+
+def test_a_sampled_position_stands_for_all(root):
+    """On average over draws, the ranking loss of one position a sequence is that of all."""
+    model, changes = network("causal"), {"batch_size": 10**4, "buffer_rows": 10**6}
+    exact = losses_of(root, model, LOSSES["rank"], True, rank_positions="all", **changes)[0]
+    drawn = [
+        losses_of(root, model, LOSSES["rank"], True, rank_positions="one", seed=seed, **changes)[0]
+        for seed in range(60)
+    ]
+    assert np.std(drawn) > 0
+    assert abs(np.mean(drawn) - exact[0]) < 4 * np.std(drawn) / 60**0.5
+
+
+def run(root, output, variant="dwr", **changes):
+    """Train in this process; returns the artifact."""
+    config = dataclasses.replace(CONFIG, run=root, output=output, variant=variant, **changes)
+    train.main(config)
+    return artifacts.read(output, "student")
+
+
+class BrokenOffError(BaseException):
+    """In place of a power cut."""
+
+
+def break_at(monkeypatch, step, name="retriever"):
+    """Break off after the checkpoint of a step."""
+    save = Checkpoints.save
+
+    def broken(self, progress):
+        save(self, progress)
+        if progress.step == step and self.name.endswith(name):
+            raise BrokenOffError
+
+    monkeypatch.setattr(Checkpoints, "save", broken)
+
+
+@pytest.mark.parametrize(
+    ("variant", "backbone", "step", "stage", "changes"),
+    [
+        ("dwr", "causal", 2, "retriever", {"drop_items": 0.2}),
+        ("dwr", "seq2seq", 13, "retriever", {}),
+        ("dtr", "seq2seq", 5, "ranker", {"accumulation": 2, "batch_size": 4}),
+        ("dtr", "causal", 3, "ranker", {}),
+        ("dtr", "nested", 3, "ranker", {}),
+    ],
+)
+def test_ends_as_an_unbroken_run(root, tmp_path, monkeypatch, capsys, variant, backbone, step, stage, changes):
+    changes = changes | {"backbone": backbone}
+    whole = run(root, tmp_path / "whole", variant, **changes)
+    with monkeypatch.context() as patch:
+        break_at(patch, step, stage)
+        with pytest.raises(BrokenOffError):
+            run(root, tmp_path / "broken", variant, **changes)
+    assert not (tmp_path / "broken").exists()
+    found = run(root, tmp_path / "broken", variant, **changes)
+    assert f"{variant} {stage}: goes on from step {step} " in capsys.readouterr().err
+    assert found.fingerprint == whole.fingerprint  # weights, curve: every byte
+    names = {"manifest.json", "config.json", "model.safetensors", "items.parquet", "trie.safetensors", "curve.json"}
+    names |= {"ranker.safetensors"} if variant == "dtr" else set()
+    assert {path.name for path in (tmp_path / "broken").iterdir()} == names
+
+
+def test_checkpoints_change_nothing(root, tmp_path):
+    ones = run(root, tmp_path / "with", "distill")
+    others = run(root, tmp_path / "without", "distill", checkpoint_every=0)
+    assert ones.fingerprint == others.fingerprint
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_no_number_stops_the_run(root, tmp_path, monkeypatch, what):
+    norms = iter([1.0, 1.0] + [float("nan") if what == "gradient norm" else 1.0] * 100)
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
+    with pytest.raises(UserError, match=rf"The {what} is (nan|inf) in epoch 1") as error:
+        run(root, tmp_path / "student", "tiger", lr=1e36 if what == "loss" else 0.01)
+    assert not (tmp_path / "student").exists()
+    last = sorted((tmp_path / "student.partial/checkpoints").glob("step-*"))[-1]
+    assert str(last) in str(error.value)
+    if what == "gradient norm":  # seen before the step, so that no checkpoint holds what it does to the weights
+        assert all(value.isfinite().all() for value in load_file(last / "model.safetensors").values())
+
+
+def test_patience(root, tmp_path, monkeypatch):
+    def epochs(values, **changes):
+        found = iter(values)
+        monkeypatch.setattr(trainer, "validate", lambda *_: next(found))
+        run(root, tmp_path / str(changes), "tiger", epochs=5, **changes)
+        return len(json.loads((tmp_path / str(changes) / "curve.json").read_text())["retriever"])
+
+    assert epochs([0.3, 0.2, 0.1, 0.4, 0.5], patience=2) == 3
+    assert epochs([0.3, 0.2, 0.1, 0.4, 0.5], patience=0) == 5
+
+
+def test_the_best_epoch_is_kept(root, tmp_path, monkeypatch):
+    values, kept = iter([0.1, 0.9, 0.2]), []
+
+    def validate(_, model, *__):
+        kept.append(trainer.weights(model))
+        return next(values)
+
+    monkeypatch.setattr(trainer, "validate", validate)
+    run(root, tmp_path / "student", "tiger", epochs=3)
+    found = load_file(tmp_path / "student/model.safetensors")
+    assert all(torch.equal(value, kept[1][name]) for name, value in found.items())
+    assert not all(torch.equal(value, kept[2][name]) for name, value in found.items())
+
+
+def test_seeds(root, tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, run=root, output=tmp_path / "tiger", seeds=[0, 3], epochs=1)
+    train.main(config)
+    said = capsys.readouterr().err
+    assert "validation NDCG@10" in said and "(seed 3)" in said and "±" in said
+    seeds = [json.loads((tmp_path / f"tiger-seed{seed}/config.json").read_text())["seed"] for seed in (0, 3)]
+    assert seeds == [0, 3]
+    alone = run(root, tmp_path / "alone", "tiger", seed=3, epochs=1)
+    assert alone.fingerprint == artifacts.read(tmp_path / "tiger-seed3", "student").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("tiger", {"labels": "top"}),
+        ("tiger", {"labels": "random", "backbone": "causal"}),
+        ("smooth", {"labels": "rank", "backbone": "causal", "rank_positions": "all"}),
+        ("dwr-without-distill", {"scope": "all"}),
+        ("dwr", {"backbone": "causal", "scope": "all", "reverse": 0.5, "shuffle": 2, "drop_items": 0.1}),
+        ("tiger", {"backbone": "causal", "reverse": 0.5, "shuffle": 2, "drop_items": 0.1}),
+        ("dwr", {"alpha": 0.5, "confidence": 0.5, "rank_within": 2, "rank_from": 0.5, "temperature": 2.0}),
+    ],
+    ids=str,
+)
+def test_every_option_trains(root, tmp_path, variant, changes):
+    run(root, tmp_path / "student", variant, **changes)
+    curve = json.loads((tmp_path / "student/curve.json").read_text())["retriever"]
+    assert len(curve) == 2 and all(np.isfinite(row["loss"]) for row in curve)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"variant": "dwr", "candidates": 6}, "--candidates asks for 6"),
+        ({"variant": "dtw"}, "Did you mean 'dt?w?r'"),
+        ({"variant": "distill", "labels": "top"}, "its labels lie along the real one"),
+        ({"alpha": 1.5}, "--alpha is 1.5"),
+        ({"batch_size": 0}, "--batch_size is 0"),
+        ({"lr": 0.0}, "--lr is 0.0"),
+        ({"seeds": [1, 1]}, "names a seed twice"),
+    ],
+)
+def test_bad_input(root, tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        train.main(dataclasses.replace(CONFIG, run=root, output=tmp_path / "student", **changes))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def priors(tmp_path):
+    make_shop(tmp_path, LENGTHS)
+    for name in ("distance", "statistics"):
+        make_prior(tmp_path, f"soft_labels-{name}", name, seed=len(name))
+    return tmp_path
+
+
+@pytest.mark.parametrize("variant", ["dwr", "dtr"])
+def test_a_prior_is_trained_and_part_of_what_is_made(priors, capsys, variant):
+    """Nothing is made again for nothing, other orders give another student, and one table holds them all."""
+    changes = {"variant": variant, "epochs": 1, "backbone": "causal", "rank_positions": "all"}
+    found = {
+        prior: run(priors, priors / "students" / prior, **changes, prior=prior)
+        for prior in ("teacher", "distance", "statistics")
+    }
+    assert len({artifact.fingerprint for artifact in found.values()}) == 3
+    curves = [json.loads((artifact.folder / "curve.json").read_text()) for artifact in found.values()]
+    if variant == "dtr":  # the first stage ranks nothing
+        assert len({curve["retriever"][0]["loss"] for curve in curves}) == 1
+        assert len({curve["ranker"][0]["loss"] for curve in curves}) == 3
+    assert {"soft_labels", "soft_labels/distance"} <= found["distance"].inputs.keys()
+    artifacts.check_agreement(*found.values())
+    run(priors, priors / "students/distance", **changes, prior="distance")
+    assert "student: finished" in capsys.readouterr().err
+    make_prior(priors, "soft_labels-distance", "distance", seed=77)
+    run(priors, priors / "students/distance", **changes, prior="distance")
+    assert "because input soft_labels/distance changed" in capsys.readouterr().err
+
+
+def test_priors_that_cannot_be_taught(priors):
+    def refused(**changes):
+        with pytest.raises(UserError) as error:
+            run(priors, priors / "student", **changes)
+        assert not (priors / "student").exists() and not (priors / "student.partial").exists()
+        return str(error.value)
+
+    for variant, labels in (("distill", "ref"), ("tiger", "top")):
+        assert f"{variant} has none; take --variant dwr" in refused(variant=variant, labels=labels, prior="distance")
+    assert "not whose they are" in refused(prior_labels=priors / "soft_labels-distance")
+    said = refused(prior="mixture")
+    command = f"distill/export_soft_labels.py --run {priors} --keep {K} --mix llm=0.5,transitions=0.5 --output "
+    assert "No soft_labels at" in said and command + str(priors / "soft_labels-mixture") in said
+    (priors / "soft_labels-distance/manifest.json").unlink()
+    said = refused(prior="distance")
+    assert "is not a finished soft_labels" in said and "--mix distance=1 --output" in said
+    assert "holds the labels of statistics" in refused(prior="mixture", prior_labels=priors / "soft_labels-statistics")
+    make_shop(priors / "others", LENGTHS, seed=3)
+    make_prior(priors / "others", "soft_labels-statistics", "statistics")
+    labels = priors / "others/soft_labels-statistics"
+    assert "do not belong together" in refused(prior="statistics", prior_labels=labels)
+
+
+def test_labels_that_cannot_be_read(priors):
+    """Missing, unfinished, of another codebook, of another scope, cut: refused before anything is written."""
+    labels, shard = priors / "soft_labels", priors / "soft_labels/data/00001.parquet"
+
+    def refused(**changes):
+        with pytest.raises(UserError) as error:
+            run(priors, priors / "student", **changes)
+        assert not (priors / "student").exists()
+        return str(error.value)
+
+    said = refused(variant="distill", soft_labels=priors / "nowhere")
+    assert "No soft_labels at" in said and "distill/export_soft_labels.py" in said
+    index = json.loads((labels / "index.json").read_text())
+    write_json(labels / "index.json", index | {"scope": "all"})
+    assert "--scope level asks for each level's own" in refused(variant="dtr")
+    write_json(labels / "index.json", index)
+    make_shop(priors / "others", LENGTHS, seed=3)
+    assert "do not belong together" in refused(semantic_ids=priors / "others/semantic_ids")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    assert f"The shard {shard} is damaged" in refused()
+    shard.write_bytes(whole)
+    (labels / "manifest.json").rename(labels / "elsewhere")
+    said = refused()
+    assert "is not a finished soft_labels" in said and "distill/export_soft_labels.py" in said
+    (labels / "elsewhere").rename(labels / "manifest.json")
+    run(priors, priors / "student", epochs=1)
+
+
+def test_variants_of_table_2():
+    assert variants.find("dwr-without-distill").retriever == Loss("nll", rank=True)
+    assert variants.find("tiger", "rank").retriever == Loss(None, rank=True)

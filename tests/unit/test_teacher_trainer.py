@@ -1,0 +1,144 @@
+"""Parts of the teacher's loop: what batches weigh, what validation measures, when the run ends."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from test_resume import run
+from test_tasks import make_shop, task_data
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from distill.metrics import hit_ranks, ndcg, recall
+from distill.runtime import errors
+from teacher import model as models
+from teacher import trainer
+from teacher.engines.hf import HFEngine
+from teacher.finetune import Config
+from teacher.tasks import batches
+
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    make_shop(folder, users=30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(root, tmp_path_factory):
+    return task_data(make_shop(tmp_path_factory.mktemp("shop"), users=30))
+
+
+def test_counted_in(data):
+    samples = data.epoch({"stream": 1.0, "item2index": 1.0}, 0, 0)
+    groups = batches(samples, 60, np.random.default_rng(0))
+    expected = [sum(int(samples[row].counted.sum()) for row in np.hstack(group)) for group in groups]
+    assert len(groups) > 3 and trainer.counted_in(samples, groups).tolist() == expected
+
+
+def test_weights_by_hand():
+    """Two batches of 3 and 1 tokens with mean losses 2 and 6: the mean over tokens is (3·2 + 1·6) / 4 = 3."""
+    makers = [
+        SimpleNamespace(num_processes=1, gradient_accumulation_steps=2),
+        SimpleNamespace(num_processes=2, gradient_accumulation_steps=1),
+    ]
+    counts = np.array([7, 9, 3, 1])
+    for made in makers:
+        weights = [trainer.weight(number, counts, made) for number in (2, 3)]
+        assert weights == [1.5, 0.5]
+        assert np.mean([weights[0] * 2, weights[1] * 6]) == 3
+    alone = SimpleNamespace(num_processes=1, gradient_accumulation_steps=1)
+    assert [trainer.weight(number, counts, alone) for number in range(4)] == [1.0] * 4
+
+
+@pytest.fixture(scope="module")
+def engine(data):
+    torch.manual_seed(0)
+    return HFEngine(models.from_scratch(data.tokenizer, SIZES, 64), data, "stream")
+
+
+@pytest.mark.parametrize("hides", [True, False])
+def test_validate(engine, data, monkeypatch, hides):
+    """Against all exact scores, of users taken one by one."""
+    dataset, config = data.dataset, Config(valid_users=17, max_history=4)
+    monkeypatch.setattr(type(dataset), "resolve_exclude_bought", lambda *_: hides)
+    found = trainer.validate(Accelerator(cpu=True), engine, dataset, config)
+    examples = dataset.examples("valid", 4)
+    examples = examples.take(np.random.default_rng(0).permutation(len(examples))[:17])
+    scores = engine.score_items(examples.histories)
+    exact = scores[np.arange(17), examples.targets] / data.ids.levels
+    assert found["valid_loss"] == pytest.approx(-exact.mean(), rel=1e-5)
+    if hides:
+        for row, history in enumerate(examples.histories):
+            scores[row, history[history >= 0]] = -np.inf
+    ranks = hit_ranks(np.argsort(-scores, axis=1)[:, :10], examples.targets)
+    assert found["valid_ndcg@10"] == pytest.approx(ndcg(ranks, 10).mean())
+    assert found["valid_recall@10"] == recall(ranks, 10).mean()
+
+
+def test_processes_share_the_users(engine, data):
+    """What two processes gather is what one finds; the odd user is not counted twice."""
+    config = Config(valid_users=17, max_history=4)
+    parts = []
+    for index in range(2):
+        made = SimpleNamespace(
+            num_processes=2, process_index=index, device="cpu", gather=lambda own: parts.append(own) or own
+        )
+        trainer.validate(made, engine, data.dataset, config)
+    assert [len(part) for part in parts] == [9, 9]
+    values = torch.cat(parts)[:17].mean(0).tolist()
+    alone = trainer.validate(Accelerator(cpu=True), engine, data.dataset, config)
+    assert values == pytest.approx(list(alone.values()))
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (0, 4)])
+def test_patience(root, tmp_path, monkeypatch, patience, epochs):
+    values = iter([0.5, 0.4, 0.3, 0.2])
+    monkeypatch.setattr(trainer, "validate", lambda *_: {"valid_ndcg@10": next(values)})
+    teacher = run(root, tmp_path / "teacher", patience=patience, epochs=4, tasks={"stream": 1.0})
+    assert len(json.loads((teacher.folder / "curve.json").read_text())) == epochs
+
+
+def test_memory_that_does_not_suffice(root, tmp_path, monkeypatch):
+    """One message, with knobs to turn; the artifact is not there."""
+
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(trainer, "collate", fails)
+    with pytest.raises(errors.UserError, match=r"Out of memory .*--batch_tokens .*--gradient_checkpointing .*qlora"):
+        run(root, tmp_path / "teacher")
+    assert not (tmp_path / "teacher").exists()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_kinds_of_bases(root, tmp_path, kind, mode):
+    """A tiny random base without codewords: tuned, saved, read by the engine."""
+    dataset, ids = make_shop(tmp_path / "shop")
+    tokenizer = models.train_tokenizer(dataset.texts(), 300)
+    if kind.startswith("qwen"):  # has no BOS, and ends with what it pads with
+        tokenizer.bos_token = tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = AutoConfig.for_model(
+        kind,
+        **SIZES,
+        num_key_value_heads=1,
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=kind == "qwen2",
+        pad_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    changes = {"tasks": {"seqrec": 1.0}, "prompt": "seqrec", "epochs": 2, "max_tokens": 128, "mode": mode}
+    teacher = run(root, tmp_path / "teacher", base=str(tmp_path / "base"), **changes)
+    curve = json.loads((teacher.folder / "curve.json").read_text())
+    assert curve[1]["loss"] < curve[0]["loss"]
+    engine = HFEngine.load(teacher.folder, dataset, ids)
+    assert engine.model.config.model_type == kind
+    lists, _ = engine.beams(np.array([[0, 1]]), 3)
+    assert lists[0, 0] in {2, 3, 4, 5}
