@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 
 from distill.data.dataset import PAD, Examples
-
-if TYPE_CHECKING:
-    pass
-from collections.abc import Sequence
-from dataclasses import fields
 
 Progress = Callable[[int], object]  # told how many examples have been labelled since it was last told
 

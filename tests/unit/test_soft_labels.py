@@ -11,7 +11,7 @@ from distill.labels.encodings import ENCODINGS, kl
 from distill.labels.labeller import correct
 from distill.labels.schema import write_index
 from distill.labels.store import LabelStore, SoftLabels
-from distill.labels.writer import write_shard
+from distill.labels.writer import read_shard, write_shard
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
 
@@ -237,10 +237,12 @@ def test_blocks_are_shuffled(many):
 
 def test_reading_opens_one_buffer_of_shards_at_a_time(many, monkeypatch):
     opened = []
-    real = writer.read_shard
-    monkeypatch.setattr(
-        "distill.labels.store.read_shard", lambda path, sha: opened.append(path.name) or real(path, sha)
-    )
+
+    def counting(path, sha256):
+        opened.append(path.name)
+        return read_shard(path, sha256)
+
+    monkeypatch.setattr("distill.labels.store.read_shard", counting)
     labels = LabelStore.open(many)
     assert opened == []
     blocks = labels.blocks(1)
