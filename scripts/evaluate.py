@@ -42,6 +42,7 @@ from distill.metrics import (
 )
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.commands import command_for
 from distill.runtime.config import JobSettings, run, suggest
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
@@ -130,7 +131,7 @@ def main(config: Config) -> None:
     if "teacher" in wanted and (config.teacher or (config.run / "teacher").exists()):
         teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
     elif not students and (config.students or not baselines):
-        raise UserError(f"No student in {folder}. Make one with: {artifacts.COMMANDS['student']}")
+        raise UserError(f"No student in {folder}. Make one with: {command_for('student', folder / 'tiger')}")
     table = config.embeddings or config.run / "embeddings"
     embeddings = artifacts.read(table, "embeddings") if config.embeddings or table.exists() else None
     inputs = [data, codes, *students, *baselines, *(one for one in (teacher, embeddings) if one)]

@@ -16,6 +16,7 @@ from distill.labels.schema import INDEX, INDEX_SCHEMA, Columns, Rows
 from distill.labels.writer import read_shard
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
+from distill.runtime.commands import command_for
 from distill.runtime.errors import UserError
 
 
@@ -98,7 +99,7 @@ class LabelStore:
             UserError: missing, unfinished, of another schema, or without shards.
         """
         artifact = artifacts.read(folder, "soft_labels")
-        again = f"export again with: {artifacts.COMMANDS['soft_labels']} --overwrite"
+        again = f"export again with: {command_for('soft_labels', folder)} --overwrite"
         try:
             index = json.loads((Path(folder) / INDEX).read_text())
         except (OSError, ValueError):

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from distill.data.dataset import Examples
 from distill.labels.encodings import ENCODINGS
 from distill.labels.schema import Columns
-from distill.runtime import artifacts
+from distill.runtime.commands import command_for
 from distill.runtime.errors import UserError
 
 
@@ -34,7 +34,7 @@ def read_shard(path: Path, sha256: str, names: Sequence[str] | None = None) -> C
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(
             f"The shard {path} is damaged ({reason}). Run the export that made it again, "
-            f"{artifacts.COMMANDS['soft_labels']}: it makes this shard alone."
+            f"{command_for('soft_labels', path.parents[1])}: it makes this shard alone."
         )
     table = pq.ParquetFile(pa.BufferReader(content)).read(names)
     return {name: column_to_array(table[name]) for name in table.column_names}

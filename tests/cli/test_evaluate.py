@@ -188,7 +188,7 @@ def test_bad_input(evaluated, tmp_path):
     assert "cutoffs asks for lists of 20, but the beams are 10 wide" in refused("evaluate.py", *words, "--width", "10")
     assert "Did you mean 'tiger'?" in refused("evaluate.py", *words, "--systems", "[tigre]")
     assert "expected numbers from 1 on" in refused("evaluate.py", *words, "--widths", "[0]")
-    assert "Got value: dev" in refused("evaluate.py", *words, "--split", "dev")
+    assert "--split is dev; expected valid or test." in refused("evaluate.py", *words, "--split", "dev")
     make_run(tmp_path / "short", n_vectors=N_ITEMS - 1)
     said = refused("evaluate.py", "--run", tmp_path / "short")
     assert f"holds {N_ITEMS - 1} embeddings, the catalogue {N_ITEMS} items" in said
