@@ -292,7 +292,7 @@ def identity_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     parts = []
     for section, word in (("config", ""), ("inputs", "input "), ("extra", "")):
         before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted(before.keys() | after.keys()):
+        for key in [*after, *sorted(before.keys() - after.keys())]:
             if before.get(key) != after.get(key):
                 detail = f" ({before.get(key)} -> {after.get(key)})" if section == "config" else ""
                 parts.append(f"{word}{key}{detail}")
