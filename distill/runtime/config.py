@@ -28,6 +28,7 @@ import jsonargparse
 from jsonargparse import typing as ranges
 
 from distill.runtime.errors import UserError
+from distill.runtime.logs import quiet_libraries
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Config = TypeVar("Config")
@@ -97,6 +98,7 @@ def run(
 ) -> None:
     """Parse the command line and run `main`; the whole body of every entry's `__main__`."""
     code = 0
+    quiet_libraries()
     try:
         main(parse(config_class, default, argv))
     except UserError as error:
