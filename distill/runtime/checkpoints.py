@@ -13,7 +13,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,8 @@ class Checkpoints:
 
     def _by_launch(self) -> tuple[list[Path], list[Path]]:
         """The checkpoints that this launch can load, and the others; oldest first."""
-        usable, unusable = [], []
+        usable: list[Path] = []
+        unusable: list[Path] = []
         for path in self.all():
             state = _read_state(path)
             matches = all(state[what] == now for what, now in self.launch.items())
@@ -257,7 +258,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "state.json").read_text())
 
 
-def _saveable(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _saveable(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
@@ -269,7 +270,7 @@ def _torch_generators() -> dict[str, torch.Tensor]:
 def _generators() -> dict[str, list]:
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
-    return {"python": [version, list(numbers), gauss], "numpy": [kind, keys.tolist(), *rest]}
+    return {"python": [version, list(numbers), gauss], "numpy": [kind, np.asarray(keys).tolist(), *rest]}
 
 
 def _set_generators(process_state: dict[str, Any], states: dict[str, torch.Tensor]) -> None:

@@ -49,8 +49,8 @@ def command_for(kind: str, folder: Path, *options: str) -> str:
     config = option("--config")
     if config and (Path(config).parent / config_file).is_file():
         words.append(f"--config {_quoted(Path(config).parent / config_file)}")
-    if run or option("--run"):
-        words.append(f"--run {_quoted(run or option('--run'))}")
+    if current_run := run or option("--run"):
+        words.append(f"--run {_quoted(current_run)}")
     if output:
         words.append(f"--output {_quoted(output)}")
     return " ".join([*words, *options])

@@ -201,7 +201,7 @@ def _field_types(config_class: type) -> dict[str, Any]:
     for name, hint in typing.get_type_hints(config_class).items():
         kinds[name] = hint
         for part in _alternatives(hint):
-            if dataclasses.is_dataclass(part):
+            if isinstance(part, type) and dataclasses.is_dataclass(part):
                 kinds |= {f"{name}.{inner}": kind for inner, kind in _field_types(part).items()}
     return kinds
 

@@ -65,14 +65,16 @@ def gathered(model) -> Iterator[None]:
 
 def trained_copy(acc: Accelerator, model) -> dict[str, torch.Tensor] | None:
     """Copy the trained parameters to the CPU of the first process; None on the others; called by all."""
-    copy = {}
+    copy: dict[str, torch.Tensor] = {}
     for name, parameter in trainable_state(model).items():
-        if hasattr(parameter, "ds_id"):  # ZeRO-3; one at a time, so that they never lie whole on a GPU
-            from deepspeed import zero
+        with contextlib.ExitStack() as stack:
+            whole: torch.Tensor = parameter
+            if hasattr(parameter, "ds_id"):  # ZeRO-3; one at a time, so that they never lie whole on a GPU
+                from deepspeed import zero
 
-            with zero.GatheredParameters([parameter]):
-                copy[name] = parameter.detach().cpu().clone() if acc.is_main_process else None
-        else:
-            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter  # FSDP's DTensor
-            copy[name] = whole.detach().cpu().clone() if acc.is_main_process else None
+                stack.enter_context(zero.GatheredParameters([parameter]))
+            elif hasattr(parameter, "full_tensor"):  # FSDP's DTensor
+                whole = parameter.full_tensor()
+            if acc.is_main_process:
+                copy[name] = whole.detach().cpu().clone()
     return copy if acc.is_main_process else None
