@@ -22,14 +22,19 @@ assert Path(distill.__file__).resolve().is_relative_to(ROOT), f"distill comes fr
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
 MARKERS = {"tests/cli": ["slow"], "tests/engines": ["slow"], "tests/distributed": ["slow", "distributed"]}
-SLOW_UNIT_TESTS = {  # they train; `make test-fast` leaves them out
+SLOW_UNIT_TESTS = (  # they train, or export graphs; `make test-fast` leaves them out
+    "test_large.py",
+    "test_qlora.py",
     "test_resume.py",
-}
+    "test_student_trainer.py",
+    "test_teacher_trainer.py",
+    "test_recommender.py::test_the_search_is_one_graph",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder, and the slow files among the unit tests."""
+    """Mark tests by their folder, and the slow ones among the unit tests."""
     for item in items:
-        names = MARKERS.get(item.path.parent.relative_to(ROOT).as_posix(), [])
-        for name in [*names, *(["slow"] if item.path.name in SLOW_UNIT_TESTS else [])]:
-            item.add_marker(name)
+        folder, name = item.path.parent.relative_to(ROOT).as_posix(), item.nodeid.rpartition("/")[2]
+        for marker in MARKERS.get(folder, ["slow"] if name.startswith(SLOW_UNIT_TESTS) else []):
+            item.add_marker(marker)
