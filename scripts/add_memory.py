@@ -75,7 +75,7 @@ def main(config: Config) -> None:
 
     dataset = Dataset.load(data.folder)
     student = Recommender.from_pretrained(source.folder, config.device)
-    settings = config.transitions or Transitions.tune(dataset)[0].settings
+    settings = config.transitions or Transitions.tune(dataset, student.facts["exclude_bought"])[0].settings
     memory = TransitionMemory.of(dataset, settings, top=config.top)
     weight, discount, values = config.weight, config.discount, {}
     if weight is None or discount is None:

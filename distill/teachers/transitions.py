@@ -45,7 +45,7 @@ class TransitionTeacher:
     @staticmethod
     def tune(dataset: Dataset, hide: bool, max_users: int = 2000) -> TransitionTeacher:
         """Settings by validation NDCG@10; then power and share by the likelihood of validation targets."""
-        teacher = TransitionTeacher(dataset, Transitions.tune(dataset)[0].settings)
+        teacher = TransitionTeacher(dataset, Transitions.tune(dataset, hide)[0].settings)
         examples = dataset.examples("valid")
         if len(examples) > max_users:
             rows = np.random.default_rng(0).choice(len(examples), max_users, replace=False)

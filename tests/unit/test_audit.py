@@ -66,7 +66,7 @@ def test_reach_and_dependence_by_hand(tmp_path):
     assert found["next to the last item"] == 0.5
     assert found["bought before"] == 0.25
     assert found["targets seen under 5 times"] == 1
-    found = values_of(audit.dependence(shop, examples, hide=False))
+    found = values_of(audit.dependence(shop, examples, exclude_bought=False))
     assert 0 < found["counter's NDCG@10"] <= 1 and 0 <= found["kept with the last 1"] <= 1
 
 
@@ -76,7 +76,7 @@ def test_what_lies_further_back_counts(tmp_path):
     taught = [[first, 30, first + 15, 31, 31] for first in firsts]  # of which the training part has three items
     asked = [[first, 30, first + 15, 31] for first in firsts]  # of which it has two, and the third is asked for
     shop = make(tmp_path, [*taught, *asked], 32)
-    found = values_of(audit.dependence(shop, shop.examples("valid"), hide=False))
+    found = values_of(audit.dependence(shop, shop.examples("valid"), exclude_bought=False))
     assert found["kept with the last 1"] < 0.8 and found["kept with the last 2"] > 0.95
 
 
