@@ -87,7 +87,7 @@ def catalogue_coverage(lists: np.ndarray, n_items: int) -> float:
 
 
 def gini(lists: np.ndarray, n_items: int) -> float:
-    """Gini index of how often each item is recommended: 0 when all are alike, near 1 when a few items fill all lists."""
+    """Gini index of how often each item is recommended: 0 when all are alike, near 1 when a few fill all lists."""
     counts = np.sort(np.bincount(lists[lists >= 0], minlength=n_items))
     if not counts.any():
         return 0.0

@@ -1,7 +1,7 @@
 """The counting baseline `transitions`: counts which items are bought near each other, without learning.
 
-    A[i, j] = Σ decay^(g−1) over the pairs (i, j) of the training sequences at distance g ≤ window, both directions
-    score(v | history) = Σ_{d < last} recency^d · N[d-th last item, v],   N = diag(rowsum^−½) A
+A[i, j] = Σ decay^(g−1) over the pairs (i, j) of the training sequences at distance g ≤ window, both directions
+score(v | history) = Σ_{d < last} recency^d · N[d-th last item, v],   N = diag(rowsum^−½) A
 """
 
 from __future__ import annotations
@@ -120,9 +120,7 @@ class Transitions:
         return normalised(scores)
 
     @staticmethod
-    def tune(
-        dataset: Dataset, exclude_bought: bool | None = None, max_users: int = 5000
-    ) -> tuple[Transitions, float]:
+    def tune(dataset: Dataset, exclude_bought: bool | None = None, max_users: int = 5000) -> tuple[Transitions, float]:
         """Choose the settings of `GRID` with the best validation NDCG@10.
 
         Args:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from distill.data.dataset import PAD, Dataset
+from distill.data.histories import last_items
 from distill.decoding.beam_search import score_all, search, to_items
 from distill.decoding.tree_attention import BeamTree, additive
 from distill.decoding.trie import Trie
@@ -133,7 +134,8 @@ class HFEngine:
         Raises:
             UserError: they do not fit the model's window.
         """
-        room = self.data.ids.levels - 1 if room is None else room
+        if room is None:  # histories, not whole sequences: the teacher reads as many items as it was tuned with
+            histories, room = last_items(histories, self.data.max_history), self.data.ids.levels - 1
         if self.prompt == "stream":
             padded = histories == PAD
             codes = np.where(padded[..., None], self.pad, self.data.item_tokens[histories])

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLOORS = ("popularity", "transitions", "transitions+valid", "graph")
+FLOORS = ("popularity", "transitions", "transitions+valid", "graph", "content", "counter+content")
 VARIANTS = ("tiger", "smooth", "distill", "dtr", "dwr")
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",

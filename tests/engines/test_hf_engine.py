@@ -364,3 +364,19 @@ def test_a_checkpoint_of_disk_gives_the_same_numbers(shop, engines, tmp_path):
     targets = np.array([0, 13, 5, 7])
     expected = engine.codeword_logprobs(HISTORIES, targets)
     torch.testing.assert_close(loaded.codeword_logprobs(HISTORIES, targets), expected)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_long_histories_are_read_in_part_and_excluded_as_a_whole(engines, prompt):
+    """The teacher reads the last MAX_HISTORY items; items before them are not recommended either."""
+    engine = engines[prompt]
+    long = np.array([[9, 2, 6, 3, 1, 4, 8], [5, 7, PAD, PAD, PAD, PAD, PAD]])
+    short = np.array([[3, 1, 4, 8], [5, 7, PAD, PAD]])
+    np.testing.assert_allclose(engine.score_items(long), engine.score_items(short), atol=1e-5)
+    candidates = np.array([[0, 10, PAD], [3, 4, 11]])
+    expected = engine.score_candidates(short, candidates)
+    np.testing.assert_allclose(engine.score_candidates(long, candidates), expected, atol=1e-5)
+    items, _ = engine.beams(long, N_ITEMS)
+    scores = engine.score_items(short)
+    for row, history in enumerate(long):
+        assert items[row][items[row] != PAD].tolist() == ranking(scores[row], history)
