@@ -5,13 +5,19 @@ python scripts/evaluate.py --config configs/demo/evaluate.yaml
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill.data.dataset import Dataset
 from distill.evaluation.config import EvaluationSettings, InputSettings, check
-from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.evaluation.evaluate import Evaluation
+from distill.evaluation.inputs import find_inputs, item_vectors, text_vectors
+from distill.evaluation.ranked_lists import write_ranked_lists
+from distill.evaluation.systems import System
+from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
 from distill.runtime.config import run
+from distill.semantic_ids.ids import SemanticIDs
 
 
 @dataclass(frozen=True)
@@ -31,23 +37,16 @@ class Config(InputSettings, EvaluationSettings):
 def main(config: Config) -> None:
     """Rank, measure, write `metrics.json` and `lists.parquet`."""
     check(config)
-    from distill.evaluation.inputs import find_inputs, item_vectors, text_vectors
-
     inputs = find_inputs(config, config, config)
     output = config.output or config.run / "evaluation"
     job = ArtifactJob("evaluation", config, output, inputs.artifacts(), overwrite=config.overwrite)
     if job.is_finished():
         return
 
-    # slow to import, and not needed where the work is finished
-    from distill.data.dataset import Dataset
-    from distill.evaluation.evaluate import Evaluation
-    from distill.evaluation.ranked_lists import write_ranked_lists
-    from distill.semantic_ids.ids import SemanticIDs
-    from student.systems import MemoryMixture
+    from student.systems import MemoryMixture  # with torch: slow to import
 
     dataset = Dataset.load(inputs.dataset.folder)
-    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items)
+    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items) if inputs.semantic_ids else None
     vectors = item_vectors(inputs.embeddings, ids, dataset.n_items)
     texts = text_vectors(inputs.embeddings, dataset.n_items) if inputs.embeddings else None
     facts = {"dataset": config.run.name, "split": config.split, "seed": config.seed}
@@ -59,8 +58,10 @@ def main(config: Config) -> None:
         write_ranked_lists(folder / "lists.parquet", table.examples, table.lists)
 
 
-def load_systems(learned, dataset, ids, device: str) -> Iterator:
-    """Load trained systems (`distill.evaluation.systems.System`), one at a time."""
+def load_systems(
+    learned: Iterable[Artifact], dataset: Dataset, ids: SemanticIDs | None, device: str
+) -> Iterator[System]:
+    """Load trained systems, one at a time."""
     import torch
 
     from student.systems import ItemModelSystem, StudentSystem

@@ -40,7 +40,8 @@ class GraphSettings:
         hops = ("one hop", "two hops", "three hops")
         parts = []
         for start, budget in zip(starts, self.budgets, strict=False):
-            places = [f"{count} items {hop} away" for count, hop in zip(budget, hops, strict=False) if count]
+            places = [f"{count} item{'s' * (count > 1)} {hop} away"
+                      for count, hop in zip(budget, hops, strict=False) if count]  # fmt: skip
             parts.append(f"{', '.join(places)} from {start}")
         direction = "in both directions" if self.both else "forward only"
         return f"{'; '.join(parts)}; weight {self.alpha} on transitions, {direction}"

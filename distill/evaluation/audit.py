@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from distill.baselines import counting
+from distill.baselines.content import Content
 from distill.baselines.counting import Transitions, TransitionSettings, count_transitions
-from distill.baselines.item_scorer import recommend, sample_examples
+from distill.baselines.item_scorer import mean_ndcg, sample_examples
+from distill.baselines.mixture import CounterContent
 from distill.baselines.popularity import Popularity
 from distill.data.dataset import PAD, Dataset, Examples
-from distill.metrics import hit_ranks, ndcg
 
 LASTS = (1, 2, 5, 20)  # items of the history that the counter may read
 PAIRS = 20_000  # sampled for similarities
@@ -31,14 +32,21 @@ class Finding(NamedTuple):
     meaning: str
 
 
-def audit(dataset: Dataset, vectors: np.ndarray | None, exclude_bought: bool, users: int = 5000) -> list[Finding]:
+def audit(
+    dataset: Dataset,
+    vectors: np.ndarray | None,
+    exclude_bought: bool,
+    users: int = 5000,
+    texts: np.ndarray | None = None,
+) -> list[Finding]:
     """Measure all shortcuts.
 
     Args:
         dataset: the data set.
-        vectors: item text embeddings [n_items, dim]; None: no similarities are measured.
+        vectors: item embeddings [n_items, dim]; None: no similarities are measured.
         exclude_bought: whether items of the history are left out of lists.
         users: validation examples that are ranked, at most.
+        texts: item text embeddings [n_items, dim]; None: the baselines that read texts are not measured.
     """
     values, offsets = dataset.training_sequences()
     examples = sample_examples(dataset.examples("valid"), users)
@@ -46,7 +54,11 @@ def audit(dataset: Dataset, vectors: np.ndarray | None, exclude_bought: bool, us
     findings = branching(pairs, dataset.n_items)
     if vectors is not None:
         findings += smoothness(pairs, vectors)
-    return findings + dependence(dataset, examples, exclude_bought) + reach(dataset, examples)
+    tuned, _ = Transitions.tune(dataset, exclude_bought)
+    findings += dependence(dataset, tuned, examples, exclude_bought)
+    if texts is not None:
+        findings += similarity_alone(dataset, tuned, texts, examples, exclude_bought)
+    return findings + reach(dataset, examples)
 
 
 def branching(pairs: np.ndarray, n_items: int) -> list[Finding]:
@@ -91,18 +103,15 @@ def smoothness(pairs: np.ndarray, vectors: np.ndarray) -> list[Finding]:
     ]
 
 
-def dependence(dataset: Dataset, examples: Examples, exclude_bought: bool) -> list[Finding]:
+def dependence(dataset: Dataset, tuned: Transitions, examples: Examples, exclude_bought: bool) -> list[Finding]:
     """Measure how much of the counter's NDCG@10 the last item alone gives."""
-    tuned, _ = Transitions.tune(dataset, exclude_bought)
     value = {}
     for last in LASTS:
         model = tuned.with_settings(replace(tuned.settings, last=last))
-        lists = recommend(model, examples, 10, exclude_bought)
-        value[last] = float(ndcg(hit_ranks(lists, examples.targets), 10).mean())
+        value[last] = mean_ndcg(model, examples, exclude_bought)
     best = max(max(value.values()), 1e-12)
-    popular = recommend(Popularity(dataset), examples, 10, exclude_bought)
     return [
-        Finding("popularity's NDCG@10", float(ndcg(hit_ranks(popular, examples.targets), 10).mean()), "validation"),
+        Finding("popularity's NDCG@10", mean_ndcg(Popularity(dataset), examples, exclude_bought), "validation"),
         Finding("counter's NDCG@10", value[max(LASTS)], f"validation, the last {max(LASTS)} items, tuned settings"),
         *(
             Finding(
@@ -110,6 +119,18 @@ def dependence(dataset: Dataset, examples: Examples, exclude_bought: bool) -> li
             )
             for last in LASTS[:2]
         ),
+    ]
+
+
+def similarity_alone(
+    dataset: Dataset, tuned: Transitions, texts: np.ndarray, examples: Examples, exclude_bought: bool
+) -> list[Finding]:
+    """Measure how far frozen text embeddings come, alone and mixed with the counter, without learning."""
+    content = Content.tune(dataset, texts, exclude_bought)
+    both = CounterContent.tune(dataset, tuned, content, exclude_bought)
+    return [
+        Finding("content's NDCG@10", mean_ndcg(content, examples, exclude_bought), "validation, similarity of texts"),
+        Finding("counter and content's NDCG@10", mean_ndcg(both, examples, exclude_bought), "validation, mixed"),
     ]
 
 
@@ -138,3 +159,10 @@ def next_item_pairs(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     sequence_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     together = sequence_of[1:] == sequence_of[:-1]
     return np.stack([values[:-1][together], values[1:][together]], axis=1)
+
+
+def as_markdown(findings: list[Finding]) -> str:
+    """The findings as a Markdown table."""
+    lines = ["| measure | value | |", "|---|---:|---|"]
+    lines += [f"| {name} | {value:.3f} | {meaning} |" for name, value, meaning in findings]
+    return "\n".join(lines) + "\n"

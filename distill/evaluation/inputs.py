@@ -26,7 +26,7 @@ class Inputs:
     """The artifacts of an evaluation, and the names of the systems that learn nothing (`distill.baselines.names`)."""
 
     dataset: Artifact
-    semantic_ids: Artifact
+    semantic_ids: Artifact | None
     embeddings: Artifact | None
     teacher: Artifact | None
     item_models: list[Artifact]
@@ -35,8 +35,8 @@ class Inputs:
 
     def artifacts(self) -> list[Artifact]:
         """All artifacts that are read."""
-        optional = [artifact for artifact in (self.teacher, self.embeddings) if artifact]
-        return [self.dataset, self.semantic_ids, *self.students, *self.item_models, *optional]
+        optional = [artifact for artifact in (self.semantic_ids, self.teacher, self.embeddings) if artifact]
+        return [self.dataset, *self.students, *self.item_models, *optional]
 
     def learned(self) -> list[Artifact]:
         """Trained systems in the order of their rows: those taught by the teacher come after it, since their lists are
@@ -53,7 +53,6 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
         UserError: a missing or unfinished artifact, or an unknown name in `systems`.
     """
     dataset = artifacts.read(config.dataset or config.run / "dataset", "dataset")
-    semantic_ids = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
     folder = config.students or config.run / "students"
     students, item_models = folders_in(folder), folders_in(config.baselines or config.run / "baselines")
     if config.students and not students:
@@ -69,15 +68,20 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
         if name not in (*learned, *not_learned):
             raise UserError(f"Unknown system {name!r} in {folder}. {suggest(name, [*learned, *not_learned])}")
     wanted = config.systems or learned
-    named = [name for name in not_learned if name in wanted]
+    students, item_models = ([path for path in paths if path.name in wanted] for paths in (students, item_models))
+    has_teacher &= "teacher" in wanted
+
+    codes = config.semantic_ids or config.run / "semantic_ids"
+    # only teacher and students need semantic IDs, and diversity without embeddings
+    needed = bool(students) or has_teacher or embeddings is None or bool(config.semantic_ids)
     return Inputs(
         dataset,
-        semantic_ids,
+        artifacts.read(codes, "semantic_ids") if needed or codes.exists() else None,
         embeddings,
-        artifacts.read(teacher, "teacher") if has_teacher and "teacher" in wanted else None,
-        [artifacts.read(path, "baseline") for path in item_models if path.name in wanted],
-        [artifacts.read(path, "student") for path in students if path.name in wanted],
-        named or not_learned,
+        artifacts.read(teacher, "teacher") if has_teacher else None,
+        [artifacts.read(path, "baseline") for path in item_models],
+        [artifacts.read(path, "student") for path in students],
+        [name for name in not_learned if name in wanted] or not_learned,
     )
 
 
@@ -103,8 +107,13 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: (order.get(path.name, last), path.name))
 
 
-def item_vectors(embeddings: Artifact | None, ids: SemanticIDs, n_items: int) -> np.ndarray:
+def item_vectors(embeddings: Artifact | None, ids: SemanticIDs | None, n_items: int) -> np.ndarray:
     """Read the embeddings for diversity [n_items, dim]; without embeddings, the codes, one-hot.
+
+    Args:
+        embeddings: artifact, or None.
+        ids: semantic IDs; needed without embeddings.
+        n_items: catalogue size.
 
     Raises:
         UserError: the table has another length than the catalogue.

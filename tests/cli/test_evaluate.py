@@ -202,6 +202,13 @@ def test_without_any_student(tmp_path):
     code, _, error = command("evaluate.py", "--run", tmp_path, *COUNTED)
     assert code == 0, error
     assert systems_of(tmp_path / "evaluation") == [*NOT_LEARNED]
+    # semantic IDs are needed only by systems that generate them, and where there are no embeddings
+    shutil.rmtree(tmp_path / "semantic_ids")
+    code, _, error = command("evaluate.py", "--run", tmp_path, *COUNTED, "--output", tmp_path / "no_ids")
+    assert code == 0, error
+    assert systems_of(tmp_path / "no_ids") == [*NOT_LEARNED]
+    shutil.rmtree(tmp_path / "embeddings")
+    assert "No semantic_ids at" in refused("evaluate.py", "--run", tmp_path, *COUNTED, "--output", tmp_path / "none")
 
 
 def test_systems_that_learn_nothing_by_name(evaluated, tmp_path):

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from distill.baselines.counting import Transitions
 from distill.data.dataset import Dataset, write_dataset
 from distill.evaluation import audit
 from distill.runtime.artifacts import ArtifactJob
-from distill.runtime.errors import UserError
+from distill.runtime.config import run
 from distill.semantic_ids import embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,10 @@ def make(root, sequences, n_items):
         items = pa.table({"item_id": [f"i{number}" for number in range(n_items)]})
         write_dataset(folder, items, [f"u{user}" for user in range(len(sequences))], [np.array(s) for s in sequences])
     return Dataset.load(root / "dataset")
+
+
+def tuned(shop):
+    return Transitions.tune(shop, exclude_bought=False)[0]
 
 
 def values_of(findings):
@@ -66,7 +71,8 @@ def test_reach_and_dependence_by_hand(tmp_path):
     assert found["next to the last item"] == 0.5
     assert found["bought before"] == 0.25
     assert found["targets seen under 5 times"] == 1
-    found = values_of(audit.dependence(shop, examples, exclude_bought=False))
+    assert found["cold targets"] == 0
+    found = values_of(audit.dependence(shop, tuned(shop), examples, exclude_bought=False))
     assert 0 < found["counter's NDCG@10"] <= 1 and 0 <= found["kept with the last 1"] <= 1
 
 
@@ -76,7 +82,7 @@ def test_what_lies_further_back_counts(tmp_path):
     taught = [[first, 30, first + 15, 31, 31] for first in firsts]  # of which the training part has three items
     asked = [[first, 30, first + 15, 31] for first in firsts]  # of which it has two, and the third is asked for
     shop = make(tmp_path, [*taught, *asked], 32)
-    found = values_of(audit.dependence(shop, shop.examples("valid"), exclude_bought=False))
+    found = values_of(audit.dependence(shop, tuned(shop), shop.examples("valid"), exclude_bought=False))
     assert found["kept with the last 1"] < 0.8 and found["kept with the last 2"] > 0.95
 
 
@@ -94,7 +100,9 @@ def test_the_command(tmp_path, capsys):
     values = json.loads((tmp_path / "audit/audit.json").read_text())
     assert set(values) == {line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]}
     assert {"reachable by counting", "effective branching", "alike beyond chance"} <= values.keys()
+    assert 0 < values["content's NDCG@10"] < 1 and 0 < values["counter and content's NDCG@10"] < 1
     entry.main(entry.Config(run=tmp_path))
     assert "finished" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--users is 0"):
-        entry.main(entry.Config(run=tmp_path, users=0))
+    with pytest.raises(SystemExit) as stop:
+        run(entry.main, entry.Config, None, ["--run", str(tmp_path), "--users", "0"])
+    assert stop.value.code == 2 and "users" in capsys.readouterr().err
