@@ -13,8 +13,6 @@ from student.baselines.scorer import Scorer
 from student.recommender import Recommender
 from student.transition_memory import DISCOUNTS, Candidates, TransitionMemory, best_share, candidates
 
-BATCH = 256  # users whose proposals are scored at once
-
 
 def count_parameters(*models: nn.Module | None) -> int:
     """Number of parameters of all models."""
@@ -79,9 +77,11 @@ class MemoryMixture:
         dataset: its training part is counted.
         transitions: the counter, whose settings are taken over.
         top: how many of the counter's items join the beams.
+        batch_size: users at once.
     """
 
-    def __init__(self, dataset: Dataset, transitions: Transitions, top: int):
+    def __init__(self, dataset: Dataset, transitions: Transitions, top: int, batch_size: int = 256):
+        self.batch_size = batch_size
         self.memory = TransitionMemory.of(dataset, transitions.settings, top=top)
         self.weight, self.discount = 0.5, 0.0
 
@@ -104,7 +104,7 @@ class MemoryMixture:
         """The beams and the counter's top items, with the probabilities of both [users, beam width + top]."""
         items = np.full((len(examples), beams.items.shape[1] + self.memory.top), PAD)
         log_probs, counter = np.full(items.shape, -np.inf), np.zeros(items.shape)
-        for rows, histories in batches(examples, BATCH, title):
+        for rows, histories in batches(examples, self.batch_size, title):
             part = candidates(
                 (beams.items[rows], beams.scores[rows]), system.score_candidates, self.memory, histories, exclude_bought
             )

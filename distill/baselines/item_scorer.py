@@ -11,6 +11,7 @@ from distill.metrics import MISSED, ndcg
 from distill.ranking import mask_history, top_items
 
 CHUNK = 1024  # users scored at once
+MAX_HISTORY = 1000  # bounds the memory of padded histories: 8 kB a user
 
 
 class ItemScorer(Protocol):
@@ -71,8 +72,8 @@ def sample_examples(examples: Examples, limit: int) -> Examples:
 
 
 def longest_history(dataset: Dataset) -> int:
-    """Length of the longest possible history: nothing that a user bought is cut off."""
-    return max(1, int(np.diff(dataset.offsets).max(initial=1)) - 1)
+    """Length of the longest history, at most `MAX_HISTORY`: what a user bought is excluded wherever it stands."""
+    return min(MAX_HISTORY, max(1, int(np.diff(dataset.offsets).max(initial=1)) - 1))
 
 
 def validation_examples(dataset: Dataset, limit: int) -> Examples:

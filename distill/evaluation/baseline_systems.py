@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,7 +64,6 @@ class Baseline:
         return Ranked(items, np.zeros((len(items), 0)), time.time() - started)
 
 
-@dataclass
 class Baselines:
     """Build the baselines on the training part, each tuned on validation as it is evaluated.
 
@@ -76,21 +75,20 @@ class Baselines:
         settings: of the transitions; None: the best on validation.
     """
 
-    dataset: Dataset
-    vectors: np.ndarray
-    texts: np.ndarray | None
-    exclude_bought: bool
-    settings: TransitionSettings | None = None
-    popularity: Popularity = field(init=False)
-    transitions: Transitions = field(init=False)
-
-    def __post_init__(self):
-        self.popularity = Popularity(self.dataset)
-        self.transitions = (
-            Transitions(self.dataset, self.settings)
-            if self.settings
-            else Transitions.tune(self.dataset, self.exclude_bought)[0]
-        )
+    def __init__(
+        self,
+        dataset: Dataset,
+        vectors: np.ndarray,
+        texts: np.ndarray | None,
+        exclude_bought: bool,
+        settings: TransitionSettings | None = None,
+    ):
+        self.dataset, self.vectors, self.texts, self.exclude_bought = dataset, vectors, texts, exclude_bought
+        self.popularity = Popularity(dataset)
+        if settings:
+            self.transitions = Transitions(dataset, settings)
+        else:
+            self.transitions, _ = Transitions.tune(dataset, exclude_bought)
 
     def build(self, wanted: list[str]) -> list[Baseline]:
         """Build the baselines of these names, in the order of `names.NOT_LEARNED`."""

@@ -22,7 +22,8 @@ from distill.ranking import top_items
 
 SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into memory
 
-MakeMixture = Callable[[Dataset, Transitions, int], TransitionMixture]  # of a counter and how many of its items join
+# (data set, counter, how many of its items join the beams, batch size) -> mixture
+MakeMixture = Callable[[Dataset, Transitions, int, int], TransitionMixture]
 
 
 class Evaluation:
@@ -76,7 +77,8 @@ class Evaluation:
             ranked = self.rank(system, self.examples)
             self.table.add(system.name, ranked, parameters=system.parameters, **self.measure_model(system, ranked))
             if system.kind == "teacher" and self.settings.mixture_users:
-                mixture = make_mixture(self.dataset, self.baselines.transitions, self.settings.mixture_top)
+                top, batch_size = self.settings.mixture_top, self.settings.batch_size
+                mixture = make_mixture(self.dataset, self.baselines.transitions, top, batch_size)
                 self.add_mixture(system, ranked, mixture)
         return self.table
 

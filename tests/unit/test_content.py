@@ -31,20 +31,20 @@ def test_content_by_hand():
     # centred: (1, 0), (-1, 0), (0, 2), (0, -2); of length 1: (1, 0), (-1, 0), (0, 1), (0, -1)
     model = Content(np.array([[4.0, 1], [2, 1], [3, 3], [3, -1]]), ContentSettings(recency=0.5, last=2))
     # the third last item is not read; profile = (0, 1) + .5 (1, 0), of length sqrt(1.25)
-    found = model.cosines(np.array([[1, 0, 2], [3, -1, -1]]))
+    result = model.cosines(np.array([[1, 0, 2], [3, -1, -1]]))
     expected = [[0.5 / 1.25**0.5, -0.5 / 1.25**0.5, 1 / 1.25**0.5, -1 / 1.25**0.5], [0, 0, -1, 1]]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [ContentSettings(0.6, 20), ContentSettings(0.9, 2), ContentSettings(1.0, 1)])
 def test_content_against_the_definition(shop, settings):
     data, vectors = shop
     histories = data.examples("test").histories
-    found = Content(vectors, settings).cosines(histories)
+    result = Content(vectors, settings).cosines(histories)
     for row, history in enumerate(histories):
         expected = naive.cosines(vectors.tolist(), bought_of(history), settings.recency, settings.last)
-        np.testing.assert_allclose(found[row], expected, atol=1e-5)
-    np.testing.assert_allclose(Content(vectors, settings).scores(histories), 1 + found)
+        np.testing.assert_allclose(result[row], expected, atol=1e-5)
+    np.testing.assert_allclose(Content(vectors, settings).scores(histories), 1 + result)
 
 
 @pytest.mark.parametrize("exclude_bought", [True, False])
@@ -54,7 +54,7 @@ def test_mixture_against_the_definition(shop, settings, exclude_bought):
     training = [data.sequence(user)[:-2].tolist() for user in range(data.n_users)]
     model = CounterContent(Transitions(data, COUNTING), Content(vectors), settings, exclude_bought)
     examples = data.examples("test")
-    found = model.scores(examples.histories)
+    result = model.scores(examples.histories)
     lists = recommend(model, examples, 5, exclude_bought)
     for row, history in enumerate(examples.histories):
         bought = bought_of(history)
@@ -62,8 +62,8 @@ def test_mixture_against_the_definition(shop, settings, exclude_bought):
         cosines = naive.cosines(vectors.tolist(), bought, 0.6, 20)
         left_out = bought if exclude_bought else []
         expected = naive.mixture(counted, cosines, settings.weight, settings.temperature, left_out)
-        np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-12)
-        assert lists[row].tolist() == counting_naive.top(found[row].tolist(), 5, left_out)
+        np.testing.assert_allclose(result[row], expected, rtol=1e-4, atol=1e-12)
+        assert lists[row].tolist() == counting_naive.top(result[row].tolist(), 5, left_out)
 
 
 @pytest.mark.parametrize("exclude_bought", [True, False])
@@ -86,7 +86,7 @@ def test_tuning_takes_the_best_by_validation(shop, exclude_bought):
         for weight in mixture.WEIGHTS
         for temperature in mixture.TEMPERATURES
     ]
-    values = {one: value(CounterContent(transitions, tuned, one, exclude_bought)) for one in choices}
+    values = {choice: value(CounterContent(transitions, tuned, choice, exclude_bought)) for choice in choices}
     assert values[best.settings] == pytest.approx(max(values.values())) and max(values.values()) > min(values.values())
 
 

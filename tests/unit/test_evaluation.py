@@ -133,5 +133,5 @@ def test_the_text_part_of_embeddings(shop, tmp_path):
         with job.write() as folder:
             embeddings.write(folder, vectors, names)
             write_json(folder / "space.json", {"text_factor": 1.0, "mean": mean})
-        found = text_vectors(artifacts.read(tmp_path / str(size), "embeddings"), N_ITEMS)
-        assert found.tolist() == vectors[:, :size].tolist()
+        result = text_vectors(artifacts.read(tmp_path / str(size), "embeddings"), N_ITEMS)
+        assert result.tolist() == vectors[:, :size].tolist()
