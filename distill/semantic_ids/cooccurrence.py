@@ -16,7 +16,7 @@ Join = Literal["none", "concat", "average"]
 
 
 def ppmi(counts: sp.csr_array) -> sp.csr_array:
-    """Compute positive pointwise mutual information of symmetric counts: `max(0, log(c_ij · total / (r_i · r_j)))` [n, n]."""
+    """Compute `max(0, log(c_ij · total / (r_i · r_j)))` of symmetric counts [n, n]: positive mutual information."""
     entries = counts.tocoo()
     total = np.asarray(counts.sum(1)).ravel()
     row, column = entries.coords
@@ -37,8 +37,8 @@ def embed(values: np.ndarray, offsets: np.ndarray, n_items: int, dim: int, windo
         seed: of the truncated SVD.
 
     Returns:
-        Embeddings [n_items, at most dim] (float32); rows of items that co-occur with others have length 1, all others are
-        zero.
+        Embeddings [n_items, at most dim] (float32); rows of items that co-occur with others have length 1, all others
+        are zero.
     """
     from sklearn.decomposition import TruncatedSVD
 

@@ -77,7 +77,7 @@ def token(level: int, code: int) -> str:
 
 
 def keys(codes: np.ndarray) -> np.ndarray:
-    """Number the distinct rows of codes [n, levels] from 0, in the order of the codes: equal rows, equal numbers [n]."""
+    """Number the distinct rows of codes [n, levels] from 0 in sorted order; equal rows get equal numbers [n]."""
     key = np.zeros(len(codes), dtype=np.int64)
     for column in codes.T:
         key = np.unique(key * (int(codes.max()) + 1) + column, return_inverse=True)[1].ravel()

@@ -39,10 +39,10 @@ def usage(codes: np.ndarray, codebook_size: int) -> list[dict[str, float]]:
 
 
 def reconstruction(quantiser: Quantiser, embeddings: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
-    """Compute the squared error of the decoded codes as a share of the embeddings' variance, and what each level explains.
+    """Compute the error of the decoded codes as a share of the embeddings' variance, and what each level explains.
 
-    0 is perfect, 1 is no better than the mean embedding. The decoder of an RQ-VAE was trained on all levels, so its first
-    level alone may explain a negative share.
+    0 is perfect, 1 is no better than the mean embedding. The decoder of an RQ-VAE was trained on all levels, so its
+    first level alone may explain a negative share.
 
     Args:
         quantiser: decodes the codes.

@@ -1,4 +1,4 @@
-"""The real command: bad input ends with one message, exit code 2 and nothing written; finished work is kept."""
+"""Run the real command: bad input ends with one message, exit code 2 and nothing written; finished work is kept."""
 
 import gzip
 import json
