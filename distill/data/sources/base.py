@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -179,13 +179,12 @@ def check_texts(items: pa.Table, where: Callable[[int], str], empty_text: Litera
         )
 
 
-def find_file(folder: Path, pattern: str, exclude: Sequence[str] = (), needed: bool = True) -> Path | None:
+def find_file(folder: Path, pattern: str, needed: bool = True) -> Path | None:
     """Find the single file in `folder` that matches a pattern.
 
     Args:
         folder: must exist.
         pattern: as for glob.
-        exclude: name endings to leave out.
         needed: refuse if there is none.
 
     Raises:
@@ -193,7 +192,7 @@ def find_file(folder: Path, pattern: str, exclude: Sequence[str] = (), needed: b
     """
     if not folder.is_dir():
         raise UserError(f"No folder {folder}: expected one that holds {pattern}. Name it with --input.")
-    matches = sorted(path for path in folder.glob(pattern) if not path.name.endswith(tuple(exclude)))
+    matches = sorted(folder.glob(pattern))
     if len(matches) > 1:
         names = ", ".join(path.name for path in matches)
         raise UserError(f"{folder}: expected one file {pattern}, found {names}. Move the others away.")
