@@ -383,7 +383,7 @@ def test_push(shop, tmp_path):
         (["--users", "some"], "expected N or FROM:TO"),
         (["--users", "500:600"], "has no examples of users 500:600"),
         (["--shard", "3/3"], "expected I/N with I from 0 to N-1"),
-        (["--shard", "0/2", "--overwrite"], "would throw away the other processes' shards"),
+        (["--shard", "0/2", "--overwrite"], "would delete the other processes' shards"),
         (["--encoding", "u9"], "u9"),
         (["--limt", "3"], "Did you mean 'limit'?"),
     ],
