@@ -1,4 +1,4 @@
-"""Teachers that are no language model, against brute force over all items and counts made from scratch."""
+"""Item-level teachers, mixtures and folds, against brute force over all items and counts from scratch."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -153,7 +153,7 @@ def test_tuned_power_and_share_are_the_likeliest(shop):
 def test_statistics(shop):
     examples = shop.examples("train", 6)
     found = StatisticsTeacher(shop, share=0.2).probabilities(examples, exclude_bought=False)
-    table = np.array(teachers_naive.together(training(shop), N_ITEMS), float)
+    table = np.array(teachers_naive.bought_together(training(shop), N_ITEMS), float)
     popular = popularity.Popularity(shop).counts + 0.5
     for row, target in enumerate(examples.targets):
         expected = 0.8 * table[target] / table[target].sum() + 0.2 * popular / popular.sum()
@@ -277,7 +277,7 @@ def test_a_mixture_asks_only_for_what_is_not_known(shop, codes, trie):
 
 
 def test_labels_depend_on_the_example_alone(shop, codes, trie):
-    """Byte for byte, whoever is labelled beside it: shards and folds may be cut anywhere."""
+    """Byte for byte, whatever is labelled with it: shards and folds may be cut anywhere."""
     examples = shop.examples("train", 6)
     parts = [ItemLabeller(TransitionTeacher(shop, TransitionSettings()), trie, True)]
     mixture = MixtureLabeller([*parts, ItemLabeller(DistanceTeacher(codes), trie, True)], [0.6, 0.4], codes)
@@ -289,7 +289,7 @@ def test_labels_depend_on_the_example_alone(shop, codes, trie):
 
 
 def test_mixture_by_hand():
-    """Two levels of two codewords: A says the target's first codeword with .9, B with .1."""
+    """Two levels of two codewords: A gives the target's first codeword .9, B gives it .1."""
     a = np.log([[[0.9, 0.1], [0.5, 0.5]]])
     b = np.log([[[0.1, 0.9], [1.0, 1e-30]]])
     mixed = np.exp(mix_codewords([a, b], np.log([0.5, 0.5]), np.array([[0, 0]])))
@@ -306,7 +306,7 @@ def test_a_teacher_that_leaves_mass_outside_the_codewords(codes):
 
 
 def test_mixing_with_an_empty_prefix():
-    """A part that holds the target's prefix for impossible has no say after it, and makes no NaN."""
+    """A part that gives the target's prefix probability zero has no weight after it, and causes no NaN."""
     with np.errstate(divide="ignore"):
         a = np.log([[[0.0, 1.0], [0.0, 1.0]]])
     b = np.log([[[0.5, 0.5], [0.25, 0.75]]])
@@ -337,7 +337,7 @@ def test_folds_see_nothing_of_their_users(shop):
 
 
 class Recorded:
-    """A language model's place is taken by a table."""
+    """Stands in for a language model."""
 
     def __init__(self, trie, fold):
         self.fold, self.inner = fold, ItemLabeller(random_teacher(5), trie, True)
