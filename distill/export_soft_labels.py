@@ -9,9 +9,7 @@ takes shards that no other process has, and the one that finishes the last shard
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from dataclasses import replace
 
 from distill.data.dataset import Dataset
@@ -36,7 +34,7 @@ def main(config: Config) -> None:
     teachers = read_teachers(config.teacher or config.run / "teacher", config)
     output = config.output or config.run / "soft_labels"
     job = ArtifactJob("soft_labels", config, output, [data, codes, *teachers], overwrite=config.overwrite)
-    if not (config.dry_run or config.overwrite or artifacts.CHECK_ONLY):
+    if not (config.dry_run or config.overwrite or config.check):
         job.refuse_change()
     if not config.dry_run and exporter.is_complete(job):
         exporter.publish(output, config.push)
@@ -102,22 +100,5 @@ def open_engine(settings: EngineSettings, dataset: Dataset, ids: SemanticIDs, te
     return HFEngine.load(teacher.folder, dataset, ids, device, settings.dtype)
 
 
-def spelt_out(words: list[str]) -> list[str]:
-    """Replace `--mix llm=0.7,transitions=0.3` by what the parser reads: `--mix={"llm": 0.7, "transitions": 0.3}`."""
-    words, replaced = list(words), []
-    while words:
-        word = words.pop(0)
-        text = word.removeprefix("--mix=") if word.startswith("--mix=") else None
-        if word == "--mix" and words:
-            text = words.pop(0)
-        pairs = [pair.split("=") for pair in text.split(",")] if text and "=" in text else None
-        if pairs and all(len(pair) == 2 for pair in pairs):
-            text = "{" + ", ".join(f"{json.dumps(name.strip())}: {weight}" for name, weight in pairs) + "}"
-        replaced.append(word if text is None else f"--mix={text}")
-    return replaced
-
-
 if __name__ == "__main__":
-    flags = {"--dry_run": "--dry_run=true", "--dry-run": "--dry_run=true", "--unconstrained": "--unconstrained=true"}
-    flags["--tensor-parallel-size"] = "--tensor_parallel_size"
-    run(main, Config, "demo/export.yaml", spelt_out([flags.get(word, word) for word in sys.argv[1:]]))
+    run(main, Config, "demo/export.yaml")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from distill.runtime.config import suggest
+from distill.runtime.config import JobSettings, suggest
 from distill.runtime.errors import UserError
 
 TEACHERS = ("llm", "transitions", "distance", "statistics")
@@ -106,20 +106,18 @@ class ShardSettings:
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """What the command does."""
+class RunSettings(JobSettings):
+    """Before and after the export."""
 
     dry_run: bool = field(default=False, metadata={"identity": False})
     """Write nothing: label 200 examples and report what all of them would take."""
     push: str | None = field(default=None, metadata={"identity": False})
     """Copy the finished set there: a name on the Hugging Face hub (USER/NAME), or a folder (./NAME)."""
-    overwrite: bool = False
-    """Delete what exists at the output, finished or not."""
 
 
-@dataclass(frozen=True)  # fields come in the order from the last base class to the first
+@dataclass(frozen=True)
 class Config(
-    RunSettings, ShardSettings, LabelSettings, ExampleSettings, EngineSettings, TeacherSettings, FolderSettings
+    FolderSettings, TeacherSettings, EngineSettings, ExampleSettings, LabelSettings, ShardSettings, RunSettings
 ):
     """Export soft labels: python distill/export_soft_labels.py [--config FILE] [--field value ...]."""
 

@@ -27,7 +27,6 @@ from distill.labels.quality import mean_quality, shard_quality
 from distill.labels.schema import recorded_shards, write_index
 from distill.labels.shard_queue import Record, ShardQueue
 from distill.labels.writer import encode_shard, is_intact, write_shard
-from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
@@ -233,7 +232,7 @@ def is_complete(job: ArtifactJob) -> bool:
     if not job.is_finished():
         return False
     damaged = [shard["file"] for shard in recorded_shards(job.output) if not is_intact(job.output, shard)]
-    if damaged and artifacts.CHECK_ONLY:
+    if damaged and job.check_only:
         sys.exit(1)
     if damaged:
         log.info(f"{job.output}: cut or altered, so made again: {', '.join(damaged)}")
