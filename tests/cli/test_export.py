@@ -378,7 +378,7 @@ def test_push(shop, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--width", "0"], "width"),
+        (["--width", "0"], "--width is 0; expected a whole number of at least 1"),
         (["--users", "9:3"], "expected N or FROM:TO"),
         (["--users", "some"], "expected N or FROM:TO"),
         (["--users", "500:600"], "has no examples of users 500:600"),
