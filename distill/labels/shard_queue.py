@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -174,9 +176,11 @@ class ShardQueue:
             removed = self.folder.with_suffix(".tmp")
             shutil.rmtree(removed, ignore_errors=True)
             os.replace(self.folder, removed)  # in one step: nobody sees some of the records without the others
-            shutil.rmtree(removed)  # a run that is killed from here on reads the records from the index
+            remove_folder(removed)  # a run that is killed from here on reads the records from the index
             for path in self.job.partial.rglob("*.tmp"):
                 path.unlink()
+            if self.presence:
+                self.presence.close()  # over NFS an open file would leave a trace in the artifact
             self.job.finish()
         return True
 
@@ -238,6 +242,18 @@ def exclusive(path: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         file.close()
+
+
+def remove_folder(folder: Path, attempts: int = 50) -> None:
+    """Delete a folder; over NFS a file that another process is about to close keeps it alive for a moment."""
+    while folder.exists():
+        attempts -= 1
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY, errno.ENOENT) or not attempts:
+                raise
+            time.sleep(0.1)
 
 
 def open_for_locking(path: Path) -> IO:

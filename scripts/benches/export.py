@@ -43,7 +43,7 @@ class Config:
     vllm_users: int = 8
     """Users of the comparison on vLLM."""
     labels: Path | None = None
-    """A label set exported with --encoding fp16, whose measure_encodings are compared; none: made-up distributions."""
+    """A label set exported with --encoding fp16, whose encodings are compared; none: random distributions."""
     repeats: int = 3
     """Measured rounds; medians are reported."""
     device: str = "cpu"

@@ -54,7 +54,7 @@ def main(config: Config) -> dict[str, Any]:
 def measure_encodings(
     seed: int = 0, rows: int = 4096, repeats: int = 3, labels: Path | None = None
 ) -> dict[str, float]:
-    """Measure each encoding: bytes a target (all columns; log-probabilities), mean KL, targets written and read a second."""
+    """Measure bytes a target (all columns; log-probabilities), mean KL, and targets written and read a second."""
     shard = stored_shard(labels, rows) if labels else random_shard(rows, np.random.default_rng(seed))
     log_probs, figures = shard[-1], {}
     other_columns = len(encode_shard(*shard[:-1], log_probs[:, :0], "fp16"))

@@ -283,6 +283,21 @@ def test_locks_work_over_nfs(shop, whole, tmp_path, monkeypatch):
     same(config.output, whole)
 
 
+def test_finishing_waits_for_files_that_are_still_open(shop, whole, tmp_path, monkeypatch):
+    """Over NFS an open file keeps its folder: removing it fails until the other process has closed it."""
+    real, refusals = shutil.rmtree, [errno.ENOTEMPTY, errno.EBUSY]
+
+    def rmtree(folder, *arguments, **options):
+        if refusals and Path(folder).name == "parts.tmp" and Path(folder).exists():
+            raise OSError(refusals.pop(), "an open file")
+        real(folder, *arguments, **options)
+
+    monkeypatch.setattr("distill.labels.shard_queue.shutil.rmtree", rmtree)
+    make(settings(shop, tmp_path / "labels"))
+    assert not refusals
+    same(tmp_path / "labels", whole)
+
+
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("damage", ["cut", "altered", "gone"])
 def test_a_damaged_shard_is_made_again_alone(shop, whole, tmp_path, finished, damage):
