@@ -15,11 +15,11 @@ from distill.evaluation.audit import as_markdown, audit
 from distill.evaluation.inputs import read_embeddings, text_vectors
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
-from distill.runtime.config import run
+from distill.runtime.config import JobSettings, run
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Audit a data set: python scripts/audit.py [--run RUN] [--field value ...]."""
 
     run: Path = Path("runs/demo")
@@ -35,8 +35,6 @@ class Config:
     """Leave items of the history out of lists (default: where the training part never has an item twice)."""
     users: PositiveInt = 5000
     """Validation examples that are ranked, at most."""
-    overwrite: bool = False
-    """Repeat finished work."""
 
 
 def main(config: Config) -> None:

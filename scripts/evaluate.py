@@ -16,12 +16,12 @@ from distill.evaluation.inputs import find_inputs, item_vectors, text_vectors
 from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.evaluation.systems import System
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
-from distill.runtime.config import run
+from distill.runtime.config import JobSettings, run
 from distill.semantic_ids.ids import SemanticIDs
 
 
 @dataclass(frozen=True)
-class Config(InputSettings, EvaluationSettings):
+class Config(InputSettings, EvaluationSettings, JobSettings):
     """Evaluate all systems of a run: python scripts/evaluate.py [--config FILE] [--field value ...]."""
 
     output: Path | None = None
@@ -30,8 +30,6 @@ class Config(InputSettings, EvaluationSettings):
     """auto, cpu or cuda."""
     seed: int = 0
     """Named in the table: the seed of the run's trainings."""
-    overwrite: bool = False
-    """Repeat finished work."""
 
 
 def main(config: Config) -> None:

@@ -9,7 +9,7 @@ from distill.baselines.counting import Transitions
 from distill.data.dataset import PAD, Dataset, Examples
 from distill.evaluation.systems import Ranked, System, batches
 from distill.runtime.artifacts import Artifact
-from student.baselines.scorer import Scorer
+from student.item_recommender import ItemRecommender
 from student.recommender import Recommender
 from student.transition_memory import DISCOUNTS, Candidates, TransitionMemory, best_share, candidates
 
@@ -51,22 +51,22 @@ class ItemModelSystem:
 
     def __init__(self, artifact: Artifact, device: str):
         self.name = artifact.folder.name
-        self.scorer = Scorer.from_pretrained(artifact.folder, device)
-        self.parameters = count_parameters(self.scorer.model)
+        self.recommender = ItemRecommender.from_pretrained(artifact.folder, device)
+        self.parameters = count_parameters(self.recommender.model)
 
     def rank(
         self, histories: np.ndarray, beam_width: int, exclude_bought: bool, constrained: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `System.rank`; there is nothing to constrain."""
-        return self.scorer.rank_items(histories, beam_width, exclude_bought)
+        return self.recommender.rank_items(histories, beam_width, exclude_bought)
 
     def score_all(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """As `System.score_all`."""
-        return self.scorer.score_items(histories)
+        return self.recommender.score_items(histories)
 
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
         """As `System.score_candidates`."""
-        scores = np.take_along_axis(self.scorer.score_items(histories), np.maximum(items, 0), axis=1)
+        scores = np.take_along_axis(self.recommender.score_items(histories), np.maximum(items, 0), axis=1)
         return np.where(items == PAD, -np.inf, scores)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from distill.baselines import names
-from distill.data.sources import demo
+from distill.data.demo import simulator
 from distill.evaluation.config import BaselineSettings, InputSettings, ProtocolSettings
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
@@ -90,7 +90,7 @@ def available_baselines(
 ) -> list[str]:
     """Names of the systems that learn nothing and can be evaluated, in the order of their rows."""
     available = {
-        names.ORACLE: (dataset.folder / demo.FILE).is_file(),
+        names.ORACLE: (dataset.folder / simulator.FILE).is_file(),
         names.TRANSITIONS_VALID: protocol.split == "test",  # otherwise its targets would have been counted
         names.GRAPH: baselines.graph,
         names.CONTENT: baselines.content and embeddings is not None,

@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 from distill.baselines.counting import smoothed
 from distill.baselines.item_scorer import ItemScorer
 from distill.data.dataset import Dataset, Examples
-from distill.data.sources import demo
+from distill.data.demo import simulator
 from distill.metrics import kl_to_truth
 from distill.ranking import mask_history
 
@@ -32,10 +32,10 @@ class Truth:
     @staticmethod
     def load(dataset: Dataset, examples: Examples, users: int) -> Truth | None:
         """Ask the simulator of a demo data set; None for other data sets."""
-        if not (dataset.artifact.folder / demo.FILE).is_file():
+        if not (dataset.artifact.folder / simulator.FILE).is_file():
             return None
-        simulator = demo.Simulator.load(dataset.artifact.folder)
-        return Truth(simulator.next_item_probabilities(examples.histories), examples.histories[:users])
+        known = simulator.Simulator.load(dataset.artifact.folder)
+        return Truth(known.next_item_probabilities(examples.histories), examples.histories[:users])
 
     def kl_of_scores(self, log_probs: np.ndarray) -> float:
         """Mean KL from the truth to a model in nats.
