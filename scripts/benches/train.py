@@ -27,12 +27,14 @@ from distill.data.dataset import PAD, Dataset
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
-from student.batches import Batch, Feed, Prefetched
+from student.batches import Batch, BatchSampler
+from student.config import Config as Training
 from student.models import BACKBONES
 from student.models.layers import Prefixes
 from student.models.seq2seq import Seq2Seq
-from student.train import Config as Training
-from student.trainer import batch_loss, feed
+from student.objective import batch_loss
+from student.phases import build_sampler
+from student.prefetch import Prefetcher
 from student.variants import Loss
 
 LEVELS, SIZE, ITEMS = 4, 256, 9922
@@ -131,7 +133,7 @@ def counted(name: str, work: Callable[[], None], bar: progress_bar, clock: Calla
 def peak(config: Config, name: str, loss: str) -> float:
     """MiB that a few steps of the longest batches need at their peak, beyond what this process has without a model."""
     bench = Bench(config)
-    examples, settings = bench.feed(name, loss)
+    examples, settings = bench.sampler(name, loss)
     batches = sorted(examples.batches(0), key=lambda batch: -batch.sequences.numel())[: config.steps]
     gc.collect()  # give back what loading needed, and forget that peak
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -223,8 +225,8 @@ class Bench:
         tree = Prefixes(self.codes[torch.from_numpy(self.labels._lists)][..., :-1])
         return tree.here.sum().item() / tree.nodes.numel()
 
-    def feed(self, name: str, loss: str) -> tuple[Feed, Training]:
-        """The feed of a backbone and loss, as the training makes it."""
+    def sampler(self, name: str, loss: str) -> tuple[BatchSampler, Training]:
+        """The batches of a backbone and loss, as in training, and the settings."""
         a_user = self.targets / self.dataset.n_users
         size = self.config.batch_size if name == "seq2seq" else max(1, round(self.config.batch_size / a_user))
         settings = Training(
@@ -236,7 +238,7 @@ class Bench:
             rank_within=0,
         )  # every example is ranked: that is what is timed
         store = self.labels if LOSSES[loss].needs_labels else None
-        return feed(self.dataset, store, LOSSES[loss], Alone(), settings), settings
+        return build_sampler(self.dataset, store, LOSSES[loss], Alone(), settings), settings
 
     def step(self, name: str, loss: str, batch: Batch, settings: Training, repeated: bool = False) -> None:
         """One step of the training's loop."""
@@ -249,7 +251,7 @@ class Bench:
 
     def ours(self, contender: str, name: str, loss: str) -> Callable[[], None]:
         """Some batches of an epoch; `repeated` ranks the plain way, with a history a candidate."""
-        examples, settings = self.feed(name, loss)
+        examples, settings = self.sampler(name, loss)
         batches = sorted(examples.batches(0), key=lambda batch: batch.sequences.shape[1])
         batches = [batches[place] for place in spread_over(len(batches), self.config.batches)]
         self.trained[contender] = sum(batch.count for batch in batches)
@@ -263,9 +265,9 @@ class Bench:
     def wait_share(self) -> float:
         """Of the time of so many steps in training's order, what goes by waiting for batches: of the loss whose batches
         hold most and the backbone that is fastest."""
-        examples, settings = self.feed("nested", "dwr")
+        examples, settings = self.sampler("nested", "dwr")
         started = time.perf_counter()
-        with Prefetched(examples.batches(0)) as batches:
+        with Prefetcher(examples.batches(0)) as batches:
             for batch in islice(batches, self.config.batches):
                 self.step("nested", "dwr", batch, settings)
             return batches.waited / (time.perf_counter() - started)

@@ -239,7 +239,7 @@ def test_trained_saved_loaded_recommends(root, tmp_path, ids, monkeypatch, varia
     folder = checkpoint(tmp_path / "base", NETWORKS["llama"], ids.tokens())
     seen, copies, validate = [], [], trainer.validate
     monkeypatch.setattr(trainer, "validate", lambda *args: seen.append(validate(*args)) or seen[-1])
-    monkeypatch.setattr(trainer, "copied", lambda *_: copies.append(1))
+    monkeypatch.setattr(trainer, "copy_whole", lambda *_: copies.append(1))
     config = dataclasses.replace(SETTINGS, run=root, init=folder, lora_rank=lora, variant=variant)
     train.main(dataclasses.replace(config, output=tmp_path / "student"))
     assert not copies  # of a model that may be too large for two

@@ -15,13 +15,15 @@ from distill.labels.store import LabelStore
 from distill.runtime import artifacts
 from distill.runtime.artifacts import write_json
 from distill.runtime.checkpoints import Checkpoints
+from distill.runtime.config import parse
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from student import train, trainer, variants
-from student.batches import Feed
+from student.batches import BatchSampler
+from student.config import Config
 from student.models import BACKBONES
 from student.models.seq2seq import PRESETS
-from student.train import Config
+from student.objective import batch_loss
 from student.variants import Loss
 
 LENGTHS = [3, 4, 5, 6, 9, 13, 4, 4, 7, 3, 3, 8, 5, 5, 21, 6, 4]
@@ -68,8 +70,8 @@ def losses_of(root, model, loss, one_pass, **changes):
     codes = torch.from_numpy(SemanticIDs.load(root / "semantic_ids", dataset.n_items).codes)
     model.zero_grad()
     values = [0.0]
-    for batch in Feed(dataset, store, loss, one_pass, config).batches(0):
-        value = trainer.batch_loss(model, loss, batch, codes, loss.rank, config)
+    for batch in BatchSampler(dataset, store, loss, one_pass, config).batches(0):
+        value = batch_loss(model, loss, batch, codes, loss.rank, config)
         value.backward()
         values[-1] += value.item()
         if batch.last:
@@ -99,15 +101,15 @@ def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope, backbone):
     agree(ones, others)
 
 
-def test_sequences_turned_around_learn_their_items(root):
-    """All of them turned: DISTILL is equation (8), and nothing is ranked."""
+def test_reversed_sequences_learn_their_items(root):
+    """All of them reversed: DISTILL is equation (8), and nothing is ranked."""
     changes = {"batch_size": 10**4, "buffer_rows": 10**6, "reverse": 1.0}
     model = network("causal")
     plain = losses_of(root, model, LOSSES["nll"], True, **changes)
     for loss in ("distill", "dwr"):
         agree(losses_of(root, model, LOSSES[loss], True, **changes), plain)
-    turned, straight = plain[0], losses_of(root, model, LOSSES["nll"], True, **(changes | {"reverse": 0.0}))[0]
-    assert abs(turned[0] - straight[0]) > 1e-4
+    backwards, straight = plain[0], losses_of(root, model, LOSSES["nll"], True, **(changes | {"reverse": 0.0}))[0]
+    assert abs(backwards[0] - straight[0]) > 1e-4
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -262,9 +264,7 @@ def test_every_option_trains(root, tmp_path, variant, changes):
         ({"variant": "dwr", "candidates": 6}, "--candidates asks for 6"),
         ({"variant": "dtw"}, "Did you mean 'dt?w?r'"),
         ({"variant": "distill", "labels": "top"}, "its labels lie along the real one"),
-        ({"alpha": 1.5}, "--alpha is 1.5"),
-        ({"batch_size": 0}, "--batch_size is 0"),
-        ({"lr": 0.0}, "--lr is 0.0"),
+        ({"candidates": 1}, "--candidates is 1; it must be at least 2"),
         ({"seeds": [1, 1]}, "names a seed twice"),
     ],
 )
@@ -272,6 +272,16 @@ def test_bad_input(root, tmp_path, changes, said):
     with pytest.raises(UserError, match=said):
         train.main(dataclasses.replace(CONFIG, run=root, output=tmp_path / "student", **changes))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("alpha", "1.5"), ("batch_size", "0"), ("lr", "0.0"), ("patience", "-1"), ("confidence", "-0.5")],
+)
+def test_values_out_of_range(option, value):
+    with pytest.raises(UserError, match=f'"{option}"(.|\n)*Not of type') as error:
+        parse(Config, None, [f"--{option}", value])
+    assert value in str(error.value)
 
 
 @pytest.fixture
@@ -313,7 +323,7 @@ def test_priors_that_cannot_be_taught(priors):
 
     for variant, labels in (("distill", "ref"), ("tiger", "top")):
         assert f"{variant} has none; take --variant dwr" in refused(variant=variant, labels=labels, prior="distance")
-    assert "not whose they are" in refused(prior_labels=priors / "soft_labels-distance")
+    assert "--prior_labels needs its --prior" in refused(prior_labels=priors / "soft_labels-distance")
     said = refused(prior="mixture")
     command = f"distill/export_soft_labels.py --run {priors} --keep {K} --mix llm=0.5,transitions=0.5 --output "
     assert "No soft_labels at" in said and command + str(priors / "soft_labels-mixture") in said
