@@ -43,7 +43,6 @@ def train(config: Config | BaselineConfig, job: ArtifactJob, build: Callable[[Ac
     """
     logs = config.run / "logs" / "students"
     acc = accelerator(config.accumulation, config.precision, config.seed, config.clip, config.tracker, logs)
-    end_processes_at_exit()
     student = build(acc)
     recommender, curves = student.recommender, {}
     with working_folder(job, acc) as folder:
@@ -64,13 +63,14 @@ def train(config: Config | BaselineConfig, job: ArtifactJob, build: Callable[[Ac
         if acc.is_main_process:
             save(recommender, curves, folder, acc)
     acc.wait_for_everyone()  # the result is in place before any process reads it
-    for tracker in acc.trackers:
+    for tracker in acc.trackers:  # not acc.end_training(), which would take the process group from the next seed
         tracker.finish()
+    end_processes_at_exit()
 
 
 @functools.cache
 def end_processes_at_exit() -> None:
-    """Destroy the process group when the command ends: the next seed still trains in it."""
+    """Destroy the process group when the command ends."""
     atexit.register(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())
 
 

@@ -72,16 +72,16 @@ def test_every_target_once(shop, loss, one_pass, processes, accumulation):
 @pytest.mark.parametrize("loss", [NLL, DWR])
 def test_global_batches_do_not_depend_on_the_split(shop, loss, one_pass):
     def steps(processes, accumulation, **changes):
-        made = []
+        batches = []
         for process in range(processes):
             one, number = sampler(shop, loss, one_pass, process, processes, accumulation=accumulation, **changes), 0
             for batch in one.batches(1):
-                if number == len(made):
-                    made.append(([], batch.total, batch.rank_total, batch.count))
-                assert made[number][1:] == (batch.total, batch.rank_total, batch.count)
-                made[number][0].extend(examples_of(batch))
+                if number == len(batches):
+                    batches.append(([], batch.total, batch.rank_total, batch.count))
+                assert batches[number][1:] == (batch.total, batch.rank_total, batch.count)
+                batches[number][0].extend(examples_of(batch))
                 number += batch.last
-        return [(sorted(found), *rest) for found, *rest in made]
+        return [(sorted(found), *rest) for found, *rest in batches]
 
     changes = {"drop_items": 0.3, "rank_within": 3 if loss.rank else 0, "confidence": 0.5 if loss.rank else 0.0}
     alone = steps(1, 1, batch_size=12, **changes)
@@ -334,7 +334,7 @@ def test_refusals(shop):
         list(BatchSampler(others, store, DWR, False, CONFIG).batches(0))
 
 
-def test_a_thread_makes_the_batches():
+def test_a_thread_prepares_the_batches():
     with Prefetcher(iter(range(100)), depth=2) as numbers:
         assert list(numbers) == list(range(100)) and numbers.waited >= 0
 

@@ -1,4 +1,4 @@
-"""The students' training: one loss whatever the split and the number of passes, and runs that are broken off."""
+"""The students' training: one loss whatever the split and the number of passes; runs that are resumed."""
 
 import dataclasses
 import json
@@ -58,8 +58,8 @@ def tiny(monkeypatch):
 
 def network(backbone, seed=0):
     torch.manual_seed(seed)
-    made, config, presets = BACKBONES[backbone]
-    return made(config(LEVELS, SIZE, dropout=0.0, **presets["demo"]))
+    network, config, presets = BACKBONES[backbone]
+    return network(config(LEVELS, SIZE, dropout=0.0, **presets["demo"]))
 
 
 def losses_of(root, model, loss, one_pass, **changes):
@@ -79,9 +79,9 @@ def losses_of(root, model, loss, one_pass, **changes):
     return values[:-1], {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def agree(ones, others):
-    np.testing.assert_allclose(ones[0], others[0], rtol=1e-5)
-    for name, value in ones[1].items():
+def agree(expected, others):
+    np.testing.assert_allclose(expected[0], others[0], rtol=1e-5)
+    for name, value in expected[1].items():
         assert value.abs().sum() > 0, name
         torch.testing.assert_close(value, others[1][name], rtol=1e-4, atol=1e-6)
 
@@ -159,7 +159,7 @@ def break_at(monkeypatch, step, name="retriever"):
 
 
 @pytest.mark.parametrize(
-    ("variant", "backbone", "step", "stage", "changes"),
+    ("variant", "backbone", "step", "phase", "changes"),
     [
         ("dwr", "causal", 2, "retriever", {"drop_items": 0.2}),
         ("dwr", "seq2seq", 13, "retriever", {}),
@@ -168,16 +168,16 @@ def break_at(monkeypatch, step, name="retriever"):
         ("dtr", "nested", 3, "ranker", {}),
     ],
 )
-def test_ends_as_an_unbroken_run(root, tmp_path, monkeypatch, capsys, variant, backbone, step, stage, changes):
+def test_ends_as_an_unbroken_run(root, tmp_path, monkeypatch, capsys, variant, backbone, step, phase, changes):
     changes = changes | {"backbone": backbone}
     whole = run(root, tmp_path / "whole", variant, **changes)
     with monkeypatch.context() as patch:
-        break_at(patch, step, stage)
+        break_at(patch, step, phase)
         with pytest.raises(BrokenOffError):
             run(root, tmp_path / "broken", variant, **changes)
     assert not (tmp_path / "broken").exists()
     found = run(root, tmp_path / "broken", variant, **changes)
-    assert f"{variant} {stage}: goes on from step {step} " in capsys.readouterr().err
+    assert f"{variant} {phase}: goes on from step {step} " in capsys.readouterr().err
     assert found.fingerprint == whole.fingerprint  # weights, curve: every byte
     names = {"manifest.json", "config.json", "model.safetensors", "items.parquet", "trie.safetensors", "curve.json"}
     names |= {"ranker.safetensors"} if variant == "dtr" else set()
@@ -293,8 +293,8 @@ def priors(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["dwr", "dtr"])
-def test_a_prior_is_trained_and_part_of_what_is_made(priors, capsys, variant):
-    """Nothing is made again for nothing, other orders give another student, and one table holds them all."""
+def test_a_prior_is_trained_and_part_of_the_identity(priors, capsys, variant):
+    """Finished work is not repeated, another order gives another student, and one table may hold them all."""
     changes = {"variant": variant, "epochs": 1, "backbone": "causal", "rank_positions": "all"}
     found = {
         prior: run(priors, priors / "students" / prior, **changes, prior=prior)
@@ -302,7 +302,7 @@ def test_a_prior_is_trained_and_part_of_what_is_made(priors, capsys, variant):
     }
     assert len({artifact.fingerprint for artifact in found.values()}) == 3
     curves = [json.loads((artifact.folder / "curve.json").read_text()) for artifact in found.values()]
-    if variant == "dtr":  # the first stage ranks nothing
+    if variant == "dtr":  # the retriever phase ranks nothing
         assert len({curve["retriever"][0]["loss"] for curve in curves}) == 1
         assert len({curve["ranker"][0]["loss"] for curve in curves}) == 3
     assert {"soft_labels", "soft_labels/distance"} <= found["distance"].inputs.keys()
