@@ -124,9 +124,9 @@ class ItemBatchSampler:
         length = max(int((inputs != PAD).sum(1).max()), 1)
         candidates = scores = None
         if self.candidates is not None:
-            found = label_rows[places]
-            items = np.where(found[:, None] >= 0, self.candidates.items[found], PAD)
-            candidates, scores = torch.from_numpy(items), torch.from_numpy(self.candidates.scores[found])
+            labels = label_rows[places]
+            items = np.where(labels[:, None] >= 0, self.candidates.items[labels], PAD)
+            candidates, scores = torch.from_numpy(items), torch.from_numpy(self.candidates.scores[labels])
         return ItemBatch(
             inputs=torch.from_numpy(inputs[:, :length]),
             places=torch.from_numpy(places[:, :length]),

@@ -75,10 +75,10 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(root):
-    """What one process makes of the same global batches, cut in two."""
-    main(replace(Config(run=root, **SETTINGS), output=root / "one", accumulation=2))
-    return root / "one"
+def single(root):
+    """One process trains the same global batches, each cut in two."""
+    main(replace(Config(run=root, **SETTINGS), output=root / "single", accumulation=2))
+    return root / "single"
 
 
 def command(engine, root, output, *options):
@@ -102,17 +102,17 @@ def assert_same(output, expected):
         rows = [[list(row.values()) for row in curve[phase]] for curve in curves]
         np.testing.assert_allclose(*rows, rtol=1e-4)
     for name in ("model.safetensors", "ranker.safetensors"):
-        found, weights = load_file(output / name), load_file(expected / name)
-        assert found.keys() == weights.keys()
+        actual, weights = load_file(output / name), load_file(expected / name)
+        assert actual.keys() == weights.keys()
         for key, value in weights.items():
-            np.testing.assert_allclose(found[key], value, atol=1e-4, err_msg=key)
+            np.testing.assert_allclose(actual[key], value, atol=1e-4, err_msg=key)
     assert not (output / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("engine", LAUNCHERS)
-def test_two_processes_train_as_one(root, one, engine):
+def test_two_processes_train_as_one(root, single, engine):
     launch(engine, root, root / engine)
-    assert_same(root / engine, one)
+    assert_same(root / engine, single)
 
 
 @pytest.fixture(scope="module")
@@ -142,19 +142,19 @@ def test_losses_and_gradient_norms_do_not_depend_on_the_split(root, alone, proce
     """1 x 8 = 2 x 4 = 4 twice; within 1e-4 after some steps of AdamW, 1e-5 before the first."""
     path = root / f"{processes}-{accumulation}.json"
     if processes == 1:
-        found = record_all(root, Config(run=root, **(RECORDED | {"batch_size": 4, "accumulation": 2})))
+        actual = record_all(root, Config(run=root, **(RECORDED | {"batch_size": 4, "accumulation": 2})))
     else:
         words = [*LAUNCHERS["ddp"], ROOT / "tests/distributed/recorded.py", root, path, 4, accumulation]
         done = subprocess.run(
             [str(word) for word in words], capture_output=True, text=True, env=ENVIRONMENT, timeout=200, cwd=root
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        found = json.loads(path.read_text())
-    assert found.keys() == alone.keys() and len(found) == len(TRAININGS)
+        actual = json.loads(path.read_text())
+    assert actual.keys() == alone.keys() and len(actual) == len(TRAININGS)
     for name, steps in alone.items():
         assert len(steps) > 2 and min(map(min, steps)) > 0
-        np.testing.assert_allclose(found[name][0], steps[0], rtol=1e-5, err_msg=name)
-        np.testing.assert_allclose(found[name], steps, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(actual[name][0], steps[0], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(actual[name], steps, rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero2"])
@@ -177,13 +177,13 @@ def test_seeds_one_after_the_other(root, engine):
 @pytest.mark.parametrize("engine", LAUNCHERS)
 def test_two_processes_train_an_item_model_as_one(root, engine):
     options = SETTINGS | {"variant": "dwr", "backbone": "sasrec", "dim": 8}
-    single = root / f"sasrec-{engine}-single"
-    main(replace(Config(run=root, **options), output=single, accumulation=2))
+    reference = root / f"sasrec-{engine}-alone"
+    main(replace(Config(run=root, **options), output=reference, accumulation=2))
     output = root / f"sasrec-{engine}"
     launch(engine, root, output, "--variant", "dwr", "--backbone", "sasrec", "--dim", 8)
-    curves = [json.loads((path / "curve.json").read_text()) for path in (output, single)]
+    curves = [json.loads((path / "curve.json").read_text()) for path in (output, reference)]
     np.testing.assert_allclose(*([list(row.values()) for row in curve] for curve in curves), rtol=1e-4)
-    weights, alone = (load_file(path / "model.safetensors") for path in (output, single))
+    weights, alone = (load_file(path / "model.safetensors") for path in (output, reference))
     assert weights.keys() == alone.keys()
     for key, value in alone.items():
         np.testing.assert_allclose(weights[key], value, atol=1e-4, err_msg=key)
@@ -210,8 +210,8 @@ def test_killed_and_started_again(root):
         for process in family:
             process.kill()
     assert not (root / "killed").exists()
-    said = launch("ddp", root, root / "killed", *options)
-    assert re.search(r"dwr retriever: goes on from step \d+ ", said)
-    found, expected = (artifacts.read(root / name, "student") for name in ("killed", "whole"))
+    message = launch("ddp", root, root / "killed", *options)
+    assert re.search(r"dwr retriever: goes on from step \d+ ", message)
+    actual, expected = (artifacts.read(root / name, "student") for name in ("killed", "whole"))
     assert (root / "killed/model.safetensors").read_bytes() == (root / "whole/model.safetensors").read_bytes()
-    assert found.fingerprint == expected.fingerprint
+    assert actual.fingerprint == expected.fingerprint

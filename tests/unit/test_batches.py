@@ -37,11 +37,11 @@ def sampler(shop, loss=NLL, one_pass=False, process=0, processes=1, **changes):
 
 def examples_of(batch):
     """(history, target) of the batch's examples that count."""
-    found = []
+    actual = []
     for example in np.flatnonzero(batch.weights.numpy()):
         row, place = batch.rows[example], batch.places[example]
-        found.append((tuple(batch.sequences[row, :place].tolist()), batch.targets[example].item()))
-    return found
+        actual.append((tuple(batch.sequences[row, :place].tolist()), batch.targets[example].item()))
+    return actual
 
 
 def all_of(samplers, epoch=0, skip=0):
@@ -81,7 +81,7 @@ def test_global_batches_do_not_depend_on_the_split(shop, loss, one_pass):
                 assert batches[number][1:] == (batch.total, batch.rank_total, batch.count)
                 batches[number][0].extend(examples_of(batch))
                 number += batch.last
-        return [(sorted(found), *rest) for found, *rest in batches]
+        return [(sorted(actual), *rest) for actual, *rest in batches]
 
     changes = {"drop_items": 0.3, "rank_within": 3 if loss.rank else 0, "confidence": 0.5 if loss.rank else 0.0}
     alone = steps(1, 1, batch_size=12, **changes)
@@ -161,11 +161,11 @@ def test_dropped_items():
     sequences = np.array([[1, 2, 3, 4], [5, PAD, PAD, PAD]])
     gone = 0
     for _ in range(400):
-        found = drop_items(sequences, 0.5, rng)
-        first = found[0][found[0] != PAD].tolist()
-        assert found[1].tolist() == [5, PAD, PAD, PAD]
+        actual = drop_items(sequences, 0.5, rng)
+        first = actual[0][actual[0] != PAD].tolist()
+        assert actual[1].tolist() == [5, PAD, PAD, PAD]
         assert first and first == [item for item in (1, 2, 3, 4) if item in first]
-        assert (found[0, len(first) :] == PAD).all()
+        assert (actual[0, len(first) :] == PAD).all()
         gone += 4 - len(first)
     assert 700 < gone < 900
 
@@ -176,9 +176,9 @@ def test_dropped_items_take_their_targets_along():
     sequences = np.array([[1, 2, 3, 4], [5, 6, PAD, PAD]])
     seen = set()
     for _ in range(200):
-        found, new, kept = drop_items_with_targets(sequences, rows, places, 0.4, rng)
+        actual, new, kept = drop_items_with_targets(sequences, rows, places, 0.4, rng)
         for example in np.flatnonzero(kept):
-            assert found[rows[example], new[example]] == sequences[rows[example], places[example]]
+            assert actual[rows[example], new[example]] == sequences[rows[example], places[example]]
             assert new[example] > 0
         seen.add(tuple(kept))
     assert len(seen) > 8
@@ -189,8 +189,8 @@ def test_order():
     assert reverse_and_shuffle(sequences, 1.0, 0.0, rng)[0].tolist() == [[6, 5, 4, 3, 2, 1], [8, 7, PAD, PAD, PAD, PAD]]
     assert reverse_and_shuffle(sequences, 0.0, 0.0, rng)[0].tolist() == sequences.tolist()
     places = [reverse_and_shuffle(sequences, 0.0, 2, rng)[0] for _ in range(100)]
-    assert all((found[1, 2:] == PAD).all() and set(found[0]) == {1, 2, 3, 4, 5, 6} for found in places)
-    moved = np.abs(np.stack([found[0] for found in places]) - np.arange(1, 7))
+    assert all((actual[1, 2:] == PAD).all() and set(actual[0]) == {1, 2, 3, 4, 5, 6} for actual in places)
+    moved = np.abs(np.stack([actual[0] for actual in places]) - np.arange(1, 7))
     assert moved.max() == 2 and moved.mean() > 0.3
 
 
@@ -239,8 +239,8 @@ def test_the_teachers_first_is_taught(shop):
     block = shop[1].load()
     rows = np.arange(len(block.users))
     tops = item_of_list(block.candidates(rows), block.scores(rows), "top", np.zeros(len(rows)))
-    found = [target for _, target in all_of([sampler(shop, Loss("nll", target="top"))])]
-    assert sorted(found) == sorted(tops.tolist()) and (tops != block.targets).any()
+    actual = [target for _, target in all_of([sampler(shop, Loss("nll", target="top"))])]
+    assert sorted(actual) == sorted(tops.tolist()) and (tops != block.targets).any()
 
 
 def test_confidence(shop):
@@ -275,14 +275,14 @@ def test_a_prior_changes_the_order_and_nothing_else(shop):
     root = shop[0].artifact.folder.parent
     make_prior(root, "aligned", "distance", keep=K + 2)
     blocks = shop[1].load(), LabelStore.open(root / "aligned").load()
-    mine, prior = (
+    teacher, prior = (
         {(u, p): row for u, p, row in zip(block.users, block.positions, block.candidates(), strict=True)}
         for block in blocks
     )
     skipped = {(u, p) for u, p, row in zip(blocks[1].users, blocks[1].positions, blocks[1].scores(), strict=True)
                if sum(row[1:K] > row[0]) >= 3}  # fmt: skip
-    assert 0 < len(skipped) < len(mine)
-    assert mine.keys() == prior.keys() and any((mine[key] != prior[key][:K]).any() for key in mine)
+    assert 0 < len(skipped) < len(teacher)
+    assert teacher.keys() == prior.keys() and any((teacher[key] != prior[key][:K]).any() for key in teacher)
     examples = shop[0].examples("train", CONFIG.max_history)
     keys = {}
     for user, position, history in zip(examples.users, examples.positions, examples.histories, strict=True):
@@ -293,15 +293,15 @@ def test_a_prior_changes_the_order_and_nothing_else(shop):
     pairs = zip(
         with_prior(shop, "aligned", **changes).batches(0), sampler(shop, DWR, **changes).batches(0), strict=True
     )
-    for found, before in pairs:
+    for actual, before in pairs:
         for name in ("sequences", "targets", "weights", "log_probs"):
-            assert (getattr(found, name) == getattr(before, name)).all(), name
-        rows = zip(examples_of(before), found.candidates.numpy(), found.weights, found.rank_weights, strict=True)
+            assert (getattr(actual, name) == getattr(before, name)).all(), name
+        rows = zip(examples_of(before), actual.candidates.numpy(), actual.weights, actual.rank_weights, strict=True)
         for example, candidates, weight, ranked in rows:
             assert candidates.tolist() == prior[keys[example]][:K].tolist()
             assert ranked == (0 if keys[example] in skipped else weight)
             count += 1
-    assert count == len(mine)
+    assert count == len(teacher)
 
 
 def test_priors_that_do_not_fit(shop):

@@ -19,7 +19,7 @@ from distill.runtime.config import parse
 from distill.runtime.errors import UserError
 from student import train
 from student.baseline import main
-from student.config import BaselineConfig, Config, baseline_config
+from student.config import ITEM_BACKBONES, BaselineConfig, Config, baseline_config
 from student.item_batches import Candidates, ItemBatchSampler, Windows, cut_windows
 from student.item_recommender import ItemRecommender
 from student.models.item_models import ITEM_MODELS
@@ -57,7 +57,7 @@ def model_of(name, seed=0):
 @pytest.mark.parametrize("name", ITEM_MODELS)
 class TestNetworks:
     @torch.no_grad()
-    def test_a_place_sees_what_came_before_it_alone(self, name):
+    def test_a_state_depends_only_on_earlier_items(self, name):
         model = model_of(name)
         items = torch.tensor([[3, 1, 4, 7], [3, 1, 9, PAD], [3, PAD, PAD, PAD]])
         hidden = model(items)
@@ -70,19 +70,19 @@ class TestNetworks:
     def test_scores_are_those_of_each_history_alone(self, name, tmp_path):
         recommender = ItemRecommender(model_of(name), {"network": name})
         histories = np.array([[3, 1, 4, 7, 2, 5], [3, 1, PAD, PAD, PAD, PAD], [8, PAD, PAD, PAD, PAD, PAD]])
-        found = recommender.score_items(histories)
+        actual = recommender.score_items(histories)
         for row, history in enumerate(([4, 7, 2, 5], [3, 1], [8])):  # the last four items have a place
             hidden = recommender.model(torch.tensor([history]))[0, -1]
             expected = (hidden @ recommender.model.items.weight.T).log_softmax(-1)
-            np.testing.assert_allclose(found[row], expected.detach().numpy(), atol=1e-5)
+            np.testing.assert_allclose(actual[row], expected.detach().numpy(), atol=1e-5)
         items, scores = recommender.rank_items(histories, 12, exclude_bought=True)
         for row, history in enumerate(histories):
             bought = set(history.tolist())
-            order = [item for item in np.argsort(-found[row], kind="stable") if item not in bought]
+            order = [item for item in np.argsort(-actual[row], kind="stable") if item not in bought]
             assert items[row].tolist() == order + [-1] * (12 - len(order))
-            np.testing.assert_allclose(scores[row, : len(order)], found[row, order])
+            np.testing.assert_allclose(scores[row, : len(order)], actual[row, order])
         recommender.save_pretrained(tmp_path)
-        np.testing.assert_array_equal(ItemRecommender.from_pretrained(tmp_path).score_items(histories), found)
+        np.testing.assert_array_equal(ItemRecommender.from_pretrained(tmp_path).score_items(histories), actual)
 
     def test_learns_and_is_the_same_again(self, name, root, tmp_path):
         config = BaselineConfig(
@@ -102,13 +102,13 @@ class TestNetworks:
 def test_windows(root):
     """Each training target once, with the items before it, up to the window's edge."""
     data = Dataset.load(root / "dataset")
-    found = cut_windows(data, 3, np.full(len(data.values), PAD))
+    actual = cut_windows(data, 3, np.full(len(data.values), PAD))
     seen = []
-    for inputs, targets in zip(found.inputs.tolist(), found.targets.tolist(), strict=True):
+    for inputs, targets in zip(actual.inputs.tolist(), actual.targets.tolist(), strict=True):
         known = [target for target in targets if target != PAD]
         assert [item for item in inputs if item != PAD][1:] == known[:-1]
         seen += known
-    assert len(found.inputs) > data.n_users
+    assert len(actual.inputs) > data.n_users
     examples = data.examples("train")
     assert sorted(seen) == sorted(examples.targets.tolist())
 
@@ -223,6 +223,7 @@ def test_both_commands_read_the_settings(name):
 def test_both_commands_have_the_same_defaults():
     """`--backbone sasrec` with no settings trains what `--network sasrec` with none does."""
     assert baseline_config(Config(backbone="sasrec")) == BaselineConfig()
+    assert set(ITEM_BACKBONES) == set(ITEM_MODELS)
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(0, 5), (2, 3)])
@@ -265,7 +266,7 @@ def test_goes_on_where_it_was_broken_off(network, taught, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"variant": "dtr"}, "--variant dtr is for backbones with semantic IDs"),
         ({"variant": "smooth"}, "gru4rec learns --variant tiger, distill, dwr, dwr-without-distill"),
@@ -273,6 +274,6 @@ def test_goes_on_where_it_was_broken_off(network, taught, tmp_path, monkeypatch,
         ({"dim": 7}, "--dim is 7; expected an even number"),
     ],
 )
-def test_what_a_backbone_cannot(changes, said, taught):
-    with pytest.raises(UserError, match=said):
+def test_what_a_backbone_cannot(changes, message, taught):
+    with pytest.raises(UserError, match=message):
         train.main(Config(run=taught, backbone="gru4rec", **changes))

@@ -176,9 +176,9 @@ def test_ends_as_an_unbroken_run(root, tmp_path, monkeypatch, capsys, variant, b
         with pytest.raises(BrokenOffError):
             run(root, tmp_path / "broken", variant, **changes)
     assert not (tmp_path / "broken").exists()
-    found = run(root, tmp_path / "broken", variant, **changes)
+    actual = run(root, tmp_path / "broken", variant, **changes)
     assert f"{variant} {phase}: goes on from step {step} " in capsys.readouterr().err
-    assert found.fingerprint == whole.fingerprint  # weights, curve: every byte
+    assert actual.fingerprint == whole.fingerprint  # weights, curve: every byte
     names = {"manifest.json", "config.json", "model.safetensors", "items.parquet", "trie.safetensors", "curve.json"}
     names |= {"ranker.safetensors"} if variant == "dtr" else set()
     assert {path.name for path in (tmp_path / "broken").iterdir()} == names
@@ -205,8 +205,8 @@ def test_no_number_stops_the_run(root, tmp_path, monkeypatch, what):
 
 def test_patience(root, tmp_path, monkeypatch):
     def epochs(values, **changes):
-        found = iter(values)
-        monkeypatch.setattr(trainer, "validate", lambda *_: next(found))
+        actual = iter(values)
+        monkeypatch.setattr(trainer, "validate", lambda *_: next(actual))
         run(root, tmp_path / str(changes), "tiger", epochs=5, **changes)
         return len(json.loads((tmp_path / str(changes) / "curve.json").read_text())["retriever"])
 
@@ -223,16 +223,16 @@ def test_the_best_epoch_is_kept(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "validate", validate)
     run(root, tmp_path / "student", "tiger", epochs=3)
-    found = load_file(tmp_path / "student/model.safetensors")
-    assert all(torch.equal(value, kept[1][name]) for name, value in found.items())
-    assert not all(torch.equal(value, kept[2][name]) for name, value in found.items())
+    actual = load_file(tmp_path / "student/model.safetensors")
+    assert all(torch.equal(value, kept[1][name]) for name, value in actual.items())
+    assert not all(torch.equal(value, kept[2][name]) for name, value in actual.items())
 
 
 def test_seeds(root, tmp_path, capsys):
     config = dataclasses.replace(CONFIG, run=root, output=tmp_path / "tiger", seeds=[0, 3], epochs=1)
     train.main(config)
-    said = capsys.readouterr().err
-    assert "validation NDCG@10" in said and "(seed 3)" in said and "±" in said
+    message = capsys.readouterr().err
+    assert "validation NDCG@10" in message and "(seed 3)" in message and "±" in message
     seeds = [json.loads((tmp_path / f"tiger-seed{seed}/config.json").read_text())["seed"] for seed in (0, 3)]
     assert seeds == [0, 3]
     alone = run(root, tmp_path / "alone", "tiger", seed=3, epochs=1)
@@ -259,7 +259,7 @@ def test_every_option_trains(root, tmp_path, variant, changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"variant": "dwr", "candidates": 6}, "--candidates asks for 6"),
         ({"variant": "dtw"}, "Did you mean 'dt?w?r'"),
@@ -268,8 +268,8 @@ def test_every_option_trains(root, tmp_path, variant, changes):
         ({"seeds": [1, 1]}, "names a seed twice"),
     ],
 )
-def test_bad_input(root, tmp_path, changes, said):
-    with pytest.raises(UserError, match=said):
+def test_bad_input(root, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
         train.main(dataclasses.replace(CONFIG, run=root, output=tmp_path / "student", **changes))
     assert not list(tmp_path.iterdir())
 
@@ -296,17 +296,17 @@ def priors(tmp_path):
 def test_a_prior_is_trained_and_part_of_the_identity(priors, capsys, variant):
     """Finished work is not repeated, another order gives another student, and one table may hold them all."""
     changes = {"variant": variant, "epochs": 1, "backbone": "causal", "rank_positions": "all"}
-    found = {
+    actual = {
         prior: run(priors, priors / "students" / prior, **changes, prior=prior)
         for prior in ("teacher", "distance", "statistics")
     }
-    assert len({artifact.fingerprint for artifact in found.values()}) == 3
-    curves = [json.loads((artifact.folder / "curve.json").read_text()) for artifact in found.values()]
+    assert len({artifact.fingerprint for artifact in actual.values()}) == 3
+    curves = [json.loads((artifact.folder / "curve.json").read_text()) for artifact in actual.values()]
     if variant == "dtr":  # the retriever phase ranks nothing
         assert len({curve["retriever"][0]["loss"] for curve in curves}) == 1
         assert len({curve["ranker"][0]["loss"] for curve in curves}) == 3
-    assert {"soft_labels", "soft_labels/distance"} <= found["distance"].inputs.keys()
-    artifacts.check_agreement(*found.values())
+    assert {"soft_labels", "soft_labels/distance"} <= actual["distance"].inputs.keys()
+    artifacts.check_agreement(*actual.values())
     run(priors, priors / "students/distance", **changes, prior="distance")
     assert "student: finished" in capsys.readouterr().err
     make_prior(priors, "soft_labels-distance", "distance", seed=77)
@@ -324,12 +324,12 @@ def test_priors_that_cannot_be_taught(priors):
     for variant, labels in (("distill", "ref"), ("tiger", "top")):
         assert f"{variant} has none; take --variant dwr" in refused(variant=variant, labels=labels, prior="distance")
     assert "--prior_labels needs its --prior" in refused(prior_labels=priors / "soft_labels-distance")
-    said = refused(prior="mixture")
+    message = refused(prior="mixture")
     command = f"distill/export_soft_labels.py --run {priors} --keep {K} --mix llm=0.5,transitions=0.5 --output "
-    assert "No soft_labels at" in said and command + str(priors / "soft_labels-mixture") in said
+    assert "No soft_labels at" in message and command + str(priors / "soft_labels-mixture") in message
     (priors / "soft_labels-distance/manifest.json").unlink()
-    said = refused(prior="distance")
-    assert "is not a finished soft_labels" in said and "--mix distance=1 --output" in said
+    message = refused(prior="distance")
+    assert "is not a finished soft_labels" in message and "--mix distance=1 --output" in message
     assert "holds the labels of statistics" in refused(prior="mixture", prior_labels=priors / "soft_labels-statistics")
     make_shop(priors / "others", LENGTHS, seed=3)
     make_prior(priors / "others", "soft_labels-statistics", "statistics")
@@ -347,8 +347,8 @@ def test_labels_that_cannot_be_read(priors):
         assert not (priors / "student").exists()
         return str(error.value)
 
-    said = refused(variant="distill", soft_labels=priors / "nowhere")
-    assert "No soft_labels at" in said and "distill/export_soft_labels.py" in said
+    message = refused(variant="distill", soft_labels=priors / "nowhere")
+    assert "No soft_labels at" in message and "distill/export_soft_labels.py" in message
     index = json.loads((labels / "index.json").read_text())
     write_json(labels / "index.json", index | {"scope": "all"})
     assert "--scope level asks for each level's own" in refused(variant="dtr")
@@ -360,8 +360,8 @@ def test_labels_that_cannot_be_read(priors):
     assert f"The shard {shard} is damaged" in refused()
     shard.write_bytes(whole)
     (labels / "manifest.json").rename(labels / "elsewhere")
-    said = refused()
-    assert "is not a finished soft_labels" in said and "distill/export_soft_labels.py" in said
+    message = refused()
+    assert "is not a finished soft_labels" in message and "distill/export_soft_labels.py" in message
     (labels / "elsewhere").rename(labels / "manifest.json")
     run(priors, priors / "student", epochs=1)
 
