@@ -205,8 +205,8 @@ def test_jobs_can_be_checked():
     from student import baseline, train
     from teacher import finetune
 
-    for entry in (export_soft_labels, train, finetune, baseline):
-        assert issubclass(entry.Config, JobSettings), entry.__name__
+    for config in (export_soft_labels.Config, train.Config, finetune.Config, baseline.BaselineConfig):
+        assert issubclass(config, JobSettings), config.__module__
 
 
 def test_students_take_seeds():
