@@ -22,7 +22,8 @@ from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.config import run
 from distill.semantic_ids import embeddings
 from distill.semantic_ids.ids import write_codes
-from student.baselines.scorer import NETWORKS, Scorer
+from student.item_recommender import ItemRecommender
+from student.models.item_models import ITEM_MODELS
 from student.recommender import Recommender
 
 ROOT = Path(__file__).parents[2]
@@ -61,9 +62,10 @@ def make_run(root, users=50, seed=0, n_vectors=N_ITEMS):
     with ArtifactJob("student", Nothing(), root / "students/tiger", [data, codes]).write() as folder:
         student.save_pretrained(folder)
     for name, loss in (("sasrec-list", "list"), ("gru4rec", "ce")):
-        network, sizes = NETWORKS[name.split("-")[0]]
+        network, sizes = ITEM_MODELS[name.split("-")[0]]
         with ArtifactJob("baseline", Loss(loss), root / "baselines" / name, [data]).write() as folder:
-            Scorer(network(sizes(N_ITEMS, dim=8)), {"network": name.split("-")[0]}).save_pretrained(folder)
+            facts = {"network": name.split("-")[0]}
+            ItemRecommender(network(sizes(N_ITEMS, dim=8)), facts).save_pretrained(folder)
 
 
 def command(script, *words):
@@ -236,10 +238,10 @@ def test_bad_input(evaluated, tmp_path):
     words = ("--run", evaluated, "--output", tmp_path / "evaluation")
     assert "cutoffs asks for lists of 20, but the beams are 10 wide" in refused("evaluate.py", *words, "--width", "10")
     assert "Did you mean 'tiger'?" in refused("evaluate.py", *words, "--systems", "[tigre]")
-    assert "widths" in refused("evaluate.py", *words, "--widths", "[0]")
-    assert "users" in refused("evaluate.py", *words, "--users", "0")
+    assert "--widths is 0" in refused("evaluate.py", *words, "--widths", "[0]")
+    assert "--users is 0" in refused("evaluate.py", *words, "--users", "0")
     assert "cutoffs is empty" in refused("evaluate.py", *words, "--cutoffs", "[]")
-    assert "Got value: dev" in refused("evaluate.py", *words, "--split", "dev")
+    assert "--split is dev; expected valid or test." in refused("evaluate.py", *words, "--split", "dev")
     make_run(tmp_path / "short", n_vectors=N_ITEMS - 1)
     error = refused("evaluate.py", "--run", tmp_path / "short")
     assert f"holds {N_ITEMS - 1} embeddings, the catalogue {N_ITEMS} items" in error
