@@ -35,7 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benches import resident
 from distill import losses
 from distill.runtime.logs import progress_bar
-from student.models.large import Large, LargeConfig, add_lora, strip
+from student.models.large import Large, LargeConfig, add_lora, remove_vocabulary
 
 LEVELS, SIZE = 4, 256
 WAYS = ("shared", "repeated")
@@ -118,7 +118,7 @@ def network(config: Config, lora: bool = False) -> Large:
     settings = LlamaConfig(vocab_size=8, num_hidden_layers=config.layers, **sizes)
     trunk = LlamaForCausalLM(settings).base_model
     trunk = trunk.to(torch.bfloat16) if lora else trunk
-    strip(trunk)
+    remove_vocabulary(trunk)
     model = Large(LargeConfig(LEVELS, SIZE, settings.to_dict()), trunk).train()
     for rows in (model.head, model.codewords):
         nn.init.normal_(rows, std=0.02)

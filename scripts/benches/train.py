@@ -29,7 +29,7 @@ from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
 from student.batches import Batch, Feed, Prefetched
 from student.models import BACKBONES
-from student.models.layers import Prefixes
+from student.models.fast_paths import PrefixTree
 from student.models.seq2seq import Seq2Seq
 from student.train import Config as Training
 from student.trainer import batch_loss, feed
@@ -220,8 +220,8 @@ class Bench:
 
     def distinct_prefixes(self) -> float:
         """Of the candidates' codewords but the last, the share that remains where prefixes are computed once."""
-        tree = Prefixes(self.codes[torch.from_numpy(self.labels._lists)][..., :-1])
-        return tree.here.sum().item() / tree.nodes.numel()
+        tree = PrefixTree(self.codes[torch.from_numpy(self.labels._lists)][..., :-1])
+        return tree.present.sum().item() / tree.nodes.numel()
 
     def feed(self, name: str, loss: str) -> tuple[Feed, Training]:
         """The feed of a backbone and loss, as the training makes it."""

@@ -10,8 +10,9 @@ from distill.decoding.beam_search import beam_search, score_all
 from distill.decoding.trie import FullTree, Trie
 from student.models import BACKBONES
 from student.models.causal import Causal, CausalConfig
-from student.models.layers import Packing, Prefixes
+from student.models.fast_paths import PrefixTree
 from student.models.nested import Nested, NestedConfig
+from student.models.packing import Packing
 from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from student.models.t5 import from_t5, to_t5
 
@@ -218,19 +219,19 @@ def test_gradients_reach_every_weight(model):
 
 def test_prefixes_that_candidates_share_stand_once():
     items = torch.tensor([[[1, 2], [1, 3], [1, 2], [4, 2]], [[5, 5], [5, 5], [5, 5], [5, 6]]])
-    tree = Prefixes(items)
+    tree = PrefixTree(items)
     assert tree.tokens.tolist() == [[1, 2, 3, 4, 2], [5, 5, 6, 5, 5]]  # the second row's last two are padding
-    assert tree.here.tolist() == [[True] * 5, [True, True, True, False, False]]
+    assert tree.present.tolist() == [[True] * 5, [True, True, True, False, False]]
     assert tree.depth[0].tolist() == [0, 1, 1, 0, 1]
     assert tree.nodes.tolist() == [[[0, 1], [0, 2], [0, 1], [3, 4]], [[0, 1], [0, 1], [0, 1], [0, 2]]]
-    assert tree.sees[0].int().tolist() == [
+    assert tree.visible[0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 0, 1, 0, 0],
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
     ]
-    assert torch.equal(tree.each(tree.tokens[..., None])[..., 0], items)
+    assert torch.equal(tree.by_candidate(tree.tokens[..., None])[..., 0], items)
 
 
 @settings(max_examples=8, deadline=None)
