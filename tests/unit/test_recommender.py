@@ -141,6 +141,55 @@ def test_the_search_is_one_graph(backbone, ranker):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("ranker", [False, True])
+def test_the_model_reads_the_last_max_history_items(backbone, ranker):
+    """Students are trained with at most max_history items, here 6; whoever asks with more gets the same scores."""
+    student = shop(backbone, ranker)
+    users = np.full((3, 10), -1)
+    users[0, :10], users[1, :7], users[2, :2] = np.arange(10), np.arange(20, 27), [5, 6]
+    recent = np.full((3, 6), -1)
+    recent[0], recent[1], recent[2, :2] = np.arange(4, 10), np.arange(21, 27), [5, 6]
+    items, scores = student.rank_items(users, 8, exclude_bought=False)
+    expected_items, expected_scores = student.rank_items(recent, 8, exclude_bought=False)
+    assert items.tolist() == expected_items.tolist()
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
+    np.testing.assert_allclose(student.score_items(users), student.score_items(recent), atol=1e-5)
+    few = np.array([[1, 12, 29], [0, 3, -1], [28, 7, 5]])
+    np.testing.assert_allclose(student.score_candidates(users, few), student.score_candidates(recent, few), atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_all_items_of_a_long_history_are_excluded(backbone):
+    """Also those before the last max_history items, which the model does not read."""
+    student = shop(backbone, shared=False)
+    history = np.arange(10)
+    order = ranking(item_scores(student.model, student.codes, history[-6:]), set(history.tolist()))
+    (found,) = student.recommend([[f"i{item}" for item in history]], k=N_ITEMS, exclude_bought=True)
+    assert [item.item_id for item in found] == [f"i{item}" for item in order]
+    (found,) = student.recommend([[f"i{item}" for item in history]], k=N_ITEMS, exclude_bought=False)
+    assert len(found) == N_ITEMS
+
+
+def test_compiled_graphs_for_long_histories_are_few():
+    """The items to exclude are padded to 6, 12, 24 ... so that the search is captured once for each."""
+    student, graphs = shop(), []
+    longs = [[f"i{item}" for item in range(length)] for length in (2, 6, 7, 9, 12)]
+    expected = [student.recommend([history], k=5, exclude_bought=True) for history in longs]
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    student.users_at_once = 1
+    compiled = student.compile(backend=count)
+    found = [compiled.recommend([history], k=5, exclude_bought=True) for history in longs]
+    assert [[item.item_id for item in lists[0]] for lists in found] == [
+        [item.item_id for item in lists[0]] for lists in expected
+    ]
+    assert len(graphs) == 2
+
+
 def test_half_precision_keeps_most_of_a_list():
     student, users = shop(), histories([6, 1, 3, 2, 5, 4])
     items, _ = student.rank_items(users, 8)

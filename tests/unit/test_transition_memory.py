@@ -100,7 +100,7 @@ def test_a_few_candidates_are_scored_as_all_items_are(backbone, scope, ranker):
 def test_the_mixture_ranks_beams_and_the_counters_items(ranker, width, exclude_bought):
     """Narrow beams: the best of the union. As wide as the catalogue: the best of all items."""
     plain, users, rows = shop(ranker=ranker), histories([6, 1, 3]), sequences(1, users=8)
-    student = plain.with_memory(memory_of(rows, weight=0.6, top=4, discount=0.4))
+    student = plain.with_transition_memory(memory_of(rows, weight=0.6, top=4, discount=0.4))
     student.users_at_once = 2
     items, scores = student.rank_items(users, width, exclude_bought)
     exact = student.score_items(users, exclude_bought)
@@ -124,33 +124,50 @@ def test_the_mixture_ranks_beams_and_the_counters_items(ranker, width, exclude_b
             assert union == set(range(N_ITEMS)) - bought
 
 
+def test_long_histories_with_a_memory():
+    """The model reads the last 6 items, the counter its last 4 of all, and no item of the history is recommended."""
+    rows, history = sequences(1, users=8), np.arange(12)
+    student = shop(shared=False).with_transition_memory(memory_of(rows, weight=0.6, discount=0.4))
+    table = naive.count(rows, N_ITEMS, SETTINGS.window, SETTINGS.decay)
+    counted = np.array([sum(row) for row in table])
+    truth = 0.4 * np.exp(item_scores(student.model, student.codes, history[-6:])) + 0.6 * counter(rows, history, True)
+    truth /= (1 + counted) ** 0.4
+    order = [item for item in np.argsort(-truth, kind="stable").tolist() if item not in history]
+    (found,) = student.recommend([[f"i{item}" for item in history]], k=N_ITEMS, exclude_bought=True)
+    assert [item.item_id for item in found] == [f"i{item}" for item in order]
+    np.testing.assert_allclose([np.exp(item.score) for item in found], truth[order], rtol=1e-3)
+    np.testing.assert_allclose(np.exp(student.score_items(history[None], True)[0]), truth, rtol=1e-3)
+
+
 def test_without_weight_the_memory_changes_nothing_and_alone_it_is_the_counter():
     student, users, rows = shop(), histories([6, 1, 3, 5]), sequences(2)
-    silent = student.with_memory(memory_of(rows, weight=0.0))
+    silent = student.with_transition_memory(memory_of(rows, weight=0.0))
     assert silent.rank_items(users, 8)[0].tolist() == student.rank_items(users, 8)[0].tolist()
-    assert student.memory is None and "memory" not in student.facts
-    alone = student.with_memory(memory_of(rows, weight=1.0)).rank_items(users, 5)[0]
+    assert student.transition_memory is None and "memory" not in student.facts
+    alone = student.with_transition_memory(memory_of(rows, weight=1.0)).rank_items(users, 5)[0]
     for row, history in enumerate(users):
         assert alone[row].tolist() == naive.top(counter(rows, history, True).tolist(), 5, [])
 
 
 def test_save_and_load(tmp_path):
     student, users = (
-        shop(ranker=True).with_memory(memory_of(sequences(3), weight=0.3, top=7, discount=0.1)),
+        shop(ranker=True).with_transition_memory(memory_of(sequences(3), weight=0.3, top=7, discount=0.1)),
         histories([6, 1, 3]),
     )
     student.save_pretrained(tmp_path)
     loaded = Recommender.from_pretrained(tmp_path)
     for before, after in zip(student.rank_items(users, 8), loaded.rank_items(users, 8), strict=True):
         assert before.tolist() == after.tolist()
-    assert loaded.facts == student.facts and loaded.memory.weight == 0.3 and loaded.memory.top == 7
-    assert loaded.memory.discount == 0.1
+    assert (
+        loaded.facts == student.facts and loaded.transition_memory.weight == 0.3 and loaded.transition_memory.top == 7
+    )
+    assert loaded.transition_memory.discount == 0.1
     assert len(loaded.recommend([["i1", "i2"]], k=3)[0]) == 3
 
 
 def test_a_memory_of_another_catalogue():
     with pytest.raises(UserError, match=f"The memory is of 6 items, the student of {N_ITEMS}"):
-        shop().with_memory(memory_of([[0, 1]], 6))
+        shop().with_transition_memory(memory_of([[0, 1]], 6))
 
 
 def test_the_best_weight():
