@@ -156,7 +156,7 @@ def test_a_weight_of_ones_own_and_counts_with_validation(evaluated, tmp_path):
         student.transition_memory.counts.sum()
         > Recommender.from_pretrained(evaluated / "students/tiger+memory").transition_memory.counts.sum()
     )
-    assert "expected 0 to 1, got 2" in refused("add_memory.py", *words, "--weight", "2")
+    assert "expected a number from 0 to 1" in refused("add_memory.py", *words, "--weight", "2")
 
 
 def test_compare(evaluated, tmp_path):

@@ -61,7 +61,7 @@ def test_a_file_of_histories(student, tmp_path):
         (("--history", ","), "--history, line 1: expected item ids"),
         (("--history", '["i1"'), "not a JSON list of item ids"),
         (("--file", "/nowhere/at/all"), "Cannot read /nowhere/at/all: No such file"),
-        (("--history", "i1", "--k", "0"), "at least 1, got 0"),
+        (("--history", "i1", "--k", "0"), "--k is 0; expected a whole number of at least 1"),
     ],
 )
 def test_bad_input(student, words, said):
