@@ -28,9 +28,9 @@ class Config:
     history: str | None = None
     """Item ids, oldest first, with commas between."""
     file: Path | None = None
-    """Histories, one a line: item ids with commas between, or a JSON list; - reads the standard input."""
+    """Histories, one per line: item ids with commas between, or a JSON list; - reads the standard input."""
     k: PositiveInt = 10
-    """Items a list."""
+    """Items per list."""
     width: PositiveInt = 20
     """Beams (paper: 20); at least k are used."""
     skip_unknown: bool = False
@@ -38,7 +38,7 @@ class Config:
     exclude_bought: bool | None = None
     """Never recommend items of the history (default: as the student was trained)."""
     format: Literal["table", "json"] = "table"
-    """A table, or one JSON object a line."""
+    """A table, or one JSON object per line."""
     device: str = "cpu"
     """cpu or cuda."""
 

@@ -42,7 +42,7 @@ def read_histories(history: str | None, file: Path | None) -> list[list[str]]:
 
     Args:
         history: one history.
-        file: histories, one a line; - reads the standard input.
+        file: histories, one per line; - reads the standard input.
 
     Raises:
         UserError: neither or both are given, no such file, a line without items.

@@ -152,7 +152,7 @@ class Recommender:
 
         Args:
             histories: item ids, oldest first. The network reads the last `max_history` of each.
-            k: items a list.
+            k: items per list.
             width: beams; at least k are used.
             exclude_bought: exclude all items of the history; by default where no user of the training part has an item
                 twice.

@@ -171,7 +171,7 @@ class Candidates(NamedTuple):
 
         Args:
             weight: w.
-            width: items a user.
+            width: items per user.
             discount: β.
         """
         scores = mixed(self.log_probs, self.counter, weight) - discount * self.familiarity

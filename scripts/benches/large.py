@@ -1,4 +1,4 @@
-"""Measure the memory of a large student's ranking step: one history for all candidates, or one a candidate.
+"""Measure the memory of a large student's ranking step: one history for all candidates, or one for each.
 
     python scripts/bench.py large --json large.json
 

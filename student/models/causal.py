@@ -2,7 +2,7 @@
 
 It has the interface of `seq2seq`: `encode` a history, then `log_probs` of candidates or a `step` for beam search. All
 candidates and beams of a user read one copy of the history's keys and values. `one_pass` trains all prefixes of a
-sequence at once: positions are relative and no token sees a later one, so the results equal one pass a prefix.
+sequence at once: positions are relative and no token sees a later one, so the results equal one pass per prefix.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class EncodedHistory(NamedTuple):
     """A batch of histories after one pass of the decoder.
 
     Attributes:
-        keys, values: one a layer, each [batch, heads, length, d_head].
+        keys, values: one per layer, each [batch, heads, length, d_head].
         mask: additive mask of the padding [batch, 1, 1, length].
         lengths: tokens of each history [batch].
         last_state: state after each history's last token, which predicts the first codeword [batch, d_model].
@@ -117,7 +117,7 @@ class Causal(nn.Module):
             x: [batch, length, d_model].
 
         Returns:
-            States after each token [batch, length, d_model]; keys and values, one a layer
+            States after each token [batch, length, d_model]; keys and values, one per layer
             [batch, heads, length, d_head].
         """
         bias = self.causal_bias(x.shape[1], self.bias)
@@ -193,7 +193,7 @@ class Causal(nn.Module):
 
         Args:
             items: codewords [batch, groups, k, levels]; the candidates of a group start at one place.
-            keys, values: of the history, one a layer [batch, heads, length, d_head].
+            keys, values: of the history, one per layer [batch, heads, length, d_head].
             seen: tokens of the history that each group sees, all before its place [batch, groups].
 
         Returns:
@@ -304,7 +304,7 @@ class CausalLayer(SelfAttentionLayer):
         history_bias: Tensor,
         beam_bias: Tensor,
     ) -> tuple[Tensor, KeysValues]:
-        """Transform one new token a beam; arguments as for `attend_history_and_one_token`."""
+        """Transform one new token per beam; arguments as for `attend_history_and_one_token`."""
         mixed, new = attend_history_and_one_token(
             self.attention, self.norm1(x), past, keys, values, history_bias, beam_bias
         )

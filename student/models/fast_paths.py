@@ -2,7 +2,7 @@
 
 - `PrefixTree`: a prefix that several candidates share is computed once.
 - `attend_history_and_tree`: candidates attend to one copy of the history's keys and values.
-- `attend_one_token`, `attend_history_and_one_token`: one new token a beam in beam search.
+- `attend_one_token`, `attend_history_and_one_token`: one new token per beam in beam search.
 - `CachedStep`: the step function of beam search, which keeps keys and values of the beams' tokens.
 """
 
@@ -18,7 +18,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class PrefixTree:
-    """The tokens of candidates as one tree a row: a prefix that several candidates share is one node.
+    """The tokens of candidates as one tree per row: a prefix that several candidates share is one node.
 
     The state after a prefix does not depend on how a candidate continues, and a teacher's beams share many prefixes.
     Under a compiler nothing is shared, so that shapes are static.
@@ -106,9 +106,9 @@ def attend_history_and_tree(
 def attend_one_token(
     attention: Attention, x: Tensor, past: list[KeysValues], bias: Tensor
 ) -> tuple[Tensor, KeysValues]:
-    """Attend from one new token a row to the row's few earlier tokens and to itself.
+    """Attend from one new token per row to the row's few earlier tokens and to itself.
 
-    Sums of products, token by token: a matrix product a row costs more in calls than in arithmetic, and a cache in one
+    Sums of products, token by token: a matrix product per row costs more in calls than in arithmetic, and a cache in one
     piece would be copied at every step.
 
     Args:
@@ -142,7 +142,7 @@ def attend_history_and_one_token(
     history_bias: Tensor,
     beam_bias: Tensor,
 ) -> tuple[Tensor, KeysValues]:
-    """Attend from one new token a beam to the history, to the beam's earlier tokens and to itself.
+    """Attend from one new token per beam to the history, to the beam's earlier tokens and to itself.
 
     Args:
         attention: the layer's.
@@ -171,7 +171,7 @@ def attend_history_and_one_token(
 
 
 class CachedStep:
-    """The step function of a student for `beam_search`: one new codeword a beam.
+    """The step function of a student for `beam_search`: one new codeword per beam.
 
     It keeps keys and values of the beams' tokens and gathers them by parent; the history's are never copied.
 

@@ -65,7 +65,7 @@ class EncodedHistory(NamedTuple):
     """The encoder's output for a batch of histories, as the decoder's cross-attention reads it.
 
     Attributes:
-        keys, values: one a decoder layer, each [batch, heads, length, d_head].
+        keys, values: one per decoder layer, each [batch, heads, length, d_head].
         mask: additive mask of the padding [batch, 1, 1, length].
     """
 
@@ -169,8 +169,8 @@ class Seq2Seq(nn.Module):
         """Log-probabilities of the next codeword of every beam: a pure function of static shapes.
 
         Args:
-            level: of the codeword; a constant, so that a compiler makes one graph a level.
-            tokens: the codewords before it [batch, beams]; None for the first, where there is one beam a user.
+            level: of the codeword; a constant, so that a compiler makes one graph per level.
+            tokens: the codewords before it [batch, beams]; None for the first, where there is one beam per user.
             past: for each decoder layer, keys and values of each earlier token [batch · beams, heads · d_head].
             encoded: histories, shared by all beams of a user.
             scope: as for `log_probs`.
@@ -230,7 +230,7 @@ class DecoderLayer(nn.Module):
     def step(
         self, x: Tensor, past: list[KeysValues], bias: Tensor, keys: Tensor, values: Tensor, mask: Tensor
     ) -> tuple[Tensor, KeysValues]:
-        """Transform one new token a beam, x [batch, beams, d_model]; see `attend_one_token`."""
+        """Transform one new token per beam, x [batch, beams, d_model]; see `attend_one_token`."""
         mixed, new = attend_one_token(self.attention, self.norm1(x).flatten(0, 1), past, bias)
         return self.cross_attend(x + mixed.view_as(x), keys, values, mask), new
 
