@@ -108,8 +108,8 @@ def attend_one_token(
 ) -> tuple[Tensor, KeysValues]:
     """Attend from one new token per row to the row's few earlier tokens and to itself.
 
-    Sums of products, token by token: a matrix product per row costs more in calls than in arithmetic, and a cache in one
-    piece would be copied at every step.
+    Sums of products, token by token: a matrix product per row costs more in calls than in arithmetic, and a cache in
+    one piece would be copied at every step.
 
     Args:
         attention: the layer's.
