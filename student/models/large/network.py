@@ -242,7 +242,7 @@ class TreeStep:
         states = self.last_state[:, None]
         if level > 0:
             tokens = codes + 1 + (level - 1) * self.model.config.codebook_size
-            states = self.model.run_trunk(tokens, *self.beams.grow(parents), self.cache)
+            states = self.model.run_trunk(tokens, *self.beams.append_beam_tokens(parents), self.cache)
         return level_log_probs(states, self.model.head, level, self.scope)
 
 
