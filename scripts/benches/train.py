@@ -30,7 +30,7 @@ from distill.runtime.logs import progress_bar
 from student.batches import Batch, BatchSampler
 from student.config import Config as StudentConfig
 from student.models import BACKBONES
-from student.models.layers import Prefixes
+from student.models.fast_paths import PrefixTree
 from student.models.seq2seq import Seq2Seq
 from student.objective import batch_loss
 from student.phases import build_sampler
@@ -227,8 +227,8 @@ class Bench:
 
     def distinct_prefixes(self) -> float:
         """Share of the candidates' codewords (last level aside) that is left when each prefix is computed once."""
-        tree = Prefixes(self.codes[torch.from_numpy(self.labels._lists)][..., :-1])
-        return tree.here.sum().item() / tree.nodes.numel()
+        tree = PrefixTree(self.codes[torch.from_numpy(self.labels._lists)][..., :-1])
+        return tree.present.sum().item() / tree.nodes.numel()
 
     def sampler(self, name: str, loss: str) -> tuple[BatchSampler, StudentConfig]:
         """The batches of a backbone and loss, as in training, and the settings."""

@@ -150,7 +150,7 @@ def test_the_memory_is_chosen_on_validation_and_saved(evaluated):
     dataset = Dataset.load(evaluated / "dataset")
     values, offsets = dataset.training_sequences()
     counts = counting.count_transitions(values, offsets, N_ITEMS, 2, 0.7)
-    assert (student.memory.counts != counts).nnz == 0
+    assert (student.transition_memory.counts != counts).nnz == 0
     code, _, error = command("add_memory.py", "--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED)
     assert code == 0 and "finished, at" in error
 
@@ -160,12 +160,12 @@ def test_a_weight_of_ones_own_and_counts_with_validation(evaluated, tmp_path):
     code, _, error = command("add_memory.py", *words, "--weight", "0.25", "--with_validation", "true")
     assert code == 0, error
     student = Recommender.from_pretrained(tmp_path / "mine")
-    assert student.memory.weight == 0.25
+    assert student.transition_memory.weight == 0.25
     assert (
-        student.memory.counts.sum()
-        > Recommender.from_pretrained(evaluated / "students/tiger+memory").memory.counts.sum()
+        student.transition_memory.counts.sum()
+        > Recommender.from_pretrained(evaluated / "students/tiger+memory").transition_memory.counts.sum()
     )
-    assert "expected 0 to 1, got 2" in refused("add_memory.py", *words, "--weight", "2")
+    assert "expected a number from 0 to 1" in refused("add_memory.py", *words, "--weight", "2")
 
 
 def test_compare(evaluated, tmp_path):
