@@ -320,12 +320,12 @@ class RequestStep:
         if level > 0:
             self._extend(level, parents, codes)
         token_of = self.engine.data.token_of[level]
-        asked = self._asked(level).flatten(0, 1).numpy()
-        rows = np.flatnonzero(asked.any(1))
+        requested = self._requested(level).flatten(0, 1).numpy()
+        rows = np.flatnonzero(requested.any(1))
         prompts = [beam for user in self.beams for beam in user]
-        wanted = [np.flatnonzero(asked[row]) for row in rows]
+        wanted = [np.flatnonzero(requested[row]) for row in rows]
         values = self.engine.next_token_logprobs([prompts[row] for row in rows], [token_of[codes] for codes in wanted])
-        log_probs = np.full(asked.shape, -np.inf, dtype=np.float32)
+        log_probs = np.full(requested.shape, -np.inf, dtype=np.float32)
         for row, row_codes, row_values in zip(rows, wanted, values, strict=True):
             log_probs[row, row_codes] = row_values
         return torch.from_numpy(log_probs).view(*self.nodes.shape, self.trie.codebook_size)
@@ -342,13 +342,13 @@ class RequestStep:
         match = (child >= 0) & (code == codes[..., None]) & (nodes >= 0)[..., None]
         self.nodes = torch.where(match.any(-1), torch.where(match, child, 0).sum(-1), -1).int()
 
-    def _asked(self, level: int) -> Tensor:
+    def _requested(self, level: int) -> Tensor:
         """Which codewords each beam asks about: bool [users, beams, codebook_size]."""
         shape = (*self.nodes.shape, self.trie.codebook_size)
         if not self.constrained:
             return torch.ones(shape, dtype=torch.bool)
         child, code = self.trie.children(level, self.nodes.clamp(min=0))
         user, beam, place = torch.where((child >= 0) & (self.nodes >= 0)[..., None])
-        asked = torch.zeros(shape, dtype=torch.bool)
-        asked[user, beam, code[user, beam, place]] = True
-        return asked
+        requested = torch.zeros(shape, dtype=torch.bool)
+        requested[user, beam, code[user, beam, place]] = True
+        return requested
