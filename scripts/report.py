@@ -30,7 +30,7 @@ from rich.text import Text
 from distill.evaluation.ranked_lists import ASKED, RankedLists, read_ranked_lists
 from distill.runtime import artifacts
 from distill.runtime.artifacts import COMMANDS, MANIFEST, Artifact, ArtifactJob, check_agreement, write_json
-from distill.runtime.config import run
+from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
 
@@ -45,7 +45,7 @@ FIXED = ("users", "seed", "parameters")  # facts of a row that no mean is taken 
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Write the report of a run: table, curves, examples, cost and origin."""
 
     run: Path = Path("runs/demo")
@@ -58,8 +58,6 @@ class Config:
     """Other runs of the same data with other seeds; the table then shows mean ± standard deviation."""
     examples: int = 12
     """How many users' recommendations to show with titles."""
-    overwrite: bool = False
-    """Repeat the work even if it is finished."""
 
 
 @dataclass(frozen=True)

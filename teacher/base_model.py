@@ -24,7 +24,7 @@ def from_scratch(tokenizer: PreTrainedTokenizerBase, sizes: dict[str, float], ma
     fields = {"tie_word_embeddings": True} | fields
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        max_position_embeddings=int(max_tokens),
+        max_position_embeddings=max_tokens,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

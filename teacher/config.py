@@ -1,4 +1,4 @@
-"""Settings of the teacher's fine-tuning, in groups. `Config` holds them all, so that flags and YAML files stay flat.
+"""Settings of the teacher's fine-tuning, in groups. `Config` inherits them all, so flags and YAML files are flat.
 
 Each function of `teacher/` takes the group it needs. The text below a field is its `--help`.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from distill.runtime.config import suggest
+from distill.runtime.config import JobSettings, suggest
 from distill.runtime.errors import UserError
 
 # The position of a task seeds its random generator: append only. `teacher/tasks.py` implements them.
@@ -31,13 +31,11 @@ class RunSettings:
     """Semantic IDs artifact (default: RUN/semantic_ids)."""
     output: Path | None = None
     """Where the teacher is written (default: RUN/teacher)."""
-    overwrite: bool = False
-    """Repeat finished work."""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The network: its base or its sizes, what of it trains, and in which precision."""
+    """The network: its base or its sizes, what trains, and the precision."""
 
     base: str | None = None
     """Base model, a local path or hub name (LLaMA-7B); without one, a small LLaMA with random weights."""
@@ -83,7 +81,7 @@ class AugmentationSettings:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """The training tasks, and the users and histories that they are drawn from."""
+    """The training tasks, and the users and histories of their samples."""
 
     tasks: dict[str, NonNegativeFloat] = field(default_factory=lambda: {"stream": 1.0})
     """Passes over each task in an epoch: stream, and LC-Rec's seqrec, item2index, index2item, fusionseqrec, itemsearch
@@ -105,7 +103,7 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
-class SampleSettings(AugmentationSettings, TaskSettings):
+class SampleSettings(TaskSettings, AugmentationSettings):
     """Everything that decides the training samples, but for the seed."""
 
 
@@ -139,7 +137,7 @@ class OptimiserSettings:
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """How the epoch that is kept is chosen."""
+    """Validation, which chooses the epoch that is kept."""
 
     valid_users: PositiveInt = 1000
     """Users whose validation NDCG@10 chooses the epoch that is kept."""
@@ -161,10 +159,8 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True)
-class TrainingSettings(
-    CheckpointSettings, ValidationSettings, OptimiserSettings, BatchSettings, SampleSettings, ModelSettings
-):
-    """All that the training loop needs."""
+class GeneralSettings:
+    """Curves and seed."""
 
     tracker: str = field(default="tensorboard", metadata=NOT_IN_IDENTITY)
     """Where the curves go: tensorboard (logs/teacher beside the output), none, or another that Accelerate knows."""
@@ -173,8 +169,21 @@ class TrainingSettings(
 
 
 @dataclass(frozen=True)
+class TrainingSettings(
+    ModelSettings,
+    SampleSettings,
+    BatchSettings,
+    OptimiserSettings,
+    ValidationSettings,
+    CheckpointSettings,
+    GeneralSettings,
+):
+    """All that the training loop needs."""
+
+
+@dataclass(frozen=True)
 class DryRunSettings:
-    """The dry run and the GPUs that it estimates."""
+    """The dry run, and the GPUs that it assumes."""
 
     dry_run: bool = field(default=False, metadata=NOT_IN_IDENTITY)
     """Train nothing, write nothing: check the config against the data, and estimate what the training would take."""
@@ -189,12 +198,12 @@ class DryRunSettings:
 
 
 @dataclass(frozen=True)
-class EstimateSettings(DryRunSettings, TrainingSettings):
+class EstimateSettings(TrainingSettings, DryRunSettings):
     """All that the dry run needs."""
 
 
 @dataclass(frozen=True)
-class Config(EstimateSettings, RunSettings):
+class Config(RunSettings, EstimateSettings, JobSettings):
     """Fine-tune the teacher: accelerate launch teacher/finetune.py [--config FILE] [--field value ...]."""
 
 

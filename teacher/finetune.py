@@ -10,7 +10,6 @@ do, so that `--help` and finished work answer at once.
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 
 from distill.runtime import artifacts
@@ -52,5 +51,4 @@ def file_hash(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    bare_flags = ("--dry_run", "--dry-run")  # may stand without a value
-    run(main, Config, "demo/teacher.yaml", ["--dry_run=true" if w in bare_flags else w for w in sys.argv[1:]])
+    run(main, Config, "demo/teacher.yaml")

@@ -53,7 +53,7 @@ def adapt(model: PreTrainedModel, settings: ModelSettings, codeword_rows: list[i
     """Set the attention dropout and add adapters, as the settings ask; returns the model or its PEFT wrapper."""
     for module in (model.config, *model.modules()):
         if hasattr(module, "attention_dropout"):  # the layers have copied it from the config
-            module.attention_dropout = float(settings.attention_dropout)
+            module.attention_dropout = settings.attention_dropout
     if settings.mode in ("lora", "qlora"):
         model = add_lora(model, codeword_rows, settings.lora_rank, settings.lora_alpha, settings.lora_dropout)
     return model

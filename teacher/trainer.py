@@ -60,9 +60,8 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
     data = TaskData.of(settings, dataset, ids, tokenizer)
     epochs = [epoch_batches(data, settings, epoch) for epoch in range(settings.epochs)]
     steps = count_steps(epochs, acc)
-    # plain floats: DeepSpeed and FSDP pickle them
-    lr, weight_decay = float(settings.lr), float(settings.weight_decay)
-    optimizer = torch.optim.AdamW(trainable, lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    decay = settings.weight_decay
+    optimizer = torch.optim.AdamW(trainable, settings.lr, betas=(0.9, 0.98), weight_decay=decay, fused=True)
     schedule = warmup_cosine_schedule(optimizer, round(settings.warmup * steps), steps)
     model, optimizer = acc.prepare(model, optimizer)
 

@@ -115,10 +115,10 @@ class TestBadInput:
         ("more", "said"),
         [
             (["--tasks.itemsaerch", "1"], "Did you mean 'itemsearch'?"),
-            (["--tasks.seqrec", "-1"], "-1"),
+            (["--tasks.seqrec", "-1"], "--tasks is -1; expected"),
             (["--prompt", "seqrec", "--tasks.seqrec", "0"], "not tuned on it"),
-            (["--keep_checkpoints", "0"], "keep_checkpoints"),
-            (["--epochs", "0"], "epochs"),
+            (["--keep_checkpoints", "0"], "--keep_checkpoints is 0; expected"),
+            (["--epochs", "0"], "--epochs is 0; expected"),
             (["--utilisation", "40"], "--utilisation is 40.0"),
             (["--chat", "true"], "give --base"),
             (["--folds", "3", "--fold", "3"], "--fold 3 of --folds 3"),
