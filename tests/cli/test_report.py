@@ -212,7 +212,7 @@ def test_intervals_details_and_widths(tmp_path):
     assert page.count("0.7654") == page.count("0.6543") == page.count("0.0321") == len(rows) and "29 items" in page
     assert "25.0% of users" in page and "75.0%" in page
     markdown = (tmp_path / "run" / "report" / "report.md").read_text()
-    assert "| system | reached (25.0% of users) | others (75.0% of users) | 1 (29 items, 7 users) |" in markdown
+    assert "| system | reachable (25.0% of users) | unreachable (75.0% of users) | 1 (29 items, 7 users) |" in markdown
     assert "| dwr | 0.6543 | 0.0321 | 0.7654 |" in markdown  # no user's item is unseen
     assert "- dwr − tiger: +0.5000 (+0.5000 … +0.5000), p = 0" in markdown  # third for all, and nowhere
     assert "dwr ▲" not in out and "teacher ▲" in out  # dwr's difference may be chance; the teacher's was not tested
@@ -269,7 +269,7 @@ def test_only_an_evaluation(tmp_path):
         (tmp_path / "run" / name).rename(tmp_path / name)
     code, out, error = command(tmp_path)
     assert code == 0, error
-    assert "Nothing learned was evaluated" in out
+    assert "No learned system was evaluated" in out
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     Page(page)
     assert "<svg" not in page and "not the one here now" in page  # the evaluation's parents are gone, and it says so
@@ -312,7 +312,8 @@ def test_nothing_evaluated(tmp_path):
 
 def test_bad_config(tmp_path):
     assert "Did you mean 'examples'?" in refused(tmp_path, "--exampels", "3")
-    assert "expected 0 or more, got -1" in refused(tmp_path, "--examples", "-1")
+    error = refused(tmp_path, "--examples", "-1")
+    assert "examples" in error and "-1" in error
 
 
 @pytest.mark.parametrize(
