@@ -64,7 +64,7 @@ def read_training_curves(artifacts: Mapping[str, Artifact]) -> list[Curve]:
 def quality_chart(curves: Sequence[Curve]) -> Charts:
     """Draw the validation NDCG@10 of all trainings in one chart."""
     lines = [curve.line("epoch", "valid_ndcg@10") for curve in curves]
-    chart = line_chart(lines, "validation NDCG@10", "epoch", (5.4, 3.0), "quality")
+    chart = line_chart(lines, "validation NDCG@10", "epoch", (4.4, 2.6), "quality")
     return Charts([chart] if chart else [], list(curves))
 
 
