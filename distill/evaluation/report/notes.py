@@ -48,6 +48,6 @@ def describe_transitions(window: int, decay: float, recency: float, last: int) -
         last: items of the history that are used.
     """
     pairs = "adjacent pairs" if window == 1 else f"pairs up to {window} steps apart"
-    pairs += "" if window == 1 else ", all alike" if decay == 1 else f", × {decay} for each further step"
+    pairs += "" if window == 1 else ", all with equal weight" if decay == 1 else f", × {decay} for each further step"
     items = "the last item" if last == 1 else f"the last {last} items"
     return f"{pairs}; reads {items}, × {recency} for each step back"
