@@ -31,10 +31,10 @@ from distill.evaluation.id_ablation import (
 )
 from distill.runtime import artifacts
 from distill.runtime.artifacts import write_json
-from distill.runtime.commands import run_command
 from distill.runtime.config import run
 from distill.runtime.logs import log
 from distill.runtime.markdown import markdown_table
+from distill.runtime.processes import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,9 +7,9 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from distill.runtime.charts import Line, bar_chart, line_chart
-from distill.runtime.commands import run_command
 from distill.runtime.errors import UserError
 from distill.runtime.markdown import markdown_table
+from distill.runtime.processes import run_command
 
 
 def check_svg(svg, name, label):

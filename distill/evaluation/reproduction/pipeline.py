@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation.reproduction.config import Config
-from distill.runtime.commands import run_command
 from distill.runtime.config import CONFIGS
+from distill.runtime.processes import run_command
 
 ROOT = CONFIGS.parent
 EVALUATIONS = {"table1": ("evaluation",), "table2": ("evaluation-valid", "evaluation-ablation")}  # folders of a run

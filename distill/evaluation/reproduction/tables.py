@@ -11,7 +11,7 @@ from typing import Any
 
 from distill.evaluation.reproduction.config import Config
 from distill.evaluation.reproduction.pipeline import EVALUATIONS, WITHOUT_DISTILL
-from distill.evaluation.reproduction.published import published_figures, source
+from distill.evaluation.reproduction.published import LC_REC, LOHREC, published_figures, source
 from distill.runtime import artifacts
 from distill.runtime.errors import UserError
 from distill.runtime.markdown import markdown_table
@@ -146,31 +146,32 @@ def _title(config: Config, rows: Sequence[Row]) -> str:
 
 
 def format_value(value: float | None, spread: float | None = None) -> str:
-    """Format as 0.1234 ± 0.0012, or – if there is no value."""
+    """Format as 0.1234 ± 0.0012; – if there is no value; without a spread where runs agree, as counting does."""
     if value is None:
         return "–"
-    return f"{value:.4f}" + (f" ± {spread:.4f}" if spread is not None else "")
+    return f"{value:.4f}" + (f" ± {spread:.4f}" if spread else "")
 
 
 def draw(path: Path, config: Config, rows: Sequence[Row]) -> None:
     """Draw Recall@10 and NDCG@10 of all systems as bars, and published figures as dots, one colour per publication."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.32 * len(rows) + 1.2), layout="constrained")
+    figure = Figure(figsize=(9, 0.32 * len(rows) + 1.6), layout="constrained")
     positions = range(len(rows))
     for axes, key in zip(figure.subplots(1, 2, sharey=True), ("recall@10", "ndcg@10"), strict=True):
-        spread = [row.get(f"{key}_std", 0) for row in rows]
-        axes.barh(positions, [row[key] or 0 for row in rows], xerr=spread if any(spread) else None, color="#8fb0d8")
-        publications = dict.fromkeys(row["source"] for row in rows if f"paper_{key}" in row)
-        for publication, colour in zip(publications, ("#b8337f", "#d97a00"), strict=False):
+        values, spread = [row[key] or 0 for row in rows], [row.get(f"{key}_std", 0) for row in rows]
+        axes.barh(positions, values, xerr=spread if any(spread) else None, color="#8fb0d8", label="these runs")
+        for publication, colour in ((LOHREC, "#b8337f"), (LC_REC, "#d97a00")):
             dots = [(row[f"paper_{key}"], at) for at, row in enumerate(rows) if row.get("source") == publication]
-            axes.plot(*zip(*dots, strict=True), "o", color=colour, label=publication)
-        if publications:
-            axes.legend(frameon=False, fontsize=7)
+            if dots:
+                axes.plot(*zip(*dots, strict=True), "o", color=colour, label=publication)
         axes.set_title(HEADS[key], loc="left")
         axes.grid(axis="x", linewidth=0.5)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_yticks(list(positions), [label(config.table, row["system"]) for row in rows])
     figure.axes[0].invert_yaxis()
+    handles = figure.axes[0].get_legend_handles_labels()
+    if len(handles[0]) > 1:
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]), frameon=False)
     figure.savefig(path, dpi=150, metadata={"Software": None})

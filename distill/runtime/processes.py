@@ -1,4 +1,4 @@
-"""Running this project's other commands from a command."""
+"""Running other programs from a command."""
 
 from __future__ import annotations
 
