@@ -10,7 +10,6 @@ shards that nobody else has, and whoever sees the last one finished completes th
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import sys
@@ -31,7 +30,7 @@ from distill.labels.shard_queue import ShardQueue
 from distill.labels.writer import encode_shard, is_intact, write_shard
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
-from distill.runtime.config import run, suggest
+from distill.runtime.config import JobSettings, run, suggest
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
 from distill.semantic_ids.ids import SemanticIDs
@@ -46,7 +45,7 @@ KL_ROWS = 64  # rows a shard whose encodings are compared
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Export soft labels: python distill/export_soft_labels.py [--config FILE] [--field value ...]."""
 
     run: Path = Path("runs/demo")
@@ -106,8 +105,6 @@ class Config:
     """Write nothing: label 200 examples and say what all of them would take."""
     push: str | None = field(default=None, metadata={"identity": False})
     """Copy the finished set there: a name on the Hugging Face hub (USER/NAME), or a folder (./NAME)."""
-    overwrite: bool = False
-    """Throw away what stands there, finished or not."""
 
 
 def main(config: Config) -> None:
@@ -118,14 +115,14 @@ def main(config: Config) -> None:
     teachers = read_teachers(config)
     output = config.output or config.run / "soft_labels"
     stage = ArtifactJob("soft_labels", config, output, [data, codes, *teachers], overwrite=config.overwrite)
-    if not (config.dry_run or config.overwrite or artifacts.CHECK_ONLY):
+    if not (config.dry_run or config.overwrite or config.check):
         stage.refuse_change()
     if not config.dry_run and stage.is_finished():
         broken = [shard["file"] for shard in recorded(output) if not is_intact(output, shard)]
         if not broken:
             publish(config, output)
             return
-        if artifacts.CHECK_ONLY:
+        if config.check:
             sys.exit(1)
         log.info(f"{output}: cut or altered, so made again: {', '.join(broken)}")
 
@@ -501,22 +498,5 @@ def publish(config: Config, output: Path) -> None:
         log.info(f"soft labels: pushed to {config.push}")
 
 
-def spelt_out(words: list[str]) -> list[str]:
-    """The command line with `--mix llm=0.7,transitions=0.3` as the parser reads it, `--mix={"llm": 0.7, …}`."""
-    words, found = list(words), []
-    while words:
-        word = words.pop(0)
-        text = word.removeprefix("--mix=") if word.startswith("--mix=") else None
-        if word == "--mix" and words:
-            text = words.pop(0)
-        pairs = [pair.split("=") for pair in text.split(",")] if text and "=" in text else None
-        if pairs and all(len(pair) == 2 for pair in pairs):
-            text = "{" + ", ".join(f"{json.dumps(name.strip())}: {weight}" for name, weight in pairs) + "}"
-        found.append(word if text is None else f"--mix={text}")
-    return found
-
-
 if __name__ == "__main__":
-    flags = {"--dry_run": "--dry_run=true", "--dry-run": "--dry_run=true", "--unconstrained": "--unconstrained=true"}
-    flags["--tensor-parallel-size"] = "--tensor_parallel_size"
-    run(main, Config, "demo/export.yaml", spelt_out([flags.get(word, word) for word in sys.argv[1:]]))
+    run(main, Config, "demo/export.yaml")

@@ -17,13 +17,13 @@ from distill.baselines.counting import Transitions, TransitionSettings
 from distill.data.dataset import Dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
-from distill.runtime.config import run
+from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Add a memory to a student: python scripts/add_memory.py --student FOLDER [--field value ...]."""
 
     run: Path = Path("runs/demo")
@@ -50,8 +50,6 @@ class Config:
     """Once the weight is chosen, count the validation part too."""
     device: str = field(default="cpu", metadata={"identity": False})
     """cpu or cuda."""
-    overwrite: bool = False
-    """Repeat finished work."""
 
 
 def main(config: Config) -> None:

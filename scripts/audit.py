@@ -10,12 +10,12 @@ from pathlib import Path
 
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
-from distill.runtime.config import run
+from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Audit a data set: python scripts/audit.py [--run RUN] [--field value ...]."""
 
     run: Path = Path("runs/demo")
@@ -30,8 +30,6 @@ class Config:
     """Leave items of the history out of lists (default: where the training part never has an item twice)."""
     users: int = 5000
     """Validation examples that are ranked, at most."""
-    overwrite: bool = False
-    """Repeat finished work."""
 
 
 def main(config: Config) -> None:

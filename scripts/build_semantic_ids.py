@@ -22,7 +22,7 @@ from rich.table import Table
 from distill.data.dataset import Dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
-from distill.runtime.config import run
+from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
 from distill.semantic_ids import embeddings, quality, quantisers
@@ -36,7 +36,7 @@ SAME_SPACE = 0.5  # of the old items must get their old first code again, or the
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Give every item its semantic ID."""
 
     run: Path = Path("runs/demo")
@@ -75,8 +75,6 @@ class Config:
     """Settings of rkmeans and pq."""
     seed: int = 0
     """Of everything random."""
-    overwrite: bool = False
-    """Repeat the work even if it is finished."""
 
 
 def main(config: Config) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from distill.data.dataset import Dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
-from distill.runtime.config import run
+from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
 from distill.semantic_ids import cooccurrence, embedders, embeddings
@@ -36,7 +36,7 @@ KEPT = ("embedder", "model", "dim", "min_df", "max_terms", "max_tokens", "collab
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Embed the texts of all items."""
 
     run: Path = Path("runs/demo")
@@ -78,8 +78,6 @@ class Config:
     """Items at most this far apart in a sequence are bought together."""
     seed: int = 0
     """Of the truncated SVDs."""
-    overwrite: bool = False
-    """Repeat the work even if it is finished."""
 
 
 @dataclass(frozen=True)

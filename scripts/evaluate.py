@@ -42,7 +42,7 @@ from distill.metrics import (
 )
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
-from distill.runtime.config import run, suggest
+from distill.runtime.config import JobSettings, run, suggest
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
 from distill.semantic_ids.ids import SemanticIDs
@@ -56,7 +56,7 @@ SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into 
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Evaluate all systems of a run: python scripts/evaluate.py [--config FILE] [--field value ...]."""
 
     run: Path = Path("runs/demo")
@@ -110,8 +110,6 @@ class Config:
     """auto, cpu or cuda."""
     seed: int = 0
     """Named in the table: the seed of the run's trainings."""
-    overwrite: bool = False
-    """Repeat finished work."""
 
 
 def main(config: Config) -> None:

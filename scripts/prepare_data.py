@@ -17,13 +17,13 @@ from distill.data.sources import demo
 from distill.data.sources.refine import refine, without_short_users
 from distill.data.splits import MIN_LENGTH, MIN_LENGTH_CUT, cut_by_time, date
 from distill.runtime.artifacts import ArtifactJob
-from distill.runtime.config import run
+from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Turn raw interactions into the data set that every later stage reads."""
 
     run: Path = Path("runs/demo")
@@ -74,8 +74,6 @@ class Config:
     interactions (default: 0.8)."""
     test_from: float | str | None = None
     """Split global_cut: where the test part begins, likewise (default: 0.9)."""
-    overwrite: bool = False
-    """Repeat the work even if it is finished."""
 
 
 def main(config: Config) -> None:

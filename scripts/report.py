@@ -22,11 +22,11 @@ from distill.evaluation.report.sources import read_sources
 from distill.evaluation.report.summary import summarise
 from distill.evaluation.report.terminal import print_table
 from distill.runtime.artifacts import ArtifactJob, write_json
-from distill.runtime.config import run
+from distill.runtime.config import JobSettings, run
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Write the report of a run: table, curves, examples, cost and origin."""
 
     run: Path = Path("runs/demo")
@@ -39,8 +39,6 @@ class Config:
     """Other runs of the same data with other seeds; the table then shows mean ± standard deviation."""
     examples: NonNegativeInt = 12
     """Users whose recommendations are shown with titles."""
-    overwrite: bool = False
-    """Repeat the work even if it is finished."""
 
 
 def main(config: Config) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact, ArtifactJob
-from distill.runtime.config import run, suggest
+from distill.runtime.config import JobSettings, run, suggest
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from student import variants
@@ -28,7 +28,7 @@ PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Train a student: accelerate launch student/train.py --variant NAME [--config FILE] [--field value ...]."""
 
     run: Path = Path("runs/demo")
@@ -154,8 +154,6 @@ class Config:
     """Of weights and order."""
     seeds: list[int] | None = field(default=None, metadata={"identity": False})
     """Train once for each, into OUTPUT-seed0 and so on, and say mean and spread of validation NDCG@10."""
-    overwrite: bool = False
-    """Repeat finished work."""
 
     @property
     def prior_folder(self) -> Path:

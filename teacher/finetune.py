@@ -9,21 +9,20 @@ in `teacher/loop.py`; it is imported when there is work to do, so that `--help` 
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
-from distill.runtime.config import run, suggest
+from distill.runtime.config import JobSettings, run, suggest
 from distill.runtime.errors import UserError
 
 TASKS = ("stream", "seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Fine-tune the teacher: accelerate launch teacher/finetune.py [--config FILE] [--field value ...]."""
 
     run: Path = Path("runs/demo")
@@ -123,8 +122,6 @@ class Config:
     """Dry run: how many of them."""
     utilisation: float = field(default=0.4, metadata={"identity": False})
     """Dry run: share of the GPU's peak that the training reaches."""
-    overwrite: bool = False
-    """Repeat finished work."""
 
 
 def main(config: Config) -> None:
@@ -194,5 +191,4 @@ def file_hash(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    flag = {"--dry_run": "--dry_run=true", "--dry-run": "--dry_run=true"}  # a field that needs no value
-    run(main, Config, "demo/teacher.yaml", [flag.get(word, word) for word in sys.argv[1:]])
+    run(main, Config, "demo/teacher.yaml")

@@ -31,9 +31,6 @@ SCHEMA = 2
 MANIFEST = "manifest.json"
 
 
-CHECK_ONLY = False  # set by --check: a stage that is not finished ends the program with exit code 1
-
-
 IDENTITY = "identity.json"  # inside a working folder: whose work is it?
 
 
@@ -161,7 +158,8 @@ class ArtifactJob:
     Args:
         kind: what is made, a key of `COMMANDS`.
         config: a dataclass. Fields of type Path and those with `metadata={"identity": False}` say where and how,
-            not what: changing them does not make finished work stale.
+            not what: changing them does not make finished work stale. With `check` (`config.JobSettings`) the job is
+            only asked whether it is finished.
         output: the folder to write.
         inputs: the artifacts read; checked for agreement.
         extra: further facts that decide the result (say, sizes and times of raw files).
@@ -182,6 +180,7 @@ class ArtifactJob:
     ):
         check_agreement(*inputs)
         self.kind, self.output, self.overwrite = kind, Path(output), overwrite
+        self.check_only = getattr(config, "check", False)
         self.partial = self.output.with_name(self.output.name + ".partial")
         self.config = json.loads(json.dumps(dataclasses.asdict(config), default=str))
         self.inputs: dict[str, str] = {}
@@ -207,7 +206,7 @@ class ArtifactJob:
             SystemExit: with `--check`, if the work is not finished.
         """
         finished = self._is_finished()
-        if CHECK_ONLY and not finished:
+        if self.check_only and not finished:
             sys.exit(1)
         return finished
 

@@ -1,65 +1,92 @@
 """Configs: frozen dataclasses filled from YAML and the command line by jsonargparse.
 
-A stage is a dataclass and a function. `run` turns the two into a command: `--help` shows the field docs, `--config`
-reads YAML, `--field value` overrides it, unknown keys are fatal, and a `UserError` ends with one message and exit
-code 2 instead of a traceback.
+A command is a dataclass and a function. `run` joins them: `--help` shows the field docs, `--config` reads YAML,
+`--field value` overrides it, unknown keys are refused, and a `UserError` ends with one message and exit code 2.
+
+A config may inherit its fields from several dataclasses, one for each group of settings. YAML and flags stay flat;
+`--help` lists each group under the first line of its docstring.
 """
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import dataclasses
 import difflib
+import json
 import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
+from jsonargparse import typing as ranges
 
-from distill.runtime import artifacts
 from distill.runtime.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Config = TypeVar("Config")
 
+EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    ranges.PositiveInt: "a whole number of at least 1",
+    ranges.NonNegativeInt: "a whole number of at least 0",
+    ranges.PositiveFloat: "a number above 0",
+    ranges.NonNegativeFloat: "a number of at least 0",
+    ranges.ClosedUnitInterval: "a number from 0 to 1",
+    ranges.OpenUnitInterval: "a number between 0 and 1",
+    type(None): "null",
+}
+
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+@dataclass(frozen=True)
+class JobSettings:
+    """Finished work.
+
+    A command that writes an artifact inherits these; `ArtifactJob` reads them from its config.
+    """
+
+    overwrite: bool = field(default=False, metadata={"identity": False})
+    """Repeat the work even if it is finished."""
+    check: bool = field(default=False, metadata={"identity": False})
+    """Do nothing; exit code 0 if the work is finished, else 1."""
+
+
 def parse(config_class: type[Config], default: str | None = None, argv: Sequence[str] | None = None) -> Config:
-    """Fill `config_class` from `--config FILE` and command-line overrides; lists may be written 0,1,2 or [0, 1, 2].
+    """Fill `config_class` from `--config FILE` and command-line overrides.
+
+    Beside what jsonargparse reads, the command line may hold `--dry_run` for `--dry_run true`, `--seeds 0,1` for
+    `--seeds [0,1]`, `--mix llm=0.7,transitions=0.3` for a dictionary, and `--dry-run` for `--dry_run`.
 
     Args:
         config_class: a dataclass; its field docs are the help.
-        default: the file of `configs/` that is read where no `--config` is given; None: the dataclass's own defaults.
+        default: the file of `configs/` that is read where no `--config` is given; None: the dataclass's defaults.
         argv: the command line (default: this process's).
 
     Raises:
-        UserError: unknown key (the nearest is suggested), wrong type, missing value, unreadable file.
+        UserError: unknown key (the nearest is suggested), wrong type, number out of range, missing value, unreadable
+            file.
     """
-    argv = with_brackets(list(sys.argv[1:] if argv is None else argv), list_fields(config_class))
-    title = (config_class.__doc__ or "").strip()
-    parser = jsonargparse.ArgumentParser(description=title, exit_on_error=False)
-    without = f"configs/{default} is read" if default else "the defaults below hold"
-    parser.add_argument("--config", action="config", help=f"YAML file; without one, {without}.")
-    parser.add_class_arguments(config_class, as_group=False, skip={"overwrite"})
-    names = [field.name for field in dataclasses.fields(config_class)]
-    if "overwrite" in names:  # a stage: what it makes is kept
-        parser.add_argument("--overwrite", action="store_true", help="Repeat the work even if it is finished.")
-        check = "Do nothing; exit code 0 if the work is finished, else 1."
-        parser.add_argument("--check", action="store_true", help=check)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _build_parser(config_class, default)
     if default and not any(word == "--config" or word.startswith("--config=") for word in argv):
         argv = ["--config", str(CONFIGS / default), *argv]
     try:
         values = parser.instantiate(parser.parse_args(argv)).as_dict()
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise UserError(_explain(str(error), names)) from None
-    artifacts.CHECK_ONLY = values.pop("check", False)
-    return config_class(**{key: value for key, value in values.items() if key != "config"})
+        raise UserError(_explain(str(error), _field_types(config_class))) from None
+    return config_class(**{key: _plain(value) for key, value in values.items() if key != "config"})
 
 
 def run(
@@ -68,7 +95,7 @@ def run(
     default: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Parse and run a stage as a command; the whole body of every entry's `__main__`."""
+    """Parse the command line and run `main`; the whole body of every entry's `__main__`."""
     code = 0
     try:
         main(parse(config_class, default, argv))
@@ -87,42 +114,15 @@ def run(
 
 
 def leave(code: int) -> NoReturn:
-    """End one of several processes as an interpreter would, but leave the interpreter standing.
+    """Exit one process of a launch, skipping interpreter shutdown.
 
-    Gloo's threads may still hold a gathered tensor when all work is done. A thread that lets go of it while the
-    interpreter is being taken down aborts the process, and with it the launch (pytorch/pytorch#179291).
+    Worker processes exit with os._exit: gloo threads may still hold tensors at interpreter shutdown and abort the
+    launch (pytorch/pytorch#179291).
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def list_fields(config_class: type) -> set[str]:
-    """Names of the fields that take lists, NAME.FIELD for those of a dataclass inside."""
-    found = set()
-    for name, kind in typing.get_type_hints(config_class).items():
-        for one in typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind]:
-            if typing.get_origin(one) is list:
-                found.add(name)
-            elif dataclasses.is_dataclass(one):
-                found |= {f"{name}.{inner}" for inner in list_fields(one)}
-    return found
-
-
-def with_brackets(words: Sequence[str], lists: Collection[str]) -> list[str]:
-    """A command line with `--seeds 0,1,2` as the parser reads it, `--seeds=[0,1,2]`; `lists` names the options."""
-    words, found = list(words), []
-    while words:
-        option, equals, value = (word := words.pop(0)).partition("=")
-        if option.startswith("--") and option[2:] in lists:
-            if not equals and words and not words[0].startswith("--"):
-                equals, value = "=", words.pop(0)
-            if value and value != "null" and not value.lstrip().startswith("["):
-                value = f"[{value}]"
-            word = option + equals + value
-        found.append(word)
-    return found
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
@@ -131,9 +131,122 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return (f"Did you mean {near[0]!r}? " if near else "") + f"Available: {', '.join(known)}."
 
 
-def _explain(message: str, names: Sequence[str]) -> str:
+def _build_parser(config_class: type, default: str | None) -> jsonargparse.ArgumentParser:
+    title = (config_class.__doc__ or "").strip()
+    parser = jsonargparse.ArgumentParser(description=title, exit_on_error=False)
+    without = f"configs/{default} is read" if default else "the defaults below hold"
+    parser.add_argument("--config", action="config", help=f"YAML file; without one, {without}.")
+    added: set[str] = set()
+    for group in config_class.__mro__:
+        declared = set(vars(group).get("__annotations__", ())) - added
+        if dataclasses.is_dataclass(group) and declared:
+            inherited = {item.name for item in dataclasses.fields(group)} - declared
+            parser.add_class_arguments(group, as_group=group is not config_class, skip=inherited)
+            added |= declared
+    parser._negative_number_matcher = re.compile(r"-[\d.][\d.,eE+ -]*$")  # a value, not an option: lists too
+    for action in list(parser._actions):
+        _accept_short_forms(parser, action)
+    return parser
+
+
+def _accept_short_forms(parser: jsonargparse.ArgumentParser, action: argparse.Action) -> None:
+    """Let an option be written as `parse` documents, by its type."""
+    hint = getattr(action, "_typehint", None)
+    kinds = {typing.get_origin(part) or part for part in _alternatives(hint)}
+    if bool in kinds:
+        action.nargs, action.const = "?", True
+    if list in kinds:
+        action.type = _ShortForm(hint, _list_from_commas)
+    if dict in kinds:
+        action.type = _ShortForm(hint, _dictionary_from_pairs)
+    for option in action.option_strings:
+        parser._option_string_actions.setdefault("--" + option[2:].replace("_", "-"), action)
+
+
+@dataclass(frozen=True)
+class _ShortForm:
+    """An argparse type: turns the short form of a value into YAML. `--help` shows it as the field's type."""
+
+    hint: Any
+    convert: Callable[[str], str]
+
+    def __call__(self, text: str) -> str:
+        return self.convert(text)
+
+    def __str__(self) -> str:
+        return re.sub(r"\btyping\.|\bjsonargparse\.typing\.|<class '|'>", "", str(self.hint))
+
+
+def _list_from_commas(text: str) -> str:
+    return text if text in ("", "null") or text.lstrip().startswith("[") else f"[{text}]"
+
+
+def _dictionary_from_pairs(text: str) -> str:
+    pairs = [pair.split("=") for pair in text.split(",")]
+    if text.lstrip().startswith("{") or any(len(pair) != 2 for pair in pairs):
+        return text
+    return "{" + ", ".join(f"{json.dumps(name.strip())}: {value}" for name, value in pairs) + "}"
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union type; a type that is no union is its only member."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def _field_types(config_class: type) -> dict[str, Any]:
+    """Field names to types, NAME.FIELD for those of a dataclass inside."""
+    kinds = {}
+    for name, hint in typing.get_type_hints(config_class).items():
+        kinds[name] = hint
+        for part in _alternatives(hint):
+            if dataclasses.is_dataclass(part):
+                kinds |= {f"{name}.{inner}": kind for inner, kind in _field_types(part).items()}
+    return kinds
+
+
+def _plain(value: Any) -> Any:
+    """The value with `jsonargparse.typing`'s numbers replaced by Python's."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    for kind in (int, float):
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return kind(value)
+    return value
+
+
+def _explain(message: str, kinds: dict[str, Any]) -> str:
+    """A parser's message in plain words, or as it is where it is of no known form."""
     unknown = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.-]+)", message)
     if unknown:
         word = unknown.group(1) or unknown.group(2)
-        return f"Unknown config key {word!r}. {suggest(word, names)}"
+        return f"Unknown config key {word!r}. {suggest(word, [name for name in kinds if '.' not in name])}"
+    key = re.search(r'Parser key "([\w.]+)"', message)
+    value = (
+        re.search(r"Given value: (.*)", message)
+        or re.search(r"Got value: (.*)", message)
+        or re.search(r": (\S+) does not conform to", message)
+        or re.search(r"invalid literal for int\(\) with base 10: '(.*)'", message)
+        or re.search(r"could not convert string to float: '(.*)'", message)
+        or re.search(r": (\S+) not an? (?:integer|number)", message)
+    )
+    if key and value and key.group(1) in kinds:
+        return f"--{key.group(1)} is {value.group(1)}; expected {_expected(kinds[key.group(1)])}."
     return message
+
+
+def _expected(hint: Any) -> str:
+    """What a field's type admits, in words."""
+    parts = []
+    for part in _alternatives(hint):
+        origin, inner = typing.get_origin(part), typing.get_args(part)
+        if origin is typing.Literal:
+            parts += [str(value) for value in inner]
+        elif origin is list:
+            parts.append(f"a list, each {_expected(inner[0])}")
+        elif origin is dict:
+            parts.append(f"NAME=VALUE pairs, each value {_expected(inner[1])}")
+        else:
+            parts.append(EXPECTED.get(part) or getattr(part, "__doc__", None) or str(part))
+    return " or ".join(parts)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.config import JobSettings
 from distill.runtime.errors import UserError
 
 NETWORKS = ("sasrec", "gru4rec")
@@ -18,7 +19,7 @@ LOSSES = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-dis
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(JobSettings):
     """Train a baseline: python student/baseline.py [--network NAME] [--config FILE] [--field value ...]."""
 
     run: Path = Path("runs/demo")
@@ -70,8 +71,6 @@ class Config:
     """CPU threads; 0: torch's choice."""
     seed: int = 0
     """Of weights and order."""
-    overwrite: bool = False
-    """Repeat finished work."""
 
 
 def make(config: Config) -> Path:

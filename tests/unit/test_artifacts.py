@@ -9,6 +9,7 @@ import pytest
 
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, check_agreement, fingerprint
+from distill.runtime.config import JobSettings
 from distill.runtime.errors import UserError
 
 
@@ -93,6 +94,21 @@ def test_overwrite_repeats(tmp_path):
     assert not ArtifactJob("semantic_ids", Config(), tmp_path / "ids", overwrite=True).is_finished()
     assert make(tmp_path, text="2", overwrite=True).folder.joinpath("data.txt").read_text() == "2"
     assert names(tmp_path) == ["ids"]
+
+
+@dataclass(frozen=True)
+class JobConfig(JobSettings):
+    """A config as commands have it."""
+
+    epochs: int = 3
+
+
+def test_check_asks_only_whether_the_work_is_finished(tmp_path):
+    with pytest.raises(SystemExit) as done:
+        ArtifactJob("semantic_ids", JobConfig(check=True), tmp_path / "ids").is_finished()
+    assert done.value.code == 1
+    make(tmp_path, config=JobConfig())
+    assert ArtifactJob("semantic_ids", JobConfig(check=True), tmp_path / "ids").is_finished()
 
 
 def killed(stage, resume=False):

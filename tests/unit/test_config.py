@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 
 from distill.runtime import config as configs
-from distill.runtime.config import CONFIGS, parse, run, suggest
+from distill.runtime.config import CONFIGS, JobSettings, parse, run, suggest
 from distill.runtime.errors import UserError
 
 
@@ -20,6 +21,37 @@ class Sizes:
 
     layers: list[int] = field(default_factory=lambda: [3])
     """Sizes."""
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """The optimiser.
+
+    Not part of the title.
+    """
+
+    steps: PositiveInt = 10
+    """Optimiser steps."""
+    limit: PositiveInt | None = None
+    """Examples."""
+    decay: NonNegativeFloat = 0.0
+    """Weight decay."""
+    dropout: ClosedUnitInterval = 0.1
+    """Share of units."""
+    weights: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    """Weights by name."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(OptimiserSettings, JobSettings):
+    """Train something."""
+
+    steps: PositiveInt = 30
+    """Steps, more of them."""
+    dry_run: bool = False
+    """Write nothing."""
+    exclude_bought: bool | None = None
+    """Leave out the history."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +134,79 @@ def test_lists(words, changes):
 def test_lists_that_are_none(words):
     with pytest.raises(UserError, match="seeds"):
         parse(Config, None, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        (["--dry_run"], {"dry_run": True}),
+        (["--dry-run"], {"dry_run": True}),
+        (["--dry_run", "true"], {"dry_run": True}),
+        (["--dry_run=false"], {}),
+        (["--dry-run=yes", "--exclude_bought"], {"dry_run": True, "exclude_bought": True}),
+        (["--dry_run", "--steps", "3"], {"dry_run": True, "steps": 3}),
+        (["--exclude-bought", "false"], {"exclude_bought": False}),
+        (["--exclude_bought", "null", "--check"], {"check": True}),
+        (["--weights", "llm=0.7,transitions=0.3"], {"weights": {"llm": 0.7, "transitions": 0.3}}),
+        (["--weights=llm=0.7, transitions=0.3"], {"weights": {"llm": 0.7, "transitions": 0.3}}),
+        (["--weights", '{"llm": 1}'], {"weights": {"llm": 1.0}}),
+        (["--weights.llm", "2", "--weights.b=1"], {"weights": {"llm": 2.0, "b": 1.0}}),
+    ],
+    ids=str,
+)
+def test_short_forms(words, changes):
+    assert parse(TrainConfig, None, words) == TrainConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "--steps is 0; expected a whole number of at least 1."),
+        (["--steps", "2.5"], "--steps is 2.5; expected a whole number of at least 1."),
+        (["--steps=many"], "--steps is many; expected a whole number of at least 1."),
+        (["--limit", "-1"], "--limit is -1; expected a whole number of at least 1 or null."),
+        (["--decay", "-0.5"], "--decay is -0.5; expected a number of at least 0."),
+        (["--dropout", "1.5"], "--dropout is 1.5; expected a number from 0 to 1."),
+        (["--weights", "llm=-1"], "--weights is -1; expected NAME=VALUE pairs, each value a number of at least 0."),
+        (["--dry_run", "maybe"], "--dry_run is maybe; expected true or false."),
+    ],
+    ids=str,
+)
+def test_ranges_of_fields(words, message, demo):
+    with pytest.raises(UserError) as error:
+        parse(TrainConfig, None, words)
+    assert str(error.value) == message
+
+
+def test_ranges_hold_in_files_and_values_are_plain_numbers(demo):
+    path = demo / "mine.yaml"
+    path.write_text("steps: 0\n")
+    with pytest.raises(UserError, match="--steps is 0; expected a whole number of at least 1"):
+        parse(TrainConfig, None, ["--config", str(path)])
+    path.write_text("steps: 4\ndecay: 1\nweights: {a: 2}\n")
+    config = parse(TrainConfig, None, ["--config", str(path)])
+    assert config == TrainConfig(steps=4, decay=1.0, weights={"a": 2.0})
+    assert [type(value) for value in (config.steps, config.decay, config.weights["a"])] == [int, float, float]
+
+
+def test_help_groups_the_fields_by_the_class_that_declares_them(capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, None, ["--help"])
+    text = capsys.readouterr().out
+    text = text[text.index("options:") :]
+    places = [text.index(part) for part in ("Steps, more of them.", "The optimiser:", "Examples.", "Finished work:")]
+    assert places == sorted(places)
+    assert "Not part of the title" not in text and text.count("--steps") == 1
+
+
+def test_jobs_can_be_checked():
+    """scripts/run_pipeline.sh asks each command whether its work is finished."""
+    from distill import export_soft_labels
+    from student import baseline, train
+    from teacher import finetune
+
+    for entry in (export_soft_labels, train, finetune, baseline):
+        assert issubclass(entry.Config, JobSettings), entry.__name__
 
 
 def test_students_take_seeds():

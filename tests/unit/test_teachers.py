@@ -396,7 +396,7 @@ def test_a_wrong_mix_is_refused(more, said):
     ],
 )
 def test_a_mix_on_the_command_line(words):
-    config = parse(export.Config, None, export.spelt_out([*words, "--width", "7"]))
+    config = parse(export.Config, None, [*words, "--width", "7"])
     assert config.mix == {"llm": 0.7, "transitions": 0.3} and config.width == 7
 
 
