@@ -77,7 +77,7 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, size: tuple[floa
 def bar_chart(
     labels: Sequence[str], series: Mapping[str, Sequence[float]], colours: Sequence[str], name: str, title: str
 ) -> str:
-    """Draw groups of bars side by side, with a legend.
+    """Draw groups of bars side by side, with the legend above.
 
     Args:
         labels: one for each group.
@@ -91,13 +91,13 @@ def bar_chart(
 
     width = 0.8 / len(series)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 2.1), layout="constrained")
+        figure = Figure(figsize=(5.2, 2.0), layout="constrained")
         axes = figure.add_subplot()
         for number, (legend, values) in enumerate(series.items()):
             left = [group + width * number for group in range(len(labels))]
             axes.bar(left, values, 0.95 * width, label=legend, color=_placeholder(number))
         axes.set_xticks([group + width * (len(series) - 1) / 2 for group in range(len(labels))], labels)
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.legend(loc="outside upper left", ncols=len(series), frameon=False)
         return inline_svg(figure, colours, name, title)
 
 
