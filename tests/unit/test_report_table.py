@@ -15,14 +15,16 @@ def test_the_rows_name_their_floor():
     old = build_table(table).lines
     assert [line.is_floor for line in old] == [True, False, False]
     assert [line.beats_floor for line in old] == [False, True, True]
-    named = [row | {"floor": "counter+content"} for row in table]
+    named = [row | {"floor": "counter+content", "valid_ndcg@10": 0.3} for row in table]
     new = build_table(named).lines
     assert [line.is_floor for line in new] == [False, False, True] and not any(line.beats_floor for line in new)
     assert [line.cells[0].best for line in new] == [False, True, False]  # what learns nothing is never the best
     assert verdict(named) == (
         "Best learned system by NDCG@10: teacher, 0.2400, 4.0% below the floor (counter+content, 0.2500)."
     )
-    assert any(note.startswith("Floor: counter+content,") for note in footnotes(named))
+    chosen = "Floor: counter+content, the best by validation NDCG@10 of the systems that learn nothing. "
+    assert any(note.startswith(chosen) for note in footnotes(named))
+    assert any(note.startswith("Floor: transitions, which learns nothing. ") for note in footnotes(table))
 
 
 @pytest.mark.parametrize(
