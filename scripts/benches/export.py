@@ -13,7 +13,7 @@ import torch
 
 from benches import interleaved
 from benches.decode import SIZE, made_up
-from benches.labels import encodings
+from benches.labels import measure_encodings
 from distill.data.dataset import PAD, Dataset, write_dataset
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.semantic_ids.ids import SemanticIDs, write_codes
@@ -43,7 +43,7 @@ class Config:
     vllm_users: int = 8
     """Users of the comparison on vLLM."""
     labels: Path | None = None
-    """A label set exported with --encoding fp16, whose encodings are compared; none: made-up distributions."""
+    """A label set exported with --encoding fp16, whose encodings are compared; none: random distributions."""
     repeats: int = 3
     """Measured rounds; medians are reported."""
     device: str = "cpu"
@@ -69,7 +69,7 @@ def main(config: Config) -> dict[str, Any]:
             figures |= one_pass(engine, dataset, config)
         if config.vllm:
             figures |= against_vllm(run, dataset, ids, histories[: config.vllm_users], config)
-    return figures | encodings(config.seed, repeats=config.repeats, labels=config.labels)
+    return figures | measure_encodings(config.seed, repeats=config.repeats, labels=config.labels)
 
 
 def made_up_run(folder: Path, seed: int) -> Path:

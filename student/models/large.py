@@ -242,7 +242,7 @@ class TreeStep:
         states = self.state[:, None]
         if level > 0:
             tokens = codes + 1 + (level - 1) * self.model.config.codebook_size
-            states = self.model.run(tokens, *self.branches.grow(parents), self.cache)
+            states = self.model.run(tokens, *self.branches.append_beam_tokens(parents), self.cache)
         return level_log_probs(states, self.model.head, level, self.scope)
 
 

