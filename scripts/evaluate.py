@@ -217,9 +217,9 @@ def main(config: Config) -> None:
     for artifact in (*alone, *([teacher] if teacher else []), *taught, *students):
         name = "teacher" if artifact is teacher else artifact.folder.name
         if artifact.kind == "baseline":
-            from student.baselines.scorer import Scorer
+            from student.item_recommender import ItemRecommender
 
-            scorer = Scorer.from_pretrained(artifact.folder, device)
+            scorer = ItemRecommender.from_pretrained(artifact.folder, device)
             beams = ranked(scorer.rank_items, examples, config, hide, constrained=True, name=name)
             distance = truth and truth.model_kl(exact_scores(scorer.score_items, truth.histories, hide, name))
             parameters = sum(parameter.numel() for parameter in scorer.model.parameters())

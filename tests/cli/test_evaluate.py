@@ -21,7 +21,8 @@ from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.config import run
 from distill.semantic_ids import embeddings
 from distill.semantic_ids.ids import write_codes
-from student.baselines.scorer import NETWORKS, Scorer
+from student.item_recommender import ItemRecommender
+from student.models.item_models import ITEM_MODELS
 from student.recommender import Recommender
 
 ROOT = Path(__file__).parents[2]
@@ -60,9 +61,10 @@ def make_run(root, users=50, seed=0, n_vectors=N_ITEMS):
     with ArtifactJob("student", Nothing(), root / "students/tiger", [data, codes]).write() as folder:
         student.save_pretrained(folder)
     for name, loss in (("sasrec-list", "list"), ("gru4rec", "ce")):
-        network, sizes = NETWORKS[name.split("-")[0]]
+        network, sizes = ITEM_MODELS[name.split("-")[0]]
         with ArtifactJob("baseline", Loss(loss), root / "baselines" / name, [data]).write() as folder:
-            Scorer(network(sizes(N_ITEMS, dim=8)), {"network": name.split("-")[0]}).save_pretrained(folder)
+            facts = {"network": name.split("-")[0]}
+            ItemRecommender(network(sizes(N_ITEMS, dim=8)), facts).save_pretrained(folder)
 
 
 def command(script, *words):

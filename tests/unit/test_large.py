@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from distill import losses
+from distill.data.dataset import Dataset
 from distill.decoding.beam_search import beam_search, score_all
 from distill.decoding.trie import FullTree, Trie
 from distill.runtime import artifacts
@@ -239,7 +240,7 @@ def test_trained_saved_loaded_recommends(root, tmp_path, ids, monkeypatch, varia
     folder = checkpoint(tmp_path / "base", NETWORKS["llama"], ids.tokens())
     seen, copies, validate = [], [], trainer.validate
     monkeypatch.setattr(trainer, "validate", lambda *args: seen.append(validate(*args)) or seen[-1])
-    monkeypatch.setattr(trainer, "copied", lambda *_: copies.append(1))
+    monkeypatch.setattr(trainer, "copy_whole", lambda *_: copies.append(1))
     config = dataclasses.replace(SETTINGS, run=root, init=folder, lora_rank=lora, variant=variant)
     train.main(dataclasses.replace(config, output=tmp_path / "student"))
     assert not copies  # of a model that may be too large for two
@@ -249,7 +250,7 @@ def test_trained_saved_loaded_recommends(root, tmp_path, ids, monkeypatch, varia
     curves = json.loads((tmp_path / "student/curve.json").read_text())
     for curve in curves.values():
         assert all(np.isfinite(row["loss"]) for row in curve)
-    valid = trainer.Dataset.load(root / "dataset").examples("valid", 4)
+    valid = Dataset.load(root / "dataset").examples("valid", 4)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[:6])
     lists, _ = student.rank_items(valid.histories, 5, student.facts["exclude_bought"])
     assert abs(trainer.ndcg(trainer.hit_ranks(lists, valid.targets), 10).mean() - max(seen[-2:])) < 1e-6

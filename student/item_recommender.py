@@ -1,4 +1,4 @@
-"""A trained baseline that ranks: histories in, items out; the same calls as a `Recommender`'s."""
+"""A trained network over items that recommends: histories in, ranked items out; `Recommender`'s calls."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from torch import nn
 from distill.data.dataset import PAD, batches_by_length
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
-from student.baselines.gru4rec import GRU4Rec, GRUConfig
-from student.baselines.sasrec import SASRec, SASRecConfig
-
-NETWORKS = {"sasrec": (SASRec, SASRecConfig), "gru4rec": (GRU4Rec, GRUConfig)}  # name -> (network, its sizes)
+from student.models.item_models import ITEM_MODELS
 
 
-class Scorer:
-    """A network that scores all items.
+class ItemRecommender:
+    """SASRec or GRU4Rec behind the calls of a `Recommender`.
 
     Args:
-        model: of `NETWORKS`.
-        facts: what is saved beside the weights: the network's name, seed and the like.
+        model: a network of `ITEM_MODELS`.
+        facts: saved beside the weights: network, loss, seed, exclude_bought.
     """
+
+    ranker = None  # no second model re-scores the list
 
     def __init__(self, model: nn.Module, facts: dict[str, Any]):
         self.model, self.facts = model, facts
 
     @staticmethod
-    def from_pretrained(folder: Path, device: str = "cpu") -> Scorer:
+    def from_pretrained(folder: Path, device: str = "cpu") -> ItemRecommender:
         """Load what `save_pretrained` wrote.
 
         Raises:
@@ -43,10 +42,10 @@ class Scorer:
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} is not a baseline: it needs config.json and model.safetensors.")
         facts = json.loads((folder / "config.json").read_text())
-        network, config = NETWORKS[facts["network"]]
-        model = network(config(**facts.pop("model")))
+        network, sizes = ITEM_MODELS[facts["network"]]
+        model = network(sizes(**facts.pop("model")))
         model.load_state_dict(load_file(folder / "model.safetensors"))
-        return Scorer(model.to(device).eval(), facts)
+        return ItemRecommender(model.to(device).eval(), facts)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
@@ -57,30 +56,40 @@ class Scorer:
     def score_items(self, histories: np.ndarray) -> np.ndarray:
         """Log-probabilities of all items after histories padded with -1 on the right [users, n_items]."""
         weights, limit = self.model.items.weight, self.model.config.max_history
-        out = np.empty((len(histories), len(weights)), np.float32)
-        for rows, part in batches_by_length(histories, 256):
-            lengths = (part != PAD).sum(1)
-            first = np.maximum(lengths - limit, 0)  # only the last items have a place
-            take = np.minimum(first[:, None] + np.arange(min(part.shape[1], limit)), part.shape[1] - 1)
-            recent = torch.from_numpy(np.take_along_axis(part, take, axis=1)).to(weights.device)
+        scores = np.empty((len(histories), len(weights)), np.float32)
+        for rows, batch in batches_by_length(histories, 256):
+            lengths = (batch != PAD).sum(1)
+            first = np.maximum(lengths - limit, 0)  # the network reads the last `limit` items
+            columns = np.minimum(first[:, None] + np.arange(min(batch.shape[1], limit)), batch.shape[1] - 1)
+            recent = torch.from_numpy(np.take_along_axis(batch, columns, axis=1)).to(weights.device)
             last = torch.from_numpy(lengths - first - 1).to(weights.device)
-            hidden = self.model(recent)[torch.arange(len(rows)), last]
-            out[rows] = (hidden @ weights.T).log_softmax(-1).cpu().numpy()
-        return out
+            states = self.model(recent)[torch.arange(len(rows)), last]
+            scores[rows] = self.model.items(None, states).cpu().numpy()
+        return scores
 
     def rank_items(
         self, histories: np.ndarray, width: int, exclude_bought: bool = True, constrained: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best items and their log-probabilities [users, width]; `constrained` is for the callers' sake."""
+        """Rank all items.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 on the right [users, length].
+            width: items per list.
+            exclude_bought: leave out the history's items.
+            constrained: ignored; every item is valid here. `Recommender` takes it too.
+
+        Returns:
+            Items, best first, -1 for none, and their log-probabilities; both [users, width].
+        """
         items, scores = [], []
         for start in range(0, len(histories), 1024):
             part = histories[start : start + 1024]
-            found = self.score_items(part)
+            part_scores = self.score_items(part)
             if exclude_bought:
                 rows, places = np.nonzero(part != PAD)
-                found[rows, part[rows, places]] = -np.inf
-            best = np.argpartition(-found, min(width, found.shape[1]) - 1, axis=1)[:, :width]
-            values = np.take_along_axis(found, best, axis=1)
+                part_scores[rows, part[rows, places]] = -np.inf
+            best = np.argpartition(-part_scores, min(width, part_scores.shape[1]) - 1, axis=1)[:, :width]
+            values = np.take_along_axis(part_scores, best, axis=1)
             order = np.lexsort((best, -values), axis=1)
             items.append(np.take_along_axis(best, order, axis=1))
             scores.append(np.take_along_axis(values, order, axis=1))

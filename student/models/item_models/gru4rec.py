@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from student.models.item_models.items import ItemEmbedding, ItemModel
+
 
 @dataclass(frozen=True)
 class GRUConfig:
@@ -18,19 +20,19 @@ class GRUConfig:
     dropout: float = 0.3
 
 
-class GRU4Rec(nn.Module):
+class GRU4Rec(ItemModel):
     """A GRU over item embeddings; the same embeddings score the items."""
 
     def __init__(self, config: GRUConfig):
         super().__init__()
         self.config = config
-        self.items = nn.Embedding(config.n_items, config.dim)
+        self.items = ItemEmbedding(config.n_items, config.dim)
         self.gru = nn.GRU(config.dim, config.dim, config.layers, batch_first=True)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.items.weight, std=0.02)
 
-    def forward(self, histories: Tensor) -> Tensor:
-        """As `SASRec.forward`: padding stands on the right, so no item has passed through it."""
-        hidden, _ = self.gru(self.dropout(self.items(histories.clamp(min=0)) * self.config.dim**0.5))
-        return self.norm(self.dropout(hidden))
+    def encode(self, histories: Tensor) -> Tensor:
+        """States after each prefix [users, length, dim]. Padding is on the right, so no state has read it."""
+        states, _ = self.gru(self.dropout(self.items(histories)))
+        return self.norm(self.dropout(states))

@@ -1,6 +1,6 @@
 """SASRec: self-attention over the history (Kang and McAuley 2018), trained with full cross-entropy.
 
-The original's sampled binary loss is what makes it look weak; with all items in the softmax it is hard to beat
+The original's sampled binary loss is what makes it look weak; with all items in the softmax it is a strong baseline
 (Klenitskiy and Vasilev 2023).
 """
 
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from student.models.item_models.items import ItemEmbedding, ItemModel
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,13 @@ class SASRecConfig:
     dropout: float = 0.3
 
 
-class SASRec(nn.Module):
-    """Causal transformer over item embeddings; the same embeddings score the items."""
+class SASRec(ItemModel):
+    """A causal transformer over item embeddings; the same embeddings score the items."""
 
     def __init__(self, config: SASRecConfig):
         super().__init__()
         self.config = config
-        self.items = nn.Embedding(config.n_items, config.dim)
+        self.items = ItemEmbedding(config.n_items, config.dim)
         self.positions = nn.Embedding(config.max_history, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
@@ -38,25 +41,17 @@ class SASRec(nn.Module):
         for table in (self.items, self.positions):
             nn.init.normal_(table.weight, std=0.02)
 
-    def forward(self, histories: Tensor) -> Tensor:
-        """What follows each prefix.
-
-        Args:
-            histories: item numbers, oldest first, padded with -1 on the right [users, length].
-
-        Returns:
-            [users, length, dim]; places of padding mean nothing. Scores of items are products with `items.weight`.
-        """
-        # padding stands on the right: causal attention never shows it to an item
-        hidden = self.items(histories.clamp(min=0)) * self.config.dim**0.5
-        hidden = self.dropout(hidden + self.positions.weight[: histories.shape[1]])
+    def encode(self, histories: Tensor) -> Tensor:
+        """States after each prefix [users, length, dim]. Padding is on the right, where causal attention hides it."""
+        places = torch.arange(histories.shape[1], device=histories.device)
+        hidden = self.dropout(self.items(histories) + self.positions(places))
         for layer in self.layers:
             hidden = layer(hidden)
         return self.norm(hidden)
 
 
 class Layer(nn.Module):
-    """Attention to what came before, then a feed-forward network; norms before both."""
+    """Causal attention, then a feed-forward network; layer norm before each."""
 
     def __init__(self, config: SASRecConfig):
         super().__init__()
@@ -73,6 +68,6 @@ class Layer(nn.Module):
         """[users, length, dim] → the same."""
         heads = self.qkv(self.norms[0](hidden)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         rate = self.rate if self.training else 0.0
-        seen = functional.scaled_dot_product_attention(*heads, dropout_p=rate, is_causal=True)
-        hidden = hidden + self.dropout(self.out(seen.transpose(1, 2).flatten(2)))
+        attended = functional.scaled_dot_product_attention(*heads, dropout_p=rate, is_causal=True)
+        hidden = hidden + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return hidden + self.dropout(self.feed(self.norms[1](hidden)))
