@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from distill.data.dataset import Dataset
+from distill.runtime.charts import bar_chart
 from distill.semantic_ids import quality
 from distill.semantic_ids.build import BuiltIDs
 from distill.semantic_ids.ids import LEVEL_NAMES, collision_rate
@@ -135,7 +133,7 @@ def _sections(report: dict[str, Any]) -> list[dict[str, Any]]:
     for key, measure, title, text in PREFIX_MEANING:
         if report.get(key):
             sections.append(_against_chance(title, text, report[key][measure], report[key]["chance"], lengths))
-    return sections
+    return [section | {"chart": _draw(section)} for section in sections]
 
 
 def _use_of_codes(report: dict[str, Any], levels: list[str]) -> dict[str, Any]:
@@ -145,7 +143,7 @@ def _use_of_codes(report: dict[str, Any], levels: list[str]) -> dict[str, Any]:
         "text": f"Codes used of {report['codebook_size']}, and their perplexity: how many equally used codes would "
         f"be as various. {report['collision_rate_before']:.2%} of the items collided before resolution, "
         f"{report['collision_rate']:.2%} after.",
-        "chart": _bars(levels, {"perplexity": perplexity, "used": used}),
+        "bars": (levels, {"perplexity": perplexity, "used": used}),
         "head": ["", *levels],
         "rows": [["used", *used], ["perplexity", *(f"{value:.0f}" for value in perplexity)]],
     }
@@ -157,7 +155,7 @@ def _reconstruction(report: dict[str, Any], levels: list[str]) -> dict[str, Any]
         "title": "Reconstruction",
         "text": "Share of the embeddings' variance that the decoded codes explain, level by level; "
         f"{report['reconstruction_error']:.1%} is lost.",
-        "chart": _bars(levels, {"variance explained": explained}),
+        "bars": (levels, {"variance explained": explained}),
         "head": ["", *levels],
         "rows": [["explained", *_percent(explained)]],
     }
@@ -171,7 +169,7 @@ def _prefix_sharing(sharing: dict[str, Any], lengths: list[str]) -> dict[str, An
     return {
         "title": "How many items share a prefix",
         "text": "Share of items whose prefix of this length has so many items.",
-        "chart": _bars(lengths, {"share a prefix with others": [1 - share[0] for share in shares]}),
+        "bars": (lengths, {"share a prefix with others": [1 - share[0] for share in shares]}),
         "head": ["items with the prefix", *lengths],
         "rows": [*rows, ["distinct prefixes", *(f"{length['prefixes']:,}" for length in sharing["per_length"])]],
     }
@@ -187,9 +185,7 @@ def _against_chance(
     return {
         "title": title,
         "text": f"{text} Lift: how many times as often as by chance.",
-        "chart": _bars(
-            lengths, {"found": [value or 0 for value in shares], "chance": [value or 0 for value in chance]}
-        ),
+        "bars": (lengths, {"found": [value or 0 for value in shares], "chance": [value or 0 for value in chance]}),
         "head": ["", *lengths],
         "rows": [["found", *_percent(shares)], ["chance", *_percent(chance)], ["lift", *lift]],
     }
@@ -199,26 +195,9 @@ def _percent(values: list[float | None]) -> list[str]:
     return ["–" if value is None else f"{value:.1%}" for value in values]
 
 
-def _bars(labels: list[str], series: dict[str, list[float]]) -> Any:
-    """Draw grouped bars as SVG; colours follow the page's light or dark style."""
-    import matplotlib
-    from markupsafe import Markup
-    from matplotlib.figure import Figure
+def _draw(section: dict[str, Any]) -> Any:
+    """Draw a section's values as grouped bars in the page's colours."""
+    from markupsafe import Markup  # late, so that `--help` is fast
 
-    ink, colours = "#0a0b0c", ("#0a0b01", "#0a0b02")  # placeholders, replaced by CSS colours below
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "ids", "font.size": 9, "text.color": ink, "axes.edgecolor": ink}
-    settings |= {"xtick.color": ink, "ytick.color": ink, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(7, 2.1), layout="constrained")
-        axes = figure.subplots()
-        for number, (name, values) in enumerate(series.items()):
-            axes.bar(np.arange(len(labels)) + 0.4 * number, values, 0.38, label=name, color=colours[number])
-        axes.set_xticks(np.arange(len(labels)) + 0.2 * (len(series) - 1), labels)
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    for colour, css in zip((ink, *colours), ("currentColor", "var(--one)", "var(--two)"), strict=True):
-        svg = svg.replace(colour, css)
-    return Markup(re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 role="img"', svg, count=1))
+    name = section["title"].lower().replace(" ", "-")
+    return Markup(bar_chart(*section["bars"], ("var(--one)", "var(--two)"), name, section["title"]))
