@@ -1,8 +1,9 @@
-"""The students' objectives (paper 3.1 and 3.2): pure functions of tensors.
+"""The losses of the students (paper 3.1 and 3.2): pure functions of tensors.
 
-`log_probs` are log-softmaxed over the codewords, [..., levels, V]: V is the level's 256 ("level"), or all levels' 1,024
-("all"); `targets` are numbers in the same V, [..., levels]. Every loss is averaged over the levels (the positions of
-the equations) and returned per example, so that the caller can weight examples.
+`log_probs` [..., levels, V] are the student's, after log-softmax over the codewords: V is the codebook size of a level
+(scope "level"), or the codewords of all levels (scope "all"). `targets` [..., levels] index the same V. Every loss is
+averaged over the levels (the positions of the equations) and returned for each example [...], so that the caller can
+weight examples.
 """
 
 from __future__ import annotations
@@ -12,15 +13,32 @@ from torch import Tensor
 
 
 def nll(log_probs: Tensor, targets: Tensor) -> Tensor:
-    """Equation (8): negative log-likelihood of the target's codewords. Returns [...]."""
+    """Equation (8): negative log-likelihood of the target's codewords.
+
+    Args:
+        log_probs: [..., levels, V].
+        targets: the target's codewords [..., levels].
+
+    Returns:
+        [...].
+    """
     return -log_probs.gather(-1, targets[..., None]).squeeze(-1).mean(-1)
 
 
 def smooth(log_probs: Tensor, targets: Tensor, xi: float = 0.1) -> Tensor:
-    """Equations (9) and (10): weight 1 − ξ on the target codeword, ξ / (V − 1) on every other. Returns [...]."""
-    others = xi / (log_probs.shape[-1] - 1)
-    spread = -log_probs.sum(-1).mean(-1)
-    return (1 - xi - others) * nll(log_probs, targets) + others * spread
+    """Equations (9) and (10), label smoothing: weight 1 − ξ on the target codeword, ξ / (V − 1) on every other.
+
+    Args:
+        log_probs: [..., levels, V].
+        targets: the target's codewords [..., levels].
+        xi: ξ, the weight of all other codewords together.
+
+    Returns:
+        [...].
+    """
+    other_weight = xi / (log_probs.shape[-1] - 1)
+    all_codewords = -log_probs.sum(-1).mean(-1)
+    return (1 - xi - other_weight) * nll(log_probs, targets) + other_weight * all_codewords
 
 
 def distill(
@@ -30,17 +48,17 @@ def distill(
     targets: Tensor | None = None,
     alpha: float = 0.0,
 ) -> Tensor:
-    """Equations (11) and (12): cross-entropy to the teacher's teacher-forced codeword distributions.
+    """Equations (11) and (12): cross-entropy to the teacher's codeword distributions under teacher forcing.
 
     Args:
         log_probs: the student's [..., levels, V].
-        teacher_log_probs: the teacher's, of the same shape; renormalised over V here, whatever mass lies outside.
-        temperature: divides the teacher's log-probabilities; the student's are taken as they are.
-        targets: the reference's codewords [..., levels]; needed for alpha.
-        alpha: share of the hard label in the weights, 0 (the paper) to 1 (equation 8).
+        teacher_log_probs: the teacher's [..., levels, V]; they are renormalised over V.
+        temperature: divides the teacher's log-probabilities, not the student's.
+        targets: the reference's codewords [..., levels]; needed where alpha is not 0.
+        alpha: weight of the hard label, from 0 (the paper) to 1 (equation 8).
 
     Returns:
-        Per example [...]; equal to KL(teacher ‖ student) up to the teacher's entropy.
+        [...]; with alpha 0, KL(teacher ‖ student) plus the teacher's entropy.
     """
     weights = torch.softmax(teacher_log_probs.float() / temperature, dim=-1)
     soft = -(weights * log_probs).sum(-1).mean(-1)
@@ -48,19 +66,19 @@ def distill(
 
 
 def reference_rank(scores: Tensor) -> Tensor:
-    """The rank that the teacher gave the reference among the candidates kept, from 1.
+    """Rank of the reference among the teacher's candidates, from 1.
 
     Args:
         scores: the teacher's log P(v|S), the reference first, −∞ for absent candidates [..., k].
 
     Returns:
-        [...]; one more than the candidates that it holds better. A reference out of its beams counts as last.
+        [...]; 1 + the number of candidates with a higher score. A reference outside the beams is therefore last.
     """
     return 1 + (scores[..., 1:] > scores[..., :1]).sum(-1)
 
 
 def confidence(ranks: Tensor, power: float) -> Tensor:
-    """Weight of an example whose reference the teacher ranked so: 1 / rank^power; power 0 trusts all alike."""
+    """Weight of an example by the teacher's rank of its reference: 1 / rank^power; power 0 weights all equally."""
     return ranks.double() ** -power
 
 
@@ -69,8 +87,8 @@ def sequence_score(log_probs: Tensor, candidates: Tensor, eta: float = 1.0) -> T
 
     Args:
         log_probs: of each candidate under teacher forcing [..., k, levels, V].
-        candidates: codewords [..., k, levels].
-        eta: length exponent.
+        candidates: the candidates' codewords [..., k, levels].
+        eta: η, exponent of the length.
 
     Returns:
         [..., k].
@@ -78,25 +96,24 @@ def sequence_score(log_probs: Tensor, candidates: Tensor, eta: float = 1.0) -> T
     return mean_score(log_probs.gather(-1, candidates[..., None]).squeeze(-1), eta)
 
 
-def mean_score(chosen: Tensor, eta: float = 1.0) -> Tensor:
-    """M(v, S) from the log-probabilities of the candidate's own codewords [..., levels]. Returns [...]."""
-    return chosen.sum(-1) / chosen.shape[-1] ** eta
+def mean_score(codeword_log_probs: Tensor, eta: float = 1.0) -> Tensor:
+    """M(v, S) from the log-probabilities of a candidate's codewords [..., levels]. Returns [...]."""
+    return codeword_log_probs.sum(-1) / codeword_log_probs.shape[-1] ** eta
 
 
 def rank(scores: Tensor, margin: float = 0.001, present: Tensor | None = None) -> Tensor:
-    """Equation (14): Σ_{i<j} max(0, M(v_j) − M(v_i) + (j − i)·λ) over candidates ordered best first.
+    """Equation (14), ranking loss: Σ_{i<j} max(0, M(v_j) − M(v_i) + (j − i)·λ) over candidates, best first.
 
     Args:
-        scores: M of each candidate [..., k].
+        scores: M of each candidate, in the teacher's order [..., k].
         margin: λ.
-        present: which candidates exist [..., k]; pairs with an absent one count nothing.
+        present: bool, which candidates exist [..., k]; pairs with an absent one are left out. None: all exist.
 
     Returns:
-        Per example [...].
+        [...].
     """
-    k = scores.shape[-1]
-    place = torch.arange(k, device=scores.device)
-    gap = place[None, :] - place[:, None]  # j − i
+    position = torch.arange(scores.shape[-1], device=scores.device)
+    gap = position[None, :] - position[:, None]  # j − i
     hinge = (scores[..., None, :] - scores[..., :, None] + gap * margin).clamp(min=0)
     pairs = gap > 0
     if present is not None:

@@ -1,9 +1,9 @@
-"""Put a counter beside a trained student: `dwr` becomes `dwr+memory`, without training (in the manner of kNN-LM).
+"""Add a transition memory to a trained student, without training: `dwr` becomes `dwr+memory`.
 
     python scripts/add_memory.py --student runs/demo/students/dwr
 
-The counter's settings, its share and the discount of what is bought often are chosen on the validation split.
-`Recommender.from_pretrained` then uses it, and `scripts/evaluate.py` shows the new student in a row of its own.
+The counter's settings, its share and the discount of items that are bought often are chosen on the validation split.
+`Recommender.from_pretrained` loads the new student with its memory, and `scripts/evaluate.py` gives it a row.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 
 from distill.baselines.counting import Transitions, TransitionSettings
 from distill.data.dataset import Dataset
@@ -19,7 +19,6 @@ from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
-from distill.runtime.logs import log
 
 
 @dataclass(frozen=True)
@@ -33,68 +32,55 @@ class Config(JobSettings):
     dataset: Path | None = None
     """Dataset artifact (default: RUN/dataset)."""
     output: Path | None = None
-    """Where the new student goes (default: STUDENT+memory)."""
+    """Folder of the new student (default: STUDENT+memory)."""
     transitions: TransitionSettings | None = None
     """How to count; none: the best of a grid for the counter alone, on the validation split."""
-    weight: float | None = None
+    weight: ClosedUnitInterval | None = None
     """The counter's share, 0 to 1; none: the best of a grid by NDCG@10 on the validation split."""
-    discount: float | None = None
-    """β, how much less is thought of items that are bought often; none: the best of a grid, with the share."""
-    top: int = 50
+    discount: NonNegativeFloat | None = None
+    """β, the discount of items that are bought often; none: the best of a grid, with the share."""
+    top: PositiveInt = 50
     """How many of the counter's items join the beams."""
-    width: int = 20
-    """Beams when the weight is chosen."""
-    valid_users: int = 3000
-    """Validation examples at most when the weight is chosen."""
+    width: PositiveInt = 20
+    """Beams when the share is chosen; at least 10."""
+    valid_users: PositiveInt = 3000
+    """Validation examples at most when the share is chosen."""
     with_validation: bool = False
-    """Once the weight is chosen, count the validation part too."""
+    """Once the share is chosen, count the validation part too."""
     device: str = field(default="cpu", metadata={"identity": False})
     """cpu or cuda."""
 
 
 def main(config: Config) -> None:
-    """Choose, count, save."""
-    if config.weight is not None and not 0 <= config.weight <= 1:
-        raise UserError(f"weight: expected 0 to 1, got {config.weight}.")
-    if config.discount is not None and config.discount < 0:
-        raise UserError(f"discount: expected 0 or more, got {config.discount}.")
-    if config.top < 1 or config.width < 10:
-        raise UserError(f"Expected top of at least 1 and width of at least 10, got {config.top} and {config.width}.")
+    """Count, choose the share, save the student with its memory."""
+    if config.width < 10:
+        raise UserError(f"width: NDCG@10 needs at least 10 beams, got {config.width}.")
     source = artifacts.read(config.student or config.run / "students/dwr", "student")
     data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     output = config.output or source.folder.with_name(source.folder.name + "+memory")
-    stage = ArtifactJob("student", config, output, [source, data], overwrite=config.overwrite)
-    if stage.is_finished():
+    job = ArtifactJob("student", config, output, [source, data], overwrite=config.overwrite)
+    if job.is_finished():
         return
 
-    # with torch: not needed where the work is finished
+    # imported late: they load torch
+    from student.memory_tuning import choose_share
     from student.recommender import Recommender
-    from student.transition_memory import DISCOUNTS, WEIGHTS, TransitionMemory, best_share
+    from student.transition_memory import TransitionMemory
 
     dataset = Dataset.load(data.folder)
     student = Recommender.from_pretrained(source.folder, config.device)
-    settings = config.transitions or Transitions.tune(dataset)[0].settings
+    settings = config.transitions or Transitions.tune(dataset, student.facts["exclude_bought"])[0].settings
     memory = TransitionMemory.of(dataset, settings, top=config.top)
-    weight, discount, values = config.weight, config.discount, {}
-    if weight is None or discount is None:
-        examples = dataset.examples("valid", student.facts["max_history"])
-        examples = examples.take(np.random.default_rng(0).permutation(len(examples))[: config.valid_users])
-        both = student.with_memory(memory)
-        found = both.candidates(examples.histories, config.width, student.facts["exclude_bought"])
-        weights = WEIGHTS if weight is None else (weight,)
-        (weight, discount), values = best_share(
-            found, examples.targets, weights, DISCOUNTS if discount is None else (discount,)
-        )
-        alone, counter = ((f"{values[one, 0.0]:.4f}" if (one, 0.0) in values else "not tried") for one in (0.0, 1.0))
-        log.info(f"weight {weight}, discount {discount}: NDCG@10 {values[weight, discount]:.4f} on {len(examples)} "
-            f"validation examples; student alone {alone}, counter alone {counter}")  # fmt: skip
+    weight, discount, values = choose_share(
+        student, memory, dataset, config.weight, config.discount, config.width, config.valid_users
+    )
     if config.with_validation:
         memory = TransitionMemory.of(dataset, settings, True, top=config.top)
     memory = replace(memory, weight=weight, discount=discount)
     valid = [{"weight": pair[0], "discount": pair[1], "ndcg@10": value} for pair, value in values.items()]
-    stage.facts = {"weight": weight, "discount": discount, "valid": valid}
-    with stage.write() as folder:
-        student.with_memory(memory).save_pretrained(folder)
+    job.facts = {"weight": weight, "discount": discount, "valid": valid}
+    with job.write() as folder:
+        student.with_transition_memory(memory).save_pretrained(folder)
 
 
 if __name__ == "__main__":

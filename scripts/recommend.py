@@ -9,13 +9,14 @@ Needs nothing of the teacher: neither transformers nor peft nor datasets.
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from jsonargparse.typing import PositiveInt
+
 from distill.runtime.config import run
-from distill.runtime.errors import UserError
+from student.histories import read_histories
 
 
 @dataclass(frozen=True)
@@ -27,75 +28,38 @@ class Config:
     history: str | None = None
     """Item ids, oldest first, with commas between."""
     file: Path | None = None
-    """Histories, one a line: item ids with commas between, or a JSON list; - reads the standard input."""
-    k: int = 10
-    """Items a list."""
-    width: int = 20
+    """Histories, one per line: item ids with commas between, or a JSON list; - reads the standard input."""
+    k: PositiveInt = 10
+    """Items per list."""
+    width: PositiveInt = 20
     """Beams (paper: 20); at least k are used."""
     skip_unknown: bool = False
-    """Leave out item ids that the student does not know, instead of refusing."""
+    """Ignore item ids that the student does not know, instead of refusing them."""
     exclude_bought: bool | None = None
     """Never recommend items of the history (default: as the student was trained)."""
     format: Literal["table", "json"] = "table"
-    """A table, or one JSON object a line."""
+    """A table, or one JSON object per line."""
     device: str = "cpu"
     """cpu or cuda."""
 
 
 def main(config: Config) -> None:
     """Read histories, recommend, print."""
-    if config.k < 1 or config.width < 1:
-        raise UserError(f"k and width must be at least 1, got {config.k} and {config.width}.")
-    histories = read_histories(config)
+    histories = read_histories(config.history, config.file)
 
-    from student.recommender import Recommender  # torch: not needed to refuse a mistake
+    from student.recommender import Recommender  # imported late: it loads torch
 
     student = Recommender.from_pretrained(config.student, config.device)
     lists = student.recommend(histories, config.k, config.width, config.exclude_bought, config.skip_unknown)
     for history, items in zip(histories, lists, strict=True):
         if config.format == "json":
-            found = [{"item_id": item.item_id, "score": item.score, "title": item.title} for item in items]
-            print(json.dumps({"history": history, "items": found}, ensure_ascii=False))
+            print(json.dumps({"history": history, "items": [asdict(item) for item in items]}, ensure_ascii=False))
         else:
             print_table(history, items)
 
 
-def read_histories(config: Config) -> list[list[str]]:
-    """The histories that were asked for.
-
-    Raises:
-        UserError: none or two sources, no such file, a line without items.
-    """
-    if (config.history is None) == (config.file is None):
-        raise UserError("Name either --history ID,ID,... or --file FILE.")
-    if config.history is not None:
-        lines, place = [config.history], "--history"
-    elif str(config.file) == "-":
-        lines, place = sys.stdin.read().splitlines(), "standard input"
-    else:
-        try:
-            lines, place = config.file.read_text(encoding="utf-8").splitlines(), str(config.file)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"Cannot read {config.file}: {getattr(error, 'strerror', None) or error}.") from None
-    histories = []
-    for number, line in enumerate(lines, 1):
-        if line.lstrip().startswith("["):
-            try:
-                items = [str(item) for item in json.loads(line)]
-            except ValueError as error:
-                raise UserError(f"{place}, line {number}: not a JSON list of item ids ({error}).") from None
-        else:
-            items = [item.strip() for item in line.split(",") if item.strip()]
-        if not items:
-            raise UserError(f"{place}, line {number}: expected item ids with commas between, got {line!r}.")
-        histories.append(items)
-    if not histories:
-        raise UserError(f"{place} holds no history.")
-    return histories
-
-
 def print_table(history: list[str], items: list) -> None:
-    """One list for people."""
+    """Print one list of recommendations as a table."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape

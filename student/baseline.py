@@ -1,21 +1,22 @@
-"""Train a baseline that knows no semantic IDs: SASRec or GRU4Rec, with full cross-entropy.
+"""Train a baseline without semantic IDs: SASRec or GRU4Rec, with full cross-entropy.
 
     python student/baseline.py --network sasrec --config configs/demo/baseline.yaml
 
-With `--loss list`, `rank` or `list+rank` it is also a student: it learns the teacher's candidates beside the next
-items. The settings are in `student/baselines/stage.py`, the loop in `student/baselines/loop.py`.
+With `--loss list`, `rank` or `list+rank` it also learns a teacher's candidates. `student/train.py --backbone sasrec`
+trains the same by the name of a variant.
 """
 
 from __future__ import annotations
 
 from distill.runtime.config import run
-from student.baselines.stage import Config, make
+from student.config import BaselineConfig
+from student.jobs import make_item_model
 
 
-def main(config: Config) -> None:
+def main(config: BaselineConfig) -> None:
     """Train one network unless it is finished."""
-    make(config)
+    make_item_model(config)
 
 
 if __name__ == "__main__":
-    run(main, Config, "demo/baseline.yaml")
+    run(main, BaselineConfig, "demo/baseline.yaml")

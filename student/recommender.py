@@ -1,4 +1,4 @@
-"""A trained student that recommends: history of item ids in, ranked item ids out."""
+"""Recommend with a trained student: histories of item ids in, ranked item ids out."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from distill.losses import sequence_score
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
+from student.histories import last_items, pad_histories
 from student.models import network_of
 from student.models.layers import among_all
 from student.transition_memory import Candidates, TransitionMemory, candidates, mixed
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
 USERS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # on a CPU about as many as the caches hold
-
-USERS_A_THREAD = 8
+USERS_PER_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,20 @@ class Recommendation:
 
 
 class Recommender:
-    """A student with its semantic IDs, and a second one that ranks where the variant has it.
+    """A student with its semantic IDs and, for `dtr`, a second network that ranks.
+
+    Networks read the last `max_history` items of a history, as they were trained; longer histories may be given, and
+    all of their items can be excluded. A transition memory, if there is one (`with_transition_memory`), reads as many
+    items as its settings say, and its distribution is mixed in.
 
     Args:
         model: the retriever, a network of `student.models`.
         codes: of all items [n_items, levels].
         item_ids, titles: of all items.
         ranker: re-scores the retriever's beams (`dtr`).
-        facts: what is saved beside the weights: backbone, variant, seed and the like. `scope` says over which codewords
-            the softmax of beams and ranker goes: the "level"'s or "all".
-        trie: of the codes, where it is at hand.
-
-    `memory`, where there is one (`with_memory`), is a counter whose distribution is mixed in.
+        facts: what is saved beside the weights: backbone, variant, seed, max_history and so on. `scope` is the softmax
+            of beams and ranker: over the "level"'s codewords or over "all" levels'.
+        trie: of the codes; None: built here.
     """
 
     def __init__(
@@ -74,14 +76,14 @@ class Recommender:
         self.item_ids, self.titles = item_ids, titles
         self.codes = torch.from_numpy(codes).to(self.device)
         self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
-        fit = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
-        self.users_at_once = min(fit, getattr(model, "users_at_once", fit))
-        self.memory: TransitionMemory | None = None
-        self.static = False  # every batch of one shape, for compiled graphs
+        users = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
+        self.users_at_once = min(users, getattr(model, "users_at_once", users))
+        self.transition_memory: TransitionMemory | None = None
+        self.static_shapes = False  # all batches have one shape, for compiled graphs
 
     @staticmethod
     def from_pretrained(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Recommender:
-        """Load what `save_pretrained` wrote; halves (bfloat16, float16) are for GPUs.
+        """Load what `save_pretrained` wrote; half precision (bfloat16, float16) is for GPUs.
 
         Raises:
             UserError: the folder is not a student.
@@ -103,36 +105,40 @@ class Recommender:
         names = table["item_id"].to_pylist(), table["title"].to_pylist()
         trie = Trie.load(folder / "trie.safetensors")
         student = Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie)
-        return student.with_memory(TransitionMemory.load(folder, facts["memory"])) if "memory" in facts else student
+        if "memory" in facts:
+            student = student.with_transition_memory(TransitionMemory.load(folder, facts["memory"]))
+        return student
 
-    def with_memory(self, memory: TransitionMemory | None) -> Recommender:
-        """The same student with a counter beside it, or without one; the weights are shared.
+    def save_pretrained(self, folder: Path) -> None:
+        """Write config.json, model.safetensors, items.parquet, the trie, and ranker and memory if there are any."""
+        if self.transition_memory is not None:
+            self.transition_memory.save(folder)
+        for name, model in (("model", self.model), ("ranker", self.ranker)):
+            if model is not None:
+                merged = model.merged() if hasattr(model, "merged") else model
+                save_file(merged.state_dict(), folder / f"{name}.safetensors")
+                if name == "model":
+                    sizes = asdict(merged.config)
+        codes = pa.array(self.codes.cpu().tolist(), pa.list_(pa.int16()))
+        columns = {"item_id": pa.array(self.item_ids, pa.string()), "title": pa.array(self.titles, pa.string())}
+        pq.write_table(pa.table({**columns, "codes": codes}), folder / "items.parquet")
+        self.trie.save(folder / "trie.safetensors")
+        write_json(folder / "config.json", {**self.facts, "model": sizes})
+
+    def with_transition_memory(self, memory: TransitionMemory | None) -> Recommender:
+        """Return the same student with a transition memory, or without one; the weights are shared.
 
         Raises:
             UserError: the memory is of another catalogue.
         """
         if memory is not None and memory.counts.shape[0] != len(self.item_ids):
             raise UserError(f"The memory is of {memory.counts.shape[0]} items, the student of {len(self.item_ids)}.")
-        other = copy.copy(self)
-        other.memory = memory
-        other.facts = {name: value for name, value in self.facts.items() if name != "memory"}
+        student = copy.copy(self)
+        student.transition_memory = memory
+        student.facts = {name: value for name, value in self.facts.items() if name != "memory"}
         if memory is not None:
-            other.facts["memory"] = memory.facts()
-        return other
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write config.json, model.safetensors, items.parquet, the trie, and ranker and memory where there are any."""
-        if self.memory is not None:
-            self.memory.save(folder)
-        model, ranker = (one.merged() if hasattr(one, "merged") else one for one in (self.model, self.ranker))
-        save_file(model.state_dict(), folder / "model.safetensors")
-        if ranker is not None:
-            save_file(ranker.state_dict(), folder / "ranker.safetensors")
-        codes = pa.array(self.codes.cpu().tolist(), pa.list_(pa.int16()))
-        columns = {"item_id": pa.array(self.item_ids, pa.string()), "title": pa.array(self.titles, pa.string())}
-        pq.write_table(pa.table({**columns, "codes": codes}), folder / "items.parquet")
-        self.trie.save(folder / "trie.safetensors")
-        write_json(folder / "config.json", {**self.facts, "model": asdict(model.config)})
+            student.facts["memory"] = memory.facts()
+        return student
 
     def recommend(
         self,
@@ -142,179 +148,230 @@ class Recommender:
         exclude_bought: bool | None = None,
         skip_unknown: bool = False,
     ) -> list[list[Recommendation]]:
-        """The k best next items after each history of item ids, oldest first.
+        """Recommend the k best next items after each history.
 
         Args:
-            histories: the last `max_history` items of each count.
-            k: items a list.
+            histories: item ids, oldest first. The network reads the last `max_history` of each.
+            k: items per list.
             width: beams; at least k are used.
-            exclude_bought: leave out the history's items; by default where nobody in the training part bought a thing
+            exclude_bought: exclude all items of the history; by default where no user of the training part has an item
                 twice.
-            skip_unknown: leave unknown item ids out; a history of nothing else gets an empty list.
+            skip_unknown: ignore unknown item ids; a history of nothing else gets an empty list.
 
         Raises:
             UserError: an unknown item id, or a history without items.
         """
-        number = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        limit = self.facts["max_history"]
-        padded = np.full((len(histories), limit), PAD, dtype=np.int64)
-        for row, history in enumerate(histories):
-            if not history:
-                raise UserError(f"History {row} is empty; a recommendation needs at least one item.")
-            for item_id in history:
-                if item_id not in number and not skip_unknown:
-                    raise UserError(
-                        f"Unknown item id {item_id!r} in history {row}: it has no semantic ID (skip_unknown omits it)."
-                    )
-            recent = [number[item_id] for item_id in history if item_id in number][-limit:]
-            padded[row, : len(recent)] = recent
-        hide = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
-        items, scores = self.rank_items(padded, max(width, k), hide)
-        items[padded[:, 0] == PAD] = PAD  # nothing known of them
+        numbers = pad_histories(self.item_numbers(histories, skip_unknown))
+        exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
+        items, scores = self.rank_items(numbers, max(width, k), exclude_bought)
+        items[numbers[:, 0] == PAD] = PAD  # histories without a known item
         return [
             [
                 Recommendation(self.item_ids[item], float(score), self.titles[item])
                 for item, score in zip(items[row, :k], scores[row, :k], strict=True)
-                if item >= 0
+                if item != PAD
             ]
             for row in range(len(histories))
         ]
+
+    def item_numbers(self, histories: Sequence[Sequence[str]], skip_unknown: bool = False) -> list[list[int]]:
+        """Look up the numbers of item ids; arguments and errors as for `recommend`."""
+        number = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        for row, history in enumerate(histories):
+            if not history:
+                raise UserError(f"History {row} is empty; a recommendation needs at least one item.")
+            unknown = next((item_id for item_id in history if item_id not in number), None)
+            if unknown is not None and not skip_unknown:
+                raise UserError(
+                    f"Unknown item id {unknown!r} in history {row}: it has no semantic ID (skip_unknown omits it)."
+                )
+        return [[number[item_id] for item_id in history if item_id in number] for history in histories]
 
     @torch.no_grad()
     def rank_items(
         self, histories: np.ndarray, width: int = DEFAULT_WIDTH, exclude_bought: bool = True, constrained: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ranked item numbers.
+        """Rank items after histories by beam search.
 
         Args:
             histories: item numbers, oldest first, padded with -1 on the right [users, length].
             width: beams; at least the number of items makes the ranking exact.
-            exclude_bought: leave out the history's items.
-            constrained: only valid IDs; otherwise places with an invalid one are -1.
+            exclude_bought: exclude all items of the history.
+            constrained: search valid IDs only; otherwise places with an invalid ID are -1.
 
         Returns:
-            Items, best first, -1 for none, and scores; both [users, width]. With a memory the scores are the mixture's
-            log-probabilities, less its discount.
+            Items, best first, -1 for none, and scores; both [users, width]. With a transition memory the scores are the
+            mixture's log-probabilities, less its discount.
         """
-        if self.memory is None or not constrained:
-            return self._rank(histories, width, exclude_bought, constrained)
-        items = np.full((len(histories), width), PAD)
-        scores = np.full((len(histories), width), -np.inf, dtype=np.float32)
+        memory = self.transition_memory
+        if memory is None or not constrained:
+            return self._rank_by_student(histories, width, exclude_bought, constrained)
+        items, scores = _empty_lists(len(histories), width)
         for rows, part in batches_by_length(histories, self.users_at_once):
-            found = self.candidates(part, width, exclude_bought).ranked(self.memory.weight, width, self.memory.discount)
-            for whole, own in zip((items, scores), found, strict=True):
-                whole[rows, : own.shape[1]] = own
+            lists = self.candidates(part, width, exclude_bought).ranked(memory.weight, width, memory.discount)
+            _write_lists((items, scores), rows, lists)
         return items, scores
 
     def candidates(self, histories: np.ndarray, width: int, exclude_bought: bool = True) -> Candidates:
-        """What student and memory propose, before they are mixed."""
-        items, scores = self._rank(histories, width, exclude_bought)
+        """Collect what student and transition memory propose, with both probabilities; arguments as `rank_items`."""
+        items, scores = self._rank_by_student(histories, width, exclude_bought)
         if self.ranker is not None:
             scores = scores * self.trie.levels  # M is a mean
-        return candidates((items, scores), self.score_candidates, self.memory, histories, exclude_bought)
-
-    @torch.no_grad()
-    def _rank(
-        self, histories: np.ndarray, width: int, exclude_bought: bool, constrained: bool = True
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`rank_items` by the student alone."""
-        items = np.full((len(histories), width), PAD)
-        scores = np.full((len(histories), width), -np.inf, dtype=np.float32)
-        for rows, bought in self._batches(histories, self.users_at_once, self.static):
-            with few_threads(len(bought)):
-                found = self._search(bought, width, exclude_bought, constrained)
-            for whole, part in zip((items, scores), found, strict=True):
-                whole[rows, : part.shape[1]] = part[: len(rows)].cpu().numpy()
-        return items, scores
+        return candidates((items, scores), self.score_candidates, self.transition_memory, histories, exclude_bought)
 
     @torch.no_grad()
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Exact log-probabilities of a few items, all in one pass; by the ranker where there is one, without memory.
+        """Score a few items in one pass, by the ranker if there is one, without the transition memory.
 
         Args:
-            histories: item numbers padded with -1 [users, length].
+            histories: item numbers, oldest first, padded with -1 on the right [users, length].
             items: item numbers, -1 for none [users, k].
 
         Returns:
-            float32 [users, k], -inf for none.
+            Exact log-probabilities, float32 [users, k], -inf for none.
         """
-        model, scope = self.ranker or self.model, self.facts["scope"]
+        model = self.ranker or self.model
         scores = np.empty(items.shape, dtype=np.float32)
-        for rows, bought in self._batches(histories, self.users_at_once):
-            own = self.codes[torch.from_numpy(np.maximum(items[rows], 0)).to(self.device)]
-            log_probs = model.log_probs(model.encode(self.history_codes(bought)), own, scope)
-            if scope == "all":
-                own = among_all(own, self.trie.codebook_size)
-            scores[rows] = sequence_score(log_probs, own, eta=0).float().cpu().numpy()
+        for rows, recent in self._batches(histories, self.users_at_once):
+            codes = self.codes[torch.from_numpy(np.maximum(items[rows], 0)).to(self.device)]
+            scores[rows] = self._sequence_scores(model, self.history_codes(recent), codes, eta=0).float().cpu().numpy()
         return np.where(items == PAD, -np.inf, scores)
 
     @torch.no_grad()
     def score_items(self, histories: np.ndarray, exclude_bought: bool | None = None) -> np.ndarray:
-        """Exact log-probabilities of all items, what beams of unlimited width would give [users, n_items].
+        """Score all items exactly, as beams of unlimited width would, by the ranker if there is one.
 
-        Where there is a ranker, it is the one who scores. Costs a decoder pass over all nodes of the trie a user.
-        `exclude_bought` says which items a memory shares its probability among; by default as in training.
+        Costs a decoder pass over all nodes of the trie for each user.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 on the right [users, length].
+            exclude_bought: whether a transition memory shares its probability among new items only; by default as in
+                training.
+
+        Returns:
+            Log-probabilities [users, n_items], with a transition memory less its discount.
         """
         model = self.ranker or self.model
         scores = np.empty((len(histories), len(self.item_ids)), dtype=np.float32)
-        at_once = max(1, self.users_at_once * DEFAULT_WIDTH // self.trie.n_leaves)  # as many nodes as beams elsewhere
-        for rows, bought in self._batches(histories, at_once):
-            step = model.step(model.encode(self.history_codes(bought)), self.facts["scope"])
+        users = max(1, self.users_at_once * DEFAULT_WIDTH // self.trie.n_leaves)  # as many nodes as beams elsewhere
+        for rows, recent in self._batches(histories, users):
+            step = model.step(model.encode(self.history_codes(recent)), self.facts["scope"])
             scores[rows] = score_all(step, self.trie, len(rows), self.device)[:, self.trie.leaf_of_item].cpu().numpy()
-        if self.memory is not None:
-            hide = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
-            counter = self.memory.probabilities(histories, hide).toarray()
-            scores = mixed(scores, counter, self.memory.weight) - self.memory.discount * self.memory.familiarity
+        memory = self.transition_memory
+        if memory is not None:
+            exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
+            counter = memory.probabilities(histories, exclude_bought).toarray()
+            scores = mixed(scores, counter, memory.weight) - memory.discount * memory.familiarity
             scores = scores.astype(np.float32)
         return scores
 
     def compile(self, **options: Any) -> Recommender:
-        """From here on run the search as one compiled graph; every batch then has the same shape.
+        """Run the search as one compiled graph from now on; all batches then have the same shape.
 
         Args:
             options: of `torch.compile`; by default CUDA graphs on GPUs (`mode="reduce-overhead"`).
         """
         options = options or ({"mode": "reduce-overhead"} if self.device.type == "cuda" else {})
-        self._search, self.static = torch.compile(self._search, dynamic=False, fullgraph=True, **options), True
+        self._search, self.static_shapes = torch.compile(self._search, dynamic=False, fullgraph=True, **options), True
         return self
-
-    def _search(self, bought: Tensor, width: int, exclude_bought: bool, constrained: bool) -> tuple[Tensor, Tensor]:
-        """`rank_items` of one batch, without a way back to Python between its first and its last operation."""
-        codes = self.history_codes(bought)
-        step = self.model.step(self.model.encode(codes), self.facts["scope"])
-        beams = search(step, self.trie, bought, width, exclude_bought, constrained)
-        if self.ranker is not None:
-            log_probs = self.ranker.log_probs(self.ranker.encode(codes), beams.codes, self.facts["scope"])
-            own = beams.codes
-            if self.facts["scope"] == "all":
-                own = among_all(own, self.trie.codebook_size)
-            scores = sequence_score(log_probs, own).masked_fill(beams.scores == -torch.inf, -torch.inf)
-            scores, order = scores.sort(dim=1, descending=True, stable=True)
-            beams = Beams(beams.leaves.gather(1, order), take(beams.codes, order), scores)
-        return to_items(beams, self.trie, bought, width, exclude_bought, constrained)
-
-    def _batches(
-        self, histories: np.ndarray, at_once: int, static: bool = False
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """`batches_by_length` on the device; `static`: all batches of one shape."""
-        for rows, batch in batches_by_length(histories, at_once):
-            if static:
-                wide = np.full((at_once, max(histories.shape[1], self.facts["max_history"])), PAD)
-                wide[: len(rows), : batch.shape[1]] = batch
-                wide[len(rows) :, 0] = 0  # some item: their lists are thrown away
-                batch = wide
-            yield rows, torch.from_numpy(batch).to(self.device)
 
     def history_codes(self, histories: Tensor) -> Tensor:
         """Codes of padded item numbers [users, length] → [users, length, levels], -1 where padded."""
         return torch.where((histories >= 0)[..., None], self.codes[histories.clamp(min=0)], -1)
 
+    @torch.no_grad()
+    def _rank_by_student(
+        self, histories: np.ndarray, width: int, exclude_bought: bool, constrained: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`rank_items` without the transition memory."""
+        items, scores = _empty_lists(len(histories), width)
+        exclude_older = exclude_bought and histories.shape[1] > self.facts["max_history"]
+        for rows, recent in self._batches(histories, self.users_at_once, self.static_shapes):
+            bought = self._bought(histories[rows], len(recent)) if exclude_older else None
+            with few_threads(len(recent)):
+                lists = self._search(recent, bought, width, exclude_bought, constrained)
+            _write_lists((items, scores), rows, [part[: len(rows)].cpu().numpy() for part in lists])
+        return items, scores
+
+    def _search(
+        self, recent: Tensor, bought: Tensor | None, width: int, exclude_bought: bool, constrained: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Rank items for one batch, from its first to its last operation without returning to Python.
+
+        Args:
+            recent: the items that the networks read [users, length].
+            bought: all items of the histories; None: the same.
+            width, exclude_bought, constrained: as for `rank_items`.
+        """
+        history = self.history_codes(recent)
+        bought = recent if bought is None else bought
+        step = self.model.step(self.model.encode(history), self.facts["scope"])
+        beams = search(step, self.trie, bought, width, exclude_bought, constrained)
+        if self.ranker is not None:
+            scores = self._sequence_scores(self.ranker, history, beams.codes)
+            scores = scores.masked_fill(beams.scores == -torch.inf, -torch.inf)
+            scores, order = scores.sort(dim=1, descending=True, stable=True)
+            codes = beams.codes.gather(1, order[..., None].expand_as(beams.codes))
+            beams = Beams(beams.leaves.gather(1, order), codes, scores)
+        return to_items(beams, self.trie, bought, width, exclude_bought, constrained)
+
+    def _sequence_scores(self, model: nn.Module, history: Tensor, codes: Tensor, eta: float = 1.0) -> Tensor:
+        """M of items [users, k] by teacher forcing (paper 3.2); eta 0: their log-probabilities.
+
+        Args:
+            model: retriever or ranker.
+            history: codes [users, length, levels].
+            codes: of the items [users, k, levels].
+            eta: η of M.
+        """
+        log_probs = model.log_probs(model.encode(history), codes, self.facts["scope"])
+        numbers = among_all(codes, self.trie.codebook_size) if self.facts["scope"] == "all" else codes
+        return sequence_score(log_probs, numbers, eta=eta)
+
+    def _batches(
+        self, histories: np.ndarray, users: int, static_shapes: bool = False
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Batches of row numbers and the last `max_history` items of these rows' histories, on the device.
+
+        With `static_shapes` all batches are [users, max_history]; the last one is filled up with some item.
+        """
+        limit = self.facts["max_history"]
+        for rows, recent in batches_by_length(last_items(histories, limit), users):
+            if static_shapes:
+                filled = np.full((users, limit), PAD)
+                filled[len(rows) :, 0] = 0
+                filled[: len(rows), : recent.shape[1]] = recent
+                recent = filled
+            yield rows, torch.from_numpy(recent).to(self.device)
+
+    def _bought(self, histories: np.ndarray, users: int) -> Tensor:
+        """Whole histories on the device [users, length], padded to few lengths where graphs are compiled."""
+        longest = max(1, (histories != PAD).sum(1).max())
+        length = longest
+        if self.static_shapes:
+            length = self.facts["max_history"]
+            while length < longest:
+                length *= 2
+        filled = np.full((users, length), PAD)
+        filled[: len(histories), :longest] = histories[:, :longest]
+        return torch.from_numpy(filled).to(self.device)
+
+
+def _empty_lists(users: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((users, width), PAD), np.full((users, width), -np.inf, dtype=np.float32)
+
+
+def _write_lists(lists: tuple[np.ndarray, np.ndarray], rows: np.ndarray, batch_lists: Sequence[np.ndarray]) -> None:
+    """Write items and scores of a batch, which may be narrower, into those of all users."""
+    for whole, part in zip(lists, batch_lists, strict=True):
+        whole[rows, : part.shape[1]] = part
+
 
 @contextlib.contextmanager
 def few_threads(users: int) -> Iterator[None]:
-    """No more CPU threads than a small batch keeps busy: waking them costs more than they save."""
+    """Use no more CPU threads than a small batch keeps busy: waking them costs more than they save."""
     threads = torch.get_num_threads()
-    fewer = min(threads, 1 + users // USERS_A_THREAD)
+    fewer = min(threads, 1 + users // USERS_PER_THREAD)
     if fewer < threads:
         torch.set_num_threads(fewer)
     try:
@@ -322,8 +379,3 @@ def few_threads(users: int) -> Iterator[None]:
     finally:
         if fewer < threads:
             torch.set_num_threads(threads)
-
-
-def take(values: Tensor, order: Tensor) -> Tensor:
-    """Reorder the second dimension of [batch, width, any] by [batch, width]."""
-    return values.gather(1, order[..., None].expand_as(values))

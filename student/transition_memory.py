@@ -1,11 +1,12 @@
-"""A counter beside a model: item-to-item transitions that are mixed in when it recommends, as kNN-LM does with text.
+"""A transition memory beside a student: item-to-item counts that are mixed in when it recommends.
 
-    p(v|S) = (1 − w) · p_model(v|S) + w · p_counter(v|S)
+kNN-LM (Khandelwal et al., 2020) does the same for text:
 
-Over the union of the model's beams and the counter's top items; those of the counter that the beams lack are scored by
-the model exactly. Items are ranked by log p(v|S) − β · log(1 + d(v)), d(v) being all that was counted of the item: both
-parts think too much of what is bought often. The counter costs seconds, not training: new interactions are added by
-`grow`.
+    p(v|S) = (1 − w) · p_student(v|S) + w · p_counter(v|S)
+
+over the union of the student's beams and the counter's top items; those that the beams lack are scored by the student
+exactly. Items are ranked by log p(v|S) − β · log(1 + d(v)), d(v) being the sum of an item's counts: student and counter
+both overrate items that are bought often. Counting takes seconds and no training; `grow` adds new interactions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,14 +36,14 @@ DISCOUNTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 @dataclass(frozen=True)
 class TransitionMemory:
-    """The counter and its share.
+    """A counter of transitions and its share in the mixture.
 
     Attributes:
         counts: A of `count_transitions` [n_items, n_items].
-        settings: how it was counted and is read.
+        settings: how A was counted and is read.
         weight: w, the counter's share.
-        top: how many of its items join the model's beams.
-        discount: β, how much less is thought of what is bought often.
+        top: how many of its items join the student's beams.
+        discount: β, the discount of items that are bought often.
     """
 
     counts: sp.csr_array
@@ -50,27 +52,41 @@ class TransitionMemory:
     top: int = TOP
     discount: float = 0.0
 
-    def __post_init__(self):
-        total = np.asarray(self.counts.sum(1), dtype=float)
-        object.__setattr__(self, "familiarity", np.log1p(total))  # log(1 + d(v)) [n_items]
-        scale = np.divide(1, np.sqrt(total), out=np.zeros_like(total), where=total > 0)
-        object.__setattr__(self, "matrix", (sp.diags_array(scale) @ self.counts).tocsr())  # N of `floors.Transitions`
-
     @staticmethod
     def of(
         dataset: Dataset, settings: TransitionSettings, with_validation: bool = False, **facts: Any
     ) -> TransitionMemory:
-        """Count the training part of a data set, with its validation part on request."""
-        values, offsets = dataset.training_sequences(with_validation)
-        return TransitionMemory(count_transitions(values, offsets, dataset.n_items, settings.window, settings.decay),
-                      settings, **facts)  # fmt: skip
-
-    def grow(self, sequences: Sequence[Sequence[int]], new: Sequence[int]) -> TransitionMemory:
-        """The memory with yesterday's interactions, the same as if all had been counted at once.
+        """Count the training part of a data set, on request with its validation part.
 
         Args:
-            sequences: of the users who bought something, item numbers in time order; `window` old items are enough.
-            new: how many at the end of each have not been counted yet.
+            dataset: the data set.
+            settings: how to count and to read the counts.
+            with_validation: count the validation part too.
+            facts: further attributes: weight, top, discount.
+        """
+        values, offsets = dataset.training_sequences(with_validation)
+        counts = count_transitions(values, offsets, dataset.n_items, settings.window, settings.decay)
+        return TransitionMemory(counts, settings, **facts)
+
+    @cached_property
+    def familiarity(self) -> np.ndarray:
+        """log(1 + d(v)), d(v) being the sum of an item's counts [n_items]."""
+        return np.log1p(np.asarray(self.counts.sum(1), dtype=float))
+
+    @cached_property
+    def matrix(self) -> sp.csr_array:
+        """N = diag(rowsum^−½) A, as in `Transitions` [n_items, n_items]."""
+        total = np.asarray(self.counts.sum(1), dtype=float)
+        scale = np.divide(1, np.sqrt(total), out=np.zeros_like(total), where=total > 0)
+        return (sp.diags_array(scale) @ self.counts).tocsr()
+
+    def grow(self, sequences: Sequence[Sequence[int]], new: Sequence[int]) -> TransitionMemory:
+        """Add new interactions; the result is the same as if all had been counted at once.
+
+        Args:
+            sequences: of the users with new interactions, item numbers in time order; the last `window` old items of a
+                user are enough.
+            new: how many items at the end of each sequence have not been counted yet.
 
         Raises:
             UserError: an item outside the catalogue, more new items than a sequence has.
@@ -88,28 +104,27 @@ class TransitionMemory:
             values = np.concatenate([*parts, np.zeros(0, np.int64)])
             return count_transitions(values, offsets, n_items, settings.window, settings.decay)
 
-        old = [row[: len(row) - fresh] for row, fresh in zip(rows, new, strict=True)]
+        old = [row[: len(row) - n_new] for row, n_new in zip(rows, new, strict=True)]
         counts = (self.counts + count(rows) - count(old)).tocsr()
-        counts.data[np.abs(counts.data) < 1e-12] = 0  # what rounding leaves of a difference of equals
+        counts.data[np.abs(counts.data) < 1e-12] = 0  # rounding errors of differences that are zero
         counts.eliminate_zeros()
         return dataclasses.replace(self, counts=counts)
 
     def probabilities(self, histories: np.ndarray, exclude_bought: bool = True) -> sp.csr_array:
-        """The counter's distribution over the items that may be recommended; rows without any are empty.
+        """Compute the counter's distribution over items after histories.
 
         Args:
-            histories: item numbers, oldest first, padded with -1 [users, length].
-            exclude_bought: nothing for the history's items.
+            histories: item numbers, oldest first, padded with -1 on the right [users, length].
+            exclude_bought: no probability for items of the history.
 
         Returns:
-            Sparse [users, n_items], rows sum to 1 or 0.
+            Sparse [users, n_items]; a row sums to 1, or is empty where the counter knows no transition.
         """
         scores = (reading_weights(histories, self.settings, self.counts.shape[0]) @ self.matrix).tocsr()
         if exclude_bought:
-            bought = reading_weights(
-                histories, TransitionSettings(recency=1.0, last=histories.shape[1]), scores.shape[1]
-            )
-            scores = (scores - scores * (bought > 0)).tocsr()
+            rows, places = np.nonzero(histories != PAD)
+            bought = sp.coo_array((np.ones(len(rows)), (rows, histories[rows, places])), shape=scores.shape)
+            scores = (scores - scores * (bought.tocsr() > 0)).tocsr()
             scores.eliminate_zeros()
         total = scores.sum(1)
         scores = (sp.diags_array(np.divide(1, total, out=np.zeros_like(total), where=total > 0)) @ scores).tocsr()
@@ -117,30 +132,33 @@ class TransitionMemory:
         return scores
 
     def facts(self) -> dict[str, Any]:
-        """What stands in the student's config.json."""
+        """Return what the student's config.json holds under "memory"."""
         return {**asdict(self.settings), "weight": self.weight, "top": self.top, "discount": self.discount}
 
     def save(self, folder: Path) -> None:
-        """Write the counts; `facts` go into the student's config."""
+        """Write the counts; `facts` belong into the student's config.json."""
         counts = self.counts
         save_file({"values": counts.data, "items": counts.indices, "offsets": counts.indptr}, folder / FILE)
 
     @staticmethod
     def load(folder: Path, facts: dict[str, Any]) -> TransitionMemory:
-        """Read what `save` wrote."""
+        """Read what `save` wrote, with the `facts` of the student's config.json."""
         facts = dict(facts)
         weight, top, discount = facts.pop("weight"), facts.pop("top"), facts.pop("discount", 0.0)
-        parts = load_file(folder / FILE)
-        n_items = len(parts["offsets"]) - 1
-        counts = sp.csr_array((parts["values"], parts["items"], parts["offsets"]), shape=(n_items, n_items))
+        arrays = load_file(folder / FILE)
+        n_items = len(arrays["offsets"]) - 1
+        counts = sp.csr_array((arrays["values"], arrays["items"], arrays["offsets"]), shape=(n_items, n_items))
         return TransitionMemory(counts, TransitionSettings(**facts), weight, top, discount)
 
 
 class Candidates(NamedTuple):
-    """Items that model or counter propose, each once, -1 for none; all [users, any].
+    """Items that student or counter propose, each once; all arrays are [users, any].
 
-    `log_probs` are the model's log P(v|S), -inf for none; `counter` the counter's probabilities; `familiarity` is
-    log(1 + d(v)).
+    Attributes:
+        items: item numbers, -1 for none.
+        log_probs: the student's log P(v|S), -inf for none.
+        counter: the counter's probabilities.
+        familiarity: log(1 + d(v)).
     """
 
     items: np.ndarray
@@ -149,15 +167,21 @@ class Candidates(NamedTuple):
     familiarity: np.ndarray
 
     def ranked(self, weight: float, width: int, discount: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """The mixture's ranking, best first, -1 for none, and log p − β · log(1 + d); both [users, up to width]."""
+        """Rank by the mixture: items, best first, -1 for none, and log p − β · log(1 + d); both [users, up to width].
+
+        Args:
+            weight: w.
+            width: items per user.
+            discount: β.
+        """
         scores = mixed(self.log_probs, self.counter, weight) - discount * self.familiarity
         order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
-        values = np.take_along_axis(scores, order, axis=1)
-        return np.where(values > -np.inf, np.take_along_axis(self.items, order, axis=1), PAD), values
+        scores = np.take_along_axis(scores, order, axis=1)
+        return np.where(scores > -np.inf, np.take_along_axis(self.items, order, axis=1), PAD), scores
 
 
 def mixed(log_probs: np.ndarray, counter: np.ndarray, weight: float) -> np.ndarray:
-    """log((1 − w) · exp(log_probs) + w · counter), of any one shape."""
+    """Compute log((1 − w) · exp(log_probs) + w · counter), elementwise."""
     with np.errstate(divide="ignore"):
         return np.logaddexp(np.log(1 - weight) + log_probs, np.log(weight) + np.log(counter))
 
@@ -169,25 +193,25 @@ def candidates(
     histories: np.ndarray,
     exclude_bought: bool = True,
 ) -> Candidates:
-    """What a model and the memory propose to users, with both probabilities.
+    """Collect what a student and a transition memory propose, with both probabilities.
 
     Args:
-        beams: the model's items, -1 for none, and their log P(v|S); both [users, width].
-        score: (histories, items, -1 for none [users, k]) -> log P(v|S) [users, k].
+        beams: the student's items, -1 for none, and their log P(v|S); both [users, width].
+        score: (histories, items [users, k], -1 for none) -> log P(v|S) [users, k].
         memory: the counter.
-        histories: item numbers padded with -1 [users, length].
-        exclude_bought: as `rank` does it.
+        histories: item numbers, oldest first, padded with -1 on the right [users, length].
+        exclude_bought: no probability of the counter for items of the history.
     """
-    found, log_probs = beams
-    own = memory.probabilities(histories, exclude_bought)
-    top = top_of_rows(own, memory.top)
-    top = np.where((top[:, :, None] == found[:, None, :]).any(2), PAD, top)
-    top = top[:, (top != PAD).any(0)]  # places that nobody needs
-    items = np.concatenate([found, top], axis=1)
+    beam_items, log_probs = beams
+    probabilities = memory.probabilities(histories, exclude_bought)
+    top = top_of_rows(probabilities, memory.top)
+    top = np.where((top[:, :, None] == beam_items[:, None, :]).any(2), PAD, top)
+    top = top[:, (top != PAD).any(0)]  # without columns that are empty for all users
+    items = np.concatenate([beam_items, top], axis=1)
     if top.shape[1]:
         log_probs = np.concatenate([log_probs, score(histories, top)], axis=1)
-    users = np.arange(len(items))[:, None]
-    counter = np.where(items == PAD, 0, own[np.broadcast_to(users, items.shape), np.maximum(items, 0)].toarray())
+    users = np.broadcast_to(np.arange(len(items))[:, None], items.shape)
+    counter = np.where(items == PAD, 0, probabilities[users, np.maximum(items, 0)].toarray())
     log_probs = np.where(items == PAD, -np.inf, log_probs).astype(float)
     return Candidates(items, log_probs, counter, memory.familiarity[items])
 
@@ -203,15 +227,25 @@ def top_of_rows(matrix: sp.csr_array, k: int) -> np.ndarray:
 
 
 def best_share(
-    found: Candidates,
+    proposals: Candidates,
     targets: np.ndarray,
     weights: Sequence[float] = WEIGHTS,
     discounts: Sequence[float] = (0.0,),
     k: int = 10,
 ) -> tuple[tuple[float, float], dict[tuple[float, float], float]]:
-    """(weight, discount) with the best NDCG@k, the smaller of equals, and NDCG@k of each; for validation users only."""
+    """Choose the mixture's weight and discount by NDCG@k.
+
+    Args:
+        proposals: for validation users, never for test users.
+        targets: item numbers [users].
+        weights, discounts: the grid.
+        k: cut-off.
+
+    Returns:
+        The best (weight, discount), the smaller of equals, and NDCG@k of each pair.
+    """
     values = {}
     for weight, discount in itertools.product(weights, discounts):
-        lists, _ = found.ranked(weight, k, discount)
+        lists, _ = proposals.ranked(weight, k, discount)
         values[weight, discount] = float(ndcg(hit_ranks(lists, targets), k).mean())
     return max(values, key=lambda pair: (values[pair], -pair[0], -pair[1])), values

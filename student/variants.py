@@ -1,4 +1,4 @@
-"""The variants of the paper as data: which loss, on which labels, and who ranks (method: paper 3.1 to 3.3, Table 2)."""
+"""The variants of the paper as data: which loss, on which labels, in which phases (paper 3.1 to 3.3, Table 2)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from distill.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Loss:
-    """One training stage: a generative loss, a ranking loss, or their sum (equation 16).
+    """The loss of one training phase: a generative loss, a ranking loss, or their sum (equation 16).
 
     Attributes:
-        generative: which, if any.
-        rank: whether equation (14) is there.
-        target: the item that nll and smooth teach: the real next item, or the teacher's first or any of its list.
+        generative: equation (8), (9) or (11), if any.
+        rank: whether the ranking loss, equation (14), is part of it.
+        target: the item that nll and smooth learn: the real next item, the teacher's first, or any item of its list.
     """
 
     generative: Literal["nll", "smooth", "distill"] | None
@@ -25,12 +25,17 @@ class Loss:
 
     @property
     def needs_labels(self) -> bool:
-        return self.rank or self.generative == "distill" or self.target != "ref"
+        return self.rank or self.generative_needs_labels
+
+    @property
+    def generative_needs_labels(self) -> bool:
+        """Whether the generative loss learns from the teacher; if not, the teacher does not weight it either."""
+        return self.generative == "distill" or self.target != "ref"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is trained.
+    """The phases of a training.
 
     Attributes:
         retriever: the loss of the model whose beams are recommended.
@@ -41,12 +46,17 @@ class Variant:
     ranker: Loss | None = None
 
     @property
+    def phases(self) -> dict[str, Loss]:
+        """Losses by phase, in the order of training."""
+        return {"retriever": self.retriever} | ({"ranker": self.ranker} if self.ranker else {})
+
+    @property
     def needs_labels(self) -> bool:
-        return self.retriever.needs_labels or (self.ranker is not None and self.ranker.needs_labels)
+        return any(loss.needs_labels for loss in self.phases.values())
 
     @property
     def ranks(self) -> bool:
-        return self.retriever.rank or (self.ranker is not None and self.ranker.rank)
+        return any(loss.rank for loss in self.phases.values())
 
 
 VARIANTS: dict[str, Variant] = {
@@ -61,15 +71,15 @@ VARIANTS: dict[str, Variant] = {
 
 
 def find(name: str, labels: str = "ref") -> Variant:
-    """The variant of that name, taught by the labels of the alignment study (4.6).
+    """Find a variant by name, with the targets of the alignment study (4.6).
 
     Args:
         name: a key of `VARIANTS`.
-        labels: "ref", as the variant says; "top" or "random", that item of the teacher's list in the reference's place;
-            "rank", the order of its list and nothing else.
+        labels: "ref", the real next item; "top" or "random", that item of the teacher's list in its place; "rank", the
+            order of the teacher's list and nothing else.
 
     Raises:
-        UserError: there is none, and the nearest is suggested; or labels that this variant cannot take.
+        UserError: an unknown variant, with the nearest name; or labels that this variant cannot take.
     """
     if name not in VARIANTS:
         raise UserError(f"Unknown variant {name!r}. {suggest(name, list(VARIANTS))}")

@@ -1,29 +1,28 @@
-"""The dry run: what a training would take, from the real data and a network without weights.
+"""The dry run: memory, steps and time of a training, from the real data and a network without weights.
 
 The network is built on torch's meta device, in seconds and without memory, whatever its size. Samples, batches and
-steps are those of the first epoch of the training itself. Arithmetic:
+steps are those of the training's first epoch. Formulas:
 
-- memory in bytes for weights, gradients and AdamW's two moments. DDP (stage 0) trains fp32 weights under autocast: 4 a
+- Memory in bytes for weights, gradients and AdamW's two moments. DDP (stage 0) trains fp32 weights under autocast: 4 a
   parameter, and for each trained one 4 of gradient and 8 of moments. DeepSpeed (stages 1 to 3) under bf16 or fp16 keeps
   2 a parameter, and for each trained one 2 of gradient and 12 of fp32 copy and moments; stage 1 divides the optimiser
   by the GPUs, stage 2 the gradients too, stage 3 the weights too (Rajbhandari et al., 2020). Activations, buffers and
   the frameworks themselves come on top.
-- QLoRA, which knows no stages: half a byte for each weight of a projection, a scale in one byte for each 64 of them,
+- QLoRA, which has no stages: half a byte for each weight of a projection, a scale of one byte for each 64 of them,
   4 bytes for each 256 scales, and a few tables for each matrix (Dettmers et al., 2023); 4 bytes for all else.
-- FLOPs a token, padding included, attention scores and the unpacking of 4-bit weights left out. Full: 6·N. LoRA and
+- FLOPs a token, padding included, without attention scores and the unpacking of 4-bit weights. Full: 6·N. LoRA and
   QLoRA: 4·N for forward and the activations' gradients, and 6·A for the adapters, whose weights have gradients too.
-  Gradient checkpointing repeats the forward pass: 2·(N + A) more. N counts the parameters of matrix products: all, but
-  without an input table of its own.
-- seconds = FLOPs / (GPUs · peak · utilisation). Validation is not counted.
+  Gradient checkpointing repeats the forward pass: 2·(N + A) more. N counts the parameters of matrix products: all but
+  an input table that is not also the output head.
+- Seconds = FLOPs / (GPUs · peak · utilisation). Validation is not counted.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
@@ -31,12 +30,13 @@ from distill.data.dataset import Dataset
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.semantic_ids.ids import SemanticIDs
-from teacher import model as models
 from teacher import templates
-from teacher.tasks import TaskData, batches, padded_size
-
-if TYPE_CHECKING:
-    from teacher.finetune import Config
+from teacher.base_model import from_scratch, quantiser_vectors
+from teacher.batching import epoch_batches, padded_size
+from teacher.config import EstimateSettings, ModelSettings
+from teacher.model import adapt, unwrap_peft
+from teacher.tasks import TaskData
+from teacher.tokenizer import add_codewords, load_tokenizer, train_tokenizer, use_chat_template
 
 # dense bf16 peak in TFLOP/s with fp32 accumulation, and memory in GiB, from the makers' data sheets
 GPUS = {
@@ -50,78 +50,99 @@ GPUS = {
 STATES = ("weights", "gradients", "optimiser")
 
 
-def plan(config: Config, dataset_folder: Path, ids_folder: Path) -> dict[str, Any]:
-    """Sizes, tokens, memory and time of a training, as a flat object (memory by stage in lists).
+def plan(settings: EstimateSettings, dataset_folder: Path, ids_folder: Path) -> dict[str, Any]:
+    """Estimate sizes, tokens, memory and time of a training, as one flat object (memory as a list, a ZeRO stage each).
 
     Raises:
         UserError: what the training itself would refuse: tasks without texts, too few batches, IDs of other items.
     """
     dataset = Dataset.load(dataset_folder)
     ids = SemanticIDs.load(ids_folder, dataset.n_items)
-    tokenizer, estimated = tokenizer_of(config, dataset)
-    new = models.add_codewords(tokenizer, ids)
-    if config.chat and not estimated:
-        models.use_chat_template(tokenizer)
-    if config.init_codewords == "codebook":
-        models.code_vectors(ids)  # refused here as it would be there
-    model = on_meta(config, tokenizer, new, estimated)
-    data = TaskData.of(config, dataset, ids, tokenizer)
-    samples = data.epoch(config.tasks, config.seed, 0)
-    groups = batches(samples, config.batch_tokens, np.random.default_rng([config.seed, 0]), config.packing)
-    steps = len(groups) // config.gpus // config.accumulation
+    tokenizer, is_estimate = tokenizer_of(settings, settings.base_config, dataset)
+    new = add_codewords(tokenizer, ids)
+    if settings.chat and not is_estimate:
+        use_chat_template(tokenizer)
+    if settings.init_codewords == "codebook":
+        quantiser_vectors(ids)  # raises here as it would in the training
+    base_config = settings.base_config if is_estimate else settings.base
+    model = on_meta(settings, base_config, settings.max_tokens, tokenizer, new, is_estimate)
+    sizes = parameters(model) | {"tokenizer_estimated": is_estimate}
+    sizes |= epoch_sizes(settings, TaskData.of(settings, dataset, ids, tokenizer))
+
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and sizes["longest"] > positions:
+        raise UserError(f"The longest sample has {sizes['longest']} tokens, the base {positions}; lower --max_tokens.")
+    stages = 1 if settings.mode == "qlora" else 4
+    sizes["memory"] = [memory(sizes, stage, settings.gpus, settings.precision) for stage in range(stages)]
+    if settings.mode == "qlora":
+        sizes["memory"][0]["weights"] = qlora_weights(model)
+    peak, gpu_gib = GPUS[settings.gpu]
+    flops = flops_a_token(sizes, settings.mode, settings.gradient_checkpointing)
+    return sizes | {
+        "flops_a_token": flops,
+        "flops": flops * sizes["tokens_padded"],
+        "seconds": flops * sizes["tokens_padded"] / (settings.gpus * peak * 1e12 * settings.utilisation),
+        "gpu": settings.gpu,
+        "gpus": settings.gpus,
+        "gpu_gib": gpu_gib,
+        "utilisation": settings.utilisation,
+    }
+
+
+def epoch_sizes(settings: EstimateSettings, data: TaskData) -> dict[str, Any]:
+    """Samples, tokens, batches and steps of the first epoch.
+
+    Raises:
+        UserError: too few batches for one step.
+    """
+    samples, batches = epoch_batches(data, settings, 0)
+    steps = len(batches) // settings.gpus // settings.accumulation
     if steps == 0:
         raise UserError(
-            f"An epoch has {len(groups)} batches, too few for {config.gpus} GPUs and --accumulation "
-            f"{config.accumulation}; lower --batch_tokens."
+            f"An epoch has {len(batches)} batches, too few for {settings.gpus} GPUs and --accumulation "
+            f"{settings.accumulation}; lower --batch_tokens."
         )
-    padded = sum(padded_size(samples, group) for group in groups)
-    found = parameters(model) | {
-        "tokenizer_estimated": estimated,
+    padded = sum(padded_size(samples, batch) for batch in batches)
+    return {
         "samples": len(samples),
-        "samples_full": int((samples.lengths >= config.max_tokens).sum()),
+        "samples_full": int((samples.lengths >= settings.max_tokens).sum()),
         "longest": int(samples.lengths.max()),
         "tokens": int(samples.lengths.sum()),
         "tokens_padded": padded,
-        "batches": len(groups),
+        "batches": len(batches),
         "steps": steps,
-        "tokens_a_step": padded / len(groups) * config.gpus * config.accumulation,
-        "epochs": config.epochs,
+        "tokens_a_step": padded / len(batches) * settings.gpus * settings.accumulation,
+        "epochs": settings.epochs,
     }
-    stages = 1 if config.mode == "qlora" else 4
-    found["memory"] = [memory(found, stage, config.gpus, config.precision) for stage in range(stages)]
-    if config.mode == "qlora":
-        found["memory"][0]["weights"] = qlora_weights(model)
-    peak, found["gpu_gib"] = GPUS[config.gpu]
-    found["flops_a_token"] = flops_a_token(found, config.mode, config.gradient_checkpointing)
-    found["flops"] = found["flops_a_token"] * padded
-    found["seconds"] = found["flops"] / (config.gpus * peak * 1e12 * config.utilisation)
-    found["gpus"], found["gpu"], found["utilisation"] = config.gpus, config.gpu, config.utilisation
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and found["longest"] > positions:
-        raise UserError(f"The longest sample has {found['longest']} tokens, the base {positions}; lower --max_tokens.")
-    return found
 
 
-def tokenizer_of(config: Config, dataset: Dataset):
-    """The base's tokenizer if it is on this machine, else one of the same size trained on the texts: an estimate."""
+def tokenizer_of(settings: ModelSettings, base_config: Path | None, dataset: Dataset):
+    """The tokenizer, and whether it is only an estimate.
+
+    Without a base it is trained as in the training. With one it is the base's, if that is on this machine; else one of
+    the same size is trained on items and templates.
+
+    Raises:
+        UserError: neither the base nor its config is on this machine.
+    """
     texts = [text for text in dataset.texts() if text] or ["-"]
-    if config.base is None:
-        return models.train_tokenizer(texts, config.vocab_size), False
+    if settings.base is None:
+        return train_tokenizer(texts, settings.vocab_size), False
     try:
-        AutoTokenizer.from_pretrained(config.base, local_files_only=True)
+        AutoTokenizer.from_pretrained(settings.base, local_files_only=True)
     except (OSError, ValueError):
-        if config.base_config is None:
+        if base_config is None:
             raise UserError(
-                f"No base model {config.base!r} on this machine; for a dry run without it give --base_config FILE, "
+                f"No base model {settings.base!r} on this machine; for a dry run without it give --base_config FILE, "
                 "a config.json of its sizes."
             ) from None
         texts += [line for name, lines in vars(templates).items() if name.isupper() for line in lines]
-        return models.train_tokenizer(texts, network(config.base_config).vocab_size), True
-    return models.load_tokenizer(config.base), False
+        return train_tokenizer(texts, load_config(base_config).vocab_size), True
+    return load_tokenizer(settings.base), False
 
 
-def network(where: Path | str) -> PretrainedConfig:
-    """The config of a base model, from its file or folder.
+def load_config(where: Path | str) -> PretrainedConfig:
+    """Load a base model's config from its file or folder.
 
     Raises:
         UserError: it cannot be read.
@@ -132,44 +153,53 @@ def network(where: Path | str) -> PretrainedConfig:
         raise UserError(f"No config of a base model at {str(where)!r}: {str(error).splitlines()[0]}") from None
 
 
-def on_meta(config: Config, tokenizer, new: int, estimated: bool = False):
-    """The network of the training, without weights; its vocabulary is the base's where the tokenizer is not."""
+def on_meta(
+    settings: ModelSettings, base_config: Path | str | None, max_tokens: int, tokenizer, new: int, is_estimate: bool
+):
+    """Build the training's network without weights.
+
+    Args:
+        settings: of the network.
+        base_config: file or folder of the base's config; not read without a base.
+        max_tokens: window of a network without a base.
+        tokenizer: holds the codewords.
+        new: how many of its tokens the base lacks.
+        is_estimate: the tokenizer is not the base's, so the vocabulary is counted from the base's config.
+    """
     with torch.device("meta"):
-        if config.base is None:
-            model = models.from_scratch(tokenizer, config.sizes, config.max_tokens)
-            rows = len(tokenizer)
+        if settings.base is None:
+            model, rows = from_scratch(tokenizer, settings.sizes, max_tokens), len(tokenizer)
         else:
-            model = AutoModelForCausalLM.from_config(network(config.base_config if estimated else config.base))
-            rows = model.config.vocab_size + new if estimated else len(tokenizer)
+            model = AutoModelForCausalLM.from_config(load_config(base_config))
+            rows = model.config.vocab_size + new if is_estimate else len(tokenizer)
             model.resize_token_embeddings(rows, mean_resizing=False)
-        return models.adapt(model, config, list(range(rows - new, rows)))
+        return adapt(model, settings, list(range(rows - new, rows)))
 
 
 def parameters(model) -> dict[str, int]:
-    """How many there are, how many train, and of what kind."""
+    """Count the parameters: all, trained, and by kind."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for _, p in trained)
-    rows = sum(p.numel() for name, p in trained if "trainable_tokens" in name)
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    table = 0 if bare.config.tie_word_embeddings else bare.config.vocab_size * bare.config.hidden_size
+    codeword_rows = sum(p.numel() for name, p in trained if "trainable_tokens" in name)
+    config = unwrap_peft(model).config
+    input_table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     adapters = sum(p.numel() for name, p in trained if "lora_" in name)
     return {
         "parameters": total,
-        "trainable": trainable,
+        "trainable": sum(p.numel() for _, p in trained),
         "trainable_tensors": len(trained),
-        "codeword_rows": rows,
+        "codeword_rows": codeword_rows,
         "adapters": adapters,
-        "in_products": total - rows - adapters - table,
+        "in_products": total - codeword_rows - adapters - input_table,
     }
 
 
-def memory(found: dict[str, Any], stage: int, gpus: int, precision: str) -> dict[str, float]:
+def memory(sizes: dict[str, Any], stage: int, gpus: int, precision: str) -> dict[str, float]:
     """Bytes a GPU for weights, gradients and optimiser under a ZeRO stage (0: DDP)."""
     half = stage > 0 and precision != "no"
-    weights, gradients = found["parameters"] * (2 if half else 4), found["trainable"] * (2 if half else 4)
+    weights, gradients = sizes["parameters"] * (2 if half else 4), sizes["trainable"] * (2 if half else 4)
     # AdamW: two moments, one step counter a tensor; DeepSpeed's half precision also a fp32 copy
-    optimiser = found["trainable"] * (12 if half else 8) + 4 * found["trainable_tensors"]
+    optimiser = sizes["trainable"] * (12 if half else 8) + 4 * sizes["trainable_tensors"]
     return {
         "stage": stage,
         "weights": weights / (gpus if stage >= 3 else 1),
@@ -179,8 +209,8 @@ def memory(found: dict[str, Any], stage: int, gpus: int, precision: str) -> dict
 
 
 def qlora_weights(model) -> int:
-    """Bytes of a network whose projections, all that have adapters, lie in 4 bits."""
-    packed = [part.base_layer.weight.numel() for part in model.modules() if hasattr(part, "lora_A")]
+    """Bytes of a network whose projections, all that have adapters, are in 4 bits."""
+    packed = [module.base_layer.weight.numel() for module in model.modules() if hasattr(module, "lora_A")]
     total = 4 * (sum(parameter.numel() for parameter in model.parameters()) - sum(packed))
     for values in packed:
         scales = -(-values // 64)
@@ -189,51 +219,58 @@ def qlora_weights(model) -> int:
     return total
 
 
-def flops_a_token(found: dict[str, Any], mode: str, gradient_checkpointing: bool) -> int:
-    """Floating point operations that one token of training takes."""
-    n, adapters = found["in_products"], found["adapters"]
-    again = 2 * (n + adapters) if gradient_checkpointing else 0
-    return (6 * n if mode == "full" else 4 * n + 6 * adapters) + again
+def flops_a_token(sizes: dict[str, Any], mode: str, gradient_checkpointing: bool) -> int:
+    """Floating point operations of one token's training."""
+    n, adapters = sizes["in_products"], sizes["adapters"]
+    recomputed = 2 * (n + adapters) if gradient_checkpointing else 0
+    return (6 * n if mode == "full" else 4 * n + 6 * adapters) + recomputed
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print a plan for a reader."""
+def show(sizes: dict[str, Any]) -> None:
+    """Print a plan, on the first process only."""
     if int(os.environ.get("RANK", "0")):
         return
-    f = found
-    full = f["parameters"] == f["trainable"]
-    kinds = "" if full else f" (codeword rows {f['codeword_rows']:,}, adapters {f['adapters']:,})"
-    padding = 1 - f["tokens"] / f["tokens_padded"]
-    most = sum(f["memory"][0][name] for name in STATES)
-    unit, size = ("GiB", 2**30) if most >= 2**30 else ("MiB", 2**20)
+    s = sizes
+    full = s["parameters"] == s["trainable"]
+    kinds = "" if full else f" (codeword rows {s['codeword_rows']:,}, adapters {s['adapters']:,})"
+    padding = 1 - s["tokens"] / s["tokens_padded"]
     lines = [
-        f"parameters        {f['parameters']:,}",
-        f"trainable         {f['trainable']:,}{kinds}",
-        f"samples           {f['samples']:,} an epoch, the longest of {f['longest']} tokens",
-        f"tokens            {f['tokens']:,} an epoch, {f['tokens_padded']:,} with padding ({padding:.1%})",
-        f"steps             {f['steps']:,} an epoch, {f['steps'] * f['epochs']:,} in {f['epochs']} epochs; "
-        f"{f['tokens_a_step']:,.0f} tokens a step, with padding",
-        f"memory in {unit}     on each of {f['gpus']} {f['gpu']} of {f['gpu_gib']} GiB; activations come on top",
-        "  ZeRO stage      weights  gradients  optimiser       sum",
-    ]
-    for row in f["memory"]:
-        parts = [row[name] / size for name in STATES]
-        name = f"{row['stage']} (DDP)" if row["stage"] == 0 else str(row["stage"])
-        lines.append(f"  {name:<12}" + "".join(f"{part:>11.2f}" for part in parts) + f"{sum(parts):>10.2f}")
-    lines += [
-        f"FLOPs             {f['flops']:.3g} an epoch, {f['flops_a_token']:.3g} a token",
-        f"time              {duration(f['seconds'])} an epoch, {duration(f['seconds'] * f['epochs'])} in all, "
-        f"at {f['utilisation']:.0%} of the peak",
+        f"parameters        {s['parameters']:,}",
+        f"trainable         {s['trainable']:,}{kinds}",
+        f"samples           {s['samples']:,} an epoch, the longest of {s['longest']} tokens",
+        f"tokens            {s['tokens']:,} an epoch, {s['tokens_padded']:,} with padding ({padding:.1%})",
+        f"steps             {s['steps']:,} an epoch, {s['steps'] * s['epochs']:,} in {s['epochs']} epochs; "
+        f"{s['tokens_a_step']:,.0f} tokens a step, with padding",
+        *memory_lines(s),
+        f"FLOPs             {s['flops']:.3g} an epoch, {s['flops_a_token']:.3g} a token",
+        f"time              {duration(s['seconds'])} an epoch, {duration(s['seconds'] * s['epochs'])} in all, "
+        f"at {s['utilisation']:.0%} of the peak",
     ]
     print("\n".join(lines))
-    if f["tokenizer_estimated"]:
+    if s["tokenizer_estimated"]:
         log.info("note: the base's tokenizer is not on this machine; texts were counted by one trained on the items")
-    if f["samples_full"]:
-        log.info(f"note: {f['samples_full']:,} samples fill --max_tokens; the beginning of their prompts may be cut")
+    if s["samples_full"]:
+        log.info(f"note: {s['samples_full']:,} samples fill --max_tokens; the beginning of their prompts may be cut")
+
+
+def memory_lines(sizes: dict[str, Any]) -> list[str]:
+    """The table of memory, a ZeRO stage a row."""
+    most = sum(sizes["memory"][0][name] for name in STATES)
+    unit, size = ("GiB", 2**30) if most >= 2**30 else ("MiB", 2**20)
+    gpus = f"{sizes['gpus']} {sizes['gpu']} of {sizes['gpu_gib']} GiB"
+    lines = [
+        f"memory in {unit}     on each of {gpus}; activations come on top",
+        "  ZeRO stage      weights  gradients  optimiser       sum",
+    ]
+    for row in sizes["memory"]:
+        values = [row[name] / size for name in STATES]
+        stage = f"{row['stage']} (DDP)" if row["stage"] == 0 else str(row["stage"])
+        lines.append(f"  {stage:<12}" + "".join(f"{value:>11.2f}" for value in values) + f"{sum(values):>10.2f}")
+    return lines
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that one reads best."""
+    """Seconds in the most readable unit."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

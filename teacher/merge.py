@@ -2,8 +2,8 @@
 
     python teacher/merge.py --adapter runs/llama-7b/teacher/adapter --base PATH --output runs/llama-7b/merged
 
-`finetune.py` merges what it saves; this is for another precision, or for an adapter that has travelled alone. The
-adapter's folder, or the one above it, holds the tokenizer and `teacher.json`.
+`finetune.py` merges what it saves. This command is for another precision, or for an adapter copied without its teacher.
+The adapter's folder, or the one above it, holds the tokenizer and `teacher.json`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Config:
     base: str
     """The base model that it was tuned on, a local path or hub name."""
     output: Path
-    """Where the merged teacher goes; must not exist."""
+    """Where the merged teacher is written; must not exist."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the merged weights; auto: the base's own."""
+    """Precision of the merged weights; auto: the base's."""
 
 
 def main(config: Config) -> None:
@@ -40,21 +40,23 @@ def main(config: Config) -> None:
         raise UserError(f"{config.adapter} is not an adapter: it holds no adapter_config.json. {hint}")
     if config.output.exists():
         raise UserError(f"{config.output} exists; name another output or remove it yourself.")
-    home = next((f for f in (config.adapter, config.adapter.parent) if (f / "teacher.json").is_file()), None)
-    if home is None or not (home / "tokenizer_config.json").is_file():
+    folders = config.adapter, config.adapter.parent
+    tokenizer_folder = next((folder for folder in folders if (folder / "teacher.json").is_file()), None)
+    if tokenizer_folder is None or not (tokenizer_folder / "tokenizer_config.json").is_file():
         raise UserError(
             f"Neither {config.adapter} nor the folder above holds the tokenizer and teacher.json that finetune.py "
             "saves there; without them nobody knows the codewords' numbers."
         )
-    stage = ArtifactJob("teacher", config, config.output)
-    for folder in (config.adapter, config.adapter.parent):
-        if (folder / MANIFEST).is_file():  # so that the merged teacher still belongs to its data and codebook
-            stage.inputs = artifacts.read(folder, "teacher").inputs
+    job = ArtifactJob("teacher", config, config.output)
+    for folder in folders:
+        if (folder / MANIFEST).is_file():  # the merged teacher still belongs to its data and codebook
+            job.inputs = artifacts.read(folder, "teacher").inputs
 
-    from teacher.model import merge_adapter, save_teacher
+    from teacher.lora import merge_adapter
+    from teacher.model import save_teacher
 
-    model, tokenizer, facts = merge_adapter(config.adapter, home, config.base, config.dtype)
-    with stage.write() as folder:
+    model, tokenizer, facts = merge_adapter(config.adapter, tokenizer_folder, config.base, config.dtype)
+    with job.write() as folder:
         save_teacher(model, tokenizer, folder, facts)
 
 

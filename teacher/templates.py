@@ -1,11 +1,11 @@
-"""The instructions of LC-Rec's tasks, in our own words; plain data.
+"""Templates of LC-Rec's tasks, written anew.
 
-`{history}` is the user's purchases, oldest first; `{item}` an item's ID; `{text}` its description; `{query}` what a
-user asks for; `{field}` "title" or "description". One template is drawn for each sample (`teacher/tasks.py`).
+`{history}` is the user's purchases, oldest first; `{item}` an item's ID; `{text}` its description; `{query}` a search
+query; `{field}` "title" or "description". One template is drawn for each sample (`teacher/tasks.py`).
 """
 
 SEQREC = [
-    # the first is the one that a teacher is asked with after training
+    # the first is the prompt for recommendations after training
     "The user bought these items, oldest first: {history}. What comes next? Answer: ",
     "Purchases in order of time: {history}. Predict the next item. Answer: ",
     "Here is a shopping history: {history}. Which item will be chosen now? Answer: ",

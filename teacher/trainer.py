@@ -1,15 +1,17 @@
-"""The teacher's training loop, from data to a saved checkpoint; `teacher/finetune.py` is its command."""
+"""The teacher's training, from data to a saved checkpoint; `teacher/finetune.py` is its command."""
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import get_cosine_schedule_with_warmup
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from distill.data.dataset import Dataset
 from distill.metrics import hit_ranks, ndcg, recall
@@ -21,22 +23,22 @@ from distill.runtime.logs import log, progress_bar
 from distill.runtime.memory import memory_gib, out_of_memory
 from distill.runtime.sharding import gathered, trained_copy, unsharded
 from distill.semantic_ids.ids import SemanticIDs
-from teacher import model as models
+from teacher.batching import Batch, collate, counted_tokens, epoch_batches, mask_codewords
+from teacher.config import TrainingSettings, ValidationSettings
 from teacher.engines.hf import HFEngine
-from teacher.tasks import Batch, Samples, TaskData, batches, collate
-
-if TYPE_CHECKING:
-    from teacher.finetune import Config
+from teacher.model import build_model, count_parameters, save_teacher, unwrap_peft
+from teacher.tasks import Samples, TaskData
 
 MEMORY = (
     "lower --batch_tokens and raise --accumulation, set --gradient_checkpointing true, train --mode lora or qlora, "
     "or shard the weights: configs/accelerate/zero3.yaml"
 )
+Epoch = tuple[Samples, list[Batch]]
 
 
 @out_of_memory(MEMORY)
-def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: ArtifactJob) -> None:
-    """Tune, keep the best epoch, merge, save.
+def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job: ArtifactJob) -> None:
+    """Train, keep the best epoch, merge adapters, save.
 
     Raises:
         UserError: a task without texts, a base model that does not fit, a loss or gradient that is no number,
@@ -44,117 +46,184 @@ def tune(config: Config, dataset_folder: Path, ids_folder: Path, stage: Artifact
     """
     dataset = Dataset.load(dataset_folder)
     ids = SemanticIDs.load(ids_folder, dataset.n_items)
-    logs = stage.output.parent / "logs"
-    acc = accelerator(config.accumulation, config.precision, config.seed, config.clip, config.tracker, logs)
+    logs = job.output.parent / "logs"
+    acc = accelerator(settings.accumulation, settings.precision, settings.seed, settings.clip, settings.tracker, logs)
     with unsharded(acc):
-        model, tokenizer = models.build(config, dataset, ids)
-    if config.gradient_checkpointing:
+        model, tokenizer = build_model(settings, dataset, ids, settings.max_tokens, settings.seed)
+    if settings.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    log.info(f"teacher: {count(model.parameters()):,} parameters, {count(trainable):,} train; tasks {config.tasks}")
+    trainable = trained_parameters(model)
+    n_parameters, n_trainable = count_parameters(model.parameters()), count_parameters(trainable)
+    log.info(f"teacher: {n_parameters:,} parameters, {n_trainable:,} train; tasks {settings.tasks}")
 
-    data = TaskData.of(config, dataset, ids, tokenizer)
-    epochs = [batches_of(data, config, epoch) for epoch in range(config.epochs)]
-    steps = sum(len(share(groups, acc)) for _, groups in epochs) // config.accumulation
-    if min(len(share(groups, acc)) for _, groups in epochs) == 0:
-        raise UserError(
-            f"An epoch has {len(epochs[0][1])} batches, too few for {acc.num_processes} processes and --accumulation "
-            f"{config.accumulation}; lower --batch_tokens."
-        )
-    optimizer = torch.optim.AdamW(trainable, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
+    data = TaskData.of(settings, dataset, ids, tokenizer)
+    epochs = [epoch_batches(data, settings, epoch) for epoch in range(settings.epochs)]
+    steps = count_steps(epochs, acc)
+    decay = settings.weight_decay
+    optimizer = torch.optim.AdamW(trainable, settings.lr, betas=(0.9, 0.98), weight_decay=decay, fused=True)
+    schedule = warmup_cosine_schedule(optimizer, round(settings.warmup * steps), steps)
     model, optimizer = acc.prepare(model, optimizer)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]  # FSDP has made others
 
-    with working_folder(stage, acc) as folder:
-        places = (folder / "checkpoints", config.checkpoint_every, config.keep_checkpoints)
-        checkpoints = Checkpoints(*places, acc, model, optimizer, schedule)
+    with working_folder(job, acc) as folder:
+        every, keep = settings.checkpoint_every, settings.keep_checkpoints
+        checkpoints = Checkpoints(folder / "checkpoints", every, keep, acc, model, optimizer, schedule)
         progress = checkpoints.restore()
-        start_tracker(acc, stage.output.name, stage.config)
-        bar = progress_bar(
-            total=steps, initial=progress.step, desc="teacher", unit="step", disable=not acc.is_main_process
-        )
-        for epoch in range(progress.epoch, config.epochs):
-            samples, groups = epochs[epoch]
-            counts = counted_in(samples, groups)
-            model.train()
-            started, seen = time.time(), 0
-            for number in share(list(range(len(groups))), acc)[progress.batch :]:
-                inputs = collate(samples, groups[number], tokenizer.pad_token_id)
-                rng = np.random.default_rng([config.seed, epoch, number])  # the same, whoever computes the batch
-                hide(inputs["input_ids"], tokenizer.pad_token_id, data.token_of, config.token_dropout, rng)
-                inputs = {name: torch.from_numpy(array).to(acc.device) for name, array in inputs.items()}
-                with acc.accumulate(model):
-                    # padding stands on the right, so the causal mask alone keeps it from every real token;
-                    # a cache, which nobody reads here, would make transformers overlook packed samples
-                    loss = model(**inputs, use_cache=False).loss
-                    check_finite("loss", loss, epoch, checkpoints)
-                    acc.backward(loss * weight(number, counts, acc))
-                    if acc.sync_gradients:
-                        norm = acc.clip_grad_norm_(trainable, config.clip)
-                        if norm is not None and config.precision != "fp16":  # its scaler skips such steps itself
-                            check_finite("gradient norm", torch.as_tensor(norm), epoch, checkpoints)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                counted = int(counts[number])
-                progress.loss += loss.item() * counted
-                progress.counted += counted
-                progress.batch += 1
-                seen += int(samples.lengths[np.hstack(groups[number])].sum())
-                mean, rate = progress.loss / progress.counted, acc.num_processes * seen / (time.time() - started)
-                if acc.sync_gradients:
-                    schedule.step()
-                    progress.step += 1
-                    bar.update()
-                    now = {"loss": loss.item(), "lr": schedule.get_last_lr()[0], "tokens_s": rate, "GiB": memory_gib()}
-                    acc.log(now | {"epoch": epoch + 1}, progress.step)
-                    if checkpoints.due(progress):
-                        checkpoints.save(progress)
-                shown = {
-                    "epoch": epoch + 1,
-                    "loss": f"{mean:.3f}",
-                    "tokens_s": f"{rate:.0f}",
-                    "GiB": f"{memory_gib():.2f}",
-                }
-                bar.set_postfix(shown | best_of(progress), refresh=False)
-            row = {"epoch": epoch + 1, "loss": mean_loss(progress, acc)}
-            row |= validate(acc, HFEngine(unpeft(acc.unwrap_model(model)), data, config.prompt), dataset, config)
-            acc.log({name: value for name, value in row.items() if name != "epoch"}, progress.step)
-            progress.curve.append(row)
-            progress.epoch, progress.batch, progress.loss, progress.counted = epoch + 1, 0, 0.0, 0
-            if row["valid_ndcg@10"] > progress.best:
-                progress.best, progress.waited = row["valid_ndcg@10"], 0
-                progress.best_state = trained_copy(acc, acc.unwrap_model(model))
-            else:
-                progress.waited += 1
-                if progress.waited == config.patience:
-                    break
-        bar.close()
-
-        bare = acc.unwrap_model(model)
-        with gathered(bare), unsharded(acc):
+        start_tracker(acc, job.output.name, job.config)
+        trainer = Trainer(settings, acc, model, optimizer, schedule, dataset, data, epochs, steps)
+        trainer.fit(progress, checkpoints)
+        trained = acc.unwrap_model(model)
+        with gathered(trained), unsharded(acc):
             if acc.is_main_process:
-                bare.load_state_dict(progress.best_state, strict=False)
-                facts = {"prompt": config.prompt, "max_history": config.max_history, "max_tokens": config.max_tokens}
-                models.save_teacher(bare, tokenizer, folder, facts | {"valid_ndcg@10": progress.best})
+                trained.load_state_dict(progress.best_state, strict=False)
+                facts = {name: getattr(settings, name) for name in ("prompt", "max_history", "max_tokens")}
+                save_teacher(trained, tokenizer, folder, facts | {"valid_ndcg@10": progress.best})
                 write_json(folder / "curve.json", progress.curve)
                 checkpoints.remove()
     acc.end_training()
 
 
-def counted_in(samples: Samples, groups: list[Batch]) -> np.ndarray:
-    """How many tokens the loss counts in each batch [batches]."""
-    ends = np.concatenate([[0], np.cumsum(samples.counted)])
-    of_sample = ends[samples.ends] - ends[samples.ends - samples.lengths]
-    return np.array([of_sample[np.hstack(group)].sum() for group in groups])
+@dataclass
+class Trainer:
+    """The training loop.
+
+    Attributes:
+        settings: of the training.
+        acc: the Accelerator.
+        model: the network, prepared by the Accelerator.
+        optimizer: likewise.
+        schedule: of its learning rate, a step each optimiser step.
+        dataset: whose validation users are measured.
+        data: the tasks' data; under cross-fitting without a fold.
+        epochs: samples and batches of each epoch.
+        steps: optimiser steps of the whole training.
+    """
+
+    settings: TrainingSettings
+    acc: Accelerator
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    dataset: Dataset
+    data: TaskData
+    epochs: list[Epoch]
+    steps: int
+
+    def fit(self, progress: Progress, checkpoints: Checkpoints) -> None:
+        """Train from where `progress` stands; it then holds the curve and the parameters of the best epoch."""
+        settings, acc, model = self.settings, self.acc, self.model
+        trainable = trained_parameters(model)  # FSDP has replaced the parameters
+        options = {"desc": "teacher", "unit": "step", "disable": not acc.is_main_process}
+        bar = progress_bar(total=self.steps, initial=progress.step, **options)
+        for epoch in range(progress.epoch, settings.epochs):
+            samples, batches = self.epochs[epoch]
+            counts = counted_tokens(samples, batches)
+            model.train()
+            started, tokens_seen = time.time(), 0
+            for number in share(list(range(len(batches))), acc)[progress.batch :]:
+                inputs = self.inputs(epoch, number)
+                with acc.accumulate(model):
+                    # rows are padded on the right, so the causal mask alone keeps padding from every real token;
+                    # a cache would make transformers ignore the boundaries of packed samples
+                    loss = model(**inputs, use_cache=False).loss
+                    check_finite("loss", loss, epoch, checkpoints)
+                    acc.backward(loss * batch_weight(number, counts, acc))
+                    if acc.sync_gradients:
+                        norm = acc.clip_grad_norm_(trainable, settings.clip)
+                        if norm is not None and settings.precision != "fp16":  # its scaler skips such steps itself
+                            check_finite("gradient norm", torch.as_tensor(norm), epoch, checkpoints)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                progress.loss += loss.item() * int(counts[number])
+                progress.counted += int(counts[number])
+                progress.batch += 1
+                tokens_seen += int(samples.lengths[np.hstack(batches[number])].sum())
+                rate = acc.num_processes * tokens_seen / (time.time() - started)
+                if acc.sync_gradients:
+                    self.schedule.step()
+                    progress.step += 1
+                    bar.update()
+                    lr = self.schedule.get_last_lr()[0]
+                    figures = {"loss": loss.item(), "lr": lr, "tokens_s": rate, "GiB": memory_gib(), "epoch": epoch + 1}
+                    acc.log(figures, progress.step)
+                    if checkpoints.due(progress):
+                        checkpoints.save(progress)
+                bar.set_postfix(bar_figures(progress, rate), refresh=False)
+            self.end_epoch(progress)
+            if settings.patience and progress.waited >= settings.patience:
+                break
+        bar.close()
+
+    def inputs(self, epoch: int, number: int) -> dict[str, Tensor]:
+        """The network's inputs of batch `number`, with codewords masked; the same on whichever process."""
+        samples, batches = self.epochs[epoch]
+        pad = self.data.tokenizer.pad_token_id
+        inputs = collate(samples, batches[number], pad)
+        rng = np.random.default_rng([self.settings.seed, epoch, number])
+        mask_codewords(inputs["input_ids"], pad, self.data.token_of, self.settings.token_dropout, rng)
+        return {name: torch.from_numpy(array).to(self.acc.device) for name, array in inputs.items()}
+
+    def end_epoch(self, progress: Progress) -> None:
+        """Validate, add a row to the curve, and keep the parameters if they are the best so far."""
+        unwrapped = self.acc.unwrap_model(self.model)
+        row = {"epoch": progress.epoch + 1, "loss": mean_loss(progress, self.acc)}
+        engine = HFEngine(unwrap_peft(unwrapped), self.data, self.settings.prompt)
+        row |= validate(self.acc, engine, self.dataset, self.settings)
+        self.acc.log({name: value for name, value in row.items() if name != "epoch"}, progress.step)
+        progress.curve.append(row)
+        progress.epoch, progress.batch, progress.loss, progress.counted = progress.epoch + 1, 0, 0.0, 0
+        if row["valid_ndcg@10"] > progress.best:
+            progress.best, progress.waited = row["valid_ndcg@10"], 0
+            progress.best_state = trained_copy(self.acc, unwrapped)
+        else:
+            progress.waited += 1
 
 
-def weight(number: int, counts: np.ndarray, acc: Accelerator) -> float:
-    """What a batch's mean loss is multiplied by, so that the gradient is that of the mean over all counted tokens of
-    the optimiser step, however they are dealt to processes and accumulated.
+def trained_parameters(model) -> list[Tensor]:
+    """The parameters that have gradients."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    Gradients are averaged over the step's batches, by accumulation and by the processes. 1 where a step is one batch.
+
+def count_steps(epochs: list[Epoch], acc: Accelerator) -> int:
+    """Optimiser steps of the whole training.
+
+    Raises:
+        UserError: an epoch has too few batches for one step.
+    """
+    shares = [len(share(batches, acc)) for _, batches in epochs]
+    if min(shares) == 0:
+        raise UserError(
+            f"An epoch has {len(epochs[0][1])} batches, too few for {acc.num_processes} processes and --accumulation "
+            f"{acc.gradient_accumulation_steps}; lower --batch_tokens."
+        )
+    return sum(shares) // acc.gradient_accumulation_steps
+
+
+def warmup_cosine_schedule(optimizer, warmup_steps: int, steps: int) -> LambdaLR:
+    """Linear warm-up, then a cosine to 0.
+
+    As `transformers.get_cosine_schedule_with_warmup`, whose import brings in PEFT and bitsandbytes.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / max(1, warmup_steps)
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def batch_weight(number: int, counts: np.ndarray, acc: Accelerator) -> float:
+    """Factor of a batch's mean loss that makes the step's gradient that of the mean over all its counted tokens.
+
+    Accumulation and processes average the gradients over the step's batches, whatever their sizes. 1 where a step is
+    one batch.
+
+    Args:
+        number: of the batch in the epoch.
+        counts: tokens that the loss counts in each batch [batches].
+        acc: says how many batches make a step.
     """
     size = acc.num_processes * acc.gradient_accumulation_steps
     start = number // size * size
@@ -162,64 +231,49 @@ def weight(number: int, counts: np.ndarray, acc: Accelerator) -> float:
 
 
 def mean_loss(progress: Progress, acc: Accelerator) -> float:
-    """The epoch's loss over the counted tokens of all processes."""
+    """The epoch's mean loss over the counted tokens of all processes."""
     if acc.num_processes == 1:
         return progress.loss / progress.counted
     loss, counted = acc.reduce(torch.tensor([progress.loss, progress.counted], device=acc.device)).tolist()
     return loss / counted
 
 
-def best_of(progress: Progress) -> dict[str, str]:
-    """The last validation, and the best, for the progress bar."""
-    if not progress.curve:
-        return {}
-    last = {name.removeprefix("valid_"): value for name, value in progress.curve[-1].items() if "valid" in name}
-    return {f"valid_{name}": f"{value:.4f}" for name, value in last.items()} | {"best": f"{progress.best:.4f}"}
-
-
-def batches_of(data: TaskData, config: Config, epoch: int) -> tuple[Samples, list[Batch]]:
-    """One epoch's samples and their batches; the same on every process."""
-    samples = data.epoch(config.tasks, config.seed, epoch)
-    return samples, batches(samples, config.batch_tokens, np.random.default_rng([config.seed, epoch]), config.packing)
-
-
-def hide(tokens: np.ndarray, pad: int, codewords: np.ndarray, share: float, rng: np.random.Generator) -> None:
-    """Replace a share of the codewords by the pad token, in place; the labels keep them."""
-    if share:
-        tokens[np.isin(tokens, codewords) & (rng.random(tokens.shape) < share)] = pad
+def bar_figures(progress: Progress, rate: float) -> dict[str, str | int]:
+    """What the progress bar shows: this epoch's loss and speed, the last validation, and the best."""
+    figures = {
+        "epoch": progress.epoch + 1,
+        "loss": f"{progress.loss / progress.counted:.3f}",
+        "tokens_s": f"{rate:.0f}",
+        "GiB": f"{memory_gib():.2f}",
+    }
+    if progress.curve:
+        figures |= {name: f"{value:.4f}" for name, value in progress.curve[-1].items() if name.startswith("valid_")}
+        figures["best"] = f"{progress.best:.4f}"
+    return figures
 
 
 @torch.no_grad()
-def validate(acc: Accelerator, engine: HFEngine, dataset: Dataset, config: Config) -> dict[str, float]:
-    """What the epochs are compared by, on a fixed sample of validation users, dealt to the processes.
+def validate(acc: Accelerator, engine: HFEngine, dataset: Dataset, settings: ValidationSettings) -> dict[str, float]:
+    """Measure the model on a fixed sample of validation users, dealt to the processes.
 
     Returns:
         valid_loss: mean −log p of the targets' codewords; valid_ndcg@10 and valid_recall@10 of constrained beams.
     """
-    examples = dataset.examples("valid", config.max_history)
-    rows = np.random.default_rng(0).permutation(len(examples))[: config.valid_users]
-    share = -(-len(rows) // acc.num_processes)
-    # all processes take as many, some perhaps the first again: where parameters are sharded they must call in step
-    mine = np.resize(rows, share * acc.num_processes)[acc.process_index * share :][:share]
-    examples, hides, values = examples.take(mine), dataset.resolve_exclude_bought(None), []
+    examples = dataset.examples("valid", engine.data.max_history)
+    rows = np.random.default_rng(0).permutation(len(examples))[: settings.valid_users]
+    per_process = -(-len(rows) // acc.num_processes)
+    # every process takes as many, some perhaps the first again: sharded parameters need calls in step
+    process_rows = np.resize(rows, per_process * acc.num_processes)[acc.process_index * per_process :][:per_process]
+    examples, values = examples.take(process_rows), []
+    exclude_bought = dataset.resolve_exclude_bought(settings.exclude_bought)
     for start in range(0, len(examples), 64):
         part = examples.take(slice(start, start + 64))
         codes = torch.from_numpy(engine.data.ids.codes[part.targets]).to(engine.device)
-        logs = engine.codeword_logprobs(part.histories, part.targets).gather(2, codes[..., None])
-        lists, _ = engine.beams(part.histories, 10, hides)
+        target_logs = engine.codeword_logprobs(part.histories, part.targets).gather(2, codes[..., None])
+        lists, _ = engine.beams(part.histories, 10, exclude_bought)
         ranks = hit_ranks(lists, part.targets)
-        values.append(np.stack([-logs.mean((1, 2)).cpu().numpy(), ndcg(ranks, 10), recall(ranks, 10)], axis=1))
+        values.append(np.stack([-target_logs.mean((1, 2)).cpu().numpy(), ndcg(ranks, 10), recall(ranks, 10)], axis=1))
     values = np.concatenate(values)
     if acc.num_processes > 1:
         values = acc.gather(torch.from_numpy(values).to(acc.device)).cpu().numpy()[: len(rows)]
     return dict(zip(("valid_loss", "valid_ndcg@10", "valid_recall@10"), values.mean(0).tolist(), strict=True))
-
-
-def unpeft(model):
-    """The causal model inside a PEFT wrapper, adapters in place."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def count(parameters) -> int:
-    """Number of scalars; of 4-bit weights, two lie in a byte."""
-    return sum(parameter.numel() * (2 if hasattr(parameter, "quant_state") else 1) for parameter in parameters)

@@ -1,14 +1,14 @@
-"""What users want, in words: intentions for `itemsearch`, preferences for `preferenceobtain`.
+"""Texts of what users want: intentions for `itemsearch`, preferences for `preferenceobtain`.
 
-Either read from a file of LC-Rec's form, or derived from the items' texts by these rules:
+They are read from a file of LC-Rec's form, or derived from the items' texts by these rules:
 
 - An item's *kind* is the last part of its categories (parts end at any of `> | ; ,`); of a part of more than four
   words, the last two (some catalogues join all levels by blanks).
-- Its *words* are the three words of its title that the fewest titles hold, in the title's order; words have at least
-  three letters and no digit, and the brand's do not count.
+- Its *words* are the three rarest words of its title (those in the fewest titles), in the title's order. Words have at
+  least three letters and no digit; the brand's do not count.
 - Its *queries* are "kind from brand", "kind, words" and "words", as far as it has these.
-- A user's *preference* names the three kinds and the three brands that occur most in the history; where the items have
-  neither, the three words.
+- A user's *preference* names the three kinds and the three brands that are most frequent in the history; where the
+  items have neither, their words.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FORM = (
 
 @dataclass(frozen=True)
 class Intention:
-    """Someone's wish: the purchases before, the texts that say it, and the item that fulfilled it."""
+    """A user's intention: the purchases before it, its texts, and the item that was bought."""
 
     history: np.ndarray
     queries: list[str]
@@ -44,7 +44,7 @@ class Intention:
 
 @dataclass(frozen=True)
 class Preference:
-    """The purchases of a user and the texts that say what they have in common."""
+    """A user's purchases, and texts of what they have in common."""
 
     history: np.ndarray
     texts: list[str]
@@ -58,25 +58,26 @@ class ItemWords:
         self.brands = [(brand or "").strip() for brand in brands]
         self.kinds = [kind(text or "") for text in categories]
         words = [re.findall(r"[^\W\d_]{3,}", title or "") for title in titles]
-        held = Counter(word for row in words for word in {word.lower() for word in row})
+        n_titles = Counter(word for row in words for word in {word.lower() for word in row})
         self.words = []
         for row, brand in zip(words, self.brands, strict=True):
-            own = list(dict.fromkeys(word for word in row if word.lower() not in brand.lower().split()))
-            rare = sorted(own, key=lambda word: held[word.lower()])[:3]  # stable: the first of equals
-            self.words.append(" ".join(word for word in own if word in rare))
+            candidates = list(dict.fromkeys(word for word in row if word.lower() not in brand.lower().split()))
+            rarest = sorted(candidates, key=lambda word: n_titles[word.lower()])[:3]  # stable: the first of equals
+            self.words.append(" ".join(word for word in candidates if word in rarest))
 
     def queries(self, item: int) -> list[str]:
-        """What someone who wants the item may type."""
+        """Search queries for the item."""
         kind, brand, words = self.kinds[item], self.brands[item], self.words[item]
-        said = [(kind and brand, f"{kind} from {brand}"), (kind and words, f"{kind}, {words}"), (words, words)]
-        return [text for holds, text in said if holds]
+        queries = [(kind and brand, f"{kind} from {brand}"), (kind and words, f"{kind}, {words}"), (words, words)]
+        return [text for known, text in queries if known]
 
     def preference(self, history: Iterable[int]) -> str:
-        """What the items of a history have in common; empty where their texts say nothing."""
+        """What the items of a history have in common; empty where they have no texts."""
         history = list(history)
-        kinds, brands, words = (most([table[i] for i in history]) for table in (self.kinds, self.brands, self.words))
-        said = [f"Mostly buys {kinds}." if kinds else "", f"Prefers the brands {brands}." if brands else ""]
-        return " ".join(filter(None, said)) or (f"Likes {words}." if words else "")
+        tables = (self.kinds, self.brands, self.words)
+        kinds, brands, words = (most_frequent([table[item] for item in history]) for table in tables)
+        sentences = [f"Mostly buys {kinds}." if kinds else "", f"Prefers the brands {brands}." if brands else ""]
+        return " ".join(filter(None, sentences)) or (f"Likes {words}." if words else "")
 
 
 def kind(categories: str) -> str:
@@ -86,13 +87,19 @@ def kind(categories: str) -> str:
     return " ".join(words[-2:] if len(words) > 4 else words)
 
 
-def most(values: list[str], count: int = 3) -> str:
-    """The values that occur most, equals in order of appearance, as one phrase."""
+def most_frequent(values: list[str], count: int = 3) -> str:
+    """The most frequent values, equals in order of appearance, joined by commas."""
     return ", ".join(value for value, _ in Counter(value for value in values if value).most_common(count))
 
 
 def derived_intentions(words: ItemWords, histories: np.ndarray, targets: np.ndarray) -> list[Intention]:
-    """One for every training example whose target's text gives a query."""
+    """An intention for every training example whose target's text gives a query.
+
+    Args:
+        words: of the items.
+        histories: item numbers, padded with -1 [examples, length].
+        targets: item numbers [examples].
+    """
     queries = {item: words.queries(item) for item in np.unique(targets).tolist()}
     pairs = zip(histories, targets.tolist(), strict=True)
     return [Intention(history, queries[item], item) for history, item in pairs if queries[item]]
@@ -101,29 +108,36 @@ def derived_intentions(words: ItemWords, histories: np.ndarray, targets: np.ndar
 def derived_preferences(
     words: ItemWords, values: np.ndarray, offsets: np.ndarray, max_history: int
 ) -> list[Preference]:
-    """One for every user with at least two items in the training part, whose texts say something."""
-    found = []
+    """A preference for every user with at least two items in the training part, some of which have texts.
+
+    Args:
+        words: of the items.
+        values: item numbers of the training part, user after user.
+        offsets: where each user's items begin in `values`, and its end [users + 1].
+        max_history: items of history kept.
+    """
+    preferences = []
     for start, end in itertools.pairwise(offsets):
         history = values[max(start, end - max_history) : end]
         text = words.preference(history) if len(history) > 1 else ""
         if text:
-            found.append(Preference(history, [text]))
-    return found
+            preferences.append(Preference(history, [text]))
+    return preferences
 
 
 def read_intentions(
     path: Path, dataset: Dataset, values: np.ndarray, offsets: np.ndarray, max_history: int
 ) -> tuple[list[Intention], list[Preference]]:
-    """LC-Rec's `NAME.user.json`, of which the "train" part alone is used.
+    """Read LC-Rec's `NAME.user.json`, of which only the "train" part is used.
 
-    Users are named as in the data set, items by their number. The history of an intention is taken from the data set:
-    what the user had bought before the item; the file's own "inters" is not read.
+    Users are named as in the data set, items by their number. The history of an intention is what the user had bought
+    before the item, by the data set; the file's "inters" is not read.
 
     Args:
         path: the file.
-        dataset: whose users and items it names.
-        values: item numbers of the training part.
-        offsets: where each user's begin there.
+        dataset: its users and items.
+        values: item numbers of the training part, user after user.
+        offsets: where each user's items begin in `values`, and its end [users + 1].
         max_history: items of history kept.
 
     Raises:
@@ -137,11 +151,11 @@ def read_intentions(
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = getattr(error, "lineno", 1)
         raise UserError(f"{path}:{line}: not readable as JSON ({error}); get the file again.") from None
-    preferences = _object(path, content, "user_explicit_preference")
+    explicit = _object(path, content, "user_explicit_preference")
     vague = _object(path, _object(path, content, "user_vague_intention"), "train")
     number_of = {user: number for number, user in enumerate(dataset.user_ids.to_pylist())}
 
-    intentions, found = [], []
+    intentions, preferences = [], []
     for user, entry in vague.items():
         bought = _bought(path, user, number_of, values, offsets)
         if dataset.held_out is not None and dataset.held_out[number_of[user]]:
@@ -158,14 +172,16 @@ def read_intentions(
         texts = _texts(path, user, queries)
         if texts:
             intentions.append(Intention(bought[max(0, places[-1] - max_history) : places[-1]], texts, int(item)))
-    for user, texts in preferences.items():
+    for user, entry in explicit.items():
         history = _bought(path, user, number_of, values, offsets)[-max_history:]
-        if len(history) and (said := _texts(path, user, texts if isinstance(texts, list) else [texts])):
-            found.append(Preference(history, said))
-    return intentions, found
+        texts = _texts(path, user, entry if isinstance(entry, list) else [entry]) if len(history) else []
+        if texts:
+            preferences.append(Preference(history, texts))
+    return intentions, preferences
 
 
 def _object(path: Path, value: Any, key: str | None = None) -> dict[str, Any]:
+    """The JSON object at `key` of a value (or the value itself), which must be one."""
     inner = value.get(key) if key and isinstance(value, dict) else value
     if not isinstance(value, dict) or not isinstance(inner, dict):
         raise UserError(f"{path}: got {str(inner)[:80]} for {key or 'a user'}; {FORM}.")
@@ -173,12 +189,14 @@ def _object(path: Path, value: Any, key: str | None = None) -> dict[str, Any]:
 
 
 def _bought(path: Path, user: str, number_of: dict[str, int], values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Item numbers of the user's training part."""
     if user not in number_of:
         raise UserError(f"{path} names user {user!r}, whom the data set does not have; was it made for another one?")
     return values[offsets[number_of[user]] : offsets[number_of[user] + 1]]
 
 
 def _texts(path: Path, user: str, texts: list) -> list[str]:
+    """The texts without those that are blank."""
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{path}: user {user!r} has {str(texts)[:80]} where texts belong; {FORM}.")
     return [text.strip() for text in texts if text.strip()]

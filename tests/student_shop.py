@@ -1,4 +1,4 @@
-"""What the tests of the students' training share: a small shop with labels of a made-up teacher."""
+"""Shared by the tests of the students' training: a small shop with labels of a synthetic teacher."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Nothing:
 
 
 def make_shop(root, lengths, seed=0, shards=3):
-    """A run's folder with data set, semantic IDs and soft labels; `lengths` of the users' sequences, all items."""
+    """Write a run's folder with data set, semantic IDs and soft labels; `lengths` are those of the users' sequences."""
     rng = np.random.default_rng(seed)
     names = [f"i{number}" for number in range(ITEMS)]
     rows = [rng.permutation(ITEMS)[:length] for length in lengths]
@@ -37,7 +37,7 @@ def make_shop(root, lengths, seed=0, shards=3):
     lists = np.stack([rng.permutation(np.delete(np.arange(ITEMS), target))[: K - 1] for target in examples.targets])
     candidates = np.concatenate([examples.targets[:, None], lists], axis=1)
     scores = rng.normal(-5, 1, (n, K)).astype(np.float32)
-    scores[:, 1:] = -np.sort(-scores[:, 1:], axis=1)  # beams are in order, wherever the reference stands
+    scores[:, 1:] = -np.sort(-scores[:, 1:], axis=1)  # beams are sorted; only the reference, in front, is not
     candidates[::7, -1], scores[::7, -1] = -1, -np.inf  # some lists are short
     logits = rng.normal(0, 1, (n, LEVELS, SIZE))
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -47,7 +47,7 @@ def make_shop(root, lengths, seed=0, shards=3):
 
 
 def make_prior(root, name, teacher, keep=K, examples=slice(None), inputs=("dataset", "semantic_ids"), seed=5):
-    """Labels of some training examples in the folder `name`; the lists are full and of another order."""
+    """Write labels of some training examples into the folder `name`; the lists are full and in another order."""
     rng, dataset = np.random.default_rng(seed), Dataset.load(root / "dataset")
     examples = dataset.examples("train").take(examples)
     codes = SemanticIDs.load(root / "semantic_ids", dataset.n_items).codes
@@ -63,12 +63,12 @@ def make_prior(root, name, teacher, keep=K, examples=slice(None), inputs=("datas
 
 
 def write_labels(folder, examples, codes, *labels, shards=3, **more):
-    """Shards end where users do."""
+    """Write shards of whole users and their index."""
     (folder / "data").mkdir()
-    said = []
+    summaries = []
     for number, users in enumerate(np.array_split(np.unique(examples.users), shards)):
-        mine = np.flatnonzero(np.isin(examples.users, users))
-        part, path = examples.take(mine), folder / "data" / f"{number:05d}.parquet"
-        said.append(write_shard(path, part, codes[part.targets], *(array[mine] for array in labels), "fp16"))
+        rows = np.flatnonzero(np.isin(examples.users, users))
+        part, path = examples.take(rows), folder / "data" / f"{number:05d}.parquet"
+        summaries.append(write_shard(path, part, codes[part.targets], *(array[rows] for array in labels), "fp16"))
     facts = {"levels": LEVELS, "codebook_size": SIZE, "scope": "level", "encoding": "fp16", "keep": K}
-    write_index(folder, said, **(facts | more))
+    write_index(folder, summaries, **(facts | more))

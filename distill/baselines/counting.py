@@ -1,4 +1,8 @@
-"""The counting baseline: item-to-item transitions in the training part, with no learning."""
+"""The counting baseline `transitions`: counts which items are bought near each other, without learning.
+
+A[i, j] = Σ decay^(g−1) over the pairs (i, j) of the training sequences at distance g ≤ window, both directions
+score(v | history) = Σ_{d < last} recency^d · N[d-th last item, v],   N = diag(rowsum^−½) A
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,34 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from distill.baselines.popularity import Popularity
+from distill.baselines.item_scorer import CHUNK, mean_ndcg, recommend, validation_examples
 from distill.data.dataset import PAD, Dataset, Examples
-from distill.metrics import MISSED, hit_ranks, ndcg
-from distill.ranking import mask_history, top_items
+from distill.metrics import MISSED
+from distill.ranking import mask_history
 
-CHUNK = 1024  # users scored at once
+__all__ = ["GRID", "TransitionSettings", "Transitions", "count_transitions", "reachable", "reading_weights",
+           "recommend", "smoothed"]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TransitionSettings:
-    """How to count and how to read the counts."""
+    """How transitions are counted, and how a history is read."""
 
     window: int = 5
     """G: count pairs at most this far apart."""
     decay: float = 0.7
     """A pair at distance g counts decay^(g-1)."""
     recency: float = 0.7
-    """w: weight w^d for the d-th last item of the history."""
+    """w: the d-th last item of the history weighs w^d."""
     last: int = 10
-    """L: items of the history that are used."""
+    """L: how many of the last items of the history are read."""
+
+    def in_words(self) -> str:
+        """The settings in a sentence, for notes below a table."""
+        return (
+            f"pairs at most {self.window} items apart, decay {self.decay} a step; "
+            f"the last {self.last} items of the history, weight {self.recency} a step back"
+        )
 
 
 GRID = [
@@ -37,19 +49,19 @@ GRID = [
 
 
 def count_transitions(values: np.ndarray, offsets: np.ndarray, n_items: int, window: int, decay: float) -> sp.csr_array:
-    """A: for each pair at distance g ≤ window, decay^(g−1), in both directions [n_items, n_items].
+    """Count A: decay^(g−1) for each pair at distance g ≤ window, in both directions [n_items, n_items].
 
     Args:
-        values: item numbers of all sequences, one after the other.
+        values: item numbers of all sequences, one sequence after the other.
         offsets: where each sequence starts [users + 1].
         n_items: catalogue size.
         window: G.
         decay: per step of distance.
     """
-    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    sequence_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     rows, columns, weights = [], [], []
     for gap in range(1, window + 1):
-        together = owner[gap:] == owner[:-gap]
+        together = sequence_of[gap:] == sequence_of[:-gap]
         rows.append(values[:-gap][together])
         columns.append(values[gap:][together])
         weights.append(np.full(together.sum(), decay ** (gap - 1)))
@@ -59,20 +71,29 @@ def count_transitions(values: np.ndarray, offsets: np.ndarray, n_items: int, win
 
 
 def reading_weights(histories: np.ndarray, settings: TransitionSettings, n_items: int) -> sp.csr_array:
-    """w^d for the d-th last item of each history, d < L [users, n_items]; what occurs twice adds up."""
+    """Weigh the items of each history: recency^d for the d-th last one, d < last [users, n_items].
+
+    The weights of an item that occurs twice are added.
+    """
     lengths = (histories != PAD).sum(1)
     rows, columns, weights = [], [], []
     for back in range(min(settings.last, histories.shape[1])):
-        has = np.flatnonzero(lengths > back)
-        rows.append(has)
-        columns.append(histories[has, lengths[has] - 1 - back])
-        weights.append(np.full(len(has), settings.recency**back))
+        users = np.flatnonzero(lengths > back)
+        rows.append(users)
+        columns.append(histories[users, lengths[users] - 1 - back])
+        weights.append(np.full(len(users), settings.recency**back))
     row, column, weight = map(np.concatenate, (rows, columns, weights))
     return sp.coo_array((weight, (row, column)), shape=(len(histories), n_items)).tocsr()
 
 
 class Transitions:
-    """Score of an item after a history: Σ_{d<L} w^d · N[d-th last item], N = diag(rowsum^−½) A."""
+    """Score items by counted transitions: Σ_{d<L} w^d · N[d-th last item], N = diag(rowsum^−½) A.
+
+    Args:
+        dataset: its training part is counted.
+        settings: how it is counted and read.
+        with_validation: count the validation part as well.
+    """
 
     def __init__(self, dataset: Dataset, settings: TransitionSettings, with_validation: bool = False):
         values, offsets = dataset.training_sequences(with_validation)
@@ -83,16 +104,35 @@ class Transitions:
         self.settings = settings
 
     def scores(self, histories: np.ndarray) -> np.ndarray:
-        """Scores of all items [users, n_items] for histories padded with -1 [users, length]."""
+        """As `ItemScorer.scores` [users, n_items]."""
         return (reading_weights(histories, self.settings, self.matrix.shape[0]) @ self.matrix).toarray()
 
+    def shares(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
+        """Scores as a distribution over the items that may be recommended; rows without any are zero [users, n_items].
+
+        Args:
+            histories: as for `scores`.
+            exclude_bought: give nothing to the items of the history.
+        """
+        scores = self.scores(histories)
+        if exclude_bought:
+            mask_history(scores, histories, 0.0)
+        return normalised(scores)
+
     @staticmethod
-    def tune(dataset: Dataset, max_users: int = 5000) -> tuple[Transitions, float]:
-        """The settings of `GRID` with the best validation NDCG@10, and that NDCG@10."""
-        examples = dataset.examples("valid")
-        rng = np.random.default_rng(0)
-        if len(examples) > max_users:
-            examples = examples.take(np.sort(rng.choice(len(examples), max_users, replace=False)))
+    def tune(dataset: Dataset, exclude_bought: bool | None = None, max_users: int = 5000) -> tuple[Transitions, float]:
+        """Choose the settings of `GRID` with the best validation NDCG@10.
+
+        Args:
+            dataset: its training part is counted, its validation part decides.
+            exclude_bought: as the evaluation ranks; None: the data set's default (`Dataset.resolve_exclude_bought`).
+            max_users: validation examples, at most.
+
+        Returns:
+            The best counter, and its NDCG@10.
+        """
+        exclude_bought = dataset.resolve_exclude_bought(exclude_bought)
+        examples = validation_examples(dataset, max_users)
         counted: dict[tuple, Transitions] = {}
         best: tuple[float, Transitions] | None = None
         for settings in GRID:
@@ -100,61 +140,53 @@ class Transitions:
             if key not in counted:
                 counted[key] = Transitions(dataset, settings)
             model = counted[key].with_settings(settings)
-            value = float(ndcg(hit_ranks(recommend(model, examples, 10), examples.targets), 10).mean())
+            value = mean_ndcg(model, examples, exclude_bought)
             if best is None or value > best[0]:
                 best = (value, model)
         return best[1], best[0]
 
     def with_settings(self, settings: TransitionSettings) -> Transitions:
-        """The same counts read with another recency and length."""
+        """Read the same counts with another recency and length."""
         other = object.__new__(Transitions)
         other.matrix, other.settings = self.matrix, settings
         return other
 
     def describe(self) -> dict:
-        """The settings, for reports."""
+        """The settings as a dictionary."""
         return asdict(self.settings)
 
 
-def recommend(model: Transitions | Popularity, examples: Examples, k: int, exclude_bought: bool = True) -> np.ndarray:
-    """Top k items of an item-scoring model, ties by item number, -1 where nothing scores above zero [users, k]."""
-    lists = []
-    for start in range(0, len(examples), CHUNK):
-        histories = examples.histories[start : start + CHUNK]
-        scores = model.scores(histories)
-        if exclude_bought:
-            mask_history(scores, histories, 0.0)
-        lists.append(top_items(scores, k))
-    return np.concatenate(lists)
-
-
 def reachable(model: Transitions, examples: Examples) -> np.ndarray:
-    """Whether counting can find the target at all: it scores something after its history [users]."""
-    found = []
+    """Tell whether counting can find each target at all: it scores something after its history [users], bool."""
+    parts = []
     for start in range(0, len(examples), CHUNK):
         part = examples.take(slice(start, start + CHUNK))
-        found.append(model.scores(part.histories)[np.arange(len(part)), part.targets] > 0)
-    return np.concatenate(found)
+        parts.append(model.scores(part.histories)[np.arange(len(part)), part.targets] > 0)
+    return np.concatenate(parts)
 
 
 def ranks_with_ties_won(model: Transitions, examples: Examples) -> np.ndarray:
-    """Rank of each target if it wins every tie and is never left out as bought [users]; unreachable ones are last.
+    """Rank each target as if it won every tie and were never excluded as bought [users]; unreachable ones are `MISSED`.
 
-    This flatters: many published figures count this way, so it stands beside the honest one for comparison.
+    This is too favourable. Many published figures are computed this way, so it is reported beside the exact rank.
     """
     ranks = []
     for start in range(0, len(examples), CHUNK):
         part = examples.take(slice(start, start + CHUNK))
         scores = model.scores(part.histories)
-        own = scores[np.arange(len(part)), part.targets][:, None].copy()
+        target_scores = scores[np.arange(len(part)), part.targets][:, None].copy()
         mask_history(scores, part.histories, -1.0)
-        ranks.append(np.where(own[:, 0] > 0, (scores > own).sum(1), MISSED))
+        ranks.append(np.where(target_scores[:, 0] > 0, (scores > target_scores).sum(1), MISSED))
     return np.concatenate(ranks)
 
 
-def smoothed(scores: np.ndarray, popularity: np.ndarray, share: float) -> np.ndarray:
-    """Scores as a distribution over items, mixed with popularity so that nothing is impossible [users, n_items]."""
+def normalised(scores: np.ndarray) -> np.ndarray:
+    """Divide each row by its sum; rows of zeros stay zero [users, n_items]."""
     total = scores.sum(1, keepdims=True)
-    own = np.divide(scores, total, out=np.zeros_like(scores), where=total > 0)
-    floor = (popularity + 0.5) / (popularity + 0.5).sum()
-    return (1 - share) * own + share * floor
+    return np.divide(scores, total, out=np.zeros_like(scores), where=total > 0)
+
+
+def smoothed(scores: np.ndarray, popularity: np.ndarray, share: float) -> np.ndarray:
+    """Mix normalised scores with popularity, so that no item is impossible [users, n_items]."""
+    background = (popularity + 0.5) / (popularity + 0.5).sum()
+    return (1 - share) * normalised(scores) + share * background

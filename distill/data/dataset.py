@@ -1,9 +1,14 @@
-"""The data set: items, users' sequences in time order, and how these are split into examples (paper 4.1).
+"""The data set: items, sequences of users in time order, and their split into examples (paper 4.1).
 
-`dataset/` holds `items.parquet` (item_id, title, description, brand, categories; row number = item number) and
-`sequences.parquet` (user_id, items as dense item numbers in time order, timestamps or null). A data set that is split
-by time has two more columns there, train_end and valid_end: where in the sequence these parts end. Without them the
-split is leave-one-out. `training_sequences` and `examples` alone know splits.
+`dataset/` holds two files:
+
+- `items.parquet`: item_id, title, description, brand, categories; row number = item number. If items were withheld from
+  training, a boolean column `withheld` marks them.
+- `sequences.parquet`: user_id, items (dense item numbers in time order), timestamps or null. If the data set is split
+by
+  time, train_end and valid_end say where these parts end in the sequence; otherwise the split is leave-one-out.
+
+Only `Dataset.training_sequences` and `Dataset.examples` use the split.
 """
 
 from __future__ import annotations
@@ -18,18 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distill.data.splits import MIN_LENGTH, MIN_LENGTH_CUT, assign_folds
+from distill.data.splits import MIN_LENGTH, MIN_LENGTH_CUT, assign_folds, leave_one_out
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
 
 Split = Literal["train", "valid", "test"]
-
-
 PAD = -1  # fills histories on the right
-
-
 TEXT_COLUMNS = ("title", "description", "brand", "categories")
 
 
@@ -53,7 +54,7 @@ class Examples:
         return len(self.targets)
 
     def take(self, rows: np.ndarray | slice) -> Examples:
-        """The examples at `rows`."""
+        """Select the examples at `rows`."""
         return Examples(self.users[rows], self.positions[rows], self.histories[rows], self.targets[rows])
 
 
@@ -62,13 +63,15 @@ class Dataset:
     """Items and sequences in memory; sequence u is `values[offsets[u]:offsets[u + 1]]`.
 
     Attributes:
-        artifact: where it came from.
+        artifact: the folder it was read from.
         items: the catalogue; row = item number.
-        user_ids: one a sequence, an arrow array of strings.
+        user_ids: one per sequence, an arrow array of strings.
         values: item numbers of all sequences, one after the other [interactions].
-        offsets: where each sequence starts [users + 1].
-        ends: where the training part and the validation part of each sequence end [users, 2]; None: leave-one-out.
-        held_out: users without a training part [users]; None: nobody. Their validation and test targets stay.
+        offsets: start of each sequence [users + 1].
+        ends: positions in each sequence where its training part and its validation part end [users, 2]; None:
+            leave-one-out.
+        held_out: users whose training part is not used [users] (bool); None: no users. Their validation and test
+            targets remain.
     """
 
     artifact: Artifact
@@ -84,7 +87,7 @@ class Dataset:
         """Read a dataset artifact.
 
         Raises:
-            UserError: missing, unfinished or damaged.
+            UserError: missing, unfinished or damaged files.
         """
         artifact = artifacts.read(folder, "dataset")
         items = read_parquet(Path(folder) / "items.parquet", ("item_id", *TEXT_COLUMNS))
@@ -106,58 +109,68 @@ class Dataset:
         return len(self.offsets) - 1
 
     def sequence(self, user: int) -> np.ndarray:
-        """Item numbers of one user, in time order [length]."""
+        """Return the item numbers of a user, in time order [length]."""
         return self.values[self.offsets[user] : self.offsets[user + 1]]
 
     def statistics(self) -> dict[str, float]:
-        """The columns of the paper's Table 3."""
+        """Compute the columns of the paper's Table 3."""
         return statistics(self.n_items, self.offsets)
 
     def texts(self) -> list[str]:
-        """One line of text an item: title, brand, categories, description; empty where there is none."""
+        """Join title, brand, categories and description of each item to a line; empty if the item has no text."""
         columns = [self.items[name].to_pylist() for name in ("title", "brand", "categories", "description")]
         return [". ".join(part for part in row if part) for row in zip(*columns, strict=True)]
 
-    def _parts(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Split -> (start, end) of its targets' positions in each sequence [users]; a first item is nobody's target."""
+    def _target_ranges(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Compute, per split, where its targets start and end in each sequence [users]; a first item is no target."""
         lengths = np.diff(self.offsets)
-        train, valid = (lengths - 2, lengths - 1) if self.ends is None else self.ends.T
+        train, valid = (leave_one_out(self.offsets) if self.ends is None else self.ends).T
         starts = {"train": np.ones_like(train), "valid": np.maximum(train, 1), "test": np.maximum(valid, 1)}
         return {split: (starts[split], end) for split, end in (("train", train), ("valid", valid), ("test", lengths))}
 
     def training_sequences(self, with_validation: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """What may be trained on, as (values, offsets); under a split by time some sequences are empty.
+        """Return the training part as (values [n], offsets [users + 1]); sequences may be empty.
 
-        Leave-one-out: all but each user's last two items (with validation: all but the last).
+        Args:
+            with_validation: add the validation part.
         """
-        ends = self._parts()["valid" if with_validation else "train"][1]
+        ends = self._target_ranges()["valid" if with_validation else "train"][1]
         if self.held_out is not None:
             ends = np.where(self.held_out, 0, ends)
         position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         keep = position < np.repeat(ends, np.diff(self.offsets))
         return self.values[keep], np.concatenate([[0], np.cumsum(ends)])
 
+    def cold_items(self) -> np.ndarray:
+        """Return the numbers of the items that no training sequence holds, ascending."""
+        return np.setdiff1d(np.arange(self.n_items), self.training_sequences()[0])
+
     def without_fold(self, folds: int, fold: int) -> Dataset:
-        """The data set whose training part lacks the users of one fold: what a teacher that labels them may see."""
+        """Drop the training part of one fold's users: the data that a teacher which labels them may see."""
         return replace(self, held_out=assign_folds(np.arange(self.n_users), folds) == fold)
 
     def repeats(self) -> bool:
-        """Whether the training part has an item twice in a sequence; where it never has, nobody buys a thing again."""
+        """Return whether a training sequence holds an item twice."""
         values, offsets = self.training_sequences()
         pairs = np.repeat(np.arange(self.n_users), np.diff(offsets)) * self.n_items + values
         return len(np.unique(pairs)) < len(pairs)
 
     def resolve_exclude_bought(self, chosen: bool | None) -> bool:
-        """Whether items of the history are left out of recommendations: as chosen, else where the data never repeat."""
+        """Decide whether recommendations exclude items of the history; None: exclude if no sequence repeats an item."""
         return not self.repeats() if chosen is None else chosen
 
     def examples(self, split: Split, max_history: int = 20) -> Examples:
-        """All targets of a split with the items before them, user by user, in time order.
+        """Return all targets of a split with the items before them, user by user, in time order.
 
-        Leave-one-out: last item tests, the one before validates, every earlier one but the first trains. Split by time:
-        every item of that time which has an item before it; a user may have several examples, or none.
+        Leave-one-out: the last item of a user is the test target, the item before it the validation target, and every
+        earlier one but the first a training target. Split by time: every item of that period which has an item before
+        it, so a user may have several examples, or none.
+
+        Args:
+            split: train, valid or test.
+            max_history: keep this many last items of a history.
         """
-        start, end = self._parts()[split]
+        start, end = self._target_ranges()[split]
         counts = np.maximum(end - start, 0)
         if self.held_out is not None and split == "train":
             counts = np.where(self.held_out, 0, counts)
@@ -173,11 +186,11 @@ class Dataset:
 
 
 def batches_by_length(histories: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of row numbers with histories of like lengths, and these histories without common padding.
+    """Yield batches of histories of similar length as (row numbers, histories without common padding).
 
     Args:
         histories: item numbers padded with PAD on the right [n, length].
-        batch_size: histories a batch.
+        batch_size: histories per batch.
     """
     lengths = (histories != PAD).sum(1)
     order = np.argsort(lengths, kind="stable")
@@ -187,7 +200,7 @@ def batches_by_length(histories: np.ndarray, batch_size: int) -> Iterator[tuple[
 
 
 def statistics(n_items: int, offsets: np.ndarray) -> dict[str, float]:
-    """The columns of the paper's Table 3: users, items, interactions, sparsity and mean length."""
+    """Compute the columns of the paper's Table 3: users, items, interactions, sparsity and mean length."""
     users, interactions = len(offsets) - 1, int(offsets[-1])
     return {
         "users": users,
@@ -199,7 +212,7 @@ def statistics(n_items: int, offsets: np.ndarray) -> dict[str, float]:
 
 
 def as_lists(values: np.ndarray, offsets: np.ndarray, kind: pa.DataType) -> pa.ListArray:
-    """Flat values as an arrow column of lists."""
+    """Build an arrow column of lists from flat values and offsets."""
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
 
 
@@ -210,16 +223,18 @@ def write_dataset(
     sequences: Sequence[np.ndarray] | pa.ListArray,
     times: Sequence[np.ndarray] | pa.ListArray | None = None,
     ends: np.ndarray | None = None,
+    withheld: np.ndarray | None = None,
 ) -> None:
-    """Write both tables after checking them.
+    """Check both tables, then write them.
 
     Args:
         folder: an existing folder.
         items: columns item_id and any of title, description, brand, categories; missing ones become empty.
-        user_ids: one a sequence.
-        sequences: dense item numbers in time order, one list a user.
-        times: seconds since 1970, one list a user, or None.
-        ends: of a split by time, as `cut_by_time` gives them [users, 2]; None: leave-one-out.
+        user_ids: one per sequence.
+        sequences: dense item numbers in time order, one list per user.
+        times: seconds since 1970, one list per user, or None.
+        ends: of a split by time, as `cut_by_time` returns them [users, 2]; None: leave-one-out.
+        withheld: items withheld from training [n_items] (bool); None: no such column.
 
     Raises:
         UserError: duplicate items or users, numbers outside the catalogue, users with too few items for the split.
@@ -228,9 +243,8 @@ def write_dataset(
     ids, users = ids.cast(pa.string()).combine_chunks(), pa.array(user_ids, pa.string())
     check_unique(ids, "item", "items")
     check_unique(users, "user", "sequences")
-    rows, stamps = _lists(sequences, pa.int32()), pa.nulls(len(users), pa.list_(pa.int64()))
-    if times is not None:
-        stamps = _lists(times, pa.int64())
+    rows = _lists(sequences, pa.int32())
+    stamps = pa.nulls(len(users), pa.list_(pa.int64())) if times is None else _lists(times, pa.int64())
     lengths = rows.value_lengths().to_numpy(zero_copy_only=False)
     need, split = (MIN_LENGTH, "leave-one-out") if ends is None else (MIN_LENGTH_CUT, "global_cut")
     if (lengths < need).any():
@@ -246,6 +260,8 @@ def write_dataset(
         raise UserError(f"User {users[user]} names an item outside the catalogue of {len(ids)} items.")
     empty = pa.array([""] * len(ids), pa.string())
     columns = {name: items[name] if name in items.column_names else empty for name in TEXT_COLUMNS}
+    if withheld is not None:
+        columns["withheld"] = pa.array(withheld)
     pq.write_table(pa.table({"item_id": ids, **columns}), folder / "items.parquet")
     table = {"user_id": users, "items": rows, "timestamps": stamps}
     if ends is not None:
@@ -260,12 +276,16 @@ def _lists(rows: Sequence[np.ndarray] | pa.ListArray, kind: pa.DataType) -> pa.L
     return as_lists(flat, np.cumsum([0, *map(len, rows)]), kind)
 
 
-def check_unique(names: pa.Array | pa.ChunkedArray, one: str, where: str) -> None:
-    """Raise a UserError that names the first duplicate."""
+def check_unique(names: pa.Array | pa.ChunkedArray, noun: str, where: str) -> None:
+    """Refuse duplicate names.
+
+    Raises:
+        UserError: names the first duplicate.
+    """
     if pc.count_distinct(names, mode="all").as_py() == len(names):
         return
     seen: set[str] = set()
     for row, name in enumerate(names.to_pylist()):
         if name in seen:
-            raise UserError(f"Duplicate {one} id {name!r} in {where} (row {row}); every {one} must appear once.")
+            raise UserError(f"Duplicate {noun} id {name!r} in {where} (row {row}); every {noun} must appear once.")
         seen.add(name)

@@ -1,7 +1,7 @@
-"""Constrained beam search over any step function (paper, Appendix A).
+"""Constrained beam search over any model that predicts the next codeword (paper, Appendix A).
 
-The trie decides which codewords are candidates *before* the top-k, so a rare child is never lost to a likelier
-invalid one and no beam vanishes while valid IDs remain. All shapes depend on batch, width and level alone.
+The trie masks invalid codewords *before* the top-k, so a rare valid codeword is never lost to a likelier invalid one,
+and no beam ends while valid IDs remain. All shapes depend on the batch, the width and the level only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Step(Protocol):
     """One decoding step of a model for all beams at once."""
 
     def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
-        """Log-probabilities of the codewords of `level`.
+        """Compute the log-probabilities of the codewords of `level`.
 
         Args:
-            level: 0 for the first codeword; then `parents` and `codes` are None and there is one beam a user.
-            parents: for each beam, which beam of the previous call it goes on from [batch, beams].
-            codes: the codeword chosen for it on the level before [batch, beams].
+            level: 0 for the first codeword; then `parents` and `codes` are None and each user has one beam.
+            parents: for each beam, the beam of the previous call that it continues [batch, beams].
+            codes: the codeword of each beam on the previous level [batch, beams].
 
         Returns:
             [batch, beams, codebook_size].
@@ -31,10 +31,12 @@ class Step(Protocol):
 
 
 class Beams(NamedTuple):
-    """Ranked IDs; where there are fewer valid ones than the width, the rest score -inf.
+    """Ranked IDs, best first; where there are fewer valid IDs than the width, the others score −∞.
 
-    `leaves` are numbers in the trie ([batch, width]), `codes` are [batch, width, levels], `scores` are summed
-    log-probabilities [batch, width], best first.
+    Attributes:
+        leaves: leaf numbers in the trie, -1 for none [batch, width].
+        codes: codewords [batch, width, levels].
+        scores: summed log-probabilities [batch, width].
     """
 
     leaves: Tensor
@@ -46,20 +48,20 @@ class Beams(NamedTuple):
 def beam_search(
     step: Step, tree: Trie | FullTree, batch: int, width: int, closed: Tensor | None = None, device="cpu"
 ) -> Beams:
-    """The `width` likeliest IDs by greedy beam search; exact if `width` is at least the number of valid IDs.
+    """Search the `width` likeliest IDs; exact if `width` is at least the number of valid IDs.
 
     Args:
         step: the model.
         tree: the valid IDs, or a `FullTree`.
-        batch: users.
-        width: beams a user.
-        closed: leaves not to be recommended, -1 for none, sorted by row [batch, any] (`Trie.closed_leaves`); they are
-            taken out before the last top-k, so no width is lost to them.
-        device: where the step's tensors are.
+        batch: number of users.
+        width: beam width.
+        closed: leaves not to be recommended, -1 for none, each row sorted [batch, any] (`Trie.closed_leaves`); they are
+            masked before the last top-k, so they take no places.
+        device: of the step's tensors.
     """
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
     scores = torch.zeros(batch, 1, device=device)
-    chosen = torch.empty(batch, 1, 0, dtype=torch.long, device=device)
+    prefixes = torch.empty(batch, 1, 0, dtype=torch.long, device=device)
     parents = codes = None
     for level in range(tree.levels):
         log_probs = step(level, parents, codes)
@@ -68,24 +70,24 @@ def beam_search(
         scores, best = (scores[..., None] + candidates).flatten(1).topk(min(width, candidates[0].numel()), dim=1)
         parents = best // places
         codes, nodes = tree.choose(level, nodes.gather(1, parents), best % places)
-        chosen = chosen.gather(1, parents[..., None].expand(-1, -1, level))
-        chosen = torch.cat([chosen, codes[..., None]], dim=2)
+        prefixes = prefixes.gather(1, parents[..., None].expand(-1, -1, level))
+        prefixes = torch.cat([prefixes, codes[..., None]], dim=2)
     leaves = torch.where(scores > -torch.inf, nodes, -1)
-    return Beams(leaves, chosen, scores)
+    return Beams(leaves, prefixes, scores)
 
 
 def search(
     step: Step, trie: Trie, bought: Tensor, width: int, exclude_bought: bool = True, constrained: bool = True
 ) -> Beams:
-    """`beam_search` for users with histories.
+    """Run `beam_search` for users with histories.
 
     Args:
         step: the model.
         trie: the valid IDs.
         bought: the histories, item numbers padded with -1 [batch, length].
-        width: beams a user.
-        exclude_bought: leave out IDs with nothing new to the user.
-        constrained: only valid IDs; otherwise any, nothing is left out, and leaves are -1 where there is no such item.
+        width: beam width.
+        exclude_bought: leave out IDs whose items are all in the history.
+        constrained: search valid IDs only; otherwise any codewords: nothing is excluded, and invalid IDs have leaf -1.
     """
     closed = trie.closed_leaves(bought) if exclude_bought and constrained else None
     tree = trie if constrained else FullTree(trie.levels, trie.codebook_size)
@@ -96,10 +98,19 @@ def search(
 def to_items(
     beams: Beams, trie: Trie, bought: Tensor, width: int, exclude_bought: bool = True, constrained: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Items behind the beams of `search` and their scores, best first, -1 for none [batch, up to width].
+    """Convert the beams of `search` to items.
 
-    Several items behind one ID follow each other; where the search was not constrained, places are kept, so that the
-    invalid ones can be counted.
+    Args:
+        beams: the result of `search`.
+        trie: the valid IDs.
+        bought: the histories, item numbers padded with -1 [batch, length].
+        width: most items of a user.
+        exclude_bought: as for `search`; also leaves out single items of IDs that several items share.
+        constrained: as for `search`; an unconstrained result keeps its places, so that invalid IDs can be counted.
+
+    Returns:
+        Item numbers, best first, -1 for none, and their scores; both [batch, at most width]. Items that share an ID
+        follow each other.
     """
     if not constrained:
         return trie.first_item(beams.leaves), beams.scores
@@ -109,9 +120,9 @@ def to_items(
 
 @torch.no_grad()
 def score_all(step: Step, tree: Trie, batch: int, device="cpu") -> Tensor:
-    """Exact log-probabilities of all valid IDs: one pass over the trie's levels, every node once.
+    """Compute the exact log-probabilities of all valid IDs: a step for each level, with every node as a beam.
 
-    The oracle of `beam_search`, for catalogues whose nodes fit into memory as beams do (ten thousands of items).
+    A reference for `beam_search`, for catalogues whose nodes fit into memory as beams (tens of thousands of items).
 
     Returns:
         [batch, n_leaves].

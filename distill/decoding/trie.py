@@ -1,8 +1,8 @@
 """The valid semantic IDs as a prefix tree in flat arrays (paper, Appendix A; layout as in STATIC).
 
-The codes are sorted once; the nodes of a level are then the distinct prefixes in order, and the children of a node are
-a contiguous run on the next level. So a level is two arrays: where each node's run starts, and the children's codes.
-The first two levels have few nodes with many children: there a table of all codewords says more quickly which exist.
+The items' codes are sorted once. The nodes of a level are then the distinct prefixes in order, and the children of a
+node are a contiguous run on the next level, so a level needs two arrays: where each node's run starts, and the
+children's codewords. The first two levels have few nodes with many children; there a dense table is faster.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 DENSE_LEVELS = 2
-DENSE_LIMIT = 1 << 20  # entries of a level's table; larger codebooks get runs on all levels
+DENSE_LIMIT = 1 << 20  # most entries of a level's table; larger codebooks have runs on all levels
 
 
 @dataclass(frozen=True)
 class Trie:
-    """Valid IDs and the items behind them; numbers are int32, codes as small as the codebook allows.
+    """Valid IDs and their items; numbers are int32, codewords as small as the codebook allows.
 
     Attributes:
-        codebook_size: codewords a level.
-        max_children: per level, the longest run.
-        max_items: the most items behind one ID.
-        offsets: per level, start of each node's children [n_nodes + 1].
-        codes: per level, codes of all children, run after run [n_children]; a child's number is its place here.
+        codebook_size: codewords of a level.
+        max_children: per level, the most children of a node.
+        max_items: the most items that share an ID.
+        offsets: per level, start of each node's run of children [n_nodes + 1].
+        codes: per level, codewords of all children, run after run [n_children]; the index is the child's number.
         dense: for the first levels, the child of each node by codeword, -1 for none [n_nodes, codebook_size].
         leaf_of_item: leaf number of each item [n_items].
-        leaf_offsets, leaf_items: the items of each leaf, run after run; more than one where items share an ID.
+        leaf_offsets: start of each leaf's run in `leaf_items` [n_leaves + 1].
+        leaf_items: item numbers, leaf after leaf [n_items]; a leaf has several where items share an ID.
     """
 
     codebook_size: int
@@ -47,28 +48,28 @@ class Trie:
 
     @staticmethod
     def build(codes: np.ndarray, codebook_size: int) -> Trie:
-        """The trie of all items' codes [n_items, levels], on the CPU."""
+        """Build the trie of all items' codes [n_items, levels], on the CPU."""
         n_items, levels = codes.shape
-        new, items = _sorted(codes, codebook_size)
-        offsets, runs, most = [], [], []
+        starts_prefix, items = _sort_items(codes, codebook_size)
+        offsets, runs, max_children = [], [], []
         starts = np.zeros(1, dtype=np.int32)  # first sorted row of each node
         for level in range(levels):
-            children = np.flatnonzero(new[level]).astype(np.int32)
+            children = np.flatnonzero(starts_prefix[level]).astype(np.int32)
             bounds = np.append(np.searchsorted(children, starts), len(children)).astype(np.int32)
             offsets.append(torch.from_numpy(bounds))
-            runs.append(torch.from_numpy(codes[items[children], level].astype(_smallest(codebook_size))))
-            most.append(int(np.diff(bounds).max()))
+            runs.append(torch.from_numpy(codes[items[children], level].astype(_code_type(codebook_size))))
+            max_children.append(int(np.diff(bounds).max()))
             starts = children
         leaf_of_item = np.empty(n_items, dtype=np.int32)
-        leaf_of_item[items] = np.cumsum(new[-1], dtype=np.int32) - 1
+        leaf_of_item[items] = np.cumsum(starts_prefix[-1], dtype=np.int32) - 1
         starts = np.append(starts, np.int32(n_items))
         return Trie(
             codebook_size=codebook_size,
-            max_children=most,
+            max_children=max_children,
             max_items=int(np.diff(starts).max()),
             offsets=offsets,
             codes=runs,
-            dense=_tables(offsets, runs, codebook_size),
+            dense=_dense_tables(offsets, runs, codebook_size),
             leaf_of_item=torch.from_numpy(leaf_of_item),
             leaf_offsets=torch.from_numpy(starts),
             leaf_items=torch.from_numpy(items),
@@ -83,8 +84,8 @@ class Trie:
         return len(self.codes[-1])
 
     def to(self, device: torch.device | str) -> Trie:
-        """The same trie on another device."""
-        lists = {name: [one.to(device) for one in getattr(self, name)] for name in ("offsets", "codes", "dense")}
+        """Copy the trie to another device."""
+        lists = {name: [level.to(device) for level in getattr(self, name)] for name in ("offsets", "codes", "dense")}
         leaves = {name: getattr(self, name).to(device) for name in ("leaf_of_item", "leaf_offsets", "leaf_items")}
         return Trie(self.codebook_size, self.max_children, self.max_items, **lists, **leaves)
 
@@ -94,28 +95,28 @@ class Trie:
         for level in range(self.levels):
             tensors |= {f"offsets.{level}": self.offsets[level], f"codes.{level}": self.codes[level]}
         facts = [self.codebook_size, self.max_items, *self.max_children]
-        save_file({name: one.cpu() for name, one in tensors.items()}, path, {"sizes": " ".join(map(str, facts))})
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path, {"sizes": " ".join(map(str, facts))})
 
     @staticmethod
     def load(path: Path) -> Trie:
-        """Read what `save` wrote through a memory map: pages come from the disk when they are first used."""
+        """Read a file of `save` through a memory map: pages are read from disk when they are first used."""
         with safe_open(path, "pt") as file:
-            size, max_items, *most = map(int, file.metadata()["sizes"].split())
-            offsets = [file.get_tensor(f"offsets.{level}") for level in range(len(most))]
-            codes = [file.get_tensor(f"codes.{level}") for level in range(len(most))]
+            size, max_items, *max_children = map(int, file.metadata()["sizes"].split())
+            offsets = [file.get_tensor(f"offsets.{level}") for level in range(len(max_children))]
+            codes = [file.get_tensor(f"codes.{level}") for level in range(len(max_children))]
             names = ("leaf_of_item", "leaf_offsets", "leaf_items")
             leaves = {name: file.get_tensor(name) for name in names}
-        return Trie(size, most, max_items, offsets, codes, _tables(offsets, codes, size), **leaves)
+        return Trie(size, max_children, max_items, offsets, codes, _dense_tables(offsets, codes, size), **leaves)
 
     def children(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers and codes of the children of nodes.
+        """Look up the children of nodes.
 
         Args:
-            level: 0 is the root's.
+            level: of the children's codewords; 0 for the children of the root.
             nodes: node numbers [...].
 
         Returns:
-            Child numbers on the next level, -1 in unused places, and codes; both [..., max_children[level]].
+            The children's numbers, -1 in unused places, and their codewords; both [..., max_children[level]].
         """
         first, end = self.offsets[level][nodes], self.offsets[level][nodes + 1]
         child = first[..., None] + torch.arange(self.max_children[level], dtype=torch.int32, device=nodes.device)
@@ -124,35 +125,39 @@ class Trie:
         return torch.where(exists, child, -1), code.long()
 
     def candidates(self, level: int, nodes: Tensor, log_probs: Tensor, closed: Tensor | None = None) -> Tensor:
-        """Log-probabilities of the codewords that lead on from nodes, -inf elsewhere.
+        """Mask the log-probabilities of codewords that no valid ID has after the nodes.
 
         Args:
-            level: 0 is the root's.
+            level: of the codewords; 0 for the children of the root.
             nodes: node numbers [batch, beams].
             log_probs: of all codewords of the level [batch, beams, codebook_size].
-            closed: leaves to leave out on the last level, -1 for none, sorted by row [batch, any].
+            closed: leaves to mask on the last level, -1 for none, each row sorted [batch, any].
 
         Returns:
-            [batch, beams, codebook_size or max_children[level]]; what stands at a place, `choose` tells.
+            −∞ where masked [batch, beams, codebook_size or max_children[level]]; `choose` turns a place in the last
+            dimension into codeword and child.
         """
         if level < len(self.dense):
             child = self.dense[level][nodes]
         else:
             child, code = self.children(level, nodes)
             log_probs = log_probs.gather(2, code)
-        gone = child < 0
+        masked = child < 0
         if closed is not None and level == self.levels - 1:
             place = torch.searchsorted(closed, child.flatten(1)).clamp(max=closed.shape[1] - 1)
-            gone = gone | (closed.gather(1, place).view_as(child) == child)
-        return log_probs.masked_fill(gone, -torch.inf)
+            masked = masked | (closed.gather(1, place).view_as(child) == child)
+        return log_probs.masked_fill(masked, -torch.inf)
 
     def choose(self, level: int, nodes: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Codeword and child at a place of `candidates`; a place with -inf gives some codeword and child.
+        """Look up the codewords and children at places of `candidates`; they are arbitrary where that is −∞.
 
         Args:
             level: as for `candidates`.
-            nodes: the nodes that are gone on from [...].
-            place: one for each [...].
+            nodes: node numbers [...].
+            place: a place in the last dimension of `candidates` for each node [...].
+
+        Returns:
+            Codewords and child numbers, both [...].
         """
         if level < len(self.dense):
             return place, self.dense[level][nodes, place].clamp(min=0)
@@ -160,7 +165,7 @@ class Trie:
         return self.codes[level][child].long(), child
 
     def find(self, codes: Tensor) -> Tensor:
-        """Leaf number of each ID [..., levels], -1 where there is no such item."""
+        """Look up the leaf numbers of IDs, [..., levels] → [...]; -1 where no item has the ID."""
         node = torch.zeros(codes.shape[:-1], dtype=torch.int32, device=codes.device)
         valid = torch.ones_like(node, dtype=torch.bool)
         for level in range(self.levels):
@@ -171,17 +176,17 @@ class Trie:
         return torch.where(valid, node, -1)
 
     def first_item(self, leaves: Tensor) -> Tensor:
-        """The item behind each leaf, the first where several share it; -1 for leaf -1 [...]."""
+        """Look up the item of each leaf, the first where several share it, -1 for leaf -1; [...] → [...]."""
         return torch.where(leaves >= 0, self.leaf_items[self.leaf_offsets[leaves.clamp(min=0)]], -1)
 
     def closed_leaves(self, histories: Tensor) -> Tensor:
-        """Leaves with nothing new to a user: all of their items are in the history.
+        """Find the leaves whose items are all in a user's history.
 
         Args:
             histories: item numbers padded with -1 [batch, length].
 
         Returns:
-            Leaf numbers, -1 elsewhere, sorted by row [batch, length].
+            Leaf numbers, padded with -1, each row sorted [batch, length].
         """
         leaves = torch.where(histories >= 0, self.leaf_of_item[histories.clamp(min=0)], -1)
         if self.max_items > 1:
@@ -194,16 +199,16 @@ class Trie:
         return leaves.sort(dim=1).values
 
     def items(self, leaves: Tensor, width: int, bought: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Distinct items behind a ranked list of leaves.
+        """List the items of ranked leaves.
 
         Args:
-            leaves: leaf numbers, -1 for none [batch, beams].
-            width: items a user at most; fewer leaves may hold as many where items share an ID.
+            leaves: leaf numbers, distinct in a row, -1 for none [batch, beams].
+            width: most items of a user.
             bought: item numbers to leave out, padded with -1 [batch, length].
 
         Returns:
-            Item numbers in the order of the leaves (those that share an ID by item number), padded with -1, and the
-            place in `leaves` that each came from; both [batch, width], or narrower where there are no more places.
+            Item numbers in the order of the leaves, padded with -1 (items that share an ID by item number), and the
+            place in `leaves` of each; both [batch, min(width, beams · max_items)].
         """
         first, end = self.leaf_offsets[leaves.clamp(min=0)], self.leaf_offsets[leaves.clamp(min=0) + 1]
         row = first[..., None] + torch.arange(self.max_items, device=leaves.device)
@@ -216,16 +221,20 @@ class Trie:
 
 
 class FullTree:
-    """Every sequence of codewords is allowed: measures how many invalid IDs a model makes without the trie.
+    """A tree of all codeword sequences, to measure how many invalid IDs a model generates without the trie.
 
     A node's number is its prefix read as a number in base `codebook_size`.
+
+    Args:
+        levels: codewords of an ID.
+        codebook_size: codewords of a level.
     """
 
     def __init__(self, levels: int, codebook_size: int):
         self.levels, self.codebook_size = levels, codebook_size
 
     def candidates(self, level: int, nodes: Tensor, log_probs: Tensor, closed: Tensor | None = None) -> Tensor:
-        """As `Trie.candidates`: all of them."""
+        """As `Trie.candidates`, with nothing masked."""
         return log_probs
 
     def choose(self, level: int, nodes: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,8 +242,12 @@ class FullTree:
         return place, nodes * self.codebook_size + place
 
 
-def _sorted(codes: np.ndarray, codebook_size: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Items by ID, then by number [n_items], and per level which rows of that order open a new prefix [n_items]."""
+def _sort_items(codes: np.ndarray, codebook_size: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Sort items by ID, then by number.
+
+    Returns:
+        Per level, which sorted items start a new prefix [n_items]; and the sorted item numbers [n_items].
+    """
     n_items, levels = codes.shape
     bits, item_bits = (codebook_size - 1).bit_length(), (n_items - 1).bit_length()
     if levels * bits + item_bits > 64:
@@ -242,7 +255,7 @@ def _sorted(codes: np.ndarray, codebook_size: int) -> tuple[list[np.ndarray], np
         differs = np.ones((levels, n_items), dtype=bool)
         differs[:, 1:] = (codes[items[1:]] != codes[items[:-1]]).T
         return list(np.logical_or.accumulate(differs)), items.astype(np.int32)
-    # ID and item number in one integer: sorting values is ten times as fast as sorting places by four keys
+    # ID and item number in one integer: sorting values is ten times as fast as an index sort by four keys
     key = np.zeros(n_items, dtype=np.uint64)
     for column in codes.T:
         key <<= np.uint64(bits)
@@ -251,19 +264,19 @@ def _sorted(codes: np.ndarray, codebook_size: int) -> tuple[list[np.ndarray], np
     key |= np.arange(n_items, dtype=np.uint64)
     key.sort()
     items = (key & np.uint64((1 << item_bits) - 1)).astype(np.int32)
-    new = []
+    starts_prefix = []
     for level in range(levels):
         prefix = key >> np.uint64(item_bits + (levels - 1 - level) * bits)
-        new.append(np.append(True, prefix[1:] != prefix[:-1]))
-    return new, items
+        starts_prefix.append(np.append(True, prefix[1:] != prefix[:-1]))
+    return starts_prefix, items
 
 
-def _smallest(codebook_size: int) -> type:
+def _code_type(codebook_size: int) -> type:
     return np.uint8 if codebook_size <= 1 << 8 else np.int16 if codebook_size <= 1 << 15 else np.int32
 
 
-def _tables(offsets: list[Tensor], codes: list[Tensor], codebook_size: int) -> list[Tensor]:
-    """The children of the first levels' nodes by codeword, where that is small."""
+def _dense_tables(offsets: list[Tensor], codes: list[Tensor], codebook_size: int) -> list[Tensor]:
+    """Build `Trie.dense` for the first levels, as long as the tables are small."""
     tables = []
     for bounds, code in list(zip(offsets, codes, strict=True))[:DENSE_LEVELS]:
         nodes = len(bounds) - 1

@@ -1,20 +1,24 @@
-"""How far a data set is solved by shortcuts: few ways on from an item, alike neighbours, histories that end to matter.
+"""Audit a data set: how far do shortcuts solve it?
 
-The three structures are those of Han et al. 2026 (arXiv 2605.07125); the measures are ours. A benchmark that they solve
-says little about models. Only the training part is counted, the targets are the validation part's.
+Three shortcuts after Han et al. 2026 (arXiv 2605.07125): few next items of an item, similar neighbours, and histories
+of which the last item alone matters. The measures are ours. A benchmark that shortcuts solve tells little about
+models. Only the training part is counted; the targets are those of the validation part.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from distill.baselines import counting
-from distill.baselines.counting import Transitions, count_transitions, recommend
+from distill.baselines.content import Content
+from distill.baselines.counting import Transitions, TransitionSettings, count_transitions
+from distill.baselines.item_scorer import mean_ndcg, sample_examples
+from distill.baselines.mixture import CounterContent
 from distill.baselines.popularity import Popularity
 from distill.data.dataset import PAD, Dataset, Examples
-from distill.metrics import hit_ranks, ndcg
 
 LASTS = (1, 2, 5, 20)  # items of the history that the counter may read
 PAIRS = 20_000  # sampled for similarities
@@ -28,26 +32,37 @@ class Finding(NamedTuple):
     meaning: str
 
 
-def audit(dataset: Dataset, vectors: np.ndarray | None, hide: bool, users: int = 5000) -> list[Finding]:
-    """The table.
+def audit(
+    dataset: Dataset,
+    vectors: np.ndarray | None,
+    exclude_bought: bool,
+    users: int = 5000,
+    texts: np.ndarray | None = None,
+) -> list[Finding]:
+    """Measure all shortcuts.
 
     Args:
-        dataset: what is looked at.
-        vectors: item embeddings of texts [n_items, dim]; None: no similarities.
-        hide: whether items of the history are left out of lists.
+        dataset: the data set.
+        vectors: item embeddings [n_items, dim]; None: no similarities are measured.
+        exclude_bought: whether items of the history are left out of lists.
         users: validation examples that are ranked, at most.
+        texts: item text embeddings [n_items, dim]; None: the baselines that read texts are not measured.
     """
     values, offsets = dataset.training_sequences()
-    examples = sample(dataset.examples("valid"), users)
-    pairs = neighbours(values, offsets)
-    found = branching(pairs, dataset.n_items)
+    examples = sample_examples(dataset.examples("valid"), users)
+    pairs = next_item_pairs(values, offsets)
+    findings = branching(pairs, dataset.n_items)
     if vectors is not None:
-        found += smoothness(pairs, vectors)
-    return found + dependence(dataset, examples, hide) + reach(dataset, examples)
+        findings += smoothness(pairs, vectors)
+    tuned, _ = Transitions.tune(dataset, exclude_bought)
+    findings += dependence(dataset, tuned, examples, exclude_bought)
+    if texts is not None:
+        findings += similarity_alone(dataset, tuned, texts, examples, exclude_bought)
+    return findings + reach(dataset, examples)
 
 
 def branching(pairs: np.ndarray, n_items: int) -> list[Finding]:
-    """How many ways lead on from an item, as met when walking through the data.
+    """Measure how many different items follow an item, averaged over the transitions of the data.
 
     Args:
         pairs: an item and the next one [n, 2].
@@ -56,24 +71,30 @@ def branching(pairs: np.ndarray, n_items: int) -> list[Finding]:
     edges, counts = np.unique(pairs[:, 0] * n_items + pairs[:, 1], return_counts=True)
     sources = edges // n_items
     total = np.bincount(sources, counts, minlength=n_items)
-    ways = np.bincount(sources, minlength=n_items)
+    distinct = np.bincount(sources, minlength=n_items)
     share = counts / total[sources]
     entropy = np.bincount(sources, -share * np.log(share), minlength=n_items)
-    met = total / total.sum()
+    frequency = total / total.sum()
     return [
-        Finding("next items of an item", float(met @ ways), "distinct, mean over transitions: few are a shortcut"),
-        Finding("effective branching", float(np.exp(met @ entropy)), "exp of the mean entropy of the next item"),
+        Finding("next items of an item", float(frequency @ distinct), "distinct, mean over transitions: few are a "
+                "shortcut"),
+        Finding("effective branching", float(np.exp(frequency @ entropy)), "exp of the mean entropy of the next item"),
         Finding("repeated transitions", float(counts[counts > 1].sum() / counts.sum()), "share met more than once"),
-    ]
+    ]  # fmt: skip
 
 
 def smoothness(pairs: np.ndarray, vectors: np.ndarray) -> list[Finding]:
-    """Whether neighbours are alike: cosines of an item and the next against those of an item and any other's next."""
+    """Measure whether neighbours are similar: cosines of an item and its next against those of shuffled pairs.
+
+    Args:
+        pairs: an item and the next one [n, 2].
+        vectors: item text embeddings [n_items, dim].
+    """
     rng = np.random.default_rng(0)
     chosen = pairs[rng.permutation(len(pairs))[:PAIRS]]
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    other = chosen[rng.permutation(len(chosen)), 1]
-    near, far = (np.einsum("nd,nd->n", unit[chosen[:, 0]], unit[items]) for items in (chosen[:, 1], other))
+    shuffled = chosen[rng.permutation(len(chosen)), 1]
+    near, far = (np.einsum("nd,nd->n", unit[chosen[:, 0]], unit[items]) for items in (chosen[:, 1], shuffled))
     order = np.sort(far)
     won = (np.searchsorted(order, near, side="left") + np.searchsorted(order, near, side="right")) / 2
     return [
@@ -82,56 +103,66 @@ def smoothness(pairs: np.ndarray, vectors: np.ndarray) -> list[Finding]:
     ]
 
 
-def dependence(dataset: Dataset, examples: Examples, hide: bool) -> list[Finding]:
-    """How much of the counter's NDCG@10 the last item alone gives."""
-    tuned, _ = Transitions.tune(dataset)
+def dependence(dataset: Dataset, tuned: Transitions, examples: Examples, exclude_bought: bool) -> list[Finding]:
+    """Measure how much of the counter's NDCG@10 the last item alone gives."""
     value = {}
     for last in LASTS:
-        settings = counting.TransitionSettings(**{**tuned.describe(), "last": last})
-        lists = recommend(tuned.with_settings(settings), examples, 10, hide)
-        value[last] = float(ndcg(hit_ranks(lists, examples.targets), 10).mean())
-    most = max(max(value.values()), 1e-12)
-    popular = recommend(Popularity(dataset), examples, 10, hide)
+        model = tuned.with_settings(replace(tuned.settings, last=last))
+        value[last] = mean_ndcg(model, examples, exclude_bought)
+    best = max(max(value.values()), 1e-12)
     return [
-        Finding("popularity's NDCG@10", float(ndcg(hit_ranks(popular, examples.targets), 10).mean()), "validation"),
+        Finding("popularity's NDCG@10", mean_ndcg(Popularity(dataset), examples, exclude_bought), "validation"),
         Finding("counter's NDCG@10", value[max(LASTS)], f"validation, the last {max(LASTS)} items, tuned settings"),
         *(
             Finding(
-                f"kept with the last {last}", value[last] / most, "of the best; near 1: short dependence, a shortcut"
+                f"kept with the last {last}", value[last] / best, "of the best; near 1: short dependence, a shortcut"
             )
             for last in LASTS[:2]
         ),
     ]
 
 
+def similarity_alone(
+    dataset: Dataset, tuned: Transitions, texts: np.ndarray, examples: Examples, exclude_bought: bool
+) -> list[Finding]:
+    """Measure how far frozen text embeddings come, alone and mixed with the counter, without learning."""
+    content = Content.tune(dataset, texts, exclude_bought)
+    both = CounterContent.tune(dataset, tuned, content, exclude_bought)
+    return [
+        Finding("content's NDCG@10", mean_ndcg(content, examples, exclude_bought), "validation, similarity of texts"),
+        Finding("counter and content's NDCG@10", mean_ndcg(both, examples, exclude_bought), "validation, mixed"),
+    ]
+
+
 def reach(dataset: Dataset, examples: Examples) -> list[Finding]:
-    """What counting can find at all."""
+    """Measure which targets counting can find at all, and how familiar targets are."""
     values, offsets = dataset.training_sequences()
     widest = max(int(np.diff(offsets).max(initial=1)), 1)
-    settings = counting.TransitionSettings(window=widest, decay=1.0, recency=1.0, last=examples.histories.shape[1])
-    found = counting.reachable(Transitions(dataset, settings), examples)
+    settings = TransitionSettings(window=widest, decay=1.0, recency=1.0, last=examples.histories.shape[1])
+    reachable = counting.reachable(Transitions(dataset, settings), examples)
     counts = count_transitions(values, offsets, dataset.n_items, 1, 1.0)
     last = examples.histories[np.arange(len(examples)), (examples.histories != PAD).sum(1) - 1]
     neighbour = np.asarray(counts[last, examples.targets]).ravel() > 0
     bought = (examples.histories == examples.targets[:, None]).any(1)
     seen = np.bincount(values, minlength=dataset.n_items)[examples.targets]
     return [
-        Finding("reachable by counting", float(found.mean()), "target and an item of the history ever met in training"),
+        Finding("reachable by counting", float(reachable.mean()), "target and an item of the history met in training"),
         Finding("next to the last item", float(neighbour.mean()), "the target stood beside the last item in training"),
         Finding("bought before", float(bought.mean()), "the target is in the history"),
         Finding("targets seen under 5 times", float((seen < 5).mean()), "in the training part"),
+        Finding("cold targets", float((seen == 0).mean()), "in no training sequence: counting cannot find them"),
     ]
 
 
-def neighbours(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def next_item_pairs(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """An item and the next one, of all sequences [n, 2]."""
-    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    together = owner[1:] == owner[:-1]
+    sequence_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    together = sequence_of[1:] == sequence_of[:-1]
     return np.stack([values[:-1][together], values[1:][together]], axis=1)
 
 
-def sample(examples: Examples, most: int) -> Examples:
-    """At most so many of them, always the same."""
-    if len(examples) <= most:
-        return examples
-    return examples.take(np.sort(np.random.default_rng(0).choice(len(examples), most, replace=False)))
+def as_markdown(findings: list[Finding]) -> str:
+    """The findings as a Markdown table."""
+    lines = ["| measure | value | |", "|---|---:|---|"]
+    lines += [f"| {name} | {value:.3f} | {meaning} |" for name, value, meaning in findings]
+    return "\n".join(lines) + "\n"

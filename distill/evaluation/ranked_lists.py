@@ -1,4 +1,4 @@
-"""What an evaluation keeps beside its figures: whom each system recommended what (`lists.parquet`)."""
+"""`lists.parquet`: the ranked items of each system for each user, written by an evaluation beside its figures."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pyarrow.parquet as pq
 from distill.data.dataset import PAD, Examples
 from distill.runtime.parquet import read_parquet
 
-ASKED = ("user", "target", "history")  # the columns that are no system
+ASKED = ("user", "target", "history")  # columns that are not systems
 
 
 class RankedLists(NamedTuple):
-    """Users and targets [users], and the ranked items of each system, -1 for none [users, width]."""
+    """Users and targets [users], and ranked items of each system, -1 for none [users, width]."""
 
     users: np.ndarray
     targets: np.ndarray
     lists: dict[str, np.ndarray]
 
     def same_users(self, others: RankedLists) -> bool:
-        """Whether both answer the same questions, so that they can be compared user by user."""
+        """Tell whether both have the same users and targets in the same order, so that they can be compared."""
         return np.array_equal(self.users, others.users) and np.array_equal(self.targets, others.targets)
 
 
 def write_ranked_lists(path: Path, examples: Examples, lists: dict[str, np.ndarray]) -> None:
-    """One row a user: user, target, history, and each system's top items."""
+    """Write one row for each user: user, target, history, and the ranked items of each system."""
     histories = [row[row != PAD].tolist() for row in examples.histories]
     columns = {
         "user": pa.array(examples.users, pa.int32()),
@@ -40,7 +40,7 @@ def write_ranked_lists(path: Path, examples: Examples, lists: dict[str, np.ndarr
 
 
 def read_ranked_lists(path: Path) -> RankedLists:
-    """What `write_ranked_lists` wrote, without the histories.
+    """Read what `write_ranked_lists` wrote, without the histories.
 
     Raises:
         UserError: missing or damaged file.

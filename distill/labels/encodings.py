@@ -1,35 +1,38 @@
-"""How the log-probabilities of a level's codewords are stored: fp16, u8 or topk+tail."""
+"""Encodings of a level's codeword log-probabilities: fp16, u8 and topk+tail."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from distill.labels.schema import Columns
+from distill.labels.schema import Columns, Rows
 
 
 class Fp16:
-    """Every log-probability as a half."""
+    """Every log-probability in half precision."""
 
     @staticmethod
     def encode(log_probs: np.ndarray) -> Columns:
+        """Encode float32 [n, V]."""
         return {"log_probs": log_probs.astype(np.float16)}
 
     @staticmethod
     def decode(columns: Columns, size: int) -> np.ndarray:
+        """Decode to float32 [n, V], V = `size`."""
         return columns["log_probs"].astype(np.float32)
 
 
 class U8:
-    """√p in equal steps: where KL is the price, an error of √p costs the same wherever it is made.
+    """√p in equal steps, one byte a codeword: an error of √p costs the same KL wherever it is made.
 
     KL(p ‖ p + dp) ≈ ½ Σ dp²/p = 2 Σ d(√p)², so steps of 1/208 cost at most 2 · V / (12 · 208²) nats: below .001 for 256
-    codewords, whatever the distribution. Most bytes are small, and zstd packs them.
+    codewords, whatever the distribution. Most bytes are small, so zstd compresses them well.
     """
 
     STEPS = 208
 
     @staticmethod
     def encode(log_probs: np.ndarray) -> Columns:
+        """Encode float32 [n, V]."""
         mass = np.logaddexp.reduce(log_probs, axis=1)
         shares = np.exp(log_probs - np.maximum(mass, np.finfo(np.float32).min)[:, None])
         roots = np.rint(np.sqrt(shares) * U8.STEPS).astype(np.uint8)
@@ -39,34 +42,37 @@ class U8:
 
     @staticmethod
     def decode(columns: Columns, size: int) -> np.ndarray:
+        """Decode to float32 [n, V], V = `size`; zero bytes share their tail equally."""
         roots, tail = columns["roots"], np.exp(columns["tail"].astype(np.float32))
         squares = (np.arange(256, dtype=np.float32) / U8.STEPS) ** 2
         with np.errstate(divide="ignore"):
-            table = np.log(squares)
-            rest = np.log(tail / np.maximum((roots == 0).sum(1), 1))
+            log_squares = np.log(squares)
+            zero_share = np.log(tail / np.maximum((roots == 0).sum(1), 1))
             scale = np.log(np.maximum(1 - tail, 0)) - np.log(np.maximum(squares[roots].sum(1), 1e-9))
-        inside = np.where(roots == 0, rest[:, None], table[roots] + scale[:, None])
-        return inside + columns["mass"].astype(np.float32)[:, None]
+        log_shares = np.where(roots == 0, zero_share[:, None], log_squares[roots] + scale[:, None])
+        return log_shares + columns["mass"].astype(np.float32)[:, None]
 
 
 class TopK:
-    """The likeliest codewords, and the mass of the others in one number: what peers store. Biased: the tail is flat."""
+    """The likeliest codewords, and the mass of all others as one number. Biased: the tail becomes flat."""
 
     K = 48
 
     @staticmethod
     def encode(log_probs: np.ndarray) -> Columns:
+        """Encode float32 [n, V]."""
         k = min(TopK.K, log_probs.shape[1])
         top = np.argsort(-log_probs, axis=1, kind="stable")[:, :k]
         probs = np.exp(log_probs)
         np.put_along_axis(probs, top, 0, axis=1)
         with np.errstate(divide="ignore"):
             tail = np.log(probs.sum(1)).astype(np.float16)
-        kept = np.take_along_axis(log_probs, top, axis=1).astype(np.float16)
-        return {"top": top.astype(np.int16), "top_log_probs": kept, "tail": tail}
+        top_log_probs = np.take_along_axis(log_probs, top, axis=1).astype(np.float16)
+        return {"top": top.astype(np.int16), "top_log_probs": top_log_probs, "tail": tail}
 
     @staticmethod
     def decode(columns: Columns, size: int) -> np.ndarray:
+        """Decode to float32 [n, V], V = `size`; codewords outside the top share the tail equally."""
         top = columns["top"].astype(np.int64)
         share = columns["tail"].astype(np.float32) - np.log(max(size - top.shape[1], 1), dtype=np.float32)
         log_probs = np.repeat(share[:, None], size, axis=1)
@@ -78,21 +84,38 @@ ENCODINGS = {"fp16": Fp16, "u8": U8, "topk+tail": TopK}
 
 
 def kl(log_probs: np.ndarray, encoding: str) -> float:
-    """Mean KL in nats from the labels to what an encoding makes of them, both normalised over the codewords.
+    """Mean KL in nats from the labels to their decoded form, both normalised over the codewords.
 
     Args:
         log_probs: [n, levels, V].
         encoding: a key of `ENCODINGS`.
     """
-    kind, size = ENCODINGS[encoding], log_probs.shape[-1]
+    codec, size = ENCODINGS[encoding], log_probs.shape[-1]
     exact = log_probs.reshape(-1, size).astype(np.float64)
-    found = kind.decode(kind.encode(exact.astype(np.float32)), size).astype(np.float64)
-    exact, found = (one - np.logaddexp.reduce(one, axis=1, keepdims=True) for one in (exact, found))
+    decoded = codec.decode(codec.encode(exact.astype(np.float32)), size).astype(np.float64)
+    exact, decoded = (each - np.logaddexp.reduce(each, axis=1, keepdims=True) for each in (exact, decoded))
     probs = np.exp(exact)
     with np.errstate(invalid="ignore"):
-        return float(np.where(probs > 0, probs * (exact - found), 0).sum(1).mean())
+        return float(np.where(probs > 0, probs * (exact - decoded), 0).sum(1).mean())
 
 
-def parts_of(kind: type) -> list[str]:
+def column_names(encoding: str) -> list[str]:
     """Names of an encoding's columns, without the level."""
-    return list(kind.encode(np.zeros((1, 1), np.float32)))
+    return list(ENCODINGS[encoding].encode(np.zeros((1, 1), np.float32)))
+
+
+def decode_level(columns: Columns, encoding: str, level: int, size: int, rows: Rows = slice(None)) -> np.ndarray:
+    """Decode one level of a shard's columns.
+
+    Args:
+        columns: arrays of n rows, named with the level (`roots_0`).
+        encoding: a key of `ENCODINGS`.
+        level: from 0.
+        size: V, codewords a row.
+        rows: the m rows to decode.
+
+    Returns:
+        float32 log-probabilities [m, V].
+    """
+    parts = {name: columns[f"{name}_{level}"][rows] for name in column_names(encoding)}
+    return ENCODINGS[encoding].decode(parts, size)

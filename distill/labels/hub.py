@@ -1,11 +1,23 @@
-"""Soft labels as a `datasets` data set: pushed to the Hugging Face hub or a folder, and loaded again."""
+"""Soft labels as a `datasets.Dataset`: push a set to the Hugging Face hub or to a folder, and load it (docs/labels.md).
+
+labels = hub.load("./pushed")               # or "USER/NAME" on the hub
+labels[0]["probabilities"]                  # float32 [levels, V], whatever the encoding
+labels[:32]["probabilities"].shape          # (32, levels, V)
+raw = hub.load("./pushed", decode=False)    # the columns as they are stored
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from distill.labels.encodings import column_names, decode_level
+from distill.labels.schema import INDEX, Columns
 from distill.labels.store import LabelStore
 from distill.runtime.errors import UserError
 
@@ -15,19 +27,20 @@ configs:
   data_files: data/*.parquet
 ---
 Soft labels of a generative recommender: candidates and codeword distributions, one row a training example.
-`index.json` tells whose they are and how they are encoded.
+`index.json` names the data set, the semantic IDs, the teacher and the encoding.
+`distill.labels.hub.load` returns the distributions decoded; `datasets.load_dataset` returns the stored columns.
 """
 
 
 def push(folder: Path, name: str) -> None:
-    """Copy a finished set to the Hugging Face hub, where `datasets.load_dataset(name)` finds it, or to a folder.
+    """Copy a finished set to the Hugging Face hub, where `datasets.load_dataset(name)` reads it, or to a folder.
 
     Args:
         folder: a soft_labels artifact.
         name: USER/NAME on the hub; or a path that begins with `/`, `./`, `../` or `~`.
 
     Raises:
-        UserError: the artifact is unfinished, the folder exists, or the hub does not take it.
+        UserError: the artifact is unfinished, the folder is not empty, or the hub refuses the upload.
     """
     LabelStore.open(folder)
     if is_local(name):
@@ -46,16 +59,68 @@ def push(folder: Path, name: str) -> None:
         hub.upload_folder(repo_id=name, repo_type="dataset", folder_path=folder)
         hub.upload_file(path_or_fileobj=CARD.encode(), path_in_repo="README.md", repo_id=name, repo_type="dataset")
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        raise UserError(f"The hub does not take {name}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"The hub does not accept {name}: {str(error).splitlines()[0]}") from None
 
 
-def load(name: str, **options: Any):
-    """A pushed set as a `datasets.Dataset`, by its name on the hub or its folder; `options` go to `load_dataset`."""
+def load(name: str, decode: bool = True, **options: Any) -> Any:
+    """Load a pushed set as a `datasets.Dataset`.
+
+    Args:
+        name: USER/NAME on the hub, or a folder, as for `push`.
+        decode: decode rows when they are read (`decoder`); False: the columns as stored (distill/labels/schema.py).
+        options: for `datasets.load_dataset`.
+    """
     from datasets import load_dataset
 
-    return load_dataset(str(Path(name).expanduser()) if is_local(name) else name, split="train", **options)
+    source = str(Path(name).expanduser()) if is_local(name) else name
+    dataset = load_dataset(source, split="train", **options)
+    return dataset.with_transform(decoder(read_index(name, options.get("revision")))) if decode else dataset
+
+
+def decoder(index: dict[str, Any]) -> Callable[[dict[str, list]], Columns]:
+    """Build the function that decodes a batch of rows, for `datasets.Dataset.with_transform`.
+
+    Args:
+        index: the content of the set's `index.json`.
+
+    Returns:
+        A function from a batch as `datasets` reads it to arrays: `probabilities`, float32 [rows, levels, V], in place
+        of the encoded columns; the other columns unchanged. The probabilities of a level sum to the mass that the
+        teacher gave to these codewords, at most 1. A batch that lacks an encoded column has no `probabilities`.
+    """
+    encoding, levels = index["encoding"], index["levels"]
+    size = index["codebook_size"] * (levels if index["scope"] == "all" else 1)
+    encoded = [f"{name}_{level}" for level in range(levels) for name in column_names(encoding)]
+
+    def decode(batch: dict[str, list]) -> Columns:
+        arrays = {name: _as_array(values) for name, values in batch.items()}
+        decoded = {name: values for name, values in arrays.items() if name not in encoded}
+        if arrays.keys() >= set(encoded):
+            log_probs = [decode_level(arrays, encoding, level, size) for level in range(levels)]
+            decoded["probabilities"] = np.exp(np.stack(log_probs, axis=1)).astype(np.float32)
+        return decoded
+
+    return decode
+
+
+def read_index(name: str, revision: str | None = None) -> dict[str, Any]:
+    """Read the `index.json` of a pushed set, from its folder or the hub."""
+    if is_local(name):
+        path = Path(name).expanduser() / INDEX
+    else:
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(name, INDEX, repo_type="dataset", revision=revision))
+    return json.loads(path.read_text())
 
 
 def is_local(name: str) -> bool:
-    """Whether a name is a path rather than one of the hub."""
+    """Whether a name is a path rather than a name on the hub."""
     return name.startswith(("/", "./", "../", "~"))
+
+
+def _as_array(values: list) -> np.ndarray:
+    """Convert a column of numbers, lists or bytes to an array [rows] or [rows, length]."""
+    if values and isinstance(values[0], bytes):
+        return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
+    return np.array(values)

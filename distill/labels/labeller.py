@@ -1,4 +1,4 @@
-"""The contract of a teacher: what the export asks of it (`LabelRequest`) and what it answers (`Labels`)."""
+"""The interface of a teacher: what the export requests (`LabelRequest`) and what it gets (`Labels`)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from distill.data.dataset import PAD, Examples
 
-Progress = Callable[[int], object]  # told how many examples have been labelled since it was last told
+Progress = Callable[[int], object]  # called with the number of examples labelled since the last call
 
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """What is asked.
+    """What a teacher is asked for.
 
     Attributes:
-        width: beams.
-        keep: candidates kept after correction.
+        width: beam width.
+        keep: candidates kept after correction, the reference included.
         exclude_bought: leave items of the history out of the candidates.
-        scope: "level": each position's own codewords; "all": those of all levels.
-        constrained: beams of valid IDs only; otherwise Correct drops the invalid ones (paper 3.2).
+        scope: "level": log-probabilities of each position's own level; "all": of the codewords of all levels.
+        constrained: search valid IDs only; otherwise Correct drops the invalid ones (paper 3.2).
     """
 
     width: int = 25
@@ -34,15 +34,17 @@ class LabelRequest:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a teacher says about n examples.
+    """A teacher's labels of n examples.
 
     Attributes:
         candidates: item numbers, the reference first, padded with -1 [n, keep].
-        scores: their log P(v|S), −∞ for padding [n, keep].
-        log_probs: float32 teacher-forced log-probabilities over the teacher's whole vocabulary [n, levels, V]; V is
-            codebook_size, or levels · codebook_size under scope "all"; what a row lacks to 1 is mass on other tokens.
-        ranks: place of the reference among the beams from 0, -1 where it is in none [n]; None: `scores` must tell.
-        invalid: how many of an example's beams are no item's ID [n]; None: none.
+        scores: log P(v|S) of the candidates, −∞ for padding [n, keep].
+        log_probs: float32 teacher-forced log-probabilities of the codewords [n, levels, V]; V is codebook_size, or
+            levels · codebook_size under scope "all". They are normalised over the teacher's whole vocabulary: what a
+            row lacks to 1 is the mass of other tokens.
+        ranks: rank of the reference among the beams, from 0; -1 where no beam holds it [n]. None: derive it from
+            `scores`.
+        invalid: beams of each example that are no item's ID [n]; None: none are.
     """
 
     candidates: np.ndarray
@@ -53,52 +55,65 @@ class Labels:
 
 
 class Labeller(Protocol):
-    """A teacher. RankedLists depend on the examples alone, not on those labelled with them."""
+    """A teacher. An example's labels do not depend on the examples that are labelled with it."""
 
-    def label(self, examples: Examples, ask: LabelRequest, progress: Progress) -> Labels:
-        """Labels of n examples."""
+    def label(self, examples: Examples, request: LabelRequest, progress: Progress) -> Labels:
+        """Label n examples."""
 
     def log_prob(self, examples: Examples, items: np.ndarray) -> np.ndarray:
-        """Exact log P(v|S) of given items, −∞ for -1; both [n, k]. Mixtures need it."""
+        """Compute the exact log P(v|S) of given items, −∞ for -1; both [n, k]. Needed in mixtures."""
 
     def facts(self) -> dict:
-        """What the set's index says of the labeller: engine, version, dtype and the like; values that JSON can hold."""
+        """Describe the labeller for the index: engine, version, dtype and the like, as JSON values."""
 
 
 def correct(
     beams: np.ndarray, scores: np.ndarray, targets: np.ndarray, target_scores: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Equation (15)'s Correct: the reference first, then the beams in order without it and without invalid ones.
+    """Equation (15)'s Correct: put the reference first, then the valid beams without it, in order.
 
     Args:
         beams: item numbers, -1 for none [n, width].
-        scores: theirs [n, width].
+        scores: of the beams [n, width].
         targets: the references [n].
-        target_scores: theirs [n].
+        target_scores: of the references [n].
         keep: candidates kept.
 
     Returns:
-        Candidates, padded with -1, and their scores, both [n, keep].
+        Candidates, padded with -1, and their scores, padded with −∞; both [n, keep].
     """
     scores = np.where((beams == targets[:, None]) | (beams == PAD), -np.inf, scores)
-    gone = ~np.isfinite(scores)
-    order = np.argsort(gone, axis=1, kind="stable")
-    rest = np.take_along_axis(np.where(gone, PAD, beams), order, axis=1)
-    candidates = np.concatenate([targets[:, None], rest], axis=1)[:, :keep]
+    dropped = ~np.isfinite(scores)
+    order = np.argsort(dropped, axis=1, kind="stable")
+    others = np.take_along_axis(np.where(dropped, PAD, beams), order, axis=1)
+    candidates = np.concatenate([targets[:, None], others], axis=1)[:, :keep]
     scores = np.concatenate([target_scores[:, None], np.take_along_axis(scores, order, axis=1)], axis=1)[:, :keep]
     missing = max(keep - candidates.shape[1], 0)
     candidates = np.pad(candidates, ((0, 0), (0, missing)), constant_values=PAD)
     return candidates, np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
 
 
-def places(lists: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Place of each target in its list, -1 where it is not there [n]."""
-    found = lists == targets[:, None]
-    return np.where(found.any(1), found.argmax(1), -1).astype(np.int32)
+def target_ranks(lists: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Find each target's rank in its list, from 0; -1 where the list lacks it.
+
+    Args:
+        lists: item numbers [n, width].
+        targets: item numbers [n].
+
+    Returns:
+        int32 [n].
+    """
+    matches = lists == targets[:, None]
+    return np.where(matches.any(1), matches.argmax(1), -1).astype(np.int32)
 
 
-def joined(parts: Sequence[Labels], order: np.ndarray | None = None) -> Labels:
-    """Labels of several sets of examples as one, in the order asked for."""
+def concatenate_labels(parts: Sequence[Labels], order: np.ndarray | None = None) -> Labels:
+    """Join the labels of several sets of examples.
+
+    Args:
+        parts: the labels.
+        order: rows of the joined labels in the order wanted; None: as they come.
+    """
     columns = {}
     for name in (field.name for field in fields(Labels)):
         values = [getattr(part, name) for part in parts]
@@ -107,5 +122,5 @@ def joined(parts: Sequence[Labels], order: np.ndarray | None = None) -> Labels:
     return Labels(**columns)
 
 
-def silent(done: int) -> None:
-    """A progress that nobody sees."""
+def no_progress(_: int) -> None:
+    """Report nothing."""

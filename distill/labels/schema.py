@@ -1,24 +1,25 @@
-"""Soft labels as a data set: what a teacher says about each training example.
+"""The format of soft labels on disk (docs/labels.md).
 
 `soft_labels/` holds `data/*.parquet`, which `datasets.load_dataset("parquet", data_files="…/data/*.parquet")` reads,
-`index.json` (rows and checksum of each shard, encoding, scope, whose labels they are) and `report.json` (how good they
-are). One row an example, users whole inside a shard:
+`index.json` (rows and checksum of each shard, encoding, scope, teacher, dataset and semantic IDs) and `report.json`
+(quality of the labels). A row is an example; all examples of a user are in one shard:
 
 | column | holds |
 |---|---|
-| user, position | which example: the item at `position` of the user's sequence is the target |
-| target, target_codes | its item number and codes [levels] |
+| user, position | the example: the item at `position` of the user's sequence is the target |
+| target, target_codes | item number and codewords of the target [levels] |
 | candidates, candidate_scores | item numbers, the reference first, then the teacher's best [keep]; their log P(v\\|S) |
 
-and per level L the log-probabilities of its V codewords over the teacher's whole vocabulary, by encoding:
+For each level L the columns of one encoding hold the log-probabilities of V codewords, normalised over the teacher's
+whole vocabulary:
 
 | encoding | columns |
 |---|---|
 | fp16 | log_probs_L [V] |
-| u8 | mass_L: log Σp; roots_L: V bytes, round(208·√(p/Σp)); tail_L: log of the share that zero bytes have together |
-| topk+tail | top_L: the likeliest codewords [48]; top_log_probs_L; tail_L: log of what the others share equally |
+| u8 | mass_L: log Σp; roots_L: V bytes, round(208·√(p/Σp)); tail_L: log of the total share of the zero bytes |
+| topk+tail | top_L: the likeliest codewords [48]; top_log_probs_L; tail_L: log of the others' mass, shared equally |
 
-The student does not know who taught. Temperature is the student's business and is not baked in.
+A temperature is not applied: the student chooses it.
 """
 
 from __future__ import annotations
@@ -33,15 +34,12 @@ from distill.runtime import artifacts
 
 INDEX, INDEX_SCHEMA = "index.json", 1
 
-
-Columns = dict[str, np.ndarray]
-
-
+Columns = dict[str, np.ndarray]  # by name, without or with the level
 Rows = np.ndarray | slice
 
 
-def recorded(folder: Path) -> list[dict[str, Any]]:
-    """The index's shards; [] where there is none."""
+def recorded_shards(folder: Path) -> list[dict[str, Any]]:
+    """Read the index's records of the shards; [] where there is no index."""
     try:
         return json.loads((Path(folder) / INDEX).read_text())["shards"]
     except (OSError, ValueError, KeyError):
@@ -53,8 +51,8 @@ def write_index(folder: Path, shards: list[dict[str, Any]], **facts: Any) -> Non
 
     Args:
         folder: of the artifact.
-        shards: what `write_shard` said, in order.
-        facts: levels, codebook_size, scope, encoding, keep, and whatever tells whose labels these are.
+        shards: the records that `write_shard` returned, in order.
+        facts: levels, codebook_size, scope, encoding, keep, and where the labels come from.
     """
     rows = sum(shard["rows"] for shard in shards)
     artifacts.write_json(folder / INDEX, {"schema": INDEX_SCHEMA, **facts, "rows": rows, "shards": shards})

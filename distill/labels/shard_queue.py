@@ -1,16 +1,23 @@
-"""Several processes on one artifact: each makes parts that nobody else makes; whoever sees the last one done finishes.
+"""Several processes write the shards of one artifact: each shard is made once, and the last process finishes the set.
 
-Locks are the operating system's (flock): a process that dies, however it dies, leaves nothing locked. Nothing depends
-on who made which part, so a run may be killed, split otherwise, and started again as often as one likes.
+Locks are the operating system's (flock), so a process that dies leaves nothing locked. No result depends on which
+process made which shard: a run may be killed, divided differently and started again any number of times.
+
+Why not the `filelock` library: its path locks replace flock by marker files where flock is missing, and a marker
+outlives a killed process; its shared locks are SQLite databases, while the presence lock here is a shared lock on a
+file that moves with the working folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
+import errno
 import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -18,147 +25,208 @@ from typing import IO, Any
 from distill.runtime.artifacts import IDENTITY, MANIFEST, ArtifactJob, write_json
 from distill.runtime.errors import UserError
 
+Record = dict[str, Any]  # what the index says of one shard
+
+
+class ShardLock(enum.Enum):
+    """Result of asking for the lock of a shard."""
+
+    ACQUIRED = "acquired"
+    BUSY = "busy"  # another process holds it
+    REMOVED = "removed"  # another process has finished the artifact and removed the locks
+
 
 class ShardQueue:
-    """Who makes which part of a stage's output.
+    """Distributes the shards of a job's output over processes.
 
-    A part is finished when `parts/00000.json` stands in the working folder: what `make` had to say of it.
+    A shard is finished when its record `parts/00000.json` exists in the working folder.
+
+    Locks: `OUTPUT.lock`, exclusive, while a process joins or finishes; the working folder's identity file, shared, as
+    long as a process works there; `parts/00000.lock`, exclusive, while a process makes that shard.
 
     Args:
-        stage: whose output it is.
-        parts: how many there are.
-        recorded: what a folder that is finished, or nearly, records of all parts; [] where it is not so far.
-        is_intact: whether a part of a folder is still what was written, by what was said of it.
+        job: the artifact that is written.
+        shard_count: how many shards it has.
+        recorded: reads all shards' records from the index of a folder; [] where there is no index yet.
+        is_intact: whether a shard's file in a folder is what its record says.
     """
 
     def __init__(
         self,
-        stage: ArtifactJob,
-        parts: int,
-        recorded: Callable[[Path], list[dict]],
-        is_intact: Callable[[Path, dict], bool],
+        job: ArtifactJob,
+        shard_count: int,
+        recorded: Callable[[Path], list[Record]],
+        is_intact: Callable[[Path, Record], bool],
     ):
-        self.stage, self.parts, self.recorded, self.is_intact = stage, parts, recorded, is_intact
-        self.folder = stage.partial / "parts"
-        self.lock = stage.output.with_name(stage.output.name + ".lock")
+        self.job, self.shard_count, self.recorded, self.is_intact = job, shard_count, recorded, is_intact
+        self.folder = job.partial / "parts"
+        self.lock_path = job.output.with_name(job.output.name + ".lock")
         self.presence: IO | None = None
 
     def join(self, fresh: bool = False) -> bool:
-        """Make the working folder, or go on in it; False: another process has finished the artifact meanwhile.
+        """Create the working folder, or resume the one that exists.
 
         Args:
-            fresh: throw away what stands there.
+            fresh: delete what exists first.
+
+        Returns:
+            False if another process has finished the artifact in the meantime.
 
         Raises:
-            UserError: `fresh`, and another process works there; or what stands there is of another identity.
+            UserError: `fresh` while another process works there; or the existing folder is of another identity.
         """
-        stage, mark = self.stage, self.stage.partial / IDENTITY
-        with locked(self.lock):
-            if fresh and mark.is_file():
-                with open(mark) as file:
-                    if not take(file, wait=False):
-                        raise UserError(f"Another process is writing {stage.output}; stop it before you --overwrite.")
-                    stage.begin()
-            elif fresh:
-                stage.begin()
+        with exclusive(self.lock_path):
+            if fresh:
+                self._refuse_if_in_use()
+                self.job.begin()
             else:
-                stage.refuse_change()
-                if (stage.output / MANIFEST).is_file() and not stage.partial.exists():
-                    if not self.broken(stage.output):
+                self.job.refuse_change()
+                if (self.job.output / MANIFEST).is_file() and not self.job.partial.exists():
+                    if not self._damaged_in(self.job.output):
                         return False
-                    stage.sign(stage.output)
-                    os.replace(stage.output, stage.partial)
-                stage.begin(resume=True)
-            self.presence = open(mark)  # noqa: SIM115 - held until the process ends
+                    self._reopen_output()
+                self.job.begin(resume=True)
+            self.presence = open_for_locking(self.job.partial / IDENTITY)  # held until the process ends
             fcntl.flock(self.presence, fcntl.LOCK_SH)
             if not self.folder.is_dir():
-                made = self.folder.with_suffix(".tmp")
-                made.mkdir(exist_ok=True)
-                for number, said in enumerate(self.recorded(stage.partial)):
-                    write_json(made / f"{number:05d}.json", said)
-                os.replace(made, self.folder)
+                self._create_record_folder()
         return True
 
-    def broken(self, folder: Path) -> list[int]:
-        """Parts of a finished artifact that are no longer what was written."""
-        recorded = self.recorded(folder)
-        return [number for number, said in enumerate(recorded) if not self.is_intact(folder, said)]
+    def discard_damaged(self) -> list[int]:
+        """Delete the records of finished shards whose files were cut or altered; returns the shards' numbers."""
+        discarded = []
+        for number in range(self.shard_count):
+            if self._is_damaged(self.record(number)):
+                with self.lock_shard(number, wait=True) as (lock, record):
+                    if lock is ShardLock.ACQUIRED and self._is_damaged(record):
+                        self._record_path(number).unlink()
+                        discarded.append(number)
+        return discarded
 
-    def damaged(self) -> list[int]:
-        """Forget finished parts that are no longer what was written; returns their numbers."""
-        found = []
-        for number in range(self.parts):
-            said = self.said(number)
-            if said is not None and not self.is_intact(self.stage.partial, said):
-                with self.claim(number, wait=True) as (state, said):
-                    if state == "ours" and said is not None and not self.is_intact(self.stage.partial, said):
-                        (self.folder / f"{number:05d}.json").unlink()
-                        found.append(number)
-        return found
-
-    def said(self, number: int) -> dict | None:
-        """What was said of a part; None: it is not finished."""
+    def record(self, number: int) -> Record | None:
+        """A shard's record; None while it is unfinished."""
         try:
-            return json.loads((self.folder / f"{number:05d}.json").read_text())
+            return json.loads(self._record_path(number).read_text())
         except (FileNotFoundError, ValueError):
             return None
 
-    def work(self, numbers: Sequence[int], make: Callable[[int], dict[str, Any]]) -> bool:
-        """Make the parts that nobody has made; False: another process has finished everything meanwhile.
+    def count_finished(self) -> int:
+        """How many shards are finished."""
+        return sum(self.record(number) is not None for number in range(self.shard_count))
 
-        First those that nobody works on; then wait for the others', in case their makers die.
+    def make_shards(self, numbers: Sequence[int], make: Callable[[int], Record]) -> bool:
+        """Make the unfinished shards: first those that nobody works on, then those whose owners died meanwhile.
+
+        Args:
+            numbers: the shards to look after.
+            make: writes a shard and returns its record.
+
+        Returns:
+            False if another process has finished the artifact in the meantime.
         """
         for wait in (False, True):
             for number in numbers:
-                if self.said(number) is not None:
+                if self.record(number) is not None:
                     continue
-                with self.claim(number, wait) as (state, said):
-                    if state == "gone":
+                with self.lock_shard(number, wait) as (lock, record):
+                    if lock is ShardLock.REMOVED:
                         return False
-                    if state == "ours" and said is None:
-                        write_json(self.folder / f"{number:05d}.json", make(number))
+                    if lock is ShardLock.ACQUIRED and record is None:
+                        write_json(self._record_path(number), make(number))
         return True
 
     @contextlib.contextmanager
-    def claim(self, number: int, wait: bool) -> Iterator[tuple[str, dict | None]]:
-        """While the block runs a part is "ours" or "taken", or the folder is "gone"; with what is said of the part."""
+    def lock_shard(self, number: int, wait: bool) -> Iterator[tuple[ShardLock, Record | None]]:
+        """Hold the lock of a shard inside the block, if it can be had; yields the lock's state and the shard's record.
+
+        Args:
+            number: the shard.
+            wait: wait for the lock instead of reporting BUSY.
+        """
         path = self.folder / f"{number:05d}.lock"
         try:
             file = open(path, "w")  # noqa: SIM115
         except FileNotFoundError:
-            yield "gone", None
+            yield ShardLock.REMOVED, None
             return
         with file:
-            mine, said = take(file, wait), self.said(number)
-            # looked at last: that nothing was said is true only if the folder was still there
-            yield ("taken" if not mine else "ours" if same_file(path, file) else "gone"), said
+            acquired, record = flock_exclusive(file, wait), self.record(number)
+            # checked after reading the record: "no record" means "unfinished" only if the folder was still there
+            if acquired and not same_file(path, file):
+                yield ShardLock.REMOVED, record
+            else:
+                yield ShardLock.ACQUIRED if acquired else ShardLock.BUSY, record
 
-    def finish(self, write: Callable[[list[dict]], None]) -> bool:
-        """If all parts are there, make the working folder the artifact; False: parts of other processes are missing.
+    def finish(self, write: Callable[[list[Record]], None]) -> bool:
+        """Turn the working folder into the artifact if all shards are finished.
 
         Args:
-            write: gets what was said of all parts and records it, with what else belongs to the artifact.
+            write: gets all records and writes the index and whatever else belongs to the artifact.
+
+        Returns:
+            False if shards of other processes are unfinished.
         """
-        with locked(self.lock):
+        with exclusive(self.lock_path):
             if not self.folder.is_dir():
-                return True  # somebody was quicker
-            said = [self.said(number) for number in range(self.parts)]
-            if any(one is None for one in said):
+                return True  # another process was faster
+            records = [self.record(number) for number in range(self.shard_count)]
+            if None in records:
                 return False
-            write([one for one in said if one is not None])
-            aside = self.folder.with_suffix(".tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(self.folder, aside)  # in one step: nobody may see some parts without the others
-            shutil.rmtree(aside)  # from here on a killed run finds the parts where `recorded` looks
-            for path in self.stage.partial.rglob("*.tmp"):
+            write(records)
+            removed = self.folder.with_suffix(".tmp")
+            shutil.rmtree(removed, ignore_errors=True)
+            os.replace(self.folder, removed)  # in one step: nobody sees some of the records without the others
+            remove_folder(removed)  # a run that is killed from here on reads the records from the index
+            for path in self.job.partial.rglob("*.tmp"):
                 path.unlink()
-            self.stage.finish()
+            if self.presence:
+                self.presence.close()  # over NFS an open file would leave a trace in the artifact
+            self.job.finish()
         return True
+
+    def _record_path(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.json"
+
+    def _is_damaged(self, record: Record | None) -> bool:
+        return record is not None and not self.is_intact(self.job.partial, record)
+
+    def _damaged_in(self, folder: Path) -> bool:
+        """Whether a finished artifact has a shard that was cut or altered."""
+        return any(not self.is_intact(folder, record) for record in self.recorded(folder))
+
+    def _refuse_if_in_use(self) -> None:
+        """Raise a UserError if a process works in the working folder.
+
+        The answer holds as long as `lock_path` is locked: nobody can join meanwhile.
+        """
+        identity = self.job.partial / IDENTITY
+        if not identity.is_file():
+            return
+        with open_for_locking(identity) as file:
+            if not flock_exclusive(file, wait=False):
+                raise UserError(f"Another process is writing {self.job.output}; stop it before you --overwrite.")
+
+    def _reopen_output(self) -> None:
+        """Make the finished artifact a working folder again, so that its damaged shards can be replaced."""
+        self.job.sign(self.job.output)
+        os.replace(self.job.output, self.job.partial)
+
+    def _create_record_folder(self) -> None:
+        """Create `parts/` with the records that the index holds: a run may have been killed while it finished."""
+        temporary = self.folder.with_suffix(".tmp")
+        temporary.mkdir(exist_ok=True)
+        for number, record in enumerate(self.recorded(self.job.partial)):
+            write_json(temporary / f"{number:05d}.json", record)
+        os.replace(temporary, self.folder)
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Nobody else is in such a block for the same path meanwhile. The file goes away with the last one."""
+def exclusive(path: Path) -> Iterator[None]:
+    """Let one process at a time into the block; the lock file is removed at the end.
+
+    Raises:
+        UserError: the lock file cannot be created or locked.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -166,7 +234,7 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
             if same_file(path, file):
                 break
-            file.close()  # its owner took it away while we waited
+            file.close()  # the previous owner removed this file while we waited for its lock
     except OSError as error:
         raise UserError(f"Cannot write to {path.parent}: {error.strerror}.") from None
     try:
@@ -176,17 +244,37 @@ def locked(path: Path) -> Iterator[None]:
         file.close()
 
 
-def take(file: IO, wait: bool) -> bool:
-    """Lock an open file for this process alone; False: somebody else holds it and we do not wait."""
+def remove_folder(folder: Path, attempts: int = 50) -> None:
+    """Delete a folder; over NFS a file that another process is about to close keeps it alive for a moment."""
+    while folder.exists():
+        attempts -= 1
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY, errno.ENOENT) or not attempts:
+                raise
+            time.sleep(0.1)
+
+
+def open_for_locking(path: Path) -> IO:
+    """Open an existing file for reading and writing.
+
+    Over NFS flock becomes fcntl's lock, which needs a writable descriptor to exclude and a readable one to share.
+    """
+    return open(path, "r+")
+
+
+def flock_exclusive(file: IO, wait: bool) -> bool:
+    """Lock an open, writable file for this process alone; False if another process holds it and `wait` is False."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # held elsewhere: EAGAIN, over some networks EACCES
         return False
     return True
 
 
 def same_file(path: Path, file: IO) -> bool:
-    """Whether the open file is the one that now has this name."""
+    """Whether the name still belongs to the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:

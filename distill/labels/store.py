@@ -1,8 +1,9 @@
-"""Reading soft labels: shards streamed in blocks, rows decoded when they are needed."""
+"""Read soft labels: shards in blocks, rows decoded on request."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from distill.data.dataset import Examples
-from distill.labels.encodings import ENCODINGS, parts_of
+from distill.labels.encodings import decode_level
 from distill.labels.schema import INDEX, INDEX_SCHEMA, Columns, Rows
 from distill.labels.writer import read_shard
 from distill.runtime import artifacts
@@ -19,15 +20,18 @@ from distill.runtime.artifacts import Artifact
 from distill.runtime.commands import command_for
 from distill.runtime.errors import UserError
 
+ONE_CALL_FLAGS, ONE_CALL_OPTIONS = ("--overwrite",), ("--shard", "--push")  # without and with a value
+
 
 @dataclass(frozen=True)
 class LabelBlock:
-    """Labels in memory as they are stored; only what is asked for is decoded.
+    """Labels in memory as they are stored; rows are decoded on request.
 
     Attributes:
         users, positions, targets: the examples [n].
-        encoding: of the log-probabilities.
+        encoding: of the log-probabilities, a key of `ENCODINGS`.
         size: V, codewords a row.
+        levels: levels of a semantic ID.
         columns: the other columns as arrays of n rows.
     """
 
@@ -43,30 +47,25 @@ class LabelBlock:
         return len(self.users)
 
     def candidates(self, rows: Rows = slice(None)) -> np.ndarray:
-        """Item numbers, the reference first, padded with -1 [m, keep]."""
+        """Item numbers of the candidates, the reference first, padded with -1 [m, keep]."""
         return self.columns["candidates"][rows].astype(np.int64)
 
     def scores(self, rows: Rows = slice(None)) -> np.ndarray:
-        """Their log P(v|S), −∞ for padding [m, keep]."""
+        """log P(v|S) of the candidates, −∞ for padding [m, keep]."""
         return self.columns["candidate_scores"][rows]
 
     def log_probs(self, rows: Rows = slice(None)) -> np.ndarray:
-        """Codewords' log-probabilities over the teacher's whole vocabulary, float16 [m, levels, V]."""
-        kind, found = ENCODINGS[self.encoding], None
+        """Log-probabilities of the codewords over the teacher's whole vocabulary, float16 [m, levels, V]."""
+        log_probs = np.empty((len(self.targets[rows]), self.levels, self.size), np.float16)
         for level in range(self.levels):
-            ending = f"_{level}"
-            parts = {name: self.columns[name + ending][rows] for name in parts_of(kind)}
-            decoded = kind.decode(parts, self.size)
-            if found is None:
-                found = np.empty((len(decoded), self.levels, self.size), np.float16)
-            found[:, level] = decoded
-        return found
+            log_probs[:, level] = decode_level(self.columns, self.encoding, level, self.size, rows)
+        return log_probs
 
     def rows_of(self, examples: Examples) -> np.ndarray:
-        """Row of each example's label, -1 where there is none [n].
+        """Find the row of each example's label, -1 where it has none [n].
 
         Raises:
-            UserError: a label's target is not the example's.
+            UserError: a label's target differs from the example's.
         """
         width = int(max(self.positions.max(), examples.positions.max())) + 1
         keys = self.users.astype(np.int64) * width + self.positions
@@ -75,7 +74,7 @@ class LabelBlock:
         place = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
         rows = np.where(keys[order][place] == wanted, order[place], -1)
         if ((rows >= 0) & (self.targets[rows] != examples.targets)).any():
-            raise UserError("The soft labels are of other targets than the data set's: of another data set.")
+            raise UserError("The soft labels have other targets than the data set: they belong to another one.")
         return rows
 
 
@@ -84,8 +83,8 @@ class LabelStore:
     """A soft_labels artifact, read shard by shard.
 
     Attributes:
-        artifact: where it came from.
-        index: what `index.json` says.
+        artifact: its folder and manifest.
+        index: the content of `index.json`.
     """
 
     artifact: Artifact
@@ -93,19 +92,21 @@ class LabelStore:
 
     @staticmethod
     def open(folder: Path) -> LabelStore:
-        """Read manifest and index, no labels.
+        """Read the manifest and the index, but no labels.
 
         Raises:
             UserError: missing, unfinished, of another schema, or without shards.
         """
         artifact = artifacts.read(folder, "soft_labels")
-        again = f"export again with: {command_for('soft_labels', folder)} --overwrite"
+        again = f"export again with: {export_command(artifact)} --overwrite"
         try:
             index = json.loads((Path(folder) / INDEX).read_text())
         except (OSError, ValueError):
             raise UserError(f"{folder} has no readable {INDEX}; {again}") from None
         if index.get("schema") != INDEX_SCHEMA:
-            raise UserError(f"{folder}/{INDEX} is of schema {index.get('schema')}, this reads {INDEX_SCHEMA}; {again}")
+            raise UserError(
+                f"{folder}/{INDEX} has schema {index.get('schema')}, this version reads {INDEX_SCHEMA}; {again}"
+            )
         if not index["shards"]:
             raise UserError(f"{folder}/data holds no parquet shards; {again}")
         return LabelStore(artifact, index)
@@ -116,7 +117,7 @@ class LabelStore:
 
     @property
     def candidates(self) -> int:
-        """Candidates an example."""
+        """Candidates of an example, the reference included."""
         return self.index["keep"]
 
     @property
@@ -129,93 +130,79 @@ class LabelStore:
 
     @property
     def scope(self) -> str:
-        """ "level" or "all": whose codewords a row of log-probabilities names."""
+        """What a row of log-probabilities covers: the codewords of its "level", or of "all" levels."""
         return self.index["scope"]
 
     @property
     def split(self) -> str:
-        """Whose examples are labelled: train, valid or test."""
+        """The split that is labelled: train, valid or test."""
         return self.index.get("split", "train")
 
     @property
     def teacher(self) -> str | None:
-        """Who taught: transitions, distance, statistics or mixture; None for a language model."""
+        """The teacher: transitions, distance, statistics or mixture; None for a language model."""
         return self.index.get("labeller", {}).get("teacher")
 
     def read(self, *names: str) -> Columns:
-        """Some columns of all rows.
+        """Read some columns of all rows.
 
         Raises:
             UserError: a shard is missing, cut or altered.
         """
-        shards = [(self.artifact.folder / "data" / shard["file"], shard["sha256"]) for shard in self.index["shards"]]
-        parts = [read_shard(*shard, names) for shard in shards]
-        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+        return self._columns(self.index["shards"], names)
 
     def blocks(self, buffer_rows: int = 65536, rng: np.random.Generator | None = None) -> Iterator[LabelBlock]:
-        """Every row exactly once, in blocks of whole shards, so of whole users.
+        """Yield every row once, in blocks of whole shards, so that a block has all examples of its users.
 
         Args:
-            buffer_rows: rows in memory; a block is several shards up to that, at least one.
-            rng: shuffles the shards; the same generator gives every process of a group the same blocks. None: in order.
+            buffer_rows: most rows of a block of several shards.
+            rng: shuffles the shards; the same generator gives all processes the same blocks. None: in order.
 
         Raises:
             UserError: a shard is missing, cut or altered.
         """
         shards = self.index["shards"]
         order = range(len(shards)) if rng is None else rng.permutation(len(shards))
-        waiting, total = [], 0
+        pending, rows = [], 0
         for number in order:
-            if waiting and total + shards[number]["rows"] > buffer_rows:
-                yield self._block(waiting)
-                waiting, total = [], 0
-            waiting.append(shards[number])
-            total += shards[number]["rows"]
-        yield self._block(waiting)
+            if pending and rows + shards[number]["rows"] > buffer_rows:
+                yield self._block(pending)
+                pending, rows = [], 0
+            pending.append(shards[number])
+            rows += shards[number]["rows"]
+        yield self._block(pending)
 
     def load(self) -> LabelBlock:
-        """Everything as one block."""
+        """Read all shards as one block."""
         return self._block(self.index["shards"])
 
-    def _block(self, shards: list[dict]) -> LabelBlock:
-        tables = [read_shard(self.artifact.folder / "data" / shard["file"], shard["sha256"]) for shard in shards]
-        columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    def _columns(self, shards: list[dict[str, Any]], names: tuple[str, ...] | None = None) -> Columns:
+        data, command = self.artifact.folder / "data", export_command(self.artifact)
+        tables = [read_shard(data / shard["file"], shard["sha256"], command, names) for shard in shards]
+        return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+    def _block(self, shards: list[dict[str, Any]]) -> LabelBlock:
+        columns = self._columns(shards)
         keys = [columns.pop(name) for name in ("user", "position", "target")]
         size = self.codebook_size * (self.levels if self.scope == "all" else 1)
         return LabelBlock(*keys, self.index["encoding"], size, self.levels, columns)
 
 
-@dataclass(frozen=True)
-class SoftLabels:
-    """All labels in memory, decoded: the thin form of a `LabelStore` for small sets.
+def export_command(artifact: Artifact) -> str:
+    """The command that made a set of labels, without the options of a single call (--overwrite, --shard, ...).
 
-    Attributes:
-        artifact: where they came from.
-        users, positions, targets: the example [n].
-        candidates: item numbers, the reference first, padded with -1 [n, k].
-        log_probs: float16 [n, levels, codebook_size].
+    Args:
+        artifact: of kind soft_labels. The command is taken from its manifest; a set that was made from Python gets the
+            command that writes to the same folder.
     """
-
-    artifact: Artifact
-    users: np.ndarray
-    positions: np.ndarray
-    targets: np.ndarray
-    candidates: np.ndarray
-    log_probs: np.ndarray
-    block: LabelBlock
-
-    @staticmethod
-    def load(folder: Path) -> SoftLabels:
-        """Read a soft_labels artifact.
-
-        Raises:
-            UserError: missing, unfinished or damaged.
-        """
-        store = LabelStore.open(folder)
-        block = store.load()
-        keys = block.users, block.positions, block.targets
-        return SoftLabels(store.artifact, *keys, block.candidates(), block.log_probs(), block)
-
-    def rows_of(self, examples: Examples) -> np.ndarray:
-        """As `LabelBlock.rows_of`."""
-        return self.block.rows_of(examples)
+    words = shlex.split(artifact.manifest.get("command", ""))
+    if not any(word.endswith("export_soft_labels.py") for word in words):
+        return command_for("soft_labels", artifact.folder)
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if not skip and option not in ONE_CALL_FLAGS + ONE_CALL_OPTIONS:
+            kept.append(word)
+        skip = not skip and option in ONE_CALL_OPTIONS and not equals
+    return shlex.join(kept)

@@ -1,4 +1,4 @@
-"""Shards of soft labels as parquet files: encoding, writing, reading, checking."""
+"""Shards of soft labels as parquet files: write, read, check."""
 
 from __future__ import annotations
 
@@ -15,33 +15,40 @@ import pyarrow.parquet as pq
 from distill.data.dataset import Examples
 from distill.labels.encodings import ENCODINGS
 from distill.labels.schema import Columns
-from distill.runtime.commands import command_for
 from distill.runtime.errors import UserError
 
 
-def read_shard(path: Path, sha256: str, names: Sequence[str] | None = None) -> Columns:
-    """The columns of one shard, or those named, as arrays [rows] or [rows, length].
+def read_shard(path: Path, sha256: str, command: str, names: Sequence[str] | None = None) -> Columns:
+    """Read one shard.
+
+    Args:
+        path: of the parquet file.
+        sha256: its checksum in the index.
+        command: the export that makes it again, for the message of an error.
+        names: the columns wanted; None: all.
+
+    Returns:
+        Arrays [rows] or [rows, length] by name of the column.
 
     Raises:
-        UserError: it is missing, or not what was written.
+        UserError: the file is missing, or is not what was written.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         content, reason = b"", error.strerror
     else:
-        reason = "its checksum is not the index's: it was cut or altered"
+        reason = "its checksum differs from the index: it was cut or altered"
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(
-            f"The shard {path} is damaged ({reason}). Run the export that made it again, "
-            f"{command_for('soft_labels', path.parents[1])}: it makes this shard alone."
+            f"The shard {path} is damaged ({reason}). Run its export again; only damaged shards are made: {command}"
         )
     table = pq.ParquetFile(pa.BufferReader(content)).read(names)
     return {name: column_to_array(table[name]) for name in table.column_names}
 
 
 def column_to_array(column: pa.ChunkedArray) -> np.ndarray:
-    """A column as an array [rows]; of lists or bytes of equal length, as a matrix [rows, length]."""
+    """Convert a column to an array [rows]; lists or bytes of equal length become a matrix [rows, length]."""
     array = column.combine_chunks()
     if pa.types.is_binary(array.type):
         offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
@@ -60,14 +67,14 @@ def encode_shard(
     log_probs: np.ndarray,
     encoding: str = "u8",
 ) -> memoryview:
-    """The bytes of one shard's parquet file.
+    """Encode labels as the content of a parquet file; equal labels give equal bytes.
 
     Args:
         examples: n examples.
-        target_codes: [n, levels].
+        target_codes: codewords of the targets [n, levels].
         candidates: item numbers [n, keep].
         candidate_scores: log P(v|S) [n, keep].
-        log_probs: [n, levels, V].
+        log_probs: of the codewords [n, levels, V].
         encoding: of `log_probs`, a key of `ENCODINGS`.
     """
     columns = {
@@ -82,7 +89,7 @@ def encode_shard(
         for name, values in ENCODINGS[encoding].encode(log_probs[:, level].astype(np.float32)).items():
             columns[f"{name}_{level}"] = _column(values)
     content = io.BytesIO()
-    # no dictionaries: they would only hide from zstd how often each byte occurs
+    # no dictionaries: zstd compresses the plain bytes better
     split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("candidates", "candidate_scores")}
     pq.write_table(
         pa.table(columns),
@@ -95,21 +102,30 @@ def encode_shard(
     return content.getbuffer()
 
 
-def write_shard(path: Path, *rows: Any) -> dict[str, Any]:
-    """Write `encode_shard(*rows)` through a temporary name; what the index has to say of it."""
-    content = encode_shard(*rows)
+def write_shard(path: Path, examples: Examples, *labels: Any) -> dict[str, Any]:
+    """Write a shard through a temporary name.
+
+    Args:
+        path: of the parquet file.
+        examples: n examples.
+        labels: the other arguments of `encode_shard`.
+
+    Returns:
+        The shard's record in the index: file, rows and sha256.
+    """
+    content = encode_shard(examples, *labels)
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_bytes(content)
     except OSError:
-        temporary.unlink(missing_ok=True)  # a disk that is full needs the room
+        temporary.unlink(missing_ok=True)  # the disk may be full
         raise
     temporary.replace(path)
-    return {"file": path.name, "rows": len(rows[0]), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"file": path.name, "rows": len(examples), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def is_intact(folder: Path, shard: dict[str, Any]) -> bool:
-    """Whether a shard is what was written, by what the index has to say of it."""
+    """Whether a shard's file has the checksum of its record in the index."""
     try:
         with open(Path(folder) / "data" / shard["file"], "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]
@@ -118,7 +134,7 @@ def is_intact(folder: Path, shard: dict[str, Any]) -> bool:
 
 
 def _column(values: np.ndarray) -> pa.Array:
-    """Rows of numbers; bytes as bytes, which parquet would otherwise store as 32-bit integers."""
+    """Convert an array to a column; uint8 rows become bytes, for parquet stores numbers in 32 bits at least."""
     if values.ndim == 1:
         return pa.array(values)
     flat = np.ascontiguousarray(values).reshape(-1)

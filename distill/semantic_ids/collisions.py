@@ -1,4 +1,4 @@
-"""Items that share all their codes: counted, and given IDs of their own without touching their prefixes."""
+"""Resolve collisions: items that share all their codes get other last codes; their prefixes remain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 1 << 22  # distances a Sinkhorn step works on at once
 
 
 def groups(key: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of equal keys [n] together, keys ascending, rows ascending within."""
+    """Group the row numbers of equal keys [n]; keys ascending, rows ascending within."""
     order = np.argsort(key, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
 
@@ -32,25 +32,25 @@ def resolve_collisions(
     iterations: int = 50,
     fixed: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Give items that share all their codes other last codes; prefixes stay as they are.
+    """Give items that share all their codes other last codes; prefixes do not change.
 
-    First as LC-Rec does: up to `rounds` times, the items of each collision are assigned anew by Sinkhorn among
-    themselves, which spreads them but may meet other items and cannot part equal embeddings; the best round counts.
-    Then, with `unique`: in each prefix, the nearest item keeps a shared code, and the others take free codes at the
-    least total distance.
+    First as in LC-Rec: up to `rounds` times, the items of each collision are assigned anew by Sinkhorn among
+    themselves. This spreads them, but they may collide with other items, and equal embeddings remain together; the best
+    round is used. Then, with `unique`: in each prefix the nearest item keeps a shared code, and the others take free
+    codes at the least total distance.
 
     Args:
         codes: [n, levels]; not changed.
-        target: what the last level quantises, of the items asked for: item numbers [m] → [m, d].
+        target: item numbers [m] → what the last level quantises [m, d].
         words: of the last level [codebook_size, d].
-        rounds: of Sinkhorn.
+        rounds: rounds of Sinkhorn.
         unique: guarantee IDs without collision.
-        epsilon: of Sinkhorn; 0 leaves the rounds out.
-        iterations: of Sinkhorn.
-        fixed: items that keep their codes whatever happens [n] (bool); then there are no rounds.
+        epsilon: entropy weight of Sinkhorn; 0: no rounds.
+        iterations: iterations of Sinkhorn.
+        fixed: items that keep their codes [n] (bool); if there are some, there are no rounds.
 
     Returns:
-        Codes [n, levels], equal to `codes` but in the last column.
+        Codes [n, levels], equal to `codes` except in the last column.
 
     Raises:
         UserError: a prefix has more items than the last level has codewords (only with `unique`).
@@ -61,15 +61,16 @@ def resolve_collisions(
         _refuse_full(codes, size)
     fixed = np.zeros(len(codes), dtype=bool) if fixed is None else fixed
     rounds = 0 if fixed.any() or epsilon <= 0 else rounds
-    for rows in _troubled(prefix, codes[:, -1], size):
+    for rows in _colliding_chunks(prefix, codes[:, -1], size):
         distances = _distances(target(rows), words)
-        own, last = prefix[rows], codes[rows, -1]
-        last = _by_sinkhorn(own, last, distances, rounds, epsilon, iterations)
-        codes[rows, -1] = _parted(own, last, distances.numpy(), fixed[rows]) if unique else last
+        last = _sinkhorn_rounds(prefix[rows], codes[rows, -1], distances, rounds, epsilon, iterations)
+        if unique:
+            last = _take_free_codes(prefix[rows], last, distances.numpy(), fixed[rows])
+        codes[rows, -1] = last
     return codes
 
 
-def relieve(
+def move_surplus(
     codes: np.ndarray,
     target: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
     words: Callable[[int], np.ndarray],
@@ -77,14 +78,17 @@ def relieve(
 ) -> np.ndarray:
     """Move items out of prefixes that have more items than the last level has codewords.
 
-    Those go that lose least by it, each to the nearest other code of the level before the last whose prefix has room;
-    their last codes are then the nearest again.
+    The items that lose least move, each to the nearest code of the level before the last whose prefix has room. Their
+    last code is then the nearest of the new prefix.
 
     Args:
         codes: [n, levels]; not changed.
-        target: items [m], their codes [m, levels] and a level → what the level quantises [m, d].
+        target: item numbers [m], their codes [m, levels] and a level → what the level quantises [m, d].
         words: a level → its codewords [codebook_size, d].
-        fixed: items that stay [n] (bool).
+        fixed: items that do not move [n] (bool).
+
+    Returns:
+        Codes [n, levels].
 
     Raises:
         UserError: the last two levels together have too few codes, or there is one level only.
@@ -119,7 +123,7 @@ def relieve(
 
 
 def _distances(x: np.ndarray, words: np.ndarray) -> Tensor:
-    return squared_distances(*(torch.from_numpy(np.array(one, dtype=np.float32)) for one in (x, words)))
+    return squared_distances(*(torch.from_numpy(np.array(rows, dtype=np.float32)) for rows in (x, words)))
 
 
 def _refuse_full(codes: np.ndarray, size: int) -> None:
@@ -136,14 +140,14 @@ def _refuse_full(codes: np.ndarray, size: int) -> None:
         )
 
 
-def _troubled(prefix: np.ndarray, last: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Items of prefixes in which something collides, whole prefixes together, about CHUNK at a time."""
+def _colliding_chunks(prefix: np.ndarray, last: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Yield the items of prefixes with collisions, about CHUNK items at a time, whole prefixes together."""
     key = prefix * size + last
     order = np.argsort(key, kind="stable")
-    again = np.flatnonzero(np.diff(key[order]) == 0)
-    bad = np.zeros(int(prefix.max()) + 1, dtype=bool)
-    bad[prefix[order[again]]] = True
-    rows = order[bad[prefix[order]]]  # by prefix
+    repeated = np.flatnonzero(np.diff(key[order]) == 0)
+    collides = np.zeros(int(prefix.max()) + 1, dtype=bool)
+    collides[prefix[order[repeated]]] = True
+    rows = order[collides[prefix[order]]]  # sorted by prefix
     starts = np.flatnonzero(np.diff(prefix[rows], prepend=-1))
     begin = 0
     while begin < len(rows):
@@ -153,8 +157,20 @@ def _troubled(prefix: np.ndarray, last: np.ndarray, size: int) -> Iterator[np.nd
         begin = end
 
 
-def _by_sinkhorn(prefix, last, distances, rounds: int, epsilon: float, iterations: int) -> np.ndarray:
-    """LC-Rec's rounds on one chunk: prefix [m], last codes [m], distances [m, size] → last codes [m]."""
+def _sinkhorn_rounds(
+    prefix: np.ndarray, last: np.ndarray, distances: Tensor, rounds: int, epsilon: float, iterations: int
+) -> np.ndarray:
+    """Run LC-Rec's rounds on a chunk.
+
+    Args:
+        prefix: number of each item's prefix [m].
+        last: last codes [m].
+        distances: to all codewords of the last level [m, size].
+        rounds, epsilon, iterations: as in `resolve_collisions`.
+
+    Returns:
+        The last codes of the round with the fewest collisions [m].
+    """
     size = distances.shape[1]
     fewest, best, last = len(last) + 1, last, last.copy()
     for number in range(rounds + 1):
@@ -167,18 +183,18 @@ def _by_sinkhorn(prefix, last, distances, rounds: int, epsilon: float, iteration
         if fewest == 0 or number == rounds:
             break
         unchanged = last.copy()
-        for count in np.unique(counts[counts > 1]):  # groups of one size are one batch
+        for count in np.unique(counts[counts > 1]):  # groups of equal size are one batch
             members = order[starts[counts == count][:, None] + np.arange(count)]
             step = max(1, BATCH // (int(count) * size))
             for part in np.split(members, range(step, len(members), step)):
                 last[part] = balanced_codes(distances[torch.from_numpy(part)], epsilon, iterations).numpy()
-        if (last == unchanged).all():  # equal embeddings: no further round would part them
+        if (last == unchanged).all():  # equal embeddings: further rounds change nothing
             break
     return best
 
 
-def _parted(prefix: np.ndarray, last: np.ndarray, distances: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """The guarantee on one chunk; arguments as in `_by_sinkhorn`."""
+def _take_free_codes(prefix: np.ndarray, last: np.ndarray, distances: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Make the last codes [m] of a chunk unique within each prefix; arguments as in `_sinkhorn_rounds`."""
     from scipy.optimize import linear_sum_assignment
 
     last, size = last.copy(), distances.shape[1]
@@ -189,10 +205,10 @@ def _parted(prefix: np.ndarray, last: np.ndarray, distances: np.ndarray, fixed: 
         movers: list[int] = []
         for code in taken[counts > 1]:
             sharing = group[last[group] == code]
-            stays = fixed[sharing]
-            keeper = sharing[distances[sharing, code].argmin()]
-            movers += [row for row in sharing[~stays] if stays.any() or row != keeper]
+            is_fixed = fixed[sharing]
+            nearest = sharing[distances[sharing, code].argmin()]
+            movers += [row for row in sharing[~is_fixed] if is_fixed.any() or row != nearest]
         free = np.setdiff1d(np.arange(size), taken)
-        which, target = linear_sum_assignment(distances[np.ix_(movers, free)])
-        last[np.array(movers, dtype=np.int64)[which]] = free[target]
+        chosen, column = linear_sum_assignment(distances[np.ix_(movers, free)])
+        last[np.array(movers, dtype=np.int64)[chosen]] = free[column]
     return last

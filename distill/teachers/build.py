@@ -1,4 +1,4 @@
-"""From `--mix llm=0.7,transitions=0.3 --folds 5` to the teacher that answers."""
+"""Build the labeller of an export from its mix of teachers and its folds."""
 
 from __future__ import annotations
 
@@ -20,32 +20,35 @@ def build_labeller(
     folds: int,
     dataset: Dataset,
     ids: SemanticIDs,
-    hide: bool,
-    llm: Callable[[int | None], Labeller],
+    exclude_bought: bool,
+    language_model: Callable[[int | None], Labeller],
 ) -> Labeller:
-    """The teacher that `mix` describes: one, or several by weights; cross-fitted where there are folds.
+    """Build one teacher or a weighted mixture, cross-fitted where there are folds.
 
     Args:
         mix: weights above zero by name: llm, transitions, distance, statistics.
-        folds: how many folds, 0 for none.
-        dataset: what is counted; settings are tuned on its validation part.
+        folds: number of folds, 0 for none.
+        dataset: its training part is counted; settings are tuned on its validation part.
         ids: the semantic IDs.
-        hide: items of the history will not be recommended.
-        llm: fold → the language model's labeller, tuned without that fold; None → the one tuned on all users.
+        exclude_bought: whether items of the history will not be recommended.
+        language_model: returns the language model's labeller that was tuned without the given fold; for None, the one
+            that was tuned on all users.
     """
     trie = Trie.build(ids.codes, ids.codebook_size)
-    tuned = TransitionTeacher.tune(dataset, hide) if "transitions" in mix else None
+    transitions = TransitionTeacher.tune(dataset, exclude_bought) if "transitions" in mix else None
 
-    def part(name: str, data: Dataset, fold: int | None) -> Labeller:
+    def build_teacher(name: str, data: Dataset, fold: int | None) -> Labeller:
         if name == "llm":
-            return llm(fold)
+            return language_model(fold)
         if name == "transitions":
-            return ItemLabeller(tuned.on(data), trie, hide)
-        return ItemLabeller(DistanceTeacher(ids.codes) if name == "distance" else StatisticsTeacher(data), trie, hide)
+            teacher = transitions.on(data)
+        else:
+            teacher = DistanceTeacher(ids.codes) if name == "distance" else StatisticsTeacher(data)
+        return ItemLabeller(teacher, trie, exclude_bought)
 
-    def whole(fold: int | None) -> Labeller:
+    def build_mixture(fold: int | None) -> Labeller:
         data = dataset if fold is None else dataset.without_fold(folds, fold)
-        parts = [part(name, data, fold) for name in mix]
+        parts = [build_teacher(name, data, fold) for name in mix]
         return parts[0] if len(parts) == 1 else MixtureLabeller(parts, list(mix.values()), ids.codes)
 
-    return FoldedLabeller([whole(fold) for fold in range(folds)]) if folds else whole(None)
+    return FoldedLabeller([build_mixture(fold) for fold in range(folds)]) if folds else build_mixture(None)

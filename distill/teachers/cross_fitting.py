@@ -1,40 +1,88 @@
-"""Cross-fitting: each fold of users is labelled by a teacher that never saw it."""
+"""Cross-fitting: the users of each fold are labelled by a teacher that has not seen them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill.data.dataset import Examples
 from distill.data.splits import assign_folds
-from distill.labels.labeller import Labeller, LabelRequest, Labels, Progress, joined
+from distill.labels.config import TeacherSettings
+from distill.labels.labeller import Labeller, LabelRequest, Labels, Progress, concatenate_labels
+from distill.runtime import artifacts
+from distill.runtime.artifacts import Artifact
+from distill.runtime.commands import command_for
+from distill.runtime.errors import UserError
 
 
 class FoldedLabeller:
-    """Cross-fitting: examples of fold i are labelled by the i-th teacher, who never saw their users' training part."""
+    """Labels the examples of fold i by the i-th teacher, which has not seen the training part of their users.
+
+    Implements `Labeller`.
+
+    Args:
+        labellers: one a fold.
+    """
 
     def __init__(self, labellers: Sequence[Labeller]):
         self.labellers = list(labellers)
 
-    def label(self, examples: Examples, ask: LabelRequest, progress: Progress) -> Labels:
-        """As `labelling.Labeller.label`."""
-        found = [(rows, labeller.label(examples.take(rows), ask, progress)) for rows, labeller in self._folds(examples)]
-        return joined([labels for _, labels in found], np.argsort(np.concatenate([rows for rows, _ in found])))
+    def label(self, examples: Examples, request: LabelRequest, progress: Progress) -> Labels:
+        """As `Labeller.label`."""
+        rows_of_folds, labels = [], []
+        for rows, labeller in self._folds(examples):
+            rows_of_folds.append(rows)
+            labels.append(labeller.label(examples.take(rows), request, progress))
+        return concatenate_labels(labels, np.argsort(np.concatenate(rows_of_folds)))
 
     def log_prob(self, examples: Examples, items: np.ndarray) -> np.ndarray:
-        """As `labelling.Labeller.log_prob`."""
-        out = np.empty(items.shape)
+        """As `Labeller.log_prob`."""
+        log_probs = np.empty(items.shape)
         for rows, labeller in self._folds(examples):
-            out[rows] = labeller.log_prob(examples.take(rows), items[rows])
-        return out
+            log_probs[rows] = labeller.log_prob(examples.take(rows), items[rows])
+        return log_probs
 
     def facts(self) -> dict[str, Any]:
-        """The first fold's facts, and how many folds there are."""
+        """The first fold's facts, and the number of folds."""
         return self.labellers[0].facts() | {"folds": len(self.labellers)}
 
-    def _folds(self, examples: Examples):
-        fold = assign_folds(examples.users, len(self.labellers))
-        rows = [np.flatnonzero(fold == number) for number in range(len(self.labellers))]
-        return [pair for pair in zip(rows, self.labellers, strict=True) if len(pair[0])]
+    def _folds(self, examples: Examples) -> Iterator[tuple[np.ndarray, Labeller]]:
+        """Yield the rows of each fold that has any, and its labeller."""
+        fold_of_row = assign_folds(examples.users, len(self.labellers))
+        for fold, labeller in enumerate(self.labellers):
+            rows = np.flatnonzero(fold_of_row == fold)
+            if len(rows):
+                yield rows, labeller
+
+
+def read_teachers(folder: Path, settings: TeacherSettings) -> list[Artifact]:
+    """Open the teacher artifacts that label: none, one, or one a fold.
+
+    Args:
+        folder: the teacher's; fold i's has `-fold<i>` after this name.
+        settings: mix and folds.
+
+    Raises:
+        UserError: a teacher is missing, or a fold's teacher was tuned on the users that it would label.
+    """
+    if "llm" not in settings.mix:
+        return []
+    if not settings.folds:
+        return [artifacts.read(folder, "teacher")]
+    return [_read_fold(folder, settings.folds, fold) for fold in range(settings.folds)]
+
+
+def _read_fold(folder: Path, folds: int, fold: int) -> Artifact:
+    path = folder.with_name(f"{folder.name}-fold{fold}")
+    place = folder if folder.name == "teacher" else path  # RUN/teacher-fold<i> is the default under folds
+    command = command_for("teacher", place, f"--folds {folds} --fold {fold}")
+    if not path.exists():
+        raise UserError(f"No teacher for fold {fold} at {path}. Make it with: {command}")
+    teacher = artifacts.read(path, "teacher", command)
+    tuned = teacher.config.get("folds"), teacher.config.get("fold")
+    if tuned != (folds, fold):
+        raise UserError(f"{path} was tuned with --folds {tuned[0]} --fold {tuned[1]}. Make it with: {command}")
+    return teacher

@@ -1,4 +1,4 @@
-"""What the export asks of a language model: the protocol that each engine of `teacher/engines/` implements."""
+"""The interface of an engine, which runs a language model; `teacher/engines/` has the implementations."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Scope = Literal["level", "all"]
 
 
 class PromptData(Protocol):
-    """What an engine knows of its prompts.
+    """Facts about an engine's prompts.
 
     Attributes:
-        ids: the semantic IDs whose codewords are asked for.
+        ids: the semantic IDs whose codewords are scored.
         max_history: items of history that fit into a prompt.
     """
 
@@ -27,11 +27,11 @@ class PromptData(Protocol):
 
 
 class Engine(Protocol):
-    """A teacher that can be asked. All log-probabilities are over the full vocabulary, in float32.
+    """Runs a teacher. All log-probabilities are normalised over the full vocabulary, in float32.
 
     Attributes:
         data: the semantic IDs and the length of a history.
-        prompt: how the teacher is asked, "stream" or "seqrec".
+        prompt: form of the prompt, "stream" or "seqrec".
         counters: what has been computed so far: `tokens`, perhaps `cached_tokens` of them.
     """
 
@@ -42,13 +42,13 @@ class Engine(Protocol):
     def beams(
         self, histories: np.ndarray, width: int, exclude_bought: bool = True, constrained: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The likeliest items after each history.
+        """Search the likeliest items after each history.
 
         Args:
             histories: item numbers, oldest first, padded with -1 [users, length].
-            width: beams.
+            width: beam width.
             exclude_bought: leave out the history's items.
-            constrained: only valid IDs; otherwise any codewords, and items are -1 where there is none.
+            constrained: search valid IDs only; otherwise any codewords, and an item is -1 where the ID is invalid.
 
         Returns:
             Item numbers, best first, -1 for none, and their log P(v|S); both [users, width].
@@ -56,27 +56,27 @@ class Engine(Protocol):
         ...
 
     def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray, scope: Scope = "level") -> Tensor:
-        """Teacher-forced log-probabilities of codewords at each of the target's positions.
+        """Compute the log-probabilities of codewords at each position of the target, under teacher forcing.
 
         Args:
             histories: as for `beams` [rows, length].
-            targets: the items that are forced [rows].
+            targets: item numbers [rows].
             scope: "level": the codewords of the position's level; "all": those of all levels, level after level.
 
         Returns:
             [rows, levels, codebook_size], or [rows, levels, levels * codebook_size]; what a row lacks to 1 is the mass
-            outside it.
+            of other tokens.
         """
         ...
 
     def stream_logprobs(self, sequences: np.ndarray, scope: Scope = "level") -> Tensor:
-        """`codeword_logprobs` of every item of running sequences; only for teachers asked with "stream".
+        """Compute `codeword_logprobs` of every item of sequences; only for the prompt "stream".
 
         Args:
             sequences: item numbers, padded with -1 on the right [users, length].
             scope: as for `codeword_logprobs`.
 
         Returns:
-            [users, length, levels, ...]; rows of padding mean nothing.
+            [users, length, levels, ...]; undefined at padding.
         """
         ...

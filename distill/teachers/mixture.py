@@ -1,4 +1,4 @@
-"""A weighted mixture of teachers, exact from the labels of its parts."""
+"""A weighted mixture of teachers, computed exactly from their labels."""
 
 from __future__ import annotations
 
@@ -9,107 +9,129 @@ from typing import Any
 import numpy as np
 
 from distill.data.dataset import PAD, Examples
-from distill.labels.labeller import Labeller, LabelRequest, Labels, Progress, correct, places, silent
+from distill.labels.labeller import Labeller, LabelRequest, Labels, Progress, correct, no_progress, target_ranks
 
 
 class MixtureLabeller:
-    """Labels of Σ_m w_m P_m, exact from the parts' labels (`labelling.Labeller`).
+    """Labels examples by the mixture Σ_m w_m P_m, exactly from the labels of its parts.
 
-    A part's say on the codeword at a level is weighted by w_m · P_m(prefix of the target): who did not expect the
-    prefix has little to say about what follows. Candidates are those of all parts, scored by every part; an item that
-    is among nobody's first `width` is not considered.
+    At each level, part m's distribution is weighted by w_m · P_m(prefix of the target) (`mix_codewords`). The
+    candidates are those of all parts, scored by every part; items outside every part's `width` best are not
+    considered. Implements `Labeller`.
 
     Args:
         parts: the teachers.
-        weights: theirs, above zero; they are normalised.
-        codes: of all items [n_items, levels].
+        weights: of the parts, above zero; they are normalised.
+        codes: codewords of all items [n_items, levels].
     """
 
     def __init__(self, parts: Sequence[Labeller], weights: Sequence[float], codes: np.ndarray):
         self.parts, self.codes = list(parts), codes
         self.log_weights = np.log(np.array(weights, dtype=float) / sum(weights))
 
-    def label(self, examples: Examples, ask: LabelRequest, progress: Progress) -> Labels:
-        """As `labelling.Labeller.label`; the first part reports the progress."""
-        wide = replace(ask, keep=ask.width + 1)  # the reference takes a place
-        several = [part.label(examples, wide, progress if n == 0 else silent) for n, part in enumerate(self.parts)]
+    def label(self, examples: Examples, request: LabelRequest, progress: Progress) -> Labels:
+        """As `Labeller.label`; the first part reports the progress."""
+        part_request = replace(request, keep=request.width + 1)  # the reference takes a place
+        part_labels = [
+            part.label(examples, part_request, progress if number == 0 else no_progress)
+            for number, part in enumerate(self.parts)
+        ]
         columns = self.codes[examples.targets]
-        if ask.scope == "all":
+        if request.scope == "all":
             levels = columns.shape[1]
-            columns = columns + np.arange(levels) * (several[0].log_probs.shape[2] // levels)
-        log_probs = mix_codewords([labels.log_probs for labels in several], self.log_weights, columns)
-        union = distinct(np.concatenate([labels.candidates for labels in several], axis=1))
-        every = [_scores(part, labels, examples, union) for part, labels in zip(self.parts, several, strict=True)]
-        scores = mix(every, self.log_weights)
-        own = np.where(union == examples.targets[:, None], scores, -np.inf).max(1)
-        if ask.exclude_bought:  # the reference is among the candidates whether or not it was bought before
-            scores = np.where((union[:, :, None] == examples.histories[:, None, :]).any(2), -np.inf, scores)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : ask.width]
-        best, found = np.take_along_axis(union, order, axis=1), np.take_along_axis(scores, order, axis=1)
-        best = np.where(np.isfinite(found), best, PAD)
-        kept = correct(best, found, examples.targets, own, ask.keep)
-        invalid = next((labels.invalid for labels in several if labels.invalid is not None), None)
-        return Labels(*kept, log_probs, places(best, examples.targets), invalid)
+            columns = columns + np.arange(levels) * (part_labels[0].log_probs.shape[2] // levels)
+        log_probs = mix_codewords([labels.log_probs for labels in part_labels], self.log_weights, columns)
+
+        items, scores = self._score_candidates(examples, part_labels)
+        target_scores = np.where(items == examples.targets[:, None], scores, -np.inf).max(1)
+        if request.exclude_bought:  # after the target's score is taken: it may have been bought before
+            scores = np.where((items[:, :, None] == examples.histories[:, None, :]).any(2), -np.inf, scores)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : request.width]
+        beams, beam_scores = np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        beams = np.where(np.isfinite(beam_scores), beams, PAD)
+        candidates = correct(beams, beam_scores, examples.targets, target_scores, request.keep)
+        invalid = next((labels.invalid for labels in part_labels if labels.invalid is not None), None)
+        return Labels(*candidates, log_probs, target_ranks(beams, examples.targets), invalid)
 
     def log_prob(self, examples: Examples, items: np.ndarray) -> np.ndarray:
-        """As `labelling.Labeller.log_prob`."""
+        """As `Labeller.log_prob`."""
         return mix([part.log_prob(examples, items) for part in self.parts], self.log_weights)
 
+    def _score_candidates(self, examples: Examples, part_labels: list[Labels]) -> tuple[np.ndarray, np.ndarray]:
+        """All parts' candidates in ascending order, padded with -1, and their mixed log P(v|S); both [n, width]."""
+        items = distinct(np.concatenate([labels.candidates for labels in part_labels], axis=1))
+        part_scores = [
+            complete_scores(part, labels, examples, items) for part, labels in zip(self.parts, part_labels, strict=True)
+        ]
+        return items, mix(part_scores, self.log_weights)
+
     def facts(self) -> dict[str, Any]:
-        """Every part's facts and weight."""
+        """The facts and the weight of every part."""
         weights = np.exp(self.log_weights).round(6).tolist()
         parts = zip(weights, self.parts, strict=True)
         return {"teacher": "mixture", "parts": [{"weight": weight, **part.facts()} for weight, part in parts]}
 
 
 def mix(log_probs: Sequence[np.ndarray], log_weights: np.ndarray) -> np.ndarray:
-    """log Σ_m w_m exp(log_probs_m), element by element."""
-    return np.logaddexp.reduce([one + weight for one, weight in zip(log_probs, log_weights, strict=True)])
+    """Compute log Σ_m w_m exp(log_probs_m), element by element."""
+    return np.logaddexp.reduce([values + weight for values, weight in zip(log_probs, log_weights, strict=True)])
 
 
 def mix_codewords(log_probs: Sequence[np.ndarray], log_weights: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Codeword labels of a mixture from those of its parts.
+    """Mix the teacher-forced codeword distributions of several teachers.
 
-    P(c | prefix) = Σ_m w_m P_m(prefix) P_m(c | prefix) / Σ_m w_m P_m(prefix), and P_m(prefix) is the product of the
-    part's own labels along the target.
+    P(c | prefix) = Σ_m w_m P_m(prefix) P_m(c | prefix) / Σ_m w_m P_m(prefix); P_m(prefix) is the product of part m's
+    probabilities along the target.
 
     Args:
         log_probs: of each part [n, levels, V].
-        log_weights: log w_m.
+        log_weights: log w_m [parts].
         targets: columns of the targets' codewords in V [n, levels].
 
     Returns:
         float32 [n, levels, V].
     """
     weighted, prefixes = [], []
-    for one, weight in zip(log_probs, log_weights, strict=True):
-        along = np.take_along_axis(one, targets[..., None], axis=2)[..., 0].astype(float)
-        prefix = weight + np.pad(np.cumsum(along, axis=1)[:, :-1], ((0, 0), (1, 0)))  # before the level [n, levels]
-        prefixes.append(prefix)
-        weighted.append(one + prefix[..., None])
+    for part, weight in zip(log_probs, log_weights, strict=True):
+        along_target = np.take_along_axis(part, targets[..., None], axis=2)[..., 0].astype(float)
+        before_level = np.pad(np.cumsum(along_target, axis=1)[:, :-1], ((0, 0), (1, 0)))  # [n, levels]
+        prefixes.append(weight + before_level)
+        weighted.append(part + prefixes[-1][..., None])
     return (np.logaddexp.reduce(weighted) - np.logaddexp.reduce(prefixes)[..., None]).astype(np.float32)
 
 
 def distinct(items: np.ndarray) -> np.ndarray:
-    """Each row's distinct items in ascending order, padded with -1 [n, width] → [n, at most width]."""
+    """Sort each row's distinct items in ascending order, padded with -1 [n, width] → [n, at most width]."""
     ordered = np.sort(items, axis=1)
     ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = PAD
     order = np.argsort(ordered == PAD, axis=1, kind="stable")
     return np.take_along_axis(ordered, order, axis=1)[:, : max((ordered != PAD).sum(1).max(), 1)]
 
 
-def _scores(part: Labeller, labels: Labels, examples: Examples, items: np.ndarray) -> np.ndarray:
-    """`part.log_prob`, asked for those items alone that its own labels do not score already."""
-    out = np.full(items.shape, -np.inf)
+def complete_scores(part: Labeller, labels: Labels, examples: Examples, items: np.ndarray) -> np.ndarray:
+    """Compute `part.log_prob`, but only for the items that its labels have not scored yet.
+
+    Args:
+        part: a teacher.
+        labels: the part's labels of the examples.
+        examples: n examples.
+        items: item numbers, distinct in a row, -1 for none [n, width].
+
+    Returns:
+        [n, width], −∞ for -1.
+    """
+    scores = np.full(items.shape, -np.inf)
     missing = items != PAD
     for candidate, score in zip(labels.candidates.T, labels.scores.T, strict=True):
-        here = (items == candidate[:, None]) & missing
-        out[here] = np.broadcast_to(score[:, None], items.shape)[here]
-        missing &= ~here
+        matches = (items == candidate[:, None]) & missing
+        scores[matches] = np.broadcast_to(score[:, None], items.shape)[matches]
+        missing &= ~matches
     if missing.any():
-        left = np.argsort(~missing, axis=1, kind="stable")[:, : missing.sum(1).max()]
-        asked = np.where(np.take_along_axis(missing, left, axis=1), np.take_along_axis(items, left, axis=1), PAD)
-        found = part.log_prob(examples, asked)
+        columns = np.argsort(~missing, axis=1, kind="stable")[:, : missing.sum(1).max()]
+        requested = np.where(
+            np.take_along_axis(missing, columns, axis=1), np.take_along_axis(items, columns, axis=1), PAD
+        )
+        exact = part.log_prob(examples, requested)
         rows = np.arange(len(items))[:, None]
-        out[rows, left] = np.where(asked != PAD, found, out[rows, left])
-    return out
+        scores[rows, columns] = np.where(requested != PAD, exact, scores[rows, columns])
+    return scores

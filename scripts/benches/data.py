@@ -1,7 +1,8 @@
-"""How fast raw interactions become a data set: the real command on generated files, against pandas doing the same.
+"""Measure data preparation: the real command on generated files, against the same work in pandas.
 
-A parquet table (users and items by power laws, as in shops), first of repeated and 5-core; and gzipped JSON lines as
-Amazon's reviews are. The command and pandas are processes of their own, so that their peaks are their own.
+A parquet table (users and items by power laws, as in shops) with `duplicates first` and a 5-core, and gzipped JSON
+lines like Amazon's reviews. The command and pandas run as separate processes, so that their peak memory can be
+compared.
 """
 
 from __future__ import annotations
@@ -37,27 +38,27 @@ class Config:
     json: Path | None = None
     """Write the figures there."""
     seed: int = 0
-    """Of the generated files."""
+    """Seed of the generated files."""
     interactions: int = 10_000_000
     """Rows of the table; it has a tenth as many users and a fiftieth as many items."""
     reviews: int = 500_000
     """Lines of the file of reviews, about 600 bytes each."""
     folder: Path | None = None
-    """Where the files are written and removed again (default: a temporary folder)."""
+    """Folder of the temporary files (default: the system's temporary folder)."""
 
 
 def main(config: Config) -> dict:
-    """Seconds and GiB of both, and megabytes of JSON text a second."""
+    """Return seconds and GiB of both, and megabytes of JSON text per second."""
     with tempfile.TemporaryDirectory(dir=config.folder) as temporary:
         folder = Path(temporary).resolve()
         write_table(folder / "interactions.parquet", config.interactions, config.seed)
         size = f"{config.interactions:.0e}".replace("e+0", "e")
         core = ("--k_core", str(CORE), "--duplicates", "first", "--short_users", "drop", "--run", str(folder / "run"))
         ours = measure("prepare_data.py", "--format", "table", "--input", str(folder), *core)
-        left = kept(folder / "run/dataset/sequences.parquet")
+        remaining = count_kept(folder / "run/dataset/sequences.parquet")
         pandas = measure("-m", "benches.data", str(folder))
-        if kept(folder / "pandas.parquet") != left:
-            raise UserError("pandas and prepare_data disagree on what is left; the comparison would say nothing.")
+        if count_kept(folder / "pandas.parquet") != remaining:
+            raise UserError("pandas and prepare_data keep different interactions, so their times cannot be compared.")
         text_mb = write_reviews(folder / "N.jsonl.gz", config.reviews, config.seed)
         reviews = folder / "N.jsonl.gz"
         contenders = {"ours": lambda: amazon.read(reviews, Options()), "json.loads": lambda: loads_reviews(reviews)}
@@ -72,20 +73,20 @@ def main(config: Config) -> dict:
         "prepare_times_faster_than_pandas": pandas.seconds / ours.seconds,
         "read_jsonl_gz_mb_per_s": text_mb / seconds_of["ours"],
         "read_times_faster_than_json_loads": seconds_of["json.loads"] / seconds_of["ours"],
-        "kept_users": left[0],
-        "kept_interactions": left[1],
+        "kept_users": remaining[0],
+        "kept_interactions": remaining[1],
     }
 
 
-def kept(path: Path) -> tuple[int, int]:
-    """Users and interactions of a file of sequences."""
+def count_kept(path: Path) -> tuple[int, int]:
+    """Count users and interactions of a file of sequences."""
     lengths = pc.list_value_length(pq.read_table(path, columns=["items"])["items"])
     return len(lengths), pc.sum(lengths).as_py()
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds by the clock, seconds of computing by all cores (what a busy machine does not lengthen), peak memory."""
+    """Wall-clock seconds, CPU seconds of all cores, and peak memory in GiB."""
 
     seconds: float
     cpu_seconds: float
@@ -93,7 +94,7 @@ class Measured:
 
 
 def measure(*command: str) -> Measured:
-    """What a script takes as a process of its own, its start included; paths are seen from `scripts/`."""
+    """Measure a Python command in a new process, its start included; it runs in `scripts/`."""
     started, line = time.perf_counter(), [sys.executable, *command]
     process = subprocess.Popen(line, cwd=SCRIPTS, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     messages = process.stderr.read().decode()
@@ -106,13 +107,13 @@ def measure(*command: str) -> Measured:
 
 
 def draw(rng: np.random.Generator, count: int, exponent: float, n: int) -> np.ndarray:
-    """n numbers below `count`, the k-th with a probability like 1 / (k + 20)^exponent."""
+    """Draw n numbers below `count`, number k with probability proportional to 1 / (k + 20)^exponent."""
     weights = np.cumsum((np.arange(count) + 20.0) ** -exponent)
     return np.searchsorted(weights, rng.random(n) * weights[-1])
 
 
 def write_table(path: Path, n: int, seed: int) -> None:
-    """user_id, item_id (strings of 14 and 10 letters) and timestamp, in no order."""
+    """Write user_id, item_id (strings of 14 and 10 letters) and timestamp, in random order."""
     rng = np.random.default_rng(seed)
     columns = {"timestamp": pa.array(rng.integers(1_200_000_000, 1_600_000_000, n))}
     for name, count, exponent, letter in (("user_id", n // 10, 0.7, "A{:013d}"), ("item_id", n // 50, 1.0, "B{:09d}")):
@@ -122,7 +123,7 @@ def write_table(path: Path, n: int, seed: int) -> None:
 
 
 def write_reviews(path: Path, n: int, seed: int) -> float:
-    """Reviews as those of 2023 look; returns megabytes of text."""
+    """Write reviews in the format of 2023; returns megabytes of text."""
     rng = np.random.default_rng(seed)
     users, items = draw(rng, n // 4, 0.7, n), draw(rng, max(n // 50, 1), 1.0, n)
     times, words = rng.integers(1.2e12, 1.6e12, n), rng.integers(0, len(WORDS), (n, 60))
@@ -147,7 +148,7 @@ def write_reviews(path: Path, n: int, seed: int) -> float:
 
 
 def pandas_prepare(folder: Path) -> None:
-    """The same work as people write it in pandas: first of repeated, k-core, sequences in time order, written."""
+    """Do the same work in pandas: first of repeated interactions, k-core, sequences in time order, written."""
     import pandas as pd
 
     rows = pd.read_parquet(folder / "interactions.parquet", columns=["user_id", "item_id", "timestamp"])
@@ -166,7 +167,7 @@ def pandas_prepare(folder: Path) -> None:
 
 
 def loads_reviews(path: Path) -> None:
-    """Reviews read line by line: the same columns, ids not yet numbered."""
+    """Read reviews line by line: the same columns, ids not numbered."""
     columns: dict[str, list] = {name: [] for name in ("user_id", "parent_asin", "timestamp", "rating")}
     with gzip.open(path) as file:
         for line in file:
@@ -175,5 +176,5 @@ def loads_reviews(path: Path) -> None:
                 column.append(row[name])
 
 
-if __name__ == "__main__":  # pandas, in a process of its own
+if __name__ == "__main__":  # pandas, in a separate process
     pandas_prepare(Path(sys.argv[1]))

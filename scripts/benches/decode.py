@@ -1,4 +1,4 @@
-"""Constrained decoding against Hugging Face's `generate`, against the arithmetic it needs, and the trie by itself."""
+"""Compare constrained beam search with Hugging Face's `generate` and with the arithmetic it needs; measure the trie."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Config:
     """Users per second of constrained beams: python scripts/bench.py decode [--run FOLDER] [--json FILE]."""
 
     run: Path | None = None
-    """A run with dataset, semantic_ids and perhaps teacher; none: made-up IDs and histories of Instruments' size."""
+    """A run with dataset, semantic_ids and perhaps teacher; none: random IDs and histories of Instruments' size."""
     preset: str = "tiger-4m"
-    """Sizes of the students; their weights are random."""
+    """Preset of the students; their weights are random."""
     width: int = 20
     """Beams."""
     batches: list[int] = field(default_factory=lambda: [1, 32, 256])
@@ -43,21 +43,21 @@ class Config:
     widths: list[int] = field(default_factory=lambda: [10, 20, 50, 100, 200])
     """Beam widths of the cost table, 32 users at once."""
     trie_sizes: list[int] = field(default_factory=lambda: [10**4, 10**5, 10**6, 10**7])
-    """Items of the tries that are built."""
+    """Numbers of items of the tries that are built."""
     compiled: bool = False
-    """Also one user through `Recommender.compile`, on CPUs by inductor (needs a C++ compiler and most of a minute)."""
+    """Also search for one user by `Recommender.compile`; on CPUs inductor needs a C++ compiler and about a minute."""
     repeats: int = 5
     """Measured rounds; medians are reported."""
     device: str = "cpu"
     """cpu or cuda."""
     json: Path | None = None
-    """Where the figures go."""
+    """File for the figures."""
     seed: int = 0
-    """Of weights, users and made-up data."""
+    """Seed of weights, users and random data."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """All figures."""
+    """Measure and return all figures."""
     if config.preset not in BACKBONES["seq2seq"][2]:
         raise UserError(f"Unknown preset {config.preset!r}. Available: {', '.join(BACKBONES['seq2seq'][2])}.")
     codes, histories = real_data(config.run) if config.run else made_up(config.seed)
@@ -66,14 +66,14 @@ def main(config: Config) -> dict[str, Any]:
     for name, (network, sizes, presets) in BACKBONES.items():
         model = network(sizes(LEVELS, SIZE, **presets[config.preset])).to(config.device).eval()
         students[name] = Recommender(model, codes, [""] * len(codes), [""] * len(codes), facts={"backbone": name})
-    nn.init.zeros_(students["seq2seq"].model.recency.weight)  # T5 has none
+    nn.init.zeros_(students["seq2seq"].model.recency.weight)  # T5 has no recencies
     rng = np.random.default_rng(config.seed)
     users = {n: histories[rng.choice(len(histories), n, replace=False)] for n in {*config.batches, 32}}
     figures = {"threads": torch.get_num_threads(), "device": config.device, "preset": config.preset}
     figures |= against_generate(students["seq2seq"], users, config)
     if config.compiled:
         figures |= one_user_compiled(students["seq2seq"], users[min(users)][:1], config)
-    figures |= shares(students["seq2seq"], users[max(users)])
+    figures |= trie_share(students["seq2seq"], users[max(users)])
     rankers = {name: student.rank_items for name, student in students.items()}
     if config.run and (config.run / "teacher").is_dir():
         from teacher.engines.hf import HFEngine
@@ -88,11 +88,11 @@ def main(config: Config) -> dict[str, Any]:
     started = time.perf_counter()
     students["seq2seq"].score_items(users[32][:4])
     figures["users_per_s_exact"] = 4 / (time.perf_counter() - started)
-    return figures | tries(config)
+    return figures | trie_figures(config)
 
 
 def real_data(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and the test users' histories of a run."""
+    """Read codes and the test users' histories of a run."""
     dataset = Dataset.load(run / "dataset")
     ids = SemanticIDs.load(run / "semantic_ids", dataset.n_items)
     if (ids.levels, ids.codebook_size) != (LEVELS, SIZE):
@@ -101,7 +101,7 @@ def real_data(run: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def made_up(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """IDs and histories of Instruments' size: 9,922 items, histories of 4 to 20 with a mean of 7."""
+    """Draw IDs and histories of Instruments' size: 9,922 items, histories of 4 to 20 with a mean of 7."""
     rng = np.random.default_rng(seed)
     codes = np.stack([rng.integers(0, top, 9922) for top in (162, 140, SIZE, SIZE)], axis=1)
     lengths = np.minimum(20, 4 + rng.geometric(0.25, 2000) - 1)
@@ -110,29 +110,29 @@ def made_up(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def against_generate(student: Recommender, users: dict[int, np.ndarray], config: Config) -> dict[str, Any]:
-    """Ours and `generate(num_beams=…, prefix_allowed_tokens_fn=…)` on the same weights, users and softmax."""
+    """Compare with `generate(num_beams=…, prefix_allowed_tokens_fn=…)` on the same weights, users and softmax."""
     model, figures = student.model, {}
-    peer = Generate(to_t5(model), student, config.width)
-    same, compared = 0, 0
+    generate = Generate(to_t5(model), student, config.width)
+    identical, compared = 0, 0
     student.facts["scope"] = "all"  # as Hugging Face's softmax
     for batch in progress_bar(config.batches, desc="against generate", unit="batch"):
-        ours, _ = student.rank_items(users[batch], config.width, exclude_bought=False)
-        theirs = student.trie.items(peer(users[batch]), config.width)[0].cpu().numpy()
-        same, compared = same + (ours == theirs).all(1).sum(), compared + batch
+        lists, _ = student.rank_items(users[batch], config.width, exclude_bought=False)
+        generated = student.trie.items(generate(users[batch]), config.width)[0].cpu().numpy()
+        identical, compared = identical + (lists == generated).all(1).sum(), compared + batch
         work = {
-            "ours": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False),
-            "generate": lambda batch=batch: peer(users[batch]),
+            "search": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False),
+            "generate": lambda batch=batch: generate(users[batch]),
         }
         median = interleaved(work, config.repeats if batch < 100 else max(1, config.repeats // 2), warm_ups=0)
-        figures[f"ratio_vs_hf_generate_b{batch}"] = median["generate"] / median["ours"]
+        figures[f"ratio_vs_hf_generate_b{batch}"] = median["generate"] / median["search"]
         figures[f"users_per_s_hf_generate_b{batch}"] = batch / median["generate"]
-    figures["identical_lists"] = same / compared
-    student.facts["scope"] = "level"  # from here on as it is used: only the level's head is computed
+    figures["identical_lists"] = identical / compared
+    student.facts["scope"] = "level"  # as students are used: only the level's part of the head is computed
     rate = matrix_rate(config.device)
     figures["gflop_per_s_matrix"] = rate / 1e9
     for batch in config.batches:
-        work = {"ours": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False)}
-        seconds = interleaved(work, config.repeats)["ours"]
+        work = {"search": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False)}
+        seconds = interleaved(work, config.repeats)["search"]
         figures[f"users_per_s_seq2seq_b{batch}"] = batch / seconds
         flop = flops(model.config, (users[batch] != PAD).sum(1) * LEVELS, config.width)
         figures[f"times_flop_floor_b{batch}"] = seconds * rate / flop
@@ -140,7 +140,7 @@ def against_generate(student: Recommender, users: dict[int, np.ndarray], config:
 
 
 def one_user_compiled(student: Recommender, user: np.ndarray, config: Config) -> dict[str, float]:
-    """One user by the search as one graph; every history then has the longest one's shape."""
+    """Search for one user as one compiled graph; every history then has max_history places."""
     names = student.item_ids, student.titles
     compiled = Recommender(student.model, student.codes.cpu().numpy(), *names, facts=dict(student.facts))
     compiled.users_at_once = 1
@@ -150,11 +150,11 @@ def one_user_compiled(student: Recommender, user: np.ndarray, config: Config) ->
 
 
 class Generate:
-    """The way of the peers: a dictionary of allowed tokens by prefix, asked for every beam at every step."""
+    """Search by `generate` with a dictionary of allowed tokens by prefix, looked up for every beam at every step."""
 
     def __init__(self, t5: T5ForConditionalGeneration, student: Recommender, width: int):
         self.t5, self.student, self.width = t5.to(student.device), student, width
-        head = nn.Linear(t5.config.d_model, t5.config.vocab_size)  # a bias takes the pad token out of the softmax
+        head = nn.Linear(t5.config.d_model, t5.config.vocab_size)  # its bias removes the pad token from the softmax
         head.weight = t5.lm_head.weight
         nn.init.zeros_(head.bias).data[0] = torch.finfo(torch.float32).min
         t5.lm_head = head.to(student.device)
@@ -167,11 +167,11 @@ class Generate:
 
     @torch.inference_mode()
     def __call__(self, histories: np.ndarray) -> Tensor:
-        """Leaves, best first [users, width]."""
+        """Return leaves, best first [users, width]."""
         histories = histories[:, : (histories != PAD).sum(1).max()]
         codes = self.student.history_codes(torch.from_numpy(histories).to(self.student.device))
         tokens = torch.where(codes >= 0, codes + self.start.to(codes.device), 0).flatten(1)
-        found = self.t5.generate(
+        tokens = self.t5.generate(
             tokens,
             attention_mask=(tokens > 0).long(),
             num_beams=self.width,
@@ -180,14 +180,14 @@ class Generate:
             do_sample=False,
             length_penalty=0.0,
             eos_token_id=None,
-            prefix_allowed_tokens_fn=lambda _, sent: self.allowed[tuple(sent[1:].tolist())],
+            prefix_allowed_tokens_fn=lambda _, prefix: self.allowed[tuple(prefix[1:].tolist())],
         )
-        found = found[:, 1:].cpu() - self.start
-        return self.student.trie.find(found.to(codes.device)).view(len(histories), self.width)
+        found_codes = tokens[:, 1:].cpu() - self.start
+        return self.student.trie.find(found_codes.to(codes.device)).view(len(histories), self.width)
 
 
 def matrix_rate(device: str) -> float:
-    """Floating-point operations a second of a large matrix product in float32, the best of ten."""
+    """Measure floating-point operations a second of a large matrix product in float32, the best of ten."""
     a = torch.randn(2048, 2048, device=device)
     best = np.inf
     for _ in range(10):
@@ -198,7 +198,9 @@ def matrix_rate(device: str) -> float:
 
 
 def flops(c: Seq2SeqConfig, lengths: np.ndarray, width: int) -> float:
-    """What encoder and constrained decoder need: real tokens only, each beam's token once, only the level's head.
+    """Count the floating-point operations of encoder and constrained decoder.
+
+    Real tokens only, each beam's token once, only the level's part of the head.
 
     Args:
         c: sizes of the network.
@@ -209,17 +211,19 @@ def flops(c: Seq2SeqConfig, lengths: np.ndarray, width: int) -> float:
     projections, ff = 2 * 4 * c.d_model * inner, 2 * 2 * c.d_model * c.d_ff
     encoder = c.encoder_layers * (lengths * (projections + ff) + lengths**2 * 4 * inner)
     cross_keys = c.decoder_layers * lengths * projections / 2
-    own = (1 + width * sum(range(2, c.levels + 1))) * 4 * inner
-    decoder = c.decoder_layers * (tokens * (1.5 * projections + ff + lengths * 4 * inner) + own)
+    self_attention = (1 + width * sum(range(2, c.levels + 1))) * 4 * inner
+    decoder = c.decoder_layers * (tokens * (1.5 * projections + ff + lengths * 4 * inner) + self_attention)
     head = tokens * 2 * c.d_model * c.codebook_size
     return float((encoder + cross_keys + decoder + head).sum())
 
 
-def shares(student: Recommender, histories: np.ndarray) -> dict[str, float]:
-    """The part of decoding that the trie takes: candidates before the top-k and children after it."""
+def trie_share(student: Recommender, histories: np.ndarray) -> dict[str, float]:
+    """Measure the trie's share of the search: candidates before the top-k and children after it."""
+    if student.device.type != "cpu":
+        return {}
     spent = 0.0
 
-    class Watched:
+    class TimedTrie:
         def __init__(self, trie: Trie):
             self.trie, self.levels = trie, trie.levels
 
@@ -237,20 +241,18 @@ def shares(student: Recommender, histories: np.ndarray) -> dict[str, float]:
 
             return timed
 
-    trie, found = student.trie, []
-    if student.device.type != "cpu":
-        return {}
+    trie, shares = student.trie, []
     for _ in range(4):
-        spent, student.trie = 0.0, Watched(trie)
+        spent, student.trie = 0.0, TimedTrie(trie)
         started = time.perf_counter()
         student.rank_items(histories)
-        found.append(spent / (time.perf_counter() - started))
+        shares.append(spent / (time.perf_counter() - started))
     student.trie = trie
-    return {"mask_share": float(np.median(found[1:]))}
+    return {"mask_share": float(np.median(shares[1:]))}
 
 
-def tries(config: Config) -> dict[str, float]:
-    """Seconds and memory of tries over random IDs."""
+def trie_figures(config: Config) -> dict[str, float]:
+    """Measure seconds and memory of tries over random IDs."""
     figures = {}
     rng = np.random.default_rng(config.seed)
     for n in config.trie_sizes:
@@ -262,7 +264,7 @@ def tries(config: Config) -> dict[str, float]:
         arrays = [*trie.offsets, *trie.codes, *trie.dense, trie.leaf_of_item, trie.leaf_offsets, trie.leaf_items]
         name = f"1e{len(str(n)) - 1}" if n == 10 ** (len(str(n)) - 1) else str(n)
         figures[f"trie_build_s_{name}"] = seconds
-        figures[f"trie_mib_{name}"] = sum(one.nbytes for one in arrays) / 2**20
+        figures[f"trie_mib_{name}"] = sum(array.nbytes for array in arrays) / 2**20
         with tempfile.TemporaryDirectory() as folder:
             trie.save(Path(folder) / "trie.safetensors")
             started = time.perf_counter()

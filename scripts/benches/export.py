@@ -13,13 +13,14 @@ import torch
 
 from benches import interleaved
 from benches.decode import SIZE, made_up
-from benches.labels import encodings
+from benches.labels import measure_encodings
 from distill.data.dataset import PAD, Dataset, write_dataset
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.semantic_ids.ids import SemanticIDs, write_codes
-from teacher import model as models
+from teacher.base_model import from_scratch
 from teacher.engines import prompt_rows
 from teacher.engines.hf import HFEngine
+from teacher.tokenizer import add_codewords, train_tokenizer
 
 if TYPE_CHECKING:
     from teacher.engines.vllm import VLLMEngine
@@ -43,7 +44,7 @@ class Config:
     vllm_users: int = 8
     """Users of the comparison on vLLM."""
     labels: Path | None = None
-    """A label set exported with --encoding fp16, whose encodings are compared; none: made-up distributions."""
+    """A label set exported with --encoding fp16, whose encodings are compared; none: random distributions."""
     repeats: int = 3
     """Measured rounds; medians are reported."""
     device: str = "cpu"
@@ -69,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
             figures |= one_pass(engine, dataset, config)
         if config.vllm:
             figures |= against_vllm(run, dataset, ids, histories[: config.vllm_users], config)
-    return figures | encodings(config.seed, repeats=config.repeats, labels=config.labels)
+    return figures | measure_encodings(config.seed, repeats=config.repeats, labels=config.labels)
 
 
 def made_up_run(folder: Path, seed: int) -> Path:
@@ -86,10 +87,10 @@ def made_up_run(folder: Path, seed: int) -> Path:
         write_json(part / "report.json", {"codebook_size": SIZE})
     ids = SemanticIDs.load(folder / "semantic_ids")
     torch.manual_seed(seed)
-    tokenizer = models.train_tokenizer(["-"], 300)
-    models.add_codewords(tokenizer, ids)
+    tokenizer = train_tokenizer(["-"], 300)
+    add_codewords(tokenizer, ids)
     # weights large enough that scores differ by more than rounding
-    teacher = models.from_scratch(tokenizer, SIZES | {"initializer_range": 0.1}, MAX_TOKENS)
+    teacher = from_scratch(tokenizer, SIZES | {"initializer_range": 0.1}, MAX_TOKENS)
     with ArtifactJob("teacher", nothing, folder / "teacher").write() as part:
         teacher.save_pretrained(part)
         tokenizer.save_pretrained(part)
@@ -100,11 +101,11 @@ def made_up_run(folder: Path, seed: int) -> Path:
 
 def against_generate(engine: HFEngine, histories: np.ndarray, config: Config) -> dict[str, float]:
     """The `hf` engine and `generate(num_beams=…, prefix_allowed_tokens_fn=…)` on the same model."""
-    peer = Generate(engine, config.width)
+    generate = Generate(engine, config.width)
     ours, _ = engine.beams(histories, config.width, exclude_bought=False)
     work = {
         "ours": lambda: engine.beams(histories, config.width, exclude_bought=False),
-        "generate": lambda: peer(histories),
+        "generate": lambda: generate(histories),
     }
     seconds = interleaved(work, config.repeats)
     lengths = np.array([len(row) for row in prompt_rows(engine.data, engine.prompt, histories)])
@@ -116,7 +117,7 @@ def against_generate(engine: HFEngine, histories: np.ndarray, config: Config) ->
         plain = interleaved({"pass": lambda: engine.model.base_model(input_ids=tokens)}, config.repeats)["pass"]
     return {
         "ratio_vs_hf_generate": seconds["generate"] / seconds["ours"],
-        "identical_lists": float((ours == peer(histories)).all(1).mean()),
+        "identical_lists": float((ours == generate(histories)).all(1).mean()),
         "users_per_s_hf": len(histories) / seconds["ours"],
         "users_per_s_hf_generate": len(histories) / seconds["generate"],
         "floor_tokens_per_user": floor / len(histories),
@@ -134,7 +135,7 @@ def floor_tokens(lengths: np.ndarray, levels: int, width: int) -> float:
 
 
 class Generate:
-    """The way of the peers: a dictionary of allowed tokens by prefix, asked for every beam at every step."""
+    """`generate` as other projects use it: a dictionary of allowed tokens by prefix, read for every beam and step."""
 
     def __init__(self, engine: HFEngine, width: int):
         self.engine, self.width = engine, width

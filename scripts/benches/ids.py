@@ -1,10 +1,9 @@
-"""Semantic IDs of a catalogue larger than the memory one wants to give them: train on a sample, encode, resolve.
+"""Measure semantic IDs of a catalogue larger than memory: train on a sample, encode, resolve.
 
     python scripts/bench.py ids --json ids.json
 
-The embeddings are made up (nested clusters with a falling spectrum, one in a hundred a twin of another) and lie in a
-file that is mapped, not read. `encode_vs_numpy` is how many times as fast as the plain residual loop in numpy, on a
-part of the same rows.
+The embeddings are synthetic (nested clusters with a falling spectrum, one in a hundred a duplicate) and lie in a mapped
+file. `encode_vs_numpy` is the speed-up over the plain residual loop in numpy, on a part of the same rows.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from benches import interleaved
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
 from distill.semantic_ids import quantisers
-from distill.semantic_ids.collisions import relieve, resolve_collisions
+from distill.semantic_ids.collisions import move_surplus, resolve_collisions
 from distill.semantic_ids.ids import collision_rate
 
 CHUNK = 1 << 14
@@ -39,26 +38,26 @@ class Config:
     dim: int = 768
     """Size of an embedding."""
     quantiser: Literal["rqvae", "rkmeans", "pq"] = "rkmeans"
-    """Which one."""
+    """Quantiser to measure."""
     sample: int = 65_536
-    """Items it is trained on."""
+    """Items to train it on."""
     epochs: int = 20
     """rqvae: passes over the sample."""
     compared: int = 16_384
     """Rows that the numpy loop encodes too."""
     folder: Path | None = None
-    """Where the embeddings' file goes for the time being (default: the system's temporary folder)."""
+    """Folder of the temporary embeddings file (default: the system's temporary folder)."""
     seed: int = 0
     """Of the embeddings and the training."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Make the file, train, encode, resolve; seconds, GiB and rates."""
+    """Write embeddings, train, encode, resolve; returns seconds, GiB and rates."""
     if config.folder is not None and not config.folder.is_dir():
         raise UserError(f"No folder {config.folder} for the embeddings; make it first.")
     with tempfile.TemporaryDirectory(dir=config.folder) as folder:
         path = Path(folder) / "embeddings.npy"
-        make(path, config)
+        write_embeddings(path, config)
         x = np.load(path, mmap_mode="r")
         settings = quantisers.RQVAEConfig(epochs=config.epochs, warmup_epochs=config.epochs // 4)
         started = time.perf_counter()
@@ -68,7 +67,7 @@ def main(config: Config) -> dict[str, Any]:
         trained = time.perf_counter()
         before = model.encode(x)
         encoded = time.perf_counter()
-        codes = relieve(before, lambda rows, own, level: model.target(x[rows], own, level), model.words)
+        codes = move_surplus(before, lambda rows, chosen, level: model.target(x[rows], chosen, level), model.words)
         codes = resolve_collisions(codes, lambda rows: model.target(x[rows], codes[rows], 3), model.words(3))
         resolved = time.perf_counter()
         figures = {
@@ -92,25 +91,25 @@ def main(config: Config) -> dict[str, Any]:
         return figures
 
 
-def make(path: Path, config: Config) -> None:
+def write_embeddings(path: Path, config: Config) -> None:
     """Write nested clusters, chunk by chunk."""
     rng = np.random.default_rng(config.seed)
     spectrum = (1 + np.arange(config.dim, dtype=np.float32)) ** -0.5  # as in embeddings of texts: few strong directions
     centers = [scale * rng.standard_normal((count, config.dim), np.float32) for count, scale in ((300, 1), (5000, 0.5))]
     x = np.lib.format.open_memmap(path, "w+", np.float32, (config.items, config.dim))
-    for start in progress_bar(range(0, config.items, CHUNK), desc="making embeddings", unit="chunk"):
+    for start in progress_bar(range(0, config.items, CHUNK), desc="writing embeddings", unit="chunk"):
         count = min(CHUNK, config.items - start)
         rows = 0.3 * rng.standard_normal((count, config.dim), np.float32)
         for center in centers:
             rows += center[rng.integers(len(center), size=count)]
-        twins = rng.integers(count, size=(2, count // 100))
-        rows[twins[0]] = rows[twins[1]]
+        duplicates = rng.integers(count, size=(2, count // 100))
+        rows[duplicates[0]] = rows[duplicates[1]]
         x[start : start + count] = rows * spectrum
     x.flush()
 
 
 def by_residuals(x: np.ndarray, model: quantisers.Quantiser) -> np.ndarray:
-    """The plain loop: distances to all codewords, the nearest, subtract it, next level."""
+    """Encode by the plain loop: find the nearest codeword, subtract it, go to the next level."""
     residual, codes = model.target(x, np.zeros((len(x), 0), np.int64), 0), []
     for level in range(model.levels):
         words = model.words(level)

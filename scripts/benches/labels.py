@@ -1,4 +1,4 @@
-"""The label store: what each encoding costs in bytes and nats, and how fast shards are written and read."""
+"""Soft labels on disk: bytes and KL of each encoding, and how fast shards are written and read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from benches import interleaved
 from distill.data.dataset import Examples
@@ -23,7 +24,7 @@ from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 
 LEVELS, SIZE, KEEP, ITEMS = 4, 256, 16, 10_000
-ENTROPY = (4.3, 4.1, 2.1, 1.6)  # nats, level by level: of a small teacher on Instruments, the vaguest we have
+ENTROPY = (4.3, 4.1, 2.1, 1.6)  # nats of each level: a small teacher on Instruments, the least certain one measured
 
 
 @dataclass(frozen=True)
@@ -31,39 +32,41 @@ class Config:
     """Bytes and KL of label encodings: python scripts/bench.py labels [--labels FOLDER] [--json FILE]."""
 
     labels: Path | None = None
-    """A soft_labels artifact whose first shard is encoded again, best one of fp16; none: made-up distributions."""
-    rows: int = 4096
-    """Examples a shard."""
-    stream: int = 0
-    """Examples of a set that is written and then streamed once, its memory measured; 0: none."""
-    repeats: int = 3
+    """A soft_labels artifact of encoding fp16 whose first shard is encoded again; none: random distributions."""
+    rows: PositiveInt = 4096
+    """Examples of a shard."""
+    stream: NonNegativeInt = 0
+    """Examples of a set that is written and then streamed once while its memory is measured; 0: none."""
+    repeats: PositiveInt = 3
     """Measured rounds; medians are reported."""
     json: Path | None = None
-    """Where the figures go."""
+    """File for the figures."""
     seed: int = 0
-    """Of the made-up distributions."""
+    """Seed of the random distributions."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """All figures."""
-    figures = encodings(config.seed, config.rows, config.repeats, config.labels)
-    return figures | (streaming(config.stream, config.rows, config.seed) if config.stream else {})
+    """Measure the encodings, and on request the streaming of a set."""
+    figures = measure_encodings(config.seed, config.rows, config.repeats, config.labels)
+    return figures | (measure_streaming(config.stream, config.rows, config.seed) if config.stream else {})
 
 
-def encodings(seed: int = 0, rows: int = 4096, repeats: int = 3, labels: Path | None = None) -> dict[str, float]:
-    """Bytes a target (whole rows and the log-probabilities alone), mean KL to fp32, targets a second in and out."""
-    shard = stored(labels, rows) if labels else made_up(rows, np.random.default_rng(seed))
-    log_probs, figures, content = shard[-1], {}, {}
-    nothing = len(encode_shard(*shard[:-1], log_probs[:, :0], "fp16"))
+def measure_encodings(
+    seed: int = 0, rows: int = 4096, repeats: int = 3, labels: Path | None = None
+) -> dict[str, float]:
+    """Measure bytes a target (all columns; log-probabilities), mean KL, and targets written and read a second."""
+    shard = stored_shard(labels, rows) if labels else random_shard(rows, np.random.default_rng(seed))
+    log_probs, figures = shard[-1], {}
+    other_columns = len(encode_shard(*shard[:-1], log_probs[:, :0], "fp16"))
     for encoding in ENCODINGS:
-        content[encoding] = encode_shard(*shard, encoding)
+        size = len(encode_shard(*shard, encoding))
         name = encoding.replace("+", "_")
-        figures[f"bytes_per_target_{name}"] = len(content[encoding]) / len(log_probs)
-        figures[f"bytes_per_target_{name}_log_probs"] = (len(content[encoding]) - nothing) / len(log_probs)
+        figures[f"bytes_per_target_{name}"] = size / len(log_probs)
+        figures[f"bytes_per_target_{name}_log_probs"] = (size - other_columns) / len(log_probs)
         figures[f"kl_{name}"] = kl(log_probs, encoding)
     write = {encoding: lambda encoding=encoding: encode_shard(*shard, encoding) for encoding in ENCODINGS}
     with tempfile.TemporaryDirectory() as folder:
-        stores = {encoding: one_shard(Path(folder) / encoding, shard, encoding) for encoding in ENCODINGS}
+        stores = {encoding: write_set(Path(folder) / encoding, shard, encoding) for encoding in ENCODINGS}
         read = {encoding: lambda store=store: store.load().log_probs() for encoding, store in stores.items()}
         for what, work in (("write", write), ("read", read)):
             for encoding, seconds in interleaved(work, repeats).items():
@@ -71,18 +74,18 @@ def encodings(seed: int = 0, rows: int = 4096, repeats: int = 3, labels: Path | 
     return figures
 
 
-def made_up(rows: int, rng: np.random.Generator) -> tuple[Any, ...]:
-    """A shard of random distributions with about the entropies of a real teacher: `encode_shard`'s arguments."""
+def random_shard(rows: int, rng: np.random.Generator) -> tuple[Any, ...]:
+    """Draw distributions with about the entropies of a real teacher, as arguments of `encode_shard`."""
     log_probs = np.empty((rows, LEVELS, SIZE), np.float32)
     popularity = rng.normal(0, 1, (LEVELS, SIZE))
     for level, entropy in enumerate(ENTROPY):
         logits = popularity[level] + rng.normal(0, 1, (rows, SIZE))
         low, high = 0.05, 20.0
-        for _ in range(30):  # the sharpness that gives the entropy
+        for _ in range(30):  # search the scale that gives the entropy
             scale = (low * high) ** 0.5
-            found = log_softmax(scale * logits)
-            low, high = (scale, high) if -(np.exp(found) * found).sum(1).mean() > entropy else (low, scale)
-        log_probs[:, level] = found + np.log(0.97)
+            values = log_softmax(scale * logits)
+            low, high = (scale, high) if -(np.exp(values) * values).sum(1).mean() > entropy else (low, scale)
+        log_probs[:, level] = values + np.log(0.97)
     users = np.sort(rng.integers(0, max(rows // 5, 1), rows))
     positions = np.arange(rows) - np.searchsorted(users, users) + 1
     candidates = (ITEMS * rng.random((rows, KEEP)) ** 3).astype(np.int64)  # some items are in many lists
@@ -92,12 +95,12 @@ def made_up(rows: int, rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Of the last axis."""
+    """Log-softmax over the last axis."""
     return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
 
 
-def stored(folder: Path, rows: int) -> tuple[Any, ...]:
-    """The first rows of a finished set: `encode_shard`'s arguments."""
+def stored_shard(folder: Path, rows: int) -> tuple[Any, ...]:
+    """Read the first rows of a finished set, as arguments of `encode_shard`."""
     store = LabelStore.open(folder)
     if store.index["encoding"] != "fp16":
         raise UserError(f"{folder} is encoded as {store.index['encoding']}; export with --encoding fp16 to compare.")
@@ -108,26 +111,26 @@ def stored(folder: Path, rows: int) -> tuple[Any, ...]:
     return examples, block.columns["target_codes"][first], block.candidates(first), block.scores(first), log_probs
 
 
-def one_shard(folder: Path, shard: tuple[Any, ...], encoding: str, copies: int = 1) -> LabelStore:
-    """A finished set of one shard, or of many copies of it."""
+def write_set(folder: Path, shard: tuple[Any, ...], encoding: str, copies: int = 1) -> LabelStore:
+    """Write a finished set of one shard, or of copies of it."""
     facts = {"levels": LEVELS, "codebook_size": shard[-1].shape[2], "scope": "level", "keep": KEEP}
     with ArtifactJob("soft_labels", Config(), folder).write() as part:
         (part / "data").mkdir()
-        said = [write_shard(part / "data" / "00000.parquet", *shard, encoding)]
+        records = [write_shard(part / "data" / "00000.parquet", *shard, encoding)]
         for number in range(1, copies):
-            said.append(said[0] | {"file": f"{number:05d}.parquet"})
-            shutil.copy(part / "data" / "00000.parquet", part / "data" / said[-1]["file"])
-        write_index(part, said, encoding=encoding, **facts)
+            records.append(records[0] | {"file": f"{number:05d}.parquet"})
+            shutil.copy(part / "data" / "00000.parquet", part / "data" / records[-1]["file"])
+        write_index(part, records, encoding=encoding, **facts)
     return LabelStore.open(folder)
 
 
-def streaming(rows: int, shard_rows: int, seed: int) -> dict[str, float]:
-    """One shuffled pass over a set of so many targets, every label decoded in batches: rate, and memory on top."""
-    shard = made_up(shard_rows, np.random.default_rng(seed))
+def measure_streaming(rows: int, shard_rows: int, seed: int) -> dict[str, float]:
+    """Measure a shuffled pass over a set that decodes every label in batches: targets a second, and peak memory."""
+    shard = random_shard(shard_rows, np.random.default_rng(seed))
     with tempfile.TemporaryDirectory() as folder:
         copies = -(-rows // shard_rows)
         log.info(f"{copies} shards of {shard_rows} targets")
-        store = one_shard(Path(folder) / "labels", shard, "u8", copies)
+        store = write_set(Path(folder) / "labels", shard, "u8", copies)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started, seen = time.perf_counter(), 0
         for block in store.blocks(65536, np.random.default_rng(seed)):

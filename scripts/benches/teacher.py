@@ -1,14 +1,14 @@
-"""A training step of the teacher: packed against padded batches, against Hugging Face's `Trainer`, and its memory.
+"""A training step of the teacher: packed and padded batches, Hugging Face's `Trainer`, and the peak memory.
 
     python scripts/bench.py teacher --json teacher.json
 
 All train the same network on the same samples, drawn at random from LC-Rec's six tasks and `stream` on the demo's shop.
-The Trainer draws its batches at random and pads each to its longest sample, which is what it does unasked; its batches
-hold as many samples as hold `batch_tokens` real tokens on average. Ours are sorted or packed among these few samples,
-with a little more padding than in a whole epoch. A rate counts tokens with their padding, a useful rate without.
+The Trainer draws its batches at random and pads each to its longest sample, its default; a batch has as many samples as
+hold `batch_tokens` real tokens on average. Ours are sorted or packed among these few samples, with a little more
+padding than in a whole epoch. A rate counts tokens with their padding, a useful rate without.
 
-Memory is what a few steps need at their peak beyond the code: weights, gradients, optimiser, activations (with gradient
-checkpointing). What loading the base needs for a moment is left out.
+Memory is the peak of a few steps beyond the code: weights, gradients, optimiser, activations (with gradient
+checkpointing). Loading the base may need more for a moment; that is left out.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ from distill.runtime.accelerator import accelerator
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.logs import log, progress_bar
 from distill.semantic_ids.ids import SemanticIDs, write_codes
-from teacher import model as models
-from teacher.tasks import TASKS, Batch, Samples, TaskData, batches, collate, padded_size
+from teacher.base_model import from_scratch
+from teacher.batching import Batch, collate, make_batches, padded_size
+from teacher.config import TASKS, TrainingSettings
+from teacher.model import build_model
+from teacher.tasks import Samples, TaskData
+from teacher.tokenizer import train_tokenizer
 
 SIZES = {"intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
 LARGE = {  # 51M parameters in projections, 1M in the table
@@ -64,7 +68,7 @@ class Config:
     repeats: int = 5
     """Measured rounds; medians are reported."""
     memory: bool = True
-    """Measure the modes' memory too, each in a process of its own."""
+    """Measure the modes' memory too, each in a fresh process."""
     large: dict[str, float] = field(default_factory=lambda: dict(LARGE))
     """The network whose memory is measured."""
     steps: int = 2
@@ -72,39 +76,11 @@ class Config:
     json: Path | None = None
     """Where the figures go."""
     seed: int = 0
-    """Of weights, samples and order."""
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The fields of finetune's config that decide network and samples, at their defaults there."""
-
-    run: Path
-    base: str | None = None
-    sizes: dict[str, float] = field(default_factory=dict)
-    vocab_size: int = 1024
-    mode: str = "full"
-    lora_rank: int = 8
-    lora_alpha: int = 32
-    lora_dropout: float = 0.05
-    attention_dropout: float = 0.0
-    init_codewords: str = "mean"
-    precision: str = "no"
-    chat: bool = False
-    tasks: dict[str, float] = field(default_factory=dict)
-    intentions: Path | None = None
-    crop: float = 0.0
-    reverse: float = 0.0
-    drop_items: float = 0.0
-    folds: int = 0
-    max_history: int = 20
-    max_tokens: int = 256
-    batch_tokens: int = 4096
-    seed: int = 0
+    """Seed of weights, samples and order."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """All figures."""
+    """Measure speed and memory; returns all figures."""
     with tempfile.TemporaryDirectory() as folder:
         run = config.run or made_up(Path(folder), config.seed)
         figures = speed(config, run, Path(folder))
@@ -114,53 +90,56 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def made_up(folder: Path, seed: int) -> Path:
-    """A run's folder with the demo's shop and random IDs."""
+    """Make a run's folder with the demo's shop and random IDs."""
     shop = sources.reader("demo").read(None, sources.Options(seed=seed, users=2000))
-    made_of = Config(seed=seed)
-    with ArtifactJob("dataset", made_of, folder / "dataset").write() as into:
+    settings = Config(seed=seed)
+    with ArtifactJob("dataset", settings, folder / "dataset").write() as into:
         write_dataset(into, shop.items, shop.user_ids, as_lists(shop.values, shop.offsets, pa.int32()))
     dataset = artifacts.read(folder / "dataset", "dataset")
     codes = np.random.default_rng(seed).integers(0, 256, (shop.items.num_rows, 4))
-    with ArtifactJob("semantic_ids", made_of, folder / "semantic_ids", [dataset]).write() as into:
+    with ArtifactJob("semantic_ids", settings, folder / "semantic_ids", [dataset]).write() as into:
         write_codes(into, shop.items["item_id"].to_pylist(), codes)
         write_json(into / "report.json", {"codebook_size": 256})
     return folder
 
 
-def teacher_config(config: Config, run: Path, **more) -> Teacher:
-    """The teacher's settings that count here."""
+def teacher_settings(config: Config, **more) -> TrainingSettings:
+    """The teacher's settings: a full pass over every task."""
     tasks = dict.fromkeys(TASKS, 1.0)
-    return Teacher(run=run, tasks=tasks, batch_tokens=config.batch_tokens, seed=config.seed, **more)
+    return TrainingSettings(**{"tasks": tasks, "batch_tokens": config.batch_tokens, "seed": config.seed} | more)
 
 
-def build(settings: Teacher):
-    """(network, samples of an epoch, tokenizer)."""
-    dataset = Dataset.load(settings.run / "dataset")
-    ids = SemanticIDs.load(settings.run / "semantic_ids", dataset.n_items)
-    model, tokenizer = models.build(settings, dataset, ids)
+def build(settings: TrainingSettings, run: Path):
+    """Build (network, samples of an epoch, tokenizer)."""
+    dataset = Dataset.load(run / "dataset")
+    ids = SemanticIDs.load(run / "semantic_ids", dataset.n_items)
+    model, tokenizer = build_model(settings, dataset, ids, settings.max_tokens, settings.seed)
     return model, TaskData.of(settings, dataset, ids, tokenizer).epoch(settings.tasks, settings.seed, 0), tokenizer
 
 
 def speed(config: Config, run: Path, folder: Path) -> dict[str, Any]:
-    """Ours, packed and padded, and the Trainer, taking turns."""
+    """Measure our steps, packed and padded, and the Trainer's, in turns."""
     acc = accelerator(seed=config.seed)
-    model, samples, tokenizer = build(teacher_config(config, run, sizes=config.sizes))
-    at_once = max(round(config.batch_tokens / samples.lengths.mean()), 1)
-    rows = np.random.default_rng(config.seed).permutation(len(samples))[: config.batches * at_once]
+    model, samples, tokenizer = build(teacher_settings(config, sizes=config.sizes), run)
+    samples_in_batch = max(round(config.batch_tokens / samples.lengths.mean()), 1)
+    rows = np.random.default_rng(config.seed).permutation(len(samples))[: config.batches * samples_in_batch]
     samples = Samples([samples[row] for row in rows])
     useful = int(samples.lengths.sum())
-    contenders: dict[str, tuple[Callable[[], float], int]] = {}  # work, and its tokens with padding
+    contenders: dict[str, tuple[Callable[[], float], int]] = {}  # function, and its tokens with padding
     for name, packing in (("padded", False), ("packed", True)):
-        groups = batches(samples, config.batch_tokens, np.random.default_rng(config.seed), packing)
-        with_padding = sum(padded_size(samples, group) for group in groups)
-        contenders[name] = (ours(copy.deepcopy(model), samples, groups, tokenizer.pad_token_id, acc), with_padding)
-    contenders["trainer"] = theirs(copy.deepcopy(model), samples, at_once, tokenizer, config.seed, folder)
+        batches = make_batches(samples, config.batch_tokens, np.random.default_rng(config.seed), packing)
+        with_padding = sum(padded_size(samples, batch) for batch in batches)
+        round_of = our_round(copy.deepcopy(model), samples, batches, tokenizer.pad_token_id, acc)
+        contenders[name] = (round_of, with_padding)
+    contenders["trainer"] = trainer_round(
+        copy.deepcopy(model), samples, samples_in_batch, tokenizer, config.seed, folder
+    )
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in progress_bar(range(config.repeats + 1), desc="steps", unit="round"):
-        for name, (work, _) in contenders.items():
-            taken = work()
+        for name, (run_round, _) in contenders.items():
+            elapsed = run_round()
             if number > 0:
-                seconds[name].append(taken)
+                seconds[name].append(elapsed)
     figures: dict[str, Any] = {
         "device": acc.device.type,
         "threads": torch.get_num_threads(),
@@ -182,17 +161,17 @@ def speed(config: Config, run: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def ours(model, samples: Samples, groups: list[Batch], pad: int, acc) -> Callable[[], float]:
-    """A round of the training loop's steps; returns its seconds."""
+def our_round(model, samples: Samples, batches: list[Batch], pad: int, acc) -> Callable[[], float]:
+    """A function that runs the training loop's steps over all batches and returns the seconds."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, 1e-4, fused=True)
     model, optimizer = acc.prepare(model, optimizer)
 
-    def work() -> float:
+    def run_round() -> float:
         model.train()
         started = time.perf_counter()
-        for group in groups:
-            inputs = {name: torch.from_numpy(x).to(acc.device) for name, x in collate(samples, group, pad).items()}
+        for batch in batches:
+            inputs = {name: torch.from_numpy(x).to(acc.device) for name, x in collate(samples, batch, pad).items()}
             loss = model(**inputs, use_cache=False).loss
             acc.backward(loss)
             acc.clip_grad_norm_(trainable, 1.0)
@@ -201,7 +180,7 @@ def ours(model, samples: Samples, groups: list[Batch], pad: int, acc) -> Callabl
             loss.item()
         return time.perf_counter() - started
 
-    return work
+    return run_round
 
 
 class Clock(TrainerCallback):
@@ -216,10 +195,10 @@ class Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self.started
 
 
-def theirs(
-    model, samples: Samples, at_once: int, tokenizer, seed: int, folder: Path
+def trainer_round(
+    model, samples: Samples, samples_in_batch: int, tokenizer, seed: int, folder: Path
 ) -> tuple[Callable[[], float], int]:
-    """The Trainer's round, and its tokens with padding."""
+    """A function that runs the Trainer over the samples and returns the seconds, and its tokens with padding."""
     examples = [
         {"input_ids": s.tokens.tolist(), "labels": np.where(s.counted, s.tokens, -100).tolist()} for s in samples
     ]
@@ -227,14 +206,14 @@ def theirs(
 
     class Counting(DataCollatorForSeq2Seq):
         def __call__(self, features, return_tensors=None):
-            made = super().__call__(features, return_tensors)
-            sizes.append(made["input_ids"].numel())
-            return made
+            batch = super().__call__(features, return_tensors)
+            sizes.append(batch["input_ids"].numel())
+            return batch
 
-    def work() -> float:
+    def run_round() -> float:
         arguments = TrainingArguments(
             output_dir=str(folder / "trainer"),
-            per_device_train_batch_size=at_once,
+            per_device_train_batch_size=samples_in_batch,
             num_train_epochs=1,
             learning_rate=1e-4,
             lr_scheduler_type="constant",
@@ -250,46 +229,45 @@ def theirs(
         Trainer(model, arguments, collator, examples, callbacks=[clock]).train()
         return clock.seconds
 
-    work()  # counts the padding, the same in every round of this seed
-    return work, sum(sizes)
+    run_round()  # counts the padding, the same in every round of this seed
+    return run_round, sum(sizes)
 
 
 def memory(config: Config, run: Path, folder: Path) -> dict[str, float]:
-    """Peak MiB of each mode, each in a fresh process, beyond what the process had before it loaded the base."""
-    log.info("memory: a base of its own for all modes")
-    bare = teacher_config(config, run, sizes=config.large)
+    """Measure the peak MiB of each mode in a fresh process, beyond its memory before it loads the base."""
+    log.info("memory: one base for all modes")
+    settings = teacher_settings(config, base=str(folder / "base"), batch_tokens=256)
     dataset = Dataset.load(run / "dataset")
-    tokenizer = models.train_tokenizer(dataset.texts(), bare.vocab_size)
-    models.from_scratch(tokenizer, config.large, bare.max_tokens).save_pretrained(folder / "base")
+    tokenizer = train_tokenizer(dataset.texts(), settings.vocab_size)
+    from_scratch(tokenizer, config.large, settings.max_tokens).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     figures = {}
     for mode in progress_bar(MODES, desc="memory", unit="mode"):
-        settings = asdict(teacher_config(config, run, mode=mode, base=str(folder / "base"))) | {"batch_tokens": 256}
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            figures[f"peak_mib_{mode}"] = pool.apply(peak, (settings, config.steps))
+            figures[f"peak_mib_{mode}"] = pool.apply(peak, (asdict(settings) | {"mode": mode}, run, config.steps))
     return figures
 
 
-def peak(settings: dict[str, Any], steps: int) -> float:
-    """Peak MiB of a few steps in this process, on its GPU if there is one."""
-    settings = Teacher(**settings)
+def peak(fields: dict[str, Any], run: Path, steps: int) -> float:
+    """Measure the peak MiB of a few steps in this process, on its GPU if there is one."""
+    settings = TrainingSettings(**fields)
     acc = accelerator(seed=settings.seed)
     if settings.mode == "qlora":
-        import bitsandbytes  # noqa: F401  its code is no part of the training's memory
+        import bitsandbytes  # noqa: F401  its code does not count as the training's memory
     import peft  # noqa: F401
 
     before = resident("VmRSS")
-    model, samples, tokenizer = build(settings)
+    model, samples, tokenizer = build(settings, run)
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable()
-    groups = batches(samples, settings.batch_tokens, np.random.default_rng(0))[:steps]
+    batches = make_batches(samples, settings.batch_tokens, np.random.default_rng(0))[:steps]
     if acc.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:  # give back what loading needed, and forget that peak
+    else:  # return the memory that loading needed, and reset the peak
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    ours(model, samples, groups, tokenizer.pad_token_id, acc)()
+    our_round(model, samples, batches, tokenizer.pad_token_id, acc)()
     if acc.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resident("VmHWM") - before

@@ -1,7 +1,7 @@
-"""Steps of the students' training: against Hugging Face's Trainer, one backbone against another, ranking or not.
+"""Time the students' training steps: against Hugging Face's Trainer, one backbone against another, ranking or not.
 
-Memory is what a few steps of the longest batches need at their peak beyond code and labels: weights, gradients,
-optimiser, activations, each case in a fresh process.
+Memory is the peak of a few steps of the longest batches, beyond code and labels: weights, gradients, optimiser states
+and activations. Each case runs in a fresh process.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from distill.data.dataset import PAD, Dataset
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
-from student.batches import Batch, Feed, Prefetched
+from student.batches import Batch, BatchSampler
+from student.config import Config as StudentConfig
 from student.models import BACKBONES
-from student.models.layers import Prefixes
+from student.models.fast_paths import PrefixTree
 from student.models.seq2seq import Seq2Seq
-from student.train import Config as Training
-from student.trainer import batch_loss, feed
+from student.objective import batch_loss
+from student.phases import build_sampler
+from student.prefetch import Prefetcher
 from student.variants import Loss
 
 LEVELS, SIZE, ITEMS = 4, 256, 9922
-ENDS = {"causal": "", "nested": "_nested", "seq2seq": "_seq2seq"}  # of the figures' names
+SUFFIXES = {"causal": "", "nested": "_nested", "seq2seq": "_seq2seq"}  # of the figures' names
 LOSSES = {"nll": Loss("nll"), "distill": Loss("distill"), "dwr": Loss("distill", rank=True)}
 
 
@@ -45,32 +47,32 @@ class Config:
     """Targets per second of training steps: python scripts/bench.py train [--json FILE]."""
 
     run: Path | None = None
-    """A run whose sequences are taken; none: made-up ones of Instruments' lengths (8.3 items a user, 5.3 targets)."""
+    """A run whose sequences are used; none: synthetic ones of Instruments' lengths (8.3 items, 5.3 targets a user)."""
     preset: str = "tiger-4m"
-    """Sizes of the students; all backbones' have as many parameters."""
+    """Sizes of the students; all backbones have about as many parameters."""
     users: int = 1500
-    """Users whose examples are sorted into batches of like lengths, as in training."""
+    """Users whose examples are sorted into batches of similar lengths, as in training."""
     batches: int = 4
-    """Of these batches, how many are trained in each measured round, evenly spread over the lengths."""
+    """How many of these batches are trained in each measured round, evenly spread over the lengths."""
     batch_size: int = 128
-    """Examples a batch; in one pass, as many users as have that many targets."""
+    """Examples per batch; in one pass, as many users as have that many targets."""
     k: int = 16
     """Candidates ranked."""
     repeats: int = 3
     """Measured rounds; medians are reported."""
     steps: int = 2
-    """Steps after which the peak of memory is read."""
+    """Steps after which the peak memory is read."""
     cpu_time: bool = False
-    """Count this process's processor seconds, which other work on the machine does not stretch, not the clock's; for
-    one thread, as otherwise those that wait for each other count too."""
+    """Measure CPU seconds of this process, which other load does not stretch, not wall-clock seconds; only for a single
+    thread, since threads that wait for each other count too."""
     json: Path | None = None
-    """Where the figures go."""
+    """File for the figures."""
     seed: int = 0
-    """Of weights and made-up data."""
+    """Seed of weights and synthetic data."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """All figures."""
+    """Measure all figures."""
     if config.preset not in BACKBONES["seq2seq"][2]:
         raise UserError(f"Unknown preset {config.preset!r}. Available: {', '.join(BACKBONES['seq2seq'][2])}.")
     bench = Bench(config)
@@ -80,12 +82,12 @@ def main(config: Config) -> dict[str, Any]:
     figures["distinct_prefixes_share"] = bench.distinct_prefixes()
     contenders = {
         "hf_trainer": bench.hf_trainer(),
-        "repeated": bench.ours("repeated", "seq2seq", "dwr"),
-        **{f"{name}_{loss}": bench.ours(f"{name}_{loss}", name, loss) for name in BACKBONES for loss in LOSSES},
+        "repeated": bench.student("repeated", "seq2seq", "dwr"),
+        **{f"{name}_{loss}": bench.student(f"{name}_{loss}", name, loss) for name in BACKBONES for loss in LOSSES},
     }
     clock = time.process_time if config.cpu_time else time.perf_counter
     bar = progress_bar(total=len(contenders) * (config.repeats + 1), desc="train", unit="round")
-    contenders = {name: counted(name, work, bar, clock) for name, work in contenders.items()}
+    contenders = {name: with_progress(name, work, bar, clock) for name, work in contenders.items()}
     seconds = interleaved(contenders, config.repeats, clock=clock)
     seconds = {name: value / bench.trained[name] for name, value in seconds.items()}
     bar.close()
@@ -95,7 +97,7 @@ def main(config: Config) -> dict[str, Any]:
     for name in ("causal", "nested"):
         for loss, end in (("nll", ""), ("distill", "_distill"), ("dwr", "_dwr")):
             figures[f"ratio_{name}_vs_seq2seq{end}"] = seconds[f"seq2seq_{loss}"] / seconds[f"{name}_{loss}"]
-    for name, end in ENDS.items():
+    for name, end in SUFFIXES.items():
         figures[f"time_dwr_vs_distill{end}"] = seconds[f"{name}_dwr"] / seconds[f"{name}_distill"]
     figures["time_dwr_vs_repeated"] = seconds["seq2seq_dwr"] / seconds["repeated"]
     cases = [(name, loss) for name in BACKBONES for loss in ("distill", "dwr")]
@@ -103,7 +105,7 @@ def main(config: Config) -> dict[str, Any]:
     for case in progress_bar(cases, desc="memory", unit="process"):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             peaks[case] = pool.apply(peak, (config, *case))
-    for name, end in ENDS.items():
+    for name, end in SUFFIXES.items():
         figures |= {f"mib_{loss}{end}": peaks[name, loss] for loss in ("distill", "dwr")}
         figures[f"memory_dwr_vs_distill{end}"] = peaks[name, "dwr"] / peaks[name, "distill"]
     figures["data_wait_share"] = bench.wait_share()
@@ -111,29 +113,31 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def spread_over(many: int, few: int) -> np.ndarray:
-    """`few` places (or all) among `many`, evenly spread."""
+    """`few` numbers below `many` (or all of them), evenly spread."""
     few = min(few, many)
     return ((np.arange(few) + 0.5) * many / few).astype(int)
 
 
-def counted(name: str, work: Callable[[], None], bar: progress_bar, clock: Callable[[], float]) -> Callable[[], None]:
-    """The same, and its seconds on the bar."""
+def with_progress(
+    name: str, work: Callable[[], None], bar: progress_bar, clock: Callable[[], float]
+) -> Callable[[], None]:
+    """Wrap a contender so that the bar shows its seconds."""
 
-    def done() -> None:
+    def measured() -> None:
         started = clock()
         work()
         bar.set_postfix_str(f"{name} {clock() - started:.2f} s", refresh=False)
         bar.update()
 
-    return done
+    return measured
 
 
 def peak(config: Config, name: str, loss: str) -> float:
-    """MiB that a few steps of the longest batches need at their peak, beyond what this process has without a model."""
+    """Peak memory of a few steps of the longest batches, in MiB beyond this process without a model."""
     bench = Bench(config)
-    examples, settings = bench.feed(name, loss)
+    examples, settings = bench.sampler(name, loss)
     batches = sorted(examples.batches(0), key=lambda batch: -batch.sequences.numel())[: config.steps]
-    gc.collect()  # give back what loading needed, and forget that peak
+    gc.collect()  # release what loading needed, then reset the peak
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
@@ -142,15 +146,18 @@ def peak(config: Config, name: str, loss: str) -> float:
     return resident("VmHWM") - before
 
 
-def made_up_codes(rng: np.random.Generator) -> np.ndarray:
-    """Codes of the catalogue: so few second and third codewords follow a first that lists drawn from a dozen of these
-    hold as many distinct prefixes as a teacher's on Instruments: 9.6, 14.4 and 14.9 of 16."""
+def synthetic_codes(rng: np.random.Generator) -> np.ndarray:
+    """Draw the catalogue's codes [items, levels].
+
+    Few second and third codewords follow each first one, so that lists drawn from a dozen first codewords have as many
+    distinct prefixes as a teacher's on Instruments: 9.6, 14.4 and 14.9 of 16.
+    """
     first, last = rng.integers(0, SIZE, (2, ITEMS))
     return np.stack([np.sort(first), rng.integers(0, 4, ITEMS), (rng.random(ITEMS) < 0.17).astype(int), last], axis=1)
 
 
 class Labels:
-    """A label store of made-up labels, as large as real ones."""
+    """A label store of synthetic labels, as large as real ones."""
 
     split, scope = "train", "level"
 
@@ -166,12 +173,12 @@ class Labels:
         self._logs = rng.normal(-6, 1, (self.rows, LEVELS, SIZE)).astype(np.float16)
 
     def blocks(self, buffer_rows: int, rng: np.random.Generator) -> Iterator[Any]:
-        """One block of everything."""
+        """Yield one block of all labels."""
         yield Block(self)
 
 
 class Block:
-    """All of `Labels` at once."""
+    """All of `Labels` as one block."""
 
     def __init__(self, labels: Labels):
         self.users, self.positions, self.targets, self._labels = labels.users, labels.positions, labels.targets, labels
@@ -183,22 +190,22 @@ class Block:
         return self._labels._logs[rows]
 
 
-class Alone:
-    """In place of an Accelerator: one process."""
+class SingleProcess:
+    """Stands in for an Accelerator of one process."""
 
     process_index, num_processes = 0, 1
 
 
 class Bench:
-    """Data, models and optimisers.
+    """Data, models and optimisers of the benchmark.
 
     Attributes:
-        trained: targets that each contender trains a round.
+        trained: targets that each contender trains per round.
     """
 
     def __init__(self, config: Config):
         self.config, rng = config, np.random.default_rng(config.seed)
-        self.dataset, codes = sequences(config, rng), made_up_codes(rng)
+        self.dataset, codes = sequences(config, rng), synthetic_codes(rng)
         self.codes = torch.from_numpy(codes)
         self.targets = len(self.dataset.examples("train", 1))
         self.labels = Labels(self.dataset, codes, config.k, rng)
@@ -207,7 +214,7 @@ class Bench:
         self.trained: dict[str, int] = {}
 
     def model(self, name: str) -> nn.Module:
-        """A backbone's model, made when it is asked for."""
+        """Build a backbone's model on first use."""
         if name not in self.models:
             torch.manual_seed(self.config.seed)
             network, sizes, presets = BACKBONES[name]
@@ -219,27 +226,27 @@ class Bench:
         return self.models[name]
 
     def distinct_prefixes(self) -> float:
-        """Of the candidates' codewords but the last, the share that remains where prefixes are computed once."""
-        tree = Prefixes(self.codes[torch.from_numpy(self.labels._lists)][..., :-1])
-        return tree.here.sum().item() / tree.nodes.numel()
+        """Share of the candidates' codewords (last level aside) that is left when each prefix is computed once."""
+        tree = PrefixTree(self.codes[torch.from_numpy(self.labels._lists)][..., :-1])
+        return tree.present.sum().item() / tree.nodes.numel()
 
-    def feed(self, name: str, loss: str) -> tuple[Feed, Training]:
-        """The feed of a backbone and loss, as the training makes it."""
+    def sampler(self, name: str, loss: str) -> tuple[BatchSampler, StudentConfig]:
+        """The batches of a backbone and loss, as in training, and the settings."""
         a_user = self.targets / self.dataset.n_users
         size = self.config.batch_size if name == "seq2seq" else max(1, round(self.config.batch_size / a_user))
-        settings = Training(
+        settings = StudentConfig(
             backbone=name,
             candidates=self.config.k,
             batch_size=size,
             seed=self.config.seed,
             confidence=0.0,
             rank_within=0,
-        )  # every example is ranked: that is what is timed
+        )  # rank every example, to time the ranking
         store = self.labels if LOSSES[loss].needs_labels else None
-        return feed(self.dataset, store, LOSSES[loss], Alone(), settings), settings
+        return build_sampler(self.dataset, store, LOSSES[loss], SingleProcess(), settings), settings
 
-    def step(self, name: str, loss: str, batch: Batch, settings: Training, repeated: bool = False) -> None:
-        """One step of the training's loop."""
+    def step(self, name: str, loss: str, batch: Batch, settings: StudentConfig, repeated: bool = False) -> None:
+        """Run one training step."""
         model = self.model(name)
         used = Repeated(model) if repeated else model
         batch_loss(used, LOSSES[loss], batch, self.codes, LOSSES[loss].rank, settings).backward()
@@ -247,9 +254,9 @@ class Bench:
         self.optimizers[name].step()
         self.optimizers[name].zero_grad()
 
-    def ours(self, contender: str, name: str, loss: str) -> Callable[[], None]:
-        """Some batches of an epoch; `repeated` ranks the plain way, with a history a candidate."""
-        examples, settings = self.feed(name, loss)
+    def student(self, contender: str, name: str, loss: str) -> Callable[[], None]:
+        """Train some batches of an epoch; `repeated` ranks the plain way, with one history per candidate."""
+        examples, settings = self.sampler(name, loss)
         batches = sorted(examples.batches(0), key=lambda batch: batch.sequences.shape[1])
         batches = [batches[place] for place in spread_over(len(batches), self.config.batches)]
         self.trained[contender] = sum(batch.count for batch in batches)
@@ -261,18 +268,17 @@ class Bench:
         return work
 
     def wait_share(self) -> float:
-        """Of the time of so many steps in training's order, what goes by waiting for batches: of the loss whose batches
-        hold most and the backbone that is fastest."""
-        examples, settings = self.feed("nested", "dwr")
+        """Share of the training time spent waiting for batches, for the largest batches and the fastest backbone."""
+        examples, settings = self.sampler("nested", "dwr")
         started = time.perf_counter()
-        with Prefetched(examples.batches(0)) as batches:
+        with Prefetcher(examples.batches(0)) as batches:
             for batch in islice(batches, self.config.batches):
                 self.step("nested", "dwr", batch, settings)
             return batches.waited / (time.perf_counter() - started)
 
     def hf_trainer(self) -> Callable[[], None]:
-        """The same targets by Hugging Face's T5 of equal sizes in a plain Trainer: random batches, padded to the
-        longest of each."""
+        """Train as many targets by Hugging Face's T5 of equal sizes in a plain Trainer: random batches, padded to the
+        longest row of each."""
         from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
         from student.models.t5 import to_t5
@@ -304,7 +310,7 @@ class Bench:
 
 
 class Repeated(nn.Module):
-    """seq2seq with the encoder's states repeated for each candidate, as a plain implementation has them."""
+    """seq2seq with the encoder's states repeated for each candidate, as in a plain implementation."""
 
     def __init__(self, model: Seq2Seq):
         super().__init__()
@@ -312,21 +318,21 @@ class Repeated(nn.Module):
 
     def forward(self, history: torch.Tensor, items: torch.Tensor, scope: str = "level") -> torch.Tensor:
         """As `Seq2Seq.forward`."""
-        memory, k = self.model.encode(history), items.shape[1]
+        encoded, k = self.model.encode(history), items.shape[1]
         repeat = lambda values: values.repeat_interleave(k, dim=0)  # noqa: E731
-        keys, values = ([repeat(part) for part in parts] for parts in (memory.keys, memory.values))
-        wide = type(memory)(keys, values, repeat(memory.mask))
+        keys, values = ([repeat(part) for part in parts] for parts in (encoded.keys, encoded.values))
+        wide = type(encoded)(keys, values, repeat(encoded.mask))
         return self.model.log_probs(wide, items.flatten(0, 1)[:, None], scope).view(*items.shape, -1)
 
 
 def sequences(config: Config, rng: np.random.Generator) -> Dataset:
-    """Some users of a run, or made-up ones of Instruments' lengths: from 5 on, median 6, mean 8.3, a long tail."""
+    """Sample users of a run, or synthesise some of Instruments' lengths: from 5 on, median 6, mean 8.3, a long tail."""
     if config.run:
         whole = Dataset.load(config.run / "dataset")
         chosen = rng.choice(whole.n_users, min(config.users, whole.n_users), replace=False)
         rows = [whole.sequence(user) % ITEMS for user in chosen]
     else:
-        quantiles = (np.arange(config.users) + 0.5) / config.users  # not drawn: few users are to be like many
+        quantiles = (np.arange(config.users) + 0.5) / config.users  # not drawn: few users should be like many
         lengths = 5 + lognorm.ppf(quantiles, 1.2, scale=np.exp(0.6)).astype(int)
         rows = [rng.integers(0, ITEMS, length) for length in rng.permutation(lengths)]
     offsets = np.cumsum([0, *map(len, rows)])

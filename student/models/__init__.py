@@ -2,7 +2,7 @@
 
 from student.models import causal, nested, seq2seq
 
-BACKBONES = {
+BACKBONES = {  # name -> (network, its config, sizes by preset)
     "seq2seq": (seq2seq.Seq2Seq, seq2seq.Seq2SeqConfig, seq2seq.PRESETS),
     "causal": (causal.Causal, causal.CausalConfig, causal.PRESETS),
     "nested": (nested.Nested, nested.NestedConfig, nested.PRESETS),
@@ -10,7 +10,7 @@ BACKBONES = {
 
 
 def network_of(backbone: str) -> tuple[type, type]:
-    """A saved student's network and its config; "large" needs transformers."""
+    """Return network and config of a saved student's backbone; "large" needs transformers."""
     if backbone == "large":
         from student.models.large import Large, LargeConfig
 

@@ -1,9 +1,9 @@
-"""Two decoders, one inside the other: an outer one over the user's items, an inner one over an item's codewords.
+"""The `nested` student: an outer decoder over the user's items, an inner one over the next item's codewords.
 
-After RQ-Transformer (Lee et al., 2022). The outer one reads an item as one token, the sum of its codewords' embeddings,
-so a history costs a fourth of what `causal` pays for it. The state after an item is the inner one's first token; the
-codewords of the next item follow it. To the inner one, which is `causal` itself, a history is that one token: beams
-and candidates never look back at the user's items.
+After RQ-Transformer (Lee et al., 2022). The outer decoder reads an item as one token, the sum of its codewords'
+embeddings, so that a history of 20 items is 20 tokens instead of `causal`'s 80. Its state after an item is the first
+token of the inner decoder, which is a `causal` network; the codewords of the next item follow. Beams and candidates
+therefore attend to that one token only, not to the user's items.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from student.models.causal import Causal, CausalConfig, EncodedHistory, Positions
 from student.models.layers import (
-    EncoderLayer,
-    among_all,
-    chosen_log_probs,
+    SelfAttentionLayer,
+    candidate_log_probs,
     forced_log_probs,
     history_tokens,
     initialise,
-    level_log_probs,
+    prefix_tokens,
 )
 
-PRESETS: dict[str, dict[str, int]] = {  # as many parameters as seq2seq's of the same name
+PRESETS: dict[str, dict[str, int]] = {  # parameters as in seq2seq's preset of the same name
     "demo": {"d_model": 64, "d_ff": 256, "heads": 4, "d_head": 16, "outer": 4, "layers": 1},
     "small": {"d_model": 128, "d_ff": 512, "heads": 4, "d_head": 32, "outer": 4, "layers": 1},
     "tiger-4m": {"d_model": 192, "d_ff": 1024, "heads": 6, "d_head": 64, "outer": 5, "layers": 1},
@@ -46,45 +45,44 @@ class Nested(Causal):
     def __init__(self, config: NestedConfig):
         super().__init__(config)
         c = config
-        self.outer = nn.ModuleList(EncoderLayer(c) for _ in range(c.outer))
+        self.outer = nn.ModuleList(SelfAttentionLayer(c) for _ in range(c.outer))
         self.outer_bias = nn.Embedding(c.buckets, c.heads)
         self.outer_norm = nn.RMSNorm(c.d_model, eps=1e-6)
         initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
+
+    def item_states(self, codes: Tensor) -> Tensor:
+        """Run the outer decoder: states after each item of [batch, items, levels], [batch, items, d_model]."""
+        tokens = history_tokens(codes, self.config.codebook_size).unflatten(1, codes.shape[1:])
+        x = self.dropout(self.embedding(tokens).sum(2))
+        bias = self.causal_bias(codes.shape[1], self.outer_bias)
+        for layer in self.outer:
+            x, _, _ = layer(x, bias)
+        return self.outer_norm(x)
+
+    def start_inner(self, states: Tensor) -> EncodedHistory:
+        """Run the inner decoder over its first token, the outer decoder's state [batch, d_model]."""
+        x, keys, values = self.decode(states[:, None])
+        lengths = torch.ones(len(x), device=x.device, dtype=torch.long)
+        return EncodedHistory(keys, values, x.new_zeros(len(x), 1, 1, 1), lengths, x[:, 0])
+
+    def encode(self, codes: Tensor) -> EncodedHistory:
+        """Encode histories [batch, items, levels]; each becomes one token of the inner decoder."""
+        last = ((codes[..., 0] >= 0).sum(1) - 1).clamp(min=0)
+        return self.start_inner(self.item_states(codes)[torch.arange(len(codes), device=codes.device), last])
 
     def one_pass(
         self, sequences: Tensor, items: Tensor | None, at: Positions, scope: str = "level"
     ) -> tuple[Tensor, Tensor | None]:
         """As `Causal.one_pass`."""
-        states = self.states(sequences)
-        targets = self.embedding(among_all(sequences[at.rows, at.places, :-1], self.config.codebook_size) + 1)
-        own, _, _ = self.read(torch.cat([states[at.rows, at.places - 1][:, None], targets], dim=1))
-        own = forced_log_probs(own[:, None], self.head, scope)[:, 0]
+        states = self.item_states(sequences)
+        targets = self.embedding(prefix_tokens(sequences[at.rows, at.places], self.config.codebook_size))
+        target_states, _, _ = self.decode(torch.cat([states[at.rows, at.places - 1][:, None], targets], dim=1))
+        target_log_probs = forced_log_probs(target_states[:, None], self.head, scope)[:, 0]
         if items is None:
-            return own, None
+            return target_log_probs, None
         row = torch.arange(len(states), device=states.device)[:, None]
-        before = states[row, at.groups.clamp(min=1) - 1].flatten(0, 1)  # [batch · groups, d_model]
-        memory, items = self.begin(before), items.flatten(0, 1)
-        heads = level_log_probs(memory.state, self.head, 0, scope).gather(-1, items[..., 0])
-        inner = self.attach(items[:, None], memory.keys, memory.values, memory.lengths[:, None])[:, 0]
-        rest = chosen_log_probs(inner, self.head, items[..., 1:], scope)
-        return own, torch.cat([heads[..., None], rest], dim=-1).unflatten(0, at.groups.shape)
-
-    def encode(self, codes: Tensor) -> EncodedHistory:
-        """Read histories; what is kept of each is one token."""
-        last = ((codes[..., 0] >= 0).sum(1) - 1).clamp(min=0)
-        return self.begin(self.states(codes)[torch.arange(len(codes), device=codes.device), last])
-
-    def states(self, codes: Tensor) -> Tensor:
-        """The outer decoder's states after each item of [batch, items, levels], [batch, items, d_model]."""
-        tokens = history_tokens(codes, self.config.codebook_size).unflatten(1, codes.shape[1:])
-        x = self.dropout(self.embedding(tokens).sum(2))
-        bias = self.backwards(codes.shape[1], self.outer_bias)
-        for layer in self.outer:
-            x, _, _ = layer(x, bias)
-        return self.outer_norm(x)
-
-    def begin(self, states: Tensor) -> EncodedHistory:
-        """The inner decoder after its first token, the outer one's state [batch, d_model]."""
-        x, keys, values = self.read(states[:, None])
-        ones = torch.ones(len(x), device=x.device, dtype=torch.long)
-        return EncodedHistory(keys, values, x.new_zeros(len(x), 1, 1, 1), ones, x[:, 0])
+        encoded = self.start_inner(states[row, at.groups.clamp(min=1) - 1].flatten(0, 1))  # a row for each group
+        items = items.flatten(0, 1)
+        after = self.continue_history(items[:, None], encoded.keys, encoded.values, encoded.lengths[:, None])[:, 0]
+        candidates = candidate_log_probs(encoded.last_state, after, self.head, items, scope)
+        return target_log_probs, candidates.unflatten(0, at.groups.shape)

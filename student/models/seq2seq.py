@@ -1,8 +1,10 @@
-"""The students' network: T5's architecture on codewords, with the history encoded once for all candidates and beams.
+"""The `seq2seq` student: T5's encoder-decoder on codewords (Raffel et al., 2020; TIGER, Rajput et al., 2023).
 
-The vocabulary is one pad row and `levels × codebook_size` codewords; each level has its own output head.
-One thing is not T5's: a table of recencies, counted in items from the end, is added to the encoder's input. Relative
-biases alone find the last item, which matters most, only in a roundabout way; with zeros there the network is T5's.
+The vocabulary is one pad token and `levels × codebook_size` codewords; each level has its own output head. The history
+is encoded once for all candidates and beams of a user.
+
+One addition to T5: a table of recencies, counted in items from the end of the history, is added to the encoder's input.
+Relative biases find the last item, which matters most, only indirectly. With zeros in the table the network is T5.
 """
 
 from __future__ import annotations
@@ -14,28 +16,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from student.models.fast_paths import CachedStep, KeysValues, PrefixTree, attend_one_token
 from student.models.layers import (
-    PLAIN,
     Attention,
-    CachedStep,
-    EncoderLayer,
     FeedForward,
-    NoPacking,
-    Packing,
-    Pair,
-    Prefixes,
-    among_all,
+    SelfAttentionLayer,
     forced_log_probs,
     history_tokens,
     initialise,
     level_log_probs,
-    packing_of,
     padding_mask,
+    prefix_tokens,
     relative_buckets,
 )
+from student.models.packing import NO_PACKING, NoPacking, Packing, choose_packing
 
 PRESETS: dict[str, dict[str, int]] = {
-    # sizes of the embedded demo: minutes on two cores
+    # for the demo: minutes on two CPU cores
     "demo": {"d_model": 64, "d_ff": 256, "heads": 4, "d_head": 16, "encoder_layers": 2, "decoder_layers": 2},
     # about 1.2M parameters
     "small": {"d_model": 128, "d_ff": 512, "heads": 4, "d_head": 32, "encoder_layers": 2, "decoder_layers": 2},
@@ -48,7 +45,7 @@ PRESETS: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class Seq2SeqConfig:
-    """Sizes of the network; `levels` and `codebook_size` come from the semantic IDs."""
+    """Sizes of the network; `levels` and `codebook_size` are the semantic IDs'."""
 
     levels: int
     codebook_size: int
@@ -65,8 +62,12 @@ class Seq2SeqConfig:
 
 
 class EncodedHistory(NamedTuple):
-    """An encoded history: cross-attention keys and values of every decoder layer [batch, heads, length, d_head], and
-    the additive mask of its padding [batch, 1, 1, length]."""
+    """The encoder's output for a batch of histories, as the decoder's cross-attention reads it.
+
+    Attributes:
+        keys, values: one per decoder layer, each [batch, heads, length, d_head].
+        mask: additive mask of the padding [batch, 1, 1, length].
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -74,7 +75,7 @@ class EncodedHistory(NamedTuple):
 
 
 class Seq2Seq(nn.Module):
-    """Encoder over the history's codewords, decoder over one item's."""
+    """Encoder over the history's codewords, decoder over the next item's."""
 
     def __init__(self, config: Seq2SeqConfig):
         super().__init__()
@@ -82,7 +83,7 @@ class Seq2Seq(nn.Module):
         c = config
         self.embedding = nn.Embedding(1 + c.levels * c.codebook_size, c.d_model)
         self.recency = nn.Embedding(c.max_items, c.d_model)
-        self.encoder = nn.ModuleList(EncoderLayer(c) for _ in range(c.encoder_layers))
+        self.encoder = nn.ModuleList(SelfAttentionLayer(c) for _ in range(c.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(c) for _ in range(c.decoder_layers))
         self.encoder_bias = nn.Embedding(c.buckets, c.heads)
         self.decoder_bias = nn.Embedding(c.buckets, c.heads)
@@ -95,7 +96,7 @@ class Seq2Seq(nn.Module):
         initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
 
     def forward(self, history: Tensor, items: Tensor, scope: str = "level") -> Tensor:
-        """`log_probs` of candidates after histories; see `encode` for the shapes."""
+        """Score candidates after histories: `log_probs` of `encode`; see there for the shapes."""
         return self.log_probs(self.encode(history), items, scope)
 
     def encode(self, codes: Tensor) -> EncodedHistory:
@@ -104,76 +105,105 @@ class Seq2Seq(nn.Module):
         Args:
             codes: codewords of the items, oldest first; whole items padded with -1 on the right [batch, items, levels].
         """
-        c = self.config
-        tokens = history_tokens(codes, c.codebook_size)
-        items = (codes[..., 0] >= 0).sum(1, keepdim=True)
-        age = (items - 1 - torch.arange(codes.shape[1], device=codes.device)).clamp(0, c.max_items - 1)
+        tokens = history_tokens(codes, self.config.codebook_size)
         mask = padding_mask(tokens, self.head.dtype)
-        place = torch.arange(tokens.shape[1], device=codes.device)
-        buckets = relative_buckets(place[None, :] - place[:, None], True, c.buckets, c.max_distance)
-        bias = mask + self.encoder_bias(buckets).permute(2, 0, 1)
-        packing = packing_of(tokens)
-        x = self.dropout(packing.pack(self.embedding(tokens) + self.recency(age).repeat_interleave(c.levels, dim=1)))
+        bias = mask + self.history_bias(tokens.shape[1])
+        packing = choose_packing(tokens > 0)
+        x = self.dropout(packing.pack(self.embedding(tokens) + self.recency_embedding(codes)))
         for layer in self.encoder:
             x, _, _ = layer(x, bias, packing)
         x = self.dropout(self.encoder_norm(x))
-        pairs = [layer.cross.keys_values(x, packing) for layer in self.decoder]
-        return EncodedHistory([key for key, _ in pairs], [value for _, value in pairs], mask)
+        keys, values = zip(*(layer.cross.keys_values(x, packing) for layer in self.decoder), strict=True)
+        return EncodedHistory(list(keys), list(values), mask)
 
-    def log_probs(self, memory: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
-        """Teacher-forced log-probabilities of every codeword at every position.
+    def log_probs(self, encoded: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
+        """Log-probabilities of every codeword at every position of candidates, by teacher forcing.
 
         Args:
-            memory: of `encode`.
+            encoded: histories, from `encode`.
             items: codewords of k candidates [batch, k, levels].
-            scope: softmax over the level's codewords, or over "all" levels'.
+            scope: softmax over the "level"'s codewords, or over "all" levels'.
 
         Returns:
             [batch, k, levels, codebook_size], or [..., levels · codebook_size] for "all".
         """
-        tree = Prefixes(F.pad(among_all(items[..., :-1], self.config.codebook_size) + 1, (1, 0)))
-        bias = self.decoder_bias(self.decoder_buckets[tree.depth[:, :, None], tree.depth[:, None]]).movedim(-1, 1)
-        bias = bias.masked_fill(~tree.sees[:, None], torch.finfo(bias.dtype).min)
-        packing = packing_of(tree.here)
-        x = self.dropout(packing.pack(self.embedding(tree.tokens)))
-        for number, layer in enumerate(self.decoder):
-            x = layer(x, bias, memory.keys[number], memory.values[number], memory.mask, packing)
-        states = packing.pad(self.dropout(self.decoder_norm(x)))
-        return forced_log_probs(tree.each(states), self.head, scope)
+        inputs = F.pad(prefix_tokens(items, self.config.codebook_size), (1, 0))  # the pad token opens, as in T5
+        tree = PrefixTree(inputs)
+        states = self.decode(tree.tokens, tree.depth, tree.visible, encoded, choose_packing(tree.present))
+        return forced_log_probs(tree.by_candidate(states), self.head, scope)
 
-    def step(self, memory: EncodedHistory, scope: str = "level") -> CachedStep:
-        """A fresh step function for `beam_search`; scores over the level's codewords, or over "all" levels'."""
-        return CachedStep(self, memory, len(self.decoder), scope)
-
-    def next_codeword(
-        self, level: int, tokens: Tensor | None, past: list[list[Pair]], memory: EncodedHistory, scope: str = "level"
-    ) -> tuple[Tensor, list[Pair]]:
-        """Log-probabilities of one more codeword for every beam: a pure function of static shapes.
+    def decode(
+        self, tokens: Tensor, depth: Tensor, visible: Tensor, encoded: EncodedHistory, packing: Packing | NoPacking
+    ) -> Tensor:
+        """Run the decoder over the tokens of candidates.
 
         Args:
-            level: of the codeword; constant, so that a compiler makes one graph a level.
-            tokens: vocabulary numbers of the codewords before it [batch, beams]; None for the first, which one beam a
-                user asks for.
-            past: per decoder layer, keys and values of each earlier token [batch · beams, heads · d_head].
-            memory: of `encode`, shared by all beams of a user.
+            tokens: [batch, length].
+            depth: position of each in its candidate [batch, length].
+            visible: which token (second) sees which (last) [batch, length, length].
+            encoded: histories.
+            packing: of the tokens.
+
+        Returns:
+            States [batch, length, d_model].
+        """
+        bias = self.decoder_bias(self.decoder_buckets[depth[:, :, None], depth[:, None]]).movedim(-1, 1)
+        bias = bias.masked_fill(~visible[:, None], torch.finfo(bias.dtype).min)
+        x = self.dropout(packing.pack(self.embedding(tokens)))
+        for layer, keys, values in zip(self.decoder, encoded.keys, encoded.values, strict=True):
+            x = layer(x, bias, keys, values, encoded.mask, packing)
+        return packing.pad(self.dropout(self.decoder_norm(x)))
+
+    def step(self, encoded: EncodedHistory, scope: str = "level") -> CachedStep:
+        """Make a step function for `beam_search`, softmax over the "level"'s codewords or over "all" levels'."""
+        return CachedStep(self, encoded, len(self.decoder), scope)
+
+    def next_codeword(
+        self,
+        level: int,
+        tokens: Tensor | None,
+        past: list[list[KeysValues]],
+        encoded: EncodedHistory,
+        scope: str = "level",
+    ) -> tuple[Tensor, list[KeysValues]]:
+        """Log-probabilities of the next codeword of every beam: a pure function of static shapes.
+
+        Args:
+            level: of the codeword; a constant, so that a compiler makes one graph per level.
+            tokens: the codewords before it [batch, beams]; None for the first, where there is one beam per user.
+            past: for each decoder layer, keys and values of each earlier token [batch · beams, heads · d_head].
+            encoded: histories, shared by all beams of a user.
             scope: as for `log_probs`.
 
         Returns:
-            [batch, beams, codebook_size], and per decoder layer keys and values of the new tokens.
+            [batch, beams, codebook_size], and for each decoder layer keys and values of the new tokens.
         """
         if tokens is None:
-            tokens = torch.zeros(len(memory.mask), 1, dtype=torch.long, device=memory.mask.device)
+            tokens = torch.zeros(len(encoded.mask), 1, dtype=torch.long, device=encoded.mask.device)
         bias = self.decoder_bias(self.decoder_buckets[level, : level + 1]).T
         x, present = self.embedding(tokens), []
         for number, layer in enumerate(self.decoder):
-            x, new = layer.step(x, past[number], bias, memory.keys[number], memory.values[number], memory.mask)
+            x, new = layer.step(x, past[number], bias, encoded.keys[number], encoded.values[number], encoded.mask)
             present.append(new)
-        states = self.decoder_norm(x)
-        return level_log_probs(states, self.head, level, scope), present
+        return level_log_probs(self.decoder_norm(x), self.head, level, scope), present
+
+    def history_bias(self, length: int) -> Tensor:
+        """T5's relative bias between the encoder's tokens [heads, length, length]."""
+        place = torch.arange(length, device=self.head.device)
+        distance = place[None, :] - place[:, None]
+        buckets = relative_buckets(distance, True, self.config.buckets, self.config.max_distance)
+        return self.encoder_bias(buckets).permute(2, 0, 1)
+
+    def recency_embedding(self, codes: Tensor) -> Tensor:
+        """Embed how many items stand after each token's item [batch, items · levels, d_model]."""
+        c = self.config
+        items = (codes[..., 0] >= 0).sum(1, keepdim=True)
+        age = (items - 1 - torch.arange(codes.shape[1], device=codes.device)).clamp(0, c.max_items - 1)
+        return self.recency(age).repeat_interleave(c.levels, dim=1)
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention within the tree of candidates, cross-attention of all to one history, feed-forward."""
+    """Self-attention among candidates' tokens, cross-attention to the history, feed-forward."""
 
     def __init__(self, c: Seq2SeqConfig):
         super().__init__()
@@ -185,20 +215,28 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor, keys: Tensor, values: Tensor, mask: Tensor, packing: Packing | NoPacking
     ) -> Tensor:
-        """x [batch, nodes, d_model] or packed; the bias says who sees whom [batch, heads, nodes, nodes]."""
+        """Transform x.
+
+        Args:
+            x: [batch, length, d_model] or packed.
+            bias: of the self-attention [batch, heads, length, length].
+            keys, values, mask: of the history, as in `EncodedHistory`.
+            packing: of x.
+        """
         normed = self.norm1(x)
-        own = self.attention.keys_values(normed, packing)
-        x = x + self.dropout(self.attention(normed, *own, bias, packing))
-        return self.look_back(x, keys, values, mask, packing)
+        x = x + self.dropout(self.attention(normed, *self.attention.keys_values(normed, packing), bias, packing))
+        return self.cross_attend(x, keys, values, mask, packing)
 
-    def step(self, x: Tensor, past: list[Pair], bias: Tensor, keys: Tensor, values: Tensor, mask: Tensor):
-        """x [batch, beams, d_model], one new token a beam; see `Attention.step`."""
-        mixed, new = self.attention.step(self.norm1(x).flatten(0, 1), past, bias)
-        return self.look_back(x + mixed.view_as(x), keys, values, mask), new
+    def step(
+        self, x: Tensor, past: list[KeysValues], bias: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, KeysValues]:
+        """Transform one new token per beam, x [batch, beams, d_model]; see `attend_one_token`."""
+        mixed, new = attend_one_token(self.attention, self.norm1(x).flatten(0, 1), past, bias)
+        return self.cross_attend(x + mixed.view_as(x), keys, values, mask), new
 
-    def look_back(
-        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, packing: Packing | NoPacking = PLAIN
+    def cross_attend(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor, packing: Packing | NoPacking = NO_PACKING
     ) -> Tensor:
-        """Cross-attention to the history and feed-forward."""
+        """Cross-attention to the history, then feed-forward."""
         x = x + self.dropout(self.cross(self.norm2(x), keys, values, mask, packing))
         return x + self.dropout(self.ff(self.norm3(x)))

@@ -1,4 +1,4 @@
-"""The `seq2seq` network to Hugging Face's T5 and back; import it only where transformers is installed."""
+"""Convert the `seq2seq` network to Hugging Face's T5 and back; import it only where transformers is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
 
-SIZES = {  # our names of a network's sizes, and T5's
+SIZES = {  # Seq2SeqConfig's field -> T5Config's
     "d_model": "d_model",
     "d_ff": "d_ff",
     "heads": "num_heads",
@@ -22,10 +22,10 @@ SIZES = {  # our names of a network's sizes, and T5's
 
 
 def to_t5(model: Seq2Seq) -> T5ForConditionalGeneration:
-    """A T5 with the same weights and logits.
+    """Build a T5 with the same weights and logits.
 
-    Vocabulary: 0 pads and opens the decoder, then level after level of codewords. Row 0 of T5's head, which ours lacks,
-    is zero.
+    Vocabulary: 0 is the pad token and opens the decoder, then level after level of codewords. Row 0 of T5's head, which
+    the student lacks, is zero.
 
     Raises:
         ValueError: the table of recencies is not zero; T5 has none.
@@ -35,7 +35,7 @@ def to_t5(model: Seq2Seq) -> T5ForConditionalGeneration:
     c = model.config
     config = T5Config(
         vocab_size=1 + c.levels * c.codebook_size,
-        **{theirs: getattr(c, ours) for ours, theirs in SIZES.items()},
+        **{t5_name: getattr(c, name) for name, t5_name in SIZES.items()},
         feed_forward_proj="relu",
         tie_word_embeddings=False,
         pad_token_id=0,
@@ -43,15 +43,16 @@ def to_t5(model: Seq2Seq) -> T5ForConditionalGeneration:
     )
     t5 = T5ForConditionalGeneration(config).eval()
     t5.lm_head.weight = nn.Parameter(torch.empty_like(t5.lm_head.weight))  # some versions tie it regardless
-    ours = model.state_dict()
-    weights = {theirs: ours[name] for theirs, name in _names(c).items()}
-    weights["lm_head.weight"] = torch.cat([ours["head"].new_zeros(1, c.d_model), ours["head"].flatten(0, 1)])
-    t5.load_state_dict(weights)  # strict: every weight of theirs is one of ours
+    student_weights = model.state_dict()
+    weights = {t5_name: student_weights[name] for t5_name, name in _weight_names(c).items()}
+    head = student_weights["head"]
+    weights["lm_head.weight"] = torch.cat([head.new_zeros(1, c.d_model), head.flatten(0, 1)])
+    t5.load_state_dict(weights)  # strict: every weight of T5 is one of the student's
     return t5
 
 
 def from_t5(t5: T5ForConditionalGeneration, levels: int, codebook_size: int) -> Seq2Seq:
-    """The student with the weights of a T5 over the vocabulary that `to_t5` describes; its recencies are zero.
+    """Build the student with the weights of a T5 over the vocabulary that `to_t5` describes; its recencies are zero.
 
     Raises:
         ValueError: another vocabulary, a gated feed-forward, or scaled outputs (T5 1.0 with tied embeddings).
@@ -61,30 +62,31 @@ def from_t5(t5: T5ForConditionalGeneration, levels: int, codebook_size: int) -> 
         raise ValueError(f"The T5 has {c.vocab_size} tokens; {levels} levels of {codebook_size} need one more.")
     if c.feed_forward_proj != "relu" or getattr(c, "scale_decoder_outputs", False):
         raise ValueError("Only a T5 with a plain ReLU feed-forward and unscaled outputs is a student.")
-    config = Seq2SeqConfig(levels, codebook_size, **{ours: getattr(c, theirs) for ours, theirs in SIZES.items()})
+    sizes = {name: getattr(c, t5_name) for name, t5_name in SIZES.items()}
+    config = Seq2SeqConfig(levels, codebook_size, **sizes)
     model = Seq2Seq(config).eval()
-    theirs = t5.state_dict()
-    weights: dict[str, Tensor] = {name: theirs[full] for full, name in _names(config).items()}
-    weights["head"] = theirs["lm_head.weight"][1:].view(levels, codebook_size, -1)
+    t5_weights = t5.state_dict()
+    weights: dict[str, Tensor] = {name: t5_weights[t5_name] for t5_name, name in _weight_names(config).items()}
+    weights["head"] = t5_weights["lm_head.weight"][1:].view(levels, codebook_size, -1)
     weights["recency.weight"] = torch.zeros_like(model.recency.weight)
     model.load_state_dict(weights)
     return model
 
 
-def _names(c: Seq2SeqConfig) -> dict[str, str]:
-    """T5's names to ours, for all weights but the head."""
+def _weight_names(c: Seq2SeqConfig) -> dict[str, str]:
+    """T5's names of all weights but the head -> the student's."""
     names = {"shared.weight": "embedding.weight"}
     for side, layers in (("encoder", c.encoder_layers), ("decoder", c.decoder_layers)):
         names[f"{side}.embed_tokens.weight"] = "embedding.weight"
         names[f"{side}.final_layer_norm.weight"] = f"{side}_norm.weight"
         names[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = f"{side}_bias.weight"
-        parts = [("SelfAttention", "attention"), ("EncDecAttention", "cross")][: 1 + (side == "decoder")]
+        attentions = [("SelfAttention", "attention"), ("EncDecAttention", "cross")][: 1 + (side == "decoder")]
         for n in range(layers):
-            for place, (theirs, mine) in enumerate(parts):
+            for place, (t5_name, name) in enumerate(attentions):
                 block = f"{side}.block.{n}.layer.{place}"
                 names[f"{block}.layer_norm.weight"] = f"{side}.{n}.norm{place + 1}.weight"
-                names |= {f"{block}.{theirs}.{one}.weight": f"{side}.{n}.{mine}.{one}.weight" for one in "qkvo"}
-            last = f"{side}.block.{n}.layer.{len(parts)}"
-            names[f"{last}.layer_norm.weight"] = f"{side}.{n}.norm{len(parts) + 1}.weight"
-            names |= {f"{last}.DenseReluDense.{one}.weight": f"{side}.{n}.ff.{one}.weight" for one in ("wi", "wo")}
+                names |= {f"{block}.{t5_name}.{part}.weight": f"{side}.{n}.{name}.{part}.weight" for part in "qkvo"}
+            last = f"{side}.block.{n}.layer.{len(attentions)}"
+            names[f"{last}.layer_norm.weight"] = f"{side}.{n}.norm{len(attentions) + 1}.weight"
+            names |= {f"{last}.DenseReluDense.{part}.weight": f"{side}.{n}.ff.{part}.weight" for part in ("wi", "wo")}
     return names

@@ -1,7 +1,7 @@
 """The Hugging Face engine: exact beams and codeword distributions from plain PyTorch, on any device.
 
-All beams of a user share one encoded prompt, as a tree: every new codeword is one more query whose attention mask
-shows it the prompt and its own ancestors. Nothing is repeated per beam and no cache is reordered.
+All beams of a user share one encoded prompt, as a tree: every new codeword is one more query, and the attention mask
+lets it see the prompt and its ancestors. Nothing is repeated per beam and no cache is reordered.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from distill.data.dataset import PAD, Dataset
+from distill.data.histories import last_items
 from distill.decoding.beam_search import score_all, search, to_items
 from distill.decoding.tree_attention import BeamTree, additive
 from distill.decoding.trie import Trie
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
-from teacher.engines import open_teacher
+from teacher.engines import open_teacher, prompt_rows
 from teacher.tasks import TaskData
 
 
 class HFEngine:
-    """A teacher in plain PyTorch behind `teacher.engines.Engine`.
+    """A teacher in plain PyTorch behind `distill.teachers.engine.Engine`.
 
     Args:
         model: a causal model with codewords in its vocabulary.
         data: knows the prompts and the codewords' token numbers.
-        prompt: how the teacher is asked, "stream" or "seqrec".
+        prompt: kind of prompt, "stream" or "seqrec".
+
+    Attributes:
+        counters: tokens that went through the model as prompts.
     """
 
     def __init__(self, model, data: TaskData, prompt: str):
@@ -39,7 +43,7 @@ class HFEngine:
         self.token_of = torch.from_numpy(data.token_of).to(self.device)
         self.trie = Trie.build(data.ids.codes, data.ids.codebook_size).to(self.device)
         self.pad = data.tokenizer.pad_token_id
-        self.counters = {"tokens": 0}  # that went through the model as prompts
+        self.counters = {"tokens": 0}
 
     @staticmethod
     def load(folder: Path, dataset: Dataset, ids: SemanticIDs, device: str = "cpu", dtype: str = "float32") -> HFEngine:
@@ -87,9 +91,9 @@ class HFEngine:
         codes = torch.from_numpy(self.data.ids.codes[np.maximum(items, 0)]).to(self.device)
         step = TreeStep(self.model, self.token_of, *self.prompts(histories))
         total = step(0, None, None).expand(-1, items.shape[1], -1).gather(2, codes[..., :1])[..., 0]
-        own = torch.arange(items.shape[1], device=self.device).expand(items.shape)  # each candidate is its own beam
+        beams = torch.arange(items.shape[1], device=self.device).expand(items.shape)  # one a candidate
         for level in range(1, codes.shape[2]):
-            log_probs = step(level, own if level > 1 else torch.zeros_like(own), codes[..., level - 1])
+            log_probs = step(level, beams if level > 1 else torch.zeros_like(beams), codes[..., level - 1])
             total = total + log_probs.gather(2, codes[..., level, None])[..., 0]
         return np.where(items == PAD, -np.inf, total.float().cpu().numpy())
 
@@ -100,21 +104,22 @@ class HFEngine:
         levels = self.data.ids.levels
         tokens = torch.nn.functional.pad(prompts, (0, levels - 1), value=self.pad)
         forced = torch.from_numpy(self.data.item_tokens[targets]).to(self.device)
-        place = lengths[:, None] + torch.arange(levels - 1, device=self.device)
-        tokens.scatter_(1, place, forced[:, :-1])
+        places = lengths[:, None] + torch.arange(levels - 1, device=self.device)
+        tokens.scatter_(1, places, forced[:, :-1])
         hidden = self.model.base_model(input_ids=tokens).last_hidden_state
-        ask = lengths[:, None] - 1 + torch.arange(levels, device=self.device)
-        return self._codewords(hidden.gather(1, ask[..., None].expand(-1, -1, hidden.shape[-1])), scope)
+        before = lengths[:, None] - 1 + torch.arange(levels, device=self.device)  # positions that predict the ID
+        hidden = hidden.gather(1, before[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self._codeword_logprobs(hidden, scope)
 
     @torch.inference_mode()
     def stream_logprobs(self, sequences: np.ndarray, scope: str = "level") -> Tensor:
         """As `Engine.stream_logprobs`, in one forward pass."""
         prompts, _ = self.prompts(sequences, room=-1)  # the last token is only a target
         hidden = self.model.base_model(input_ids=prompts[:, :-1]).last_hidden_state
-        return self._codewords(hidden.unflatten(1, (sequences.shape[1], self.data.ids.levels)), scope)
+        return self._codeword_logprobs(hidden.unflatten(1, (sequences.shape[1], self.data.ids.levels)), scope)
 
     def facts(self) -> dict[str, str]:
-        """What a label set says of its engine."""
+        """Engine, versions and dtype, for the labels' manifest."""
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         return {
             "engine": "hf",
@@ -124,16 +129,17 @@ class HFEngine:
         }
 
     def prompts(self, histories: np.ndarray, room: int | None = None) -> tuple[Tensor, Tensor]:
-        """Token numbers padded on the right [users, tokens], and lengths [users].
+        """Build the prompts: token numbers padded on the right [users, tokens], and lengths [users].
 
         Args:
             histories: item numbers, oldest first, padded with -1 [users, length].
-            room: tokens that have to fit behind them (default: an ID but for its last codeword).
+            room: tokens that must fit behind the prompt (default: an ID without its last codeword).
 
         Raises:
             UserError: they do not fit the model's window.
         """
-        room = self.data.ids.levels - 1 if room is None else room
+        if room is None:  # histories, not whole sequences: the teacher reads as many items as it was tuned with
+            histories, room = last_items(histories, self.data.max_history), self.data.ids.levels - 1
         if self.prompt == "stream":
             padded = histories == PAD
             codes = np.where(padded[..., None], self.pad, self.data.item_tokens[histories])
@@ -141,7 +147,7 @@ class HFEngine:
             tokens[:, 0] = self.data.tokenizer.bos_token_id
             lengths = 1 + (~padded).sum(1) * self.data.ids.levels
         else:
-            rows = [self.data.seqrec_prompt(history) for history in histories]
+            rows = prompt_rows(self.data, self.prompt, histories)
             lengths = np.array([len(row) for row in rows])
             tokens = np.full((len(rows), lengths.max()), self.pad, dtype=np.int64)
             for number, row in enumerate(rows):
@@ -155,7 +161,8 @@ class HFEngine:
         self.counters["tokens"] += int(lengths.sum())
         return torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
 
-    def _codewords(self, hidden: Tensor, scope: str) -> Tensor:
+    def _codeword_logprobs(self, hidden: Tensor, scope: str) -> Tensor:
+        """Log-probabilities over the full vocabulary of the codewords [..., levels, codewords]."""
         logits = self.model.get_output_embeddings()(hidden).float()
         total = logits.logsumexp(-1, keepdim=True)
         if scope == "all":
@@ -165,7 +172,14 @@ class HFEngine:
 
 
 class TreeStep:
-    """`beam.Step` of a causal model: beams as a tree in one growing key-value cache."""
+    """`beam_search.Step` of a causal model: beams as a tree in one growing key-value cache.
+
+    Args:
+        model: a causal model.
+        token_of: token number of every codeword [levels, codebook_size].
+        prompts: token numbers, padded on the right [users, tokens].
+        lengths: of the prompts [users].
+    """
 
     def __init__(self, model, token_of: Tensor, prompts: Tensor, lengths: Tensor):
         self.model, self.token_of, self.prompts, self.lengths = model, token_of, prompts, lengths
@@ -173,14 +187,15 @@ class TreeStep:
         self.branches = BeamTree(lengths, prompts.shape[1])
 
     def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
+        """As `beam_search.Step`."""
         model = self.model
         if level == 0:
-            # padding stands on the right: causal attention never shows it to a real token
+            # padding is on the right: causal attention never shows it to a real token
             out = model.base_model(input_ids=self.prompts, past_key_values=self.cache, use_cache=True)
             last = (self.lengths - 1)[:, None, None].expand(-1, 1, out.last_hidden_state.shape[-1])
             hidden = out.last_hidden_state.gather(1, last)
         else:
-            visible, positions = self.branches.grow(parents)
+            visible, positions = self.branches.append_beam_tokens(parents)
             hidden = model.base_model(
                 input_ids=self.token_of[level - 1][codes],
                 attention_mask=additive(visible, model.dtype),

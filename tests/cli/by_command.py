@@ -1,4 +1,4 @@
-"""What the tests of embed_items.py and build_semantic_ids.py share: a small shop, and both commands run."""
+"""Helpers of the tests of embed_items.py and build_semantic_ids.py: a small data set, and running both commands."""
 
 import contextlib
 import importlib.util
@@ -42,7 +42,7 @@ def make_embeddings(root, rows, name="embeddings"):
 
 
 def real_command(script, root, *words, launcher=()):
-    """The command in a process of its own."""
+    """Run the command in a new process."""
     done = subprocess.run(
         [sys.executable, *launcher, str(ROOT / "scripts" / script), "--run", str(root), *words],
         capture_output=True,
@@ -55,7 +55,7 @@ def real_command(script, root, *words, launcher=()):
 
 
 def command_of(script):
-    """The script as a module."""
+    """Load a script as a module."""
     spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / "scripts" / script)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
@@ -64,7 +64,7 @@ def command_of(script):
 
 
 def command(script, root, *words):
-    """The same within this process: torch takes seconds to import."""
+    """Run the command within this process: importing torch again would take seconds."""
     module = command_of(script)
     code, out, error = 0, io.StringIO(), io.StringIO()
     with contextlib.chdir(root), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):

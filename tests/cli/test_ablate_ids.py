@@ -1,13 +1,14 @@
-"""The ablation by its real command on a tiny shop: one cell, the floor, and nothing twice."""
+"""The ablation by its real command on a tiny shop: one combination, the floor, and nothing twice."""
 
 import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from by_command import TITLES, Nothing, command_of, real_command
+from by_command import TITLES, Nothing, real_command
 
 from distill.data.dataset import write_dataset
+from distill.evaluation.id_ablation import table_lines
 from distill.runtime.artifacts import ArtifactJob
 
 CONFIGS = {
@@ -17,7 +18,7 @@ CONFIGS = {
 }
 
 
-def test_one_cell_and_the_floor(tmp_path):
+def test_one_combination_and_the_floor(tmp_path):
     rng = np.random.default_rng(0)
     users = [f"u{i}" for i in range(30)]
     items = pa.table({"item_id": [f"item{i}" for i in range(20)], "title": TITLES})
@@ -40,7 +41,7 @@ def test_one_cell_and_the_floor(tmp_path):
     assert 0 <= cell["ndcg@10"] <= cell["recall@10"] <= 1 and 1 < cell["perplexity"] <= 8
     assert floor["quantiser"] == "floor: transitions" and floor["recall@10"] > 0
     text = (tmp_path / "ablation.md").read_text()
-    assert "--seeds '[3]'" in text and text.count("\n| ") == 4  # head, rule and two rows
+    assert "--seeds '[3]'" in text and text.count("\n|") == 4  # head, rule and two rows
 
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("manifest.json")}
     assert len(made) == 4
@@ -50,7 +51,6 @@ def test_one_cell_and_the_floor(tmp_path):
 
 
 def test_the_table_by_hand():
-    ablate = command_of("ablate_ids.py")
     about = {"collided": 0.1, "perplexity": 200.0, "error": 0.25}
     where = {"embedding": "tfidf", "co-occurrence": "none"}
     rows = [
@@ -59,7 +59,7 @@ def test_the_table_by_hand():
     ]
     rows.append({"quantiser": "rqvae", **where, "seed": 1, "recall@10": 0.4, "ndcg@10": 0.3, **about})
     rows.append({"quantiser": "floor: transitions", **where, "seed": 0, "recall@10": 0.5, "ndcg@10": 0.4})
-    best, second, floor = ablate.summarise(rows)
+    best, second, floor = table_lines(rows)
     assert best == ["rqvae", "tfidf", "none", "0.4000", "0.3000", "10.0%", "200", "25.0%", "1"]
     assert second[:5] == ["pq", "tfidf", "none", "0.2000 ± 0.1000", "0.1000 ± 0.0500"] and second[-1] == "3"
     assert floor[0] == "floor: transitions" and floor[5:] == ["–"] * 4

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.config import run
 from distill.semantic_ids import embeddings
 from distill.semantic_ids.ids import write_codes
-from student.baselines.scorer import NETWORKS, Scorer
+from student.item_recommender import ItemRecommender
+from student.models.item_models import ITEM_MODELS
 from student.recommender import Recommender
 
 ROOT = Path(__file__).parents[2]
 IDS = [f"i{number}" for number in range(N_ITEMS)]
-FLOORS = ("popularity", "transitions", "transitions+valid", "graph")
+NOT_LEARNED = ("popularity", "transitions", "transitions+valid", "graph", "content", "counter+content")
 COUNTED = ("--transitions.window", "2")  # no search for the best settings
 
 
@@ -60,9 +62,10 @@ def make_run(root, users=50, seed=0, n_vectors=N_ITEMS):
     with ArtifactJob("student", Nothing(), root / "students/tiger", [data, codes]).write() as folder:
         student.save_pretrained(folder)
     for name, loss in (("sasrec-list", "list"), ("gru4rec", "ce")):
-        network, sizes = NETWORKS[name.split("-")[0]]
+        network, sizes = ITEM_MODELS[name.split("-")[0]]
         with ArtifactJob("baseline", Loss(loss), root / "baselines" / name, [data]).write() as folder:
-            Scorer(network(sizes(N_ITEMS, dim=8)), {"network": name.split("-")[0]}).save_pretrained(folder)
+            facts = {"network": name.split("-")[0]}
+            ItemRecommender(network(sizes(N_ITEMS, dim=8)), facts).save_pretrained(folder)
 
 
 def command(script, *words):
@@ -87,7 +90,7 @@ def refused(script, *words):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """A run with a memory and an evaluation."""
+    """A run with a transition memory and an evaluation."""
     root = tmp_path_factory.mktemp("run")
     make_run(root)
     code, _, error = command("add_memory.py", "--run", root, "--student", root / "students/tiger", *COUNTED)
@@ -99,7 +102,7 @@ def evaluated(tmp_path_factory):
 
 def test_rows(evaluated):
     rows = {row["system"]: row for row in json.loads((evaluated / "evaluation/metrics.json").read_text())}
-    assert list(rows) == [*FLOORS, "gru4rec", "sasrec-list", "tiger", "tiger+memory"]
+    assert list(rows) == [*NOT_LEARNED, "gru4rec", "sasrec-list", "tiger", "tiger+memory"]
     assert rows["sasrec-list"]["parameters"] > 0 and rows["sasrec-list"]["invalid@10"] is None
     for row in rows.values():
         assert row["recall@1"] <= row["recall@5"] <= row["recall@10"] <= row["recall@20"] <= 1
@@ -116,12 +119,18 @@ def test_rows(evaluated):
     # the student knows nothing, the counter nearly everything, and validation saw that
     memory = rows["tiger+memory"]
     assert memory["ndcg@10"] > rows["tiger"]["ndcg@10"] + 0.2
-    assert [name for name in rows if "ndcg@10_above_floor" not in rows[name]] == ["transitions"]
-    floor = memory["ndcg@10_above_floor"]
-    assert floor["difference"] == pytest.approx(memory["ndcg@10"] - rows["transitions"]["ndcg@10"])
+    # the floor is the best on validation of those that learn nothing; the counts with validation do not compete
+    valid = {name: row["valid_ndcg@10"] for name, row in rows.items() if "valid_ndcg@10" in row}
+    assert list(valid) == ["popularity", "transitions", "graph", "content", "counter+content"]
+    floor = max(valid, key=valid.get)
+    assert {row["floor"] for row in rows.values()} == {floor}
+    assert [name for name in rows if "ndcg@10_above_floor" not in rows[name]] == [floor]
+    above = memory["ndcg@10_above_floor"]
+    assert above["difference"] == pytest.approx(memory["ndcg@10"] - rows[floor]["ndcg@10"])
+    assert {"recall@10_ties_won", "ndcg@10_ties_won", "reachable", "note"} <= rows["transitions"].keys()
 
 
-def test_lists_are_the_floors(evaluated):
+def test_lists_are_those_of_the_baseline(evaluated):
     dataset = Dataset.load(evaluated / "dataset")
     lists = np.array(pq.read_table(evaluated / "evaluation/lists.parquet")["transitions"].to_pylist())
     model = counting.Transitions(dataset, counting.TransitionSettings(window=2))
@@ -141,7 +150,7 @@ def test_the_memory_is_chosen_on_validation_and_saved(evaluated):
     dataset = Dataset.load(evaluated / "dataset")
     values, offsets = dataset.training_sequences()
     counts = counting.count_transitions(values, offsets, N_ITEMS, 2, 0.7)
-    assert (student.memory.counts != counts).nnz == 0
+    assert (student.transition_memory.counts != counts).nnz == 0
     code, _, error = command("add_memory.py", "--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED)
     assert code == 0 and "finished, at" in error
 
@@ -151,12 +160,12 @@ def test_a_weight_of_ones_own_and_counts_with_validation(evaluated, tmp_path):
     code, _, error = command("add_memory.py", *words, "--weight", "0.25", "--with_validation", "true")
     assert code == 0, error
     student = Recommender.from_pretrained(tmp_path / "mine")
-    assert student.memory.weight == 0.25
+    assert student.transition_memory.weight == 0.25
     assert (
-        student.memory.counts.sum()
-        > Recommender.from_pretrained(evaluated / "students/tiger+memory").memory.counts.sum()
+        student.transition_memory.counts.sum()
+        > Recommender.from_pretrained(evaluated / "students/tiger+memory").transition_memory.counts.sum()
     )
-    assert "expected 0 to 1, got 2" in refused("add_memory.py", *words, "--weight", "2")
+    assert "expected a number from 0 to 1" in refused("add_memory.py", *words, "--weight", "2")
 
 
 def test_compare(evaluated, tmp_path):
@@ -177,24 +186,68 @@ def test_different_users_are_not_compared(evaluated, tmp_path):
     code, _, error = command("evaluate.py", *words, "--systems", "[tiger]")
     assert code == 0, error
     rows = json.loads((tmp_path / "fewer/metrics.json").read_text())
-    assert [row["system"] for row in rows] == [*FLOORS, "tiger"]
+    assert [row["system"] for row in rows] == [*NOT_LEARNED, "tiger"]
     assert all(row["beam_missed@10"] is None for row in rows)
     words = ("--evaluation", evaluated / "evaluation", "--a", "tiger", "--other", tmp_path / "fewer", "--b", "tiger")
     assert "evaluated on different users or targets (50 and 30" in refused("compare.py", *words)
+
+
+def systems_of(folder):
+    return [row["system"] for row in json.loads((folder / "metrics.json").read_text())]
+
+
+def test_without_any_student(tmp_path):
+    """What learns nothing can be evaluated before anything is trained."""
+    make_run(tmp_path)
+    for kind in ("students", "baselines"):
+        shutil.rmtree(tmp_path / kind)
+    code, _, error = command("evaluate.py", "--run", tmp_path, *COUNTED)
+    assert code == 0, error
+    assert systems_of(tmp_path / "evaluation") == [*NOT_LEARNED]
+    # semantic IDs are needed only by systems that generate them, and where there are no embeddings
+    shutil.rmtree(tmp_path / "semantic_ids")
+    code, _, error = command("evaluate.py", "--run", tmp_path, *COUNTED, "--output", tmp_path / "no_ids")
+    assert code == 0, error
+    assert systems_of(tmp_path / "no_ids") == [*NOT_LEARNED]
+    shutil.rmtree(tmp_path / "embeddings")
+    assert "No semantic_ids at" in refused("evaluate.py", "--run", tmp_path, *COUNTED, "--output", tmp_path / "none")
+
+
+def test_systems_that_learn_nothing_by_name(evaluated, tmp_path):
+    words = ("--run", evaluated, *COUNTED, "--exact_users", "0", "--output", tmp_path / "chosen")
+    code, _, error = command("evaluate.py", *words, "--systems", "[popularity]")
+    assert code == 0, error
+    assert systems_of(tmp_path / "chosen") == ["popularity"]
+    code, _, error = command("evaluate.py", *words, "--systems", "[tiger, content, transitions]", "--overwrite")
+    assert code == 0, error
+    rows = json.loads((tmp_path / "chosen/metrics.json").read_text())
+    assert systems_of(tmp_path / "chosen") == ["transitions", "content", "tiger"]
+    assert {row["floor"] for row in rows} == {"transitions"}
+
+
+def test_names_without_their_inputs(evaluated, tmp_path):
+    words = ("--run", evaluated, "--output", tmp_path / "evaluation", "--systems")
+    assert "Unknown system 'oracle'" in refused("evaluate.py", *words, "[oracle]")  # no simulator
+    assert "Unknown system 'teacher'" in refused("evaluate.py", *words, "[teacher]")
+    assert "Unknown system 'content'" in refused("evaluate.py", *words, "[content]", "--content", "false")
+    words = (*words, "[transitions+valid]", "--split", "valid")
+    assert "Did you mean 'transitions'?" in refused("evaluate.py", *words)
 
 
 def test_bad_input(evaluated, tmp_path):
     words = ("--run", evaluated, "--output", tmp_path / "evaluation")
     assert "cutoffs asks for lists of 20, but the beams are 10 wide" in refused("evaluate.py", *words, "--width", "10")
     assert "Did you mean 'tiger'?" in refused("evaluate.py", *words, "--systems", "[tigre]")
-    assert "expected numbers from 1 on" in refused("evaluate.py", *words, "--widths", "[0]")
+    assert "--widths is 0" in refused("evaluate.py", *words, "--widths", "[0]")
+    assert "--users is 0" in refused("evaluate.py", *words, "--users", "0")
+    assert "cutoffs is empty" in refused("evaluate.py", *words, "--cutoffs", "[]")
     assert "--split is dev; expected valid or test." in refused("evaluate.py", *words, "--split", "dev")
     make_run(tmp_path / "short", n_vectors=N_ITEMS - 1)
-    said = refused("evaluate.py", "--run", tmp_path / "short")
-    assert f"holds {N_ITEMS - 1} embeddings, the catalogue {N_ITEMS} items" in said
+    error = refused("evaluate.py", "--run", tmp_path / "short")
+    assert f"holds {N_ITEMS - 1} embeddings, the catalogue {N_ITEMS} items" in error
     make_run(tmp_path / "other", seed=1)
-    said = refused("evaluate.py", *words, "--students", tmp_path / "other/students")
-    assert "do not belong together" in said
-    said = refused("evaluate.py", *words, "--students", tmp_path / "none")
-    assert "No student in" in said
+    error = refused("evaluate.py", *words, "--students", tmp_path / "other/students")
+    assert "do not belong together" in error
+    error = refused("evaluate.py", *words, "--students", tmp_path / "none")
+    assert "No student in" in error
     assert not (tmp_path / "evaluation").exists() and not (tmp_path / "evaluation.partial").exists()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import multiprocessing
@@ -38,20 +39,20 @@ class Hash:
     def __init__(self, pause=0.0, dies_after=None):
         self.pause, self.left = pause, dies_after
 
-    def label(self, examples, ask, progress):
+    def label(self, examples, request, progress):
         probs, candidates = [], []
         for user, position, target in zip(examples.users, examples.positions, examples.targets, strict=True):
             rng = np.random.default_rng([user, position])
             probs.append(0.95 * rng.dirichlet(np.ones(SIZE), LEVELS))
             others = rng.permutation([item for item in range(N_ITEMS) if item != target])
-            candidates.append([target, *others][: ask.keep])
+            candidates.append([target, *others][: request.keep])
             time.sleep(self.pause)
         if self.left is not None:
             self.left -= 1
             if self.left < 0:
                 raise RuntimeError("the engine is gone")
         progress(len(examples))
-        scores = np.tile(-np.arange(ask.keep, dtype=np.float32), (len(examples), 1))
+        scores = np.tile(-np.arange(request.keep, dtype=np.float32), (len(examples), 1))
         return Labels(np.array(candidates), scores, np.log(probs).astype(np.float32))
 
     def facts(self):
@@ -103,7 +104,7 @@ def quietly(config, pause, begun=None):
 def labeller():
     opener = export.open_labeller
     yield
-    export.open_labeller = opener  # other files' tests ask real teachers
+    export.open_labeller = opener  # other files' tests request real teachers
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def test_killed_while_it_finishes(shop, whole, tmp_path, monkeypatch, moment):
     config = settings(shop, tmp_path / "labels")
     with monkeypatch.context() as patch:
         if moment == "index":
-            patch.setattr(export, "write_index", die)
+            patch.setattr("distill.labels.exporter.write_index", die)
         elif moment == "parts":
             patch.setattr("distill.labels.shard_queue.shutil.rmtree", die)
         elif moment == "manifest":
@@ -259,6 +260,42 @@ def test_a_run_at_work_is_not_overwritten(shop, tmp_path):
     assert "keep (4 -> 3)" in refused(shop, config.output, "--keep", 3)
     make(settings(shop, config.output, keep=3, overwrite=True))
     assert LabelStore.open(config.output).candidates == 3
+
+
+def test_locks_work_over_nfs(shop, whole, tmp_path, monkeypatch):
+    """NFS turns flock into fcntl's lock: to exclude it wants a writable descriptor, to share a readable one."""
+    real, locked = fcntl.flock, []
+
+    def flock(file, operation):
+        mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        needed = {fcntl.LOCK_EX: os.O_WRONLY, fcntl.LOCK_SH: os.O_RDONLY}[operation & ~fcntl.LOCK_NB]
+        if mode not in (needed, os.O_RDWR):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        locked.append(operation)
+        real(file, operation)
+
+    config = settings(shop, tmp_path / "labels")
+    with pytest.raises(RuntimeError):
+        make(config, dies_after=3)  # leaves a working folder
+    monkeypatch.setattr(fcntl, "flock", flock)
+    make(replace(config, overwrite=True))
+    assert {fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_SH} <= set(locked)
+    same(config.output, whole)
+
+
+def test_finishing_waits_for_files_that_are_still_open(shop, whole, tmp_path, monkeypatch):
+    """Over NFS an open file keeps its folder: removing it fails until the other process has closed it."""
+    real, refusals = shutil.rmtree, [errno.ENOTEMPTY, errno.EBUSY]
+
+    def rmtree(folder, *arguments, **options):
+        if refusals and Path(folder).name == "parts.tmp" and Path(folder).exists():
+            raise OSError(refusals.pop(), "an open file")
+        real(folder, *arguments, **options)
+
+    monkeypatch.setattr("distill.labels.shard_queue.shutil.rmtree", rmtree)
+    make(settings(shop, tmp_path / "labels"))
+    assert not refusals
+    same(tmp_path / "labels", whole)
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -356,12 +393,12 @@ def test_push(shop, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--width", "0"], "--width must be at least 1, got 0"),
+        (["--width", "0"], "--width is 0; expected a whole number of at least 1"),
         (["--users", "9:3"], "expected N or FROM:TO"),
         (["--users", "some"], "expected N or FROM:TO"),
         (["--users", "500:600"], "has no examples of users 500:600"),
         (["--shard", "3/3"], "expected I/N with I from 0 to N-1"),
-        (["--shard", "0/2", "--overwrite"], "would throw away the other processes' shards"),
+        (["--shard", "0/2", "--overwrite"], "would delete the other processes' shards"),
         (["--encoding", "u9"], "u9"),
         (["--limt", "3"], "Did you mean 'limit'?"),
     ],

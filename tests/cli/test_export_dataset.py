@@ -1,4 +1,4 @@
-"""Out in other projects' formats and in again by our readers: the same data set."""
+"""Export to the formats of other projects and read back: the data set is the same."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ def export(folder, form, *arguments):
     return command("export_dataset", folder, "--dataset", "data", "--format", form, "--output", "out/Shop", *arguments)
 
 
-def back(folder, form):
+def read_back(folder, form):
     result = command(
         "prepare_data", folder, "--format", form, "--input", "out/Shop", "--run", "again", "--empty_text", "keep"
     )
@@ -61,7 +61,7 @@ def test_out_and_in_again(tmp_path, form, times):
     made = make(tmp_path / "data", times=times)
     result = export(tmp_path, form)
     assert result.returncode == 0, result.stderr
-    assert back(tmp_path, form).fingerprint == made.fingerprint
+    assert read_back(tmp_path, form).fingerprint == made.fingerprint
     assert not list((tmp_path / "out").glob("*.partial"))
 
 
@@ -74,7 +74,7 @@ def test_recbole_files(tmp_path):
     assert lines[0].split("\t")[:2] == ["item_id:token", "title:token_seq"]
     assert lines[2] == "ü 2\tGröße, 5 mm\t\t\t"
     sequences = [Dataset.load(tmp_path / "data").sequence(user).tolist() for user in range(3)]
-    back(tmp_path, "recbole")
+    read_back(tmp_path, "recbole")
     assert [Dataset.load(tmp_path / "again/dataset").sequence(user).tolist() for user in range(3)] == sequences
 
 
@@ -82,7 +82,7 @@ def test_recbole_texts_fit_their_fields(tmp_path):
     items = ITEMS.set_column(1, "title", pa.array(['"Quoted" at the start', "two\n\tlines", 'in "between"', "x"]))
     make(tmp_path / "data", items)
     assert export(tmp_path, "recbole").returncode == 0
-    back(tmp_path, "recbole")
+    read_back(tmp_path, "recbole")
     titles = Dataset.load(tmp_path / "again/dataset").items["title"].to_pylist()
     assert titles == ["'Quoted' at the start", "two lines", 'in "between"', "x"]
 

@@ -12,18 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaForCausalLM
 
 from distill.data.dataset import Dataset, write_dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
-from teacher import model as models
+from teacher.batching import collate, epoch_batches
+from teacher.config import TASKS, Config
 from teacher.estimate import flops_a_token, memory, plan
-from teacher.finetune import TASKS, Config, main
-from teacher.tasks import TaskData, collate
-from teacher.trainer import batches_of, count
+from teacher.finetune import main
+from teacher.model import build_model, count_parameters
+from teacher.tasks import TaskData
+from teacher.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -113,9 +115,10 @@ class TestBadInput:
         ("more", "said"),
         [
             (["--tasks.itemsaerch", "1"], "Did you mean 'itemsearch'?"),
-            (["--tasks.seqrec", "-1"], "tasks.seqrec is -1.0"),
+            (["--tasks.seqrec", "-1"], "--tasks is -1; expected"),
             (["--prompt", "seqrec", "--tasks.seqrec", "0"], "not tuned on it"),
-            (["--keep_checkpoints", "0"], "--keep_checkpoints is 0"),
+            (["--keep_checkpoints", "0"], "--keep_checkpoints is 0; expected"),
+            (["--epochs", "0"], "--epochs is 0; expected"),
             (["--utilisation", "40"], "--utilisation is 40.0"),
             (["--chat", "true"], "give --base"),
             (["--folds", "3", "--fold", "3"], "--fold 3 of --folds 3"),
@@ -144,15 +147,15 @@ def real(root, config):
     """(model, tokenizer, data) as the training builds them."""
     dataset = Dataset.load(root / "dataset")
     ids = SemanticIDs.load(root / "semantic_ids", dataset.n_items)
-    model, tokenizer = models.build(config, dataset, ids)
+    model, tokenizer = build_model(config, dataset, ids, config.max_tokens, config.seed)
     return model, tokenizer, TaskData.of(config, dataset, ids, tokenizer)
 
 
 def make_base(root, folder, **changes):
     """A base model: an untied LLaMA, without codewords."""
     config = AutoConfig.for_model("llama", **SIZES, vocab_size=330, tie_word_embeddings=False, **changes)
-    models.LlamaForCausalLM(config).save_pretrained(folder)
-    models.train_tokenizer(Dataset.load(root / "dataset").texts(), 330).save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    train_tokenizer(Dataset.load(root / "dataset").texts(), 330).save_pretrained(folder)
 
 
 def scales(model):
@@ -174,10 +177,10 @@ def test_the_plan_of_a_training_that_runs(root, tmp_path, mode, base, packing):
     found = plan(config, root / "dataset", root / "semantic_ids")
     model, _, data = real(root, config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert found["parameters"] == count(model.parameters())
+    assert found["parameters"] == count_parameters(model.parameters())
     assert found["trainable"] == sum(parameter.numel() for parameter in trained)
 
-    samples, groups = batches_of(data, config, 0)
+    samples, groups = epoch_batches(data, config, 0)
     assert (found["samples"], found["batches"], found["steps"]) == (len(samples), len(groups), len(groups))
     assert found["tokens"] == sum(len(samples[row].tokens) for row in range(len(samples)))
     assert found["tokens_padded"] == sum(collate(samples, group, 0)["input_ids"].size for group in groups)

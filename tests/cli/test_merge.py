@@ -18,8 +18,9 @@ from distill.runtime import artifacts
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from teacher import finetune, merge
-from teacher import model as models
 from teacher.engines.hf import HFEngine
+from teacher.lora import PROJECTIONS
+from teacher.tokenizer import train_tokenizer
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -30,7 +31,7 @@ KINDS = {"llama": False, "qwen2": True, "mistral": False}  # architecture -> tie
 
 def make_base(root, folder, kind, rows=400, **changes):
     """A random base model; its table has more rows than the tokenizer has tokens, as Qwen's has."""
-    tokenizer = models.train_tokenizer(Dataset.load(root / "dataset").texts(), 300)
+    tokenizer = train_tokenizer(Dataset.load(root / "dataset").texts(), 300)
     if kind == "qwen2":
         tokenizer.bos_token = None
     config = AutoConfig.for_model(
@@ -117,7 +118,7 @@ def test_only_adapters_and_codeword_rows_are_in_the_file(tuned, kind, mode):
     with safe_open(get(kind, mode) / "adapter/adapter_model.safetensors", "pt") as file:
         names = set(file.keys())
         rows = [name for name in names if "lora_" not in name]
-        assert len(names) - len(rows) == 2 * 2 * len(models.PROJECTIONS)
+        assert len(names) - len(rows) == 2 * 2 * len(PROJECTIONS)
         assert len(rows) == (1 if KINDS[kind] else 2) and all("trainable_tokens_delta" in name for name in rows)
         assert all(file.get_tensor(name).shape == (3 * 8, 16) for name in rows)
 
@@ -167,7 +168,7 @@ class TestBadInput:
     def test_another_vocabulary(self, tuned, tmp_path):
         root, get = tuned
         shutil.copytree(root / "base-llama", tmp_path / "base")
-        models.train_tokenizer(["some other words"] * 9, 290).save_pretrained(tmp_path / "base")
+        train_tokenizer(["some other words"] * 9, 290).save_pretrained(tmp_path / "base")
         said = "another vocabulary than the adapter's base: expected 300 tokens, got"
         self.refused(tmp_path, said, get("llama") / "adapter", tmp_path / "base")
 

@@ -1,4 +1,4 @@
-"""The real command: bad input ends with one message, exit code 2 and nothing written; finished work is kept."""
+"""Run the real command: bad input ends with one message, exit code 2 and nothing written; finished work is kept."""
 
 import gzip
 import json
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -64,8 +65,8 @@ BAD = {
     "no column": (lambda f: write_tables(f, "user,item_id\nu,a\n"), ["--format", "table"], "missing column 'user_id'"),
     "unknown key": (None, ["--sead", "1"], "Unknown config key 'sead'. Did you mean 'seed'?"),
     "wrong type": (None, ["--seed", "x"], "seed"),
-    "negative seed": (None, ["--seed", "-1"], "seed must not be negative"),
-    "no users": (None, ["--users", "0"], "users: expected at least 1"),
+    "negative seed": (None, ["--seed", "-1"], "-1 does not conform to restriction v>=0"),
+    "no users": (None, ["--users", "0"], 'key "users":\n  Not of type PositiveInt: 0'),
     "malformed line": (
         lambda f: write_tables(f, HEAD + "u,a,1\nu,b\n"),
         ["--format", "table"],
@@ -119,8 +120,8 @@ BAD = {
         "expected a text for every item, found none for item 'B3' (1 such items)",
     ),
     "empty core": (write_amazon, [*AMAZON, "--k_core", "7"], "outside the 7-core (items: 7); nothing remains"),
-    "negative core": (None, [*AMAZON, "--input", ".", "--k_core", "-1"], "k_core: expected 0 or more, got -1"),
-    "core of the demo": (None, ["--k_core", "5"], "the simulator knows all its items by number"),
+    "negative core": (None, [*AMAZON, "--input", ".", "--k_core", "-1"], "does not conform to restriction v>=0"),
+    "core of the demo": (None, ["--k_core", "5"], "the simulator needs all items of the demo"),
     "cuts without the split": (None, ["--valid_from", "0.5"], "add --split global_cut"),
     "no such moment": (None, ["--split", "global_cut", "--valid_from", "soon"], "valid_from: expected a share"),
     "no times to cut": (None, ["--split", "global_cut"], "there are no times to cut"),
@@ -128,6 +129,13 @@ BAD = {
         write_amazon,
         [*AMAZON, "--split", "global_cut", "--test_from", "2018-05-31"],
         "the test part has no target",
+    ),
+    "all items withheld": (None, ["--withhold", "1"], "1 does not conform to restriction v>=0 and v<1"),
+    "negative share": (None, ["--withhold", "-0.1"], "-0.1 does not conform to restriction v>=0 and v<1"),
+    "no training target left": (
+        None,
+        ["--users", "9", "--withhold", "0.999"],
+        "without 599 of the 600 items the training part has no target left. Choose a smaller share.",
     ),
     "no ratings": (
         lambda f: write_lcrec(f, '{"0": [0, 1, 2]}'),
@@ -263,6 +271,29 @@ def test_split_by_time(tmp_path):
     assert [len(Dataset.load(tmp_path / "run/dataset").examples(split)) for split in ("valid", "test")] == [10, 5]
     other = prepare(tmp_path, *AMAZON, "--input", "raw")
     assert "made again" in other.stderr and Dataset.load(tmp_path / "run/dataset").ends is None
+
+
+def test_withheld_items(tmp_path):
+    def manifest():
+        return json.loads((tmp_path / "run/dataset/manifest.json").read_text())
+
+    assert prepare(tmp_path, "--users", "200").returncode == 0
+    plain, fingerprint = Dataset.load(tmp_path / "run/dataset"), manifest()["fingerprint"]
+    assert "withheld" not in plain.items.column_names and "withhold" not in json.dumps(manifest()["identity"])
+    result = prepare(tmp_path, "--users", "200", "--withhold", "0.05")
+    assert result.returncode == 0 and "made again, because withhold changed" in result.stderr, result.stderr
+    assert "withheld 30 of 600 items" in result.stderr
+    data = Dataset.load(tmp_path / "run/dataset")
+    withheld = data.items["withheld"].to_numpy()
+    assert withheld.sum() == manifest()["facts"]["withheld_items"] == 30
+    assert data.texts() == plain.texts()  # the catalogue is whole
+    assert set(np.flatnonzero(withheld)) <= set(data.cold_items())
+    for split in ("valid", "test"):
+        assert data.examples(split).targets.tolist() == plain.examples(split).targets.tolist()
+    assert withheld[data.examples("test").targets].any()
+    # without the option, the same bytes as before
+    assert prepare(tmp_path, "--users", "200").returncode == 0
+    assert manifest()["fingerprint"] == fingerprint
 
 
 def test_benchmark(tmp_path):

@@ -1,4 +1,4 @@
-"""recommend.py by its real command: on a machine without the teacher's libraries, and what is said to bad input."""
+"""The real command of recommend.py, without the teacher's libraries, and its messages for bad input."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from cli.by_command import ROOT
 from unit.test_recommender import shop
 
-# what a machine that only recommends need not have
+# libraries that recommending does not need
 BARE = "import runpy, sys\nfor name in ('transformers', 'peft', 'datasets', 'accelerate'): sys.modules[name] = None\n"
 BARE += "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
 
@@ -42,8 +42,8 @@ def test_from_the_shell(student):
 def test_a_file_of_histories(student, tmp_path):
     (tmp_path / "histories").write_text('i1,i2\n["i3"]\nnowhere\n')
     code, _, error = recommend(student, "--file", tmp_path / "histories", "--format", "json")
-    said = "error: Unknown item id 'nowhere' in history 2: it has no semantic ID (skip_unknown omits it).\n"
-    assert code == 2 and error == said
+    message = "error: Unknown item id 'nowhere' in history 2: it has no semantic ID (skip_unknown omits it).\n"
+    assert code == 2 and error == message
     words = ("--format", "json", "--skip_unknown", "true", "--k", "4")
     code, out, error = recommend(student, "--file", tmp_path / "histories", *words)
     assert code == 0, error
@@ -55,18 +55,18 @@ def test_a_file_of_histories(student, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "Name either --history"),
         (("--history", ","), "--history, line 1: expected item ids"),
         (("--history", '["i1"'), "not a JSON list of item ids"),
         (("--file", "/nowhere/at/all"), "Cannot read /nowhere/at/all: No such file"),
-        (("--history", "i1", "--k", "0"), "at least 1, got 0"),
+        (("--history", "i1", "--k", "0"), "--k is 0; expected a whole number of at least 1"),
     ],
 )
-def test_bad_input(student, words, said):
+def test_bad_input(student, words, message):
     code, _, error = recommend(student, *words)
-    assert code == 2 and said in error and "Traceback" not in error
+    assert code == 2 and message in error and "Traceback" not in error
 
 
 def test_a_folder_that_is_no_student(tmp_path):

@@ -1,4 +1,4 @@
-"""reproduce.py on evaluations that exist, and the stages it would run."""
+"""reproduce.py on evaluations that exist, and the commands it would run."""
 
 import csv
 import os
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 from cli.by_command import ROOT, command_of
 
+from distill.evaluation.reproduction import pipeline
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.config import run
 
@@ -36,7 +37,7 @@ def reproduce(*words):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_table1_beside_the_papers(tmp_path):
+def test_table1_beside_published_figures(tmp_path):
     evaluation(tmp_path / "r/evaluation", TABLE1)
     evaluation(tmp_path / "r-seed1/evaluation", TABLE1 | {"dwr": 0.27})
     words = ("table1", "--dataset", "instruments", "--run", tmp_path / "r", "--make", "false", "--seeds", "[0, 1]")
@@ -46,27 +47,36 @@ def test_table1_beside_the_papers(tmp_path):
     assert text in out + "\n"
     assert "| dwr | 0.2600 ± 0.0141 | 0.3600 ± 0.0141 |" in text and "| 0.1013 | 0.1230 | 0.0868 | 0.0912 |" in text
     assert "LLaMA-7B" in text
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines()}
+    assert lines["dwr"].endswith("| 0.0912 | LOHRec, EMNLP Findings 2025 |")
+    assert lines["teacher"].endswith("| 0.0926 | LC-Rec, arXiv 2311.09049 |")  # LOHRec's Table 1 has no such row
+    assert lines["transitions"].endswith("| – |  |")
     with open(tmp_path / "r/reproduce/table1.csv", newline="") as file:
         rows = {row["system"]: row for row in csv.DictReader(file)}
+    assert [rows[name]["source"] for name in ("dwr", "teacher", "transitions")] == [
+        "LOHRec, EMNLP Findings 2025",
+        "LC-Rec, arXiv 2311.09049",
+        "",
+    ]
     assert float(rows["dwr"]["recall@5"]) == pytest.approx(0.26) and rows["dwr"]["seeds"] == "2"
     assert rows["teacher"]["paper_ndcg@10"] == "0.0926" and rows["transitions"]["paper_ndcg@10"] == ""
     assert (tmp_path / "r/reproduce/table1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_table2_of_data_that_the_paper_has_not(tmp_path):
+def test_table2_of_a_data_set_without_published_figures(tmp_path):
     evaluation(tmp_path / "r/evaluation-valid", TABLE2, split="valid")
     evaluation(tmp_path / "r/evaluation-ablation", {"dwr-without-distill": 0.15}, split="valid")
     code, out, error = reproduce("table2", "--dataset", "demo", "--run", tmp_path / "r", "--make", "false")
     assert code == 0, error
     lines = [line for line in out.splitlines() if line.startswith("|")]
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["DWR", "w/o DISTILL", "w/o RANK", "w/o all"]
-    assert "paper" not in out and "valid" in out
+    assert "paper" not in out and "published" not in out and "valid" in out
 
 
-def test_stages(tmp_path, monkeypatch):
+def test_commands(tmp_path, monkeypatch):
     """The pipeline for each seed, and for the ablation one student and two evaluations more."""
     module, calls = command_of("reproduce.py"), []
-    monkeypatch.setattr(module, "call", lambda *words: calls.append([str(word) for word in words]))
+    monkeypatch.setattr(pipeline, "run_command", lambda *words: calls.append([str(word) for word in words]))
     for table in ("table1", "table2"):
         with pytest.raises(SystemExit):  # nothing was made
             words = ["--table", table, "--dataset", "instruments", "--run", str(tmp_path / "r"), "--seeds", "[3, 4]"]

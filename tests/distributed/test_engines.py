@@ -19,14 +19,15 @@ import psutil
 import pyarrow as pa
 import pytest
 from safetensors.numpy import load_file
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill.data.dataset import write_dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.semantic_ids.ids import write_codes
-from teacher import model as models
-from teacher.finetune import Config, main
+from teacher.config import Config
+from teacher.finetune import main
+from teacher.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -190,8 +191,8 @@ def test_killed_or_not(root, broken):
 def test_lora_on_a_base_in_pieces(root):
     """ZeRO-3 with a base whose table grows and whose other weights rest; adapters make larger steps, so 1e-3."""
     config = LlamaConfig(**SETTINGS["sizes"], vocab_size=320, tie_word_embeddings=False)
-    models.LlamaForCausalLM(config).save_pretrained(root / "base")
-    models.train_tokenizer(["-"], 320).save_pretrained(root / "base")
+    LlamaForCausalLM(config).save_pretrained(root / "base")
+    train_tokenizer(["-"], 320).save_pretrained(root / "base")
     changes = {"base": str(root / "base"), "mode": "lora", "lora_dropout": 0.0, "lr": 0.005}
     more = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
     code, said = launch(LAUNCHERS["zero3"], root, root / "lora-zero3", *more)

@@ -1,5 +1,5 @@
 """Two processes train a student as one does, under DDP, ZeRO-2 and ZeRO-3; the last batch leaves one with nothing.
-Killed and started again, they end where they would have.
+Killed and started again, they end where they would have; several seeds run one after the other.
 
 Equal means within 1e-4: sums of floats in another order, carried through some 20 steps of AdamW.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from recorded import record_all
+from recorded import TRAININGS, record_all
 from safetensors.numpy import load_file
 from student_shop import ITEMS, K, make_shop
 from tiny_llms import NETWORKS, checkpoint
@@ -24,7 +24,8 @@ from tiny_llms import NETWORKS, checkpoint
 from distill.runtime import artifacts
 from distill.runtime.artifacts import write_json
 from distill.semantic_ids.ids import SemanticIDs
-from student.train import Config, main
+from student.config import Config
+from student.train import main
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -74,22 +75,22 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(root):
-    """What one process makes of the same global batches, cut in two."""
-    main(replace(Config(run=root, **SETTINGS), output=root / "one", accumulation=2))
-    return root / "one"
+def single(root):
+    """One process trains the same global batches, each cut in two."""
+    main(replace(Config(run=root, **SETTINGS), output=root / "single", accumulation=2))
+    return root / "single"
 
 
-def words(engine, root, output, *options):
+def command(engine, root, output, *options):
     """The command under a launcher."""
     script = [ROOT / "student/train.py", "--config", root / "student.yaml", "--run", root, "--output", output]
     return [str(word) for word in [*LAUNCHERS[engine], *script, *options]]
 
 
 def launch(engine, root, output, *options):
-    """Run it; what it said."""
-    command = words(engine, root, output, *options)
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, cwd=root)
+    """Run it; return what it logged."""
+    words = command(engine, root, output, *options)
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
@@ -97,21 +98,21 @@ def launch(engine, root, output, *options):
 def assert_same(output, expected):
     """Curves within 1e-4, and weights."""
     curves = [json.loads((path / "curve.json").read_text()) for path in (output, expected)]
-    for stage in ("retriever", "ranker"):
-        rows = [[list(row.values()) for row in curve[stage]] for curve in curves]
+    for phase in ("retriever", "ranker"):
+        rows = [[list(row.values()) for row in curve[phase]] for curve in curves]
         np.testing.assert_allclose(*rows, rtol=1e-4)
     for name in ("model.safetensors", "ranker.safetensors"):
-        found, weights = load_file(output / name), load_file(expected / name)
-        assert found.keys() == weights.keys()
+        actual, weights = load_file(output / name), load_file(expected / name)
+        assert actual.keys() == weights.keys()
         for key, value in weights.items():
-            np.testing.assert_allclose(found[key], value, atol=1e-4, err_msg=key)
+            np.testing.assert_allclose(actual[key], value, atol=1e-4, err_msg=key)
     assert not (output / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("engine", LAUNCHERS)
-def test_two_processes_train_as_one(root, one, engine):
+def test_two_processes_train_as_one(root, single, engine):
     launch(engine, root, root / engine)
-    assert_same(root / engine, one)
+    assert_same(root / engine, single)
 
 
 @pytest.fixture(scope="module")
@@ -141,19 +142,51 @@ def test_losses_and_gradient_norms_do_not_depend_on_the_split(root, alone, proce
     """1 x 8 = 2 x 4 = 4 twice; within 1e-4 after some steps of AdamW, 1e-5 before the first."""
     path = root / f"{processes}-{accumulation}.json"
     if processes == 1:
-        found = record_all(root, Config(run=root, **(RECORDED | {"batch_size": 4, "accumulation": 2})))
+        actual = record_all(root, Config(run=root, **(RECORDED | {"batch_size": 4, "accumulation": 2})))
     else:
         words = [*LAUNCHERS["ddp"], ROOT / "tests/distributed/recorded.py", root, path, 4, accumulation]
         done = subprocess.run(
             [str(word) for word in words], capture_output=True, text=True, env=ENVIRONMENT, timeout=200, cwd=root
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        found = json.loads(path.read_text())
-    assert found.keys() == alone.keys() and len(found) == 6
+        actual = json.loads(path.read_text())
+    assert actual.keys() == alone.keys() and len(actual) == len(TRAININGS)
     for name, steps in alone.items():
         assert len(steps) > 2 and min(map(min, steps)) > 0
-        np.testing.assert_allclose(found[name][0], steps[0], rtol=1e-5, err_msg=name)
-        np.testing.assert_allclose(found[name], steps, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(actual[name][0], steps[0], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(actual[name], steps, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_seeds_one_after_the_other(root, engine):
+    """The second seed trains in the processes of the first, and ends as it does alone."""
+    output = root / f"seeds-{engine}"
+    logged = launch(engine, root, output, "--variant", "tiger", "--epochs", 1, "--seeds", "0,1")
+    assert re.search(r"tiger: validation NDCG@10 .*\(seed 0\), .*\(seed 1\)", logged)
+    config = Config(run=root, **SETTINGS | {"variant": "tiger", "epochs": 1, "accumulation": 2, "seed": 1})
+    main(replace(config, output=root / f"{engine}-seed1-alone"))
+    for name in ("seed0", "seed1"):
+        assert artifacts.read(root / f"seeds-{engine}-{name}", "student").config["seed"] == int(name[-1])
+    weights, alone = (
+        load_file(root / name / "model.safetensors") for name in (f"seeds-{engine}-seed1", f"{engine}-seed1-alone")
+    )
+    for key, value in alone.items():
+        np.testing.assert_allclose(weights[key], value, atol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("engine", LAUNCHERS)
+def test_two_processes_train_an_item_model_as_one(root, engine):
+    options = SETTINGS | {"variant": "dwr", "backbone": "sasrec", "dim": 8}
+    reference = root / f"sasrec-{engine}-alone"
+    main(replace(Config(run=root, **options), output=reference, accumulation=2))
+    output = root / f"sasrec-{engine}"
+    launch(engine, root, output, "--variant", "dwr", "--backbone", "sasrec", "--dim", 8)
+    curves = [json.loads((path / "curve.json").read_text()) for path in (output, reference)]
+    np.testing.assert_allclose(*([list(row.values()) for row in curve] for curve in curves), rtol=1e-4)
+    weights, alone = (load_file(path / "model.safetensors") for path in (output, reference))
+    assert weights.keys() == alone.keys()
+    for key, value in alone.items():
+        np.testing.assert_allclose(weights[key], value, atol=1e-4, err_msg=key)
 
 
 def test_killed_and_started_again(root):
@@ -163,7 +196,7 @@ def test_killed_and_started_again(root):
     launch("ddp", root, root / "whole", *options)
     checkpoints = root / "killed.partial/checkpoints"
     with subprocess.Popen(
-        words("ddp", root, root / "killed", *options),
+        command("ddp", root, root / "killed", *options),
         env=ENVIRONMENT,
         cwd=root,
         stderr=subprocess.DEVNULL,
@@ -177,8 +210,8 @@ def test_killed_and_started_again(root):
         for process in family:
             process.kill()
     assert not (root / "killed").exists()
-    said = launch("ddp", root, root / "killed", *options)
-    assert re.search(r"dwr retriever: goes on from step \d+ ", said)
-    found, expected = (artifacts.read(root / name, "student") for name in ("killed", "whole"))
+    message = launch("ddp", root, root / "killed", *options)
+    assert re.search(r"dwr retriever: goes on from step \d+ ", message)
+    actual, expected = (artifacts.read(root / name, "student") for name in ("killed", "whole"))
     assert (root / "killed/model.safetensors").read_bytes() == (root / "whole/model.safetensors").read_bytes()
-    assert found.fingerprint == expected.fingerprint
+    assert actual.fingerprint == expected.fingerprint

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill.data.dataset import PAD, Dataset, write_dataset
 from distill.labels.labeller import LabelRequest
@@ -13,10 +14,13 @@ from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from distill.teachers.language_model import EngineLabeller
-from teacher import model as models
+from teacher.base_model import extend_vocabulary, from_scratch
+from teacher.config import Config
 from teacher.engines.hf import HFEngine
-from teacher.finetune import Config
+from teacher.lora import PROJECTIONS, add_lora
+from teacher.model import adapt
 from teacher.tasks import TaskData
+from teacher.tokenizer import add_codewords, train_tokenizer
 
 N_ITEMS, LEVELS, SIZE = 14, 3, 4
 MAX_HISTORY, MAX_TOKENS = 4, 96
@@ -56,9 +60,9 @@ def new_teacher(shop):
     """A tiny random LLaMA, full-size in nothing but its parts."""
     data, ids = shop
     torch.manual_seed(0)
-    tokenizer = models.train_tokenizer(data.texts(), 300)
-    assert models.add_codewords(tokenizer, ids) == LEVELS * SIZE
-    return models.from_scratch(tokenizer, SIZES, MAX_TOKENS).eval(), tokenizer
+    tokenizer = train_tokenizer(data.texts(), 300)
+    assert add_codewords(tokenizer, ids) == LEVELS * SIZE
+    return from_scratch(tokenizer, SIZES, MAX_TOKENS).eval(), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -293,10 +297,10 @@ def test_lora_trains_codewords_and_adapters_only(shop, tied):
         model = type(model)(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     new_rows = tokenizer.convert_tokens_to_ids(shop[1].tokens())
-    tuned = models.add_lora(model, new_rows, rank=2, alpha=8, dropout=0.0)
+    tuned = add_lora(model, new_rows, rank=2, alpha=8, dropout=0.0)
     names = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
     assert names and all("lora_" in name or "trainable_tokens_delta" in name for name in names)
-    for projection in models.PROJECTIONS:
+    for projection in PROJECTIONS:
         assert sum(f".{projection}.lora_A" in name for name in names) == SIZES["num_hidden_layers"]
 
     # words and codewords in one sequence: the old rows are used, and still have to stay
@@ -321,7 +325,7 @@ def test_lora_trains_codewords_and_adapters_only(shop, tied):
         assert (after[name][used] != before[name][used]).any(dim=1).all()
     assert torch.equal(after["model.embed_tokens.weight"], after["lm_head.weight"]) == tied
     for name in before:
-        if any(f".{projection}." in name for projection in models.PROJECTIONS):
+        if any(f".{projection}." in name for projection in PROJECTIONS):
             assert not torch.equal(after[name], before[name]), name
         elif "embed" not in name and "lm_head" not in name:
             assert torch.equal(after[name], before[name]), name
@@ -329,11 +333,11 @@ def test_lora_trains_codewords_and_adapters_only(shop, tied):
 
 def test_new_rows_start_near_the_mean(shop):
     _, tokenizer = new_teacher(shop)
-    config = models.LlamaConfig(vocab_size=len(tokenizer) - LEVELS * SIZE, tie_word_embeddings=False, **SIZES)
+    config = LlamaConfig(vocab_size=len(tokenizer) - LEVELS * SIZE, tie_word_embeddings=False, **SIZES)
     torch.manual_seed(0)
-    base = models.LlamaForCausalLM(config)
+    base = LlamaForCausalLM(config)
     old = base.get_input_embeddings().weight.detach().clone()
-    models.extend_vocabulary(base, tokenizer, LEVELS * SIZE)
+    extend_vocabulary(base, tokenizer, LEVELS * SIZE)
     for table in (base.get_input_embeddings().weight, base.get_output_embeddings().weight):
         assert table.shape[0] == len(tokenizer)
     rows = base.get_input_embeddings().weight.detach()
@@ -347,7 +351,7 @@ def test_new_rows_start_near_the_mean(shop):
 def test_attention_dropout_reaches_the_layers(shop, dropout, mode):
     model, tokenizer = new_teacher(shop)
     config = Config(attention_dropout=dropout, mode=mode, lora_dropout=0.0)
-    tuned = models.adapt(model, config, tokenizer.convert_tokens_to_ids(shop[1].tokens())).train()
+    tuned = adapt(model, config, tokenizer.convert_tokens_to_ids(shop[1].tokens())).train()
     tokens = torch.arange(12)[None]
     with torch.no_grad():
         first, second = (tuned(input_ids=tokens).logits for _ in range(2))
@@ -364,3 +368,19 @@ def test_a_checkpoint_of_disk_gives_the_same_numbers(shop, engines, tmp_path):
     targets = np.array([0, 13, 5, 7])
     expected = engine.codeword_logprobs(HISTORIES, targets)
     torch.testing.assert_close(loaded.codeword_logprobs(HISTORIES, targets), expected)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_long_histories_are_read_in_part_and_excluded_as_a_whole(engines, prompt):
+    """The teacher reads the last MAX_HISTORY items; items before them are not recommended either."""
+    engine = engines[prompt]
+    long = np.array([[9, 2, 6, 3, 1, 4, 8], [5, 7, PAD, PAD, PAD, PAD, PAD]])
+    short = np.array([[3, 1, 4, 8], [5, 7, PAD, PAD]])
+    np.testing.assert_allclose(engine.score_items(long), engine.score_items(short), atol=1e-5)
+    candidates = np.array([[0, 10, PAD], [3, 4, 11]])
+    expected = engine.score_candidates(short, candidates)
+    np.testing.assert_allclose(engine.score_candidates(long, candidates), expected, atol=1e-5)
+    items, _ = engine.beams(long, N_ITEMS)
+    scores = engine.score_items(short)
+    for row, history in enumerate(long):
+        assert items[row][items[row] != PAD].tolist() == ranking(scores[row], history)

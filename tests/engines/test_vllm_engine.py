@@ -18,10 +18,12 @@ from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from distill.teachers.language_model import EngineLabeller
-from teacher import model as models
+from teacher.base_model import from_scratch
 from teacher.engines.hf import HFEngine
-from teacher.engines.vllm import VLLMEngine, take_devices
+from teacher.engines.vllm import VLLMEngine
+from teacher.engines.vllm_start import take_devices
 from teacher.tasks import TaskData
+from teacher.tokenizer import add_codewords, train_tokenizer
 
 pytestmark = pytest.mark.vllm
 
@@ -64,9 +66,9 @@ def checkpoint(shop, tmp_path_factory):
     """A tiny random LLaMA whose generation config asks to sample."""
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
-    tokenizer = models.train_tokenizer(shop[0].texts(), 300)
-    models.add_codewords(tokenizer, shop[1])
-    model = models.from_scratch(tokenizer, SIZES, MAX_TOKENS).eval()
+    tokenizer = train_tokenizer(shop[0].texts(), 300)
+    add_codewords(tokenizer, shop[1])
+    model = from_scratch(tokenizer, SIZES, MAX_TOKENS).eval()
     first, second = TaskData(*shop, tokenizer, MAX_HISTORY, MAX_TOKENS).token_of[2, list(TWINS)]
     rows = model.get_input_embeddings().weight.data
     rows[second] = rows[first]
@@ -226,7 +228,7 @@ def test_lists_of_unequal_lengths(engine, shop, checkpoint):
     prompts = [[1], [1, 400, 401], [1, 500], [1, 600, 601, 602]]
     rng = np.random.default_rng(2)
     wanted = [rng.permutation(800)[:length] for length in (0, 1, 128, 333)]
-    found = engine.ask(prompts, wanted)
+    found = engine.next_token_logprobs(prompts, wanted)
     model = HFEngine.load(checkpoint, *shop).model
     for prompt, tokens, logs in zip(prompts, wanted, found, strict=True):
         with torch.no_grad():
@@ -339,6 +341,6 @@ def test_checkpoints_that_do_not_fit(shop, checkpoint, tmp_path):
         VLLMEngine.load(altered(checkpoint, tmp_path / "heads", head_dim=16), *shop)
     other = tmp_path / "words"
     shutil.copytree(checkpoint, other)
-    models.train_tokenizer(["a"], 300).save_pretrained(other)
+    train_tokenizer(["a"], 300).save_pretrained(other)
     with pytest.raises(UserError, match="does not know 600 codewords"):
         VLLMEngine.load(other, *shop)

@@ -1,4 +1,4 @@
-"""Slow readable twins of distill/beam.py: Python lists and numbers only."""
+"""Slow, readable versions of distill/decoding/beam_search.py: Python lists and numbers only."""
 
 
 def sequence_log_prob(codes, log_prob):

@@ -1,4 +1,4 @@
-"""Slow readable twins of distill/floors.py: loops over pairs, nested lists, straight from the definitions."""
+"""Slow readable reference of distill/baselines/counting.py: loops over pairs, straight from the definitions."""
 
 import math
 

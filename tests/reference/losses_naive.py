@@ -1,6 +1,6 @@
-"""Slow readable twins of distill/objectives.py: one example, one level, one codeword at a time, float64 tensors.
+"""Slow, readable versions of distill/losses.py: one example, one level, one codeword at a time, float64 tensors.
 
-Sums are built from tensor scalars, so that autograd gives the twins' own gradients.
+Sums are built from tensor scalars, so that autograd gives reference gradients too.
 """
 
 
@@ -35,19 +35,21 @@ def distill(log_probs, teacher_log_probs, temperature, targets=None, alpha=0.0):
     weights = []
     for j, row in enumerate(teacher_log_probs):
         powers = [(value / temperature).exp() for value in row]
-        own = [power / sum(powers) for power in powers]
+        row_weights = [power / sum(powers) for power in powers]
         if alpha:
-            own = [(1 - alpha) * q + (alpha if k == int(targets[j]) else 0.0) for k, q in enumerate(own)]
-        weights.append(own)
+            row_weights = [
+                (1 - alpha) * q + (alpha if k == int(targets[j]) else 0.0) for k, q in enumerate(row_weights)
+            ]
+        weights.append(row_weights)
     return cross_entropy(log_probs, weights)
 
 
 def reference_rank(scores):
-    """The reference's place among one example's candidates, itself the first of the list, sorted best first."""
-    own, others = float(scores[0]), [float(score) for score in scores[1:]]
+    """The reference's rank among one example's candidates, of which it is the first."""
+    reference, others = float(scores[0]), [float(score) for score in scores[1:]]
     rank = 1
     for other in others:
-        if other > own:
+        if other > reference:
             rank += 1
     return rank
 
@@ -57,9 +59,10 @@ def confidence(rank, power):
     return 1.0 / float(rank) ** power
 
 
-def mean_score(chosen, eta):
-    """M of one candidate from its own codewords' log-probabilities [levels]."""
-    return sum(chosen[j] for j in range(len(chosen))) / len(chosen) ** eta
+def mean_score(codeword_log_probs, eta):
+    """M of one candidate from the log-probabilities of its codewords [levels]."""
+    levels = len(codeword_log_probs)
+    return sum(codeword_log_probs[j] for j in range(levels)) / levels**eta
 
 
 def sequence_score(log_probs, codes, eta):

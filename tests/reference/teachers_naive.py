@@ -1,4 +1,4 @@
-"""Slow readable twins of distill/priors.py: sums over all items, dictionaries of prefixes, counts from scratch."""
+"""Slow, readable versions of distill/teachers/: sums over all items and counts from scratch."""
 
 import math
 
@@ -6,7 +6,7 @@ from reference import counting_naive
 
 
 def transition_scores(sequences, user, position, history, n_items, settings):
-    """The floor's scores after a history, with the user's sequence ending before the position."""
+    """Scores of the counting baseline after a history, with the user's sequence ending before the position."""
     shorter = [row[:position] if number == user else row for number, row in enumerate(sequences)]
     return counting_naive.scores(shorter, history, n_items, settings)
 
@@ -25,10 +25,10 @@ def marginals(probabilities, codes, target, size):
     return table
 
 
-def together(sequences, n_items):
-    """A = MᵀM: users who bought both."""
-    sets = [set(row) for row in sequences]
-    return [[sum(i in one and j in one for one in sets) for j in range(n_items)] for i in range(n_items)]
+def bought_together(sequences, n_items):
+    """A = MᵀM: the number of users who bought both items."""
+    users = [set(row) for row in sequences]
+    return [[sum(i in bought and j in bought for bought in users) for j in range(n_items)] for i in range(n_items)]
 
 
 def distance(a, b):

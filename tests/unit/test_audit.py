@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from distill.baselines.counting import Transitions
 from distill.data.dataset import Dataset, write_dataset
 from distill.evaluation import audit
 from distill.runtime.artifacts import ArtifactJob
-from distill.runtime.errors import UserError
+from distill.runtime.config import run
 from distill.semantic_ids import embeddings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,10 @@ def make(root, sequences, n_items):
     return Dataset.load(root / "dataset")
 
 
+def tuned(shop):
+    return Transitions.tune(shop, exclude_bought=False)[0]
+
+
 def values_of(findings):
     return {finding.name: finding.value for finding in findings}
 
@@ -38,11 +43,11 @@ def values_of(findings):
 def test_branching_by_hand():
     # from 0: three times to 1, once to 2; from 1: once to 0
     pairs = np.array([[0, 1], [0, 1], [0, 2], [0, 1], [1, 0]])
-    found = values_of(audit.branching(pairs, 3))
-    assert found["next items of an item"] == pytest.approx((4 * 2 + 1 * 1) / 5)
+    values = values_of(audit.branching(pairs, 3))
+    assert values["next items of an item"] == pytest.approx((4 * 2 + 1 * 1) / 5)
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
-    assert found["effective branching"] == pytest.approx(np.exp(0.8 * entropy))
-    assert found["repeated transitions"] == pytest.approx(3 / 5)
+    assert values["effective branching"] == pytest.approx(np.exp(0.8 * entropy))
+    assert values["repeated transitions"] == pytest.approx(3 / 5)
 
 
 def test_smoothness_tells_alike_from_unlike():
@@ -61,13 +66,14 @@ def test_reach_and_dependence_by_hand(tmp_path):
     """Training parts 0 1 2 | 0 1 | 3 4 | 4 3; validation targets 3 (never met), 2 (met 0 and 1), 3 (met, bought), 0."""
     shop = make(tmp_path, [[0, 1, 2, 3, 5], [0, 1, 2, 5], [3, 4, 3, 5], [4, 3, 0, 5]], 6)
     examples = shop.examples("valid")
-    found = values_of(audit.reach(shop, examples))
-    assert found["reachable by counting"] == 0.5
-    assert found["next to the last item"] == 0.5
-    assert found["bought before"] == 0.25
-    assert found["targets seen under 5 times"] == 1
-    found = values_of(audit.dependence(shop, examples, hide=False))
-    assert 0 < found["counter's NDCG@10"] <= 1 and 0 <= found["kept with the last 1"] <= 1
+    values = values_of(audit.reach(shop, examples))
+    assert values["reachable by counting"] == 0.5
+    assert values["next to the last item"] == 0.5
+    assert values["bought before"] == 0.25
+    assert values["targets seen under 5 times"] == 1
+    assert values["cold targets"] == 0
+    values = values_of(audit.dependence(shop, tuned(shop), examples, exclude_bought=False))
+    assert 0 < values["counter's NDCG@10"] <= 1 and 0 <= values["kept with the last 1"] <= 1
 
 
 def test_what_lies_further_back_counts(tmp_path):
@@ -76,8 +82,8 @@ def test_what_lies_further_back_counts(tmp_path):
     taught = [[first, 30, first + 15, 31, 31] for first in firsts]  # of which the training part has three items
     asked = [[first, 30, first + 15, 31] for first in firsts]  # of which it has two, and the third is asked for
     shop = make(tmp_path, [*taught, *asked], 32)
-    found = values_of(audit.dependence(shop, shop.examples("valid"), hide=False))
-    assert found["kept with the last 1"] < 0.8 and found["kept with the last 2"] > 0.95
+    values = values_of(audit.dependence(shop, tuned(shop), shop.examples("valid"), exclude_bought=False))
+    assert values["kept with the last 1"] < 0.8 and values["kept with the last 2"] > 0.95
 
 
 def test_the_command(tmp_path, capsys):
@@ -94,7 +100,9 @@ def test_the_command(tmp_path, capsys):
     values = json.loads((tmp_path / "audit/audit.json").read_text())
     assert set(values) == {line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]}
     assert {"reachable by counting", "effective branching", "alike beyond chance"} <= values.keys()
+    assert 0 < values["content's NDCG@10"] < 1 and 0 < values["counter and content's NDCG@10"] < 1
     entry.main(entry.Config(run=tmp_path))
     assert "finished" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--users is 0"):
-        entry.main(entry.Config(run=tmp_path, users=0))
+    with pytest.raises(SystemExit) as stop:
+        run(entry.main, entry.Config, None, ["--run", str(tmp_path), "--users", "0"])
+    assert stop.value.code == 2 and "users" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the students are fed: every target once, the same global batches for any number of processes."""
+"""The students' batches: every target once, the same global batches for any number of processes."""
 
 import dataclasses
 
@@ -11,19 +11,12 @@ from student_shop import ITEMS, K, make_prior, make_shop
 from distill.data.dataset import PAD, Dataset
 from distill.labels.store import LabelStore
 from distill.runtime.errors import UserError
-from student.batches import (
-    Feed,
-    Prefetched,
-    drop,
-    drop_with_targets,
-    lay_out,
-    of_the_list,
-    open_prior,
-    permute,
-    sample,
-    share,
-)
-from student.train import Config
+from student.augment import drop_items, drop_items_with_targets, reverse_and_shuffle
+from student.batches import BatchSampler, check_scope
+from student.config import Config
+from student.layout import layout_rows, sample_position, shard_rows
+from student.prefetch import Prefetcher
+from student.ranked_lists import item_of_list, open_prior
 from student.variants import Loss
 
 CONFIG = Config(batch_size=4, candidates=K, max_history=4, buffer_rows=60)
@@ -37,22 +30,22 @@ def shop(tmp_path_factory):
     return Dataset.load(root / "dataset"), LabelStore.open(root / "soft_labels")
 
 
-def feed(shop, loss=NLL, one_pass=False, process=0, processes=1, **changes):
+def sampler(shop, loss=NLL, one_pass=False, process=0, processes=1, **changes):
     store = shop[1] if loss.needs_labels else None
-    return Feed(shop[0], store, loss, one_pass, dataclasses.replace(CONFIG, **changes), process, processes)
+    return BatchSampler(shop[0], store, loss, one_pass, dataclasses.replace(CONFIG, **changes), process, processes)
 
 
 def examples_of(batch):
     """(history, target) of the batch's examples that count."""
-    found = []
+    actual = []
     for example in np.flatnonzero(batch.weights.numpy()):
         row, place = batch.rows[example], batch.places[example]
-        found.append((tuple(batch.sequences[row, :place].tolist()), batch.targets[example].item()))
-    return found
+        actual.append((tuple(batch.sequences[row, :place].tolist()), batch.targets[example].item()))
+    return actual
 
 
-def all_of(feeds, epoch=0, skip=0):
-    return [example for one in feeds for batch in one.batches(epoch, skip) for example in examples_of(batch)]
+def all_of(samplers, epoch=0, skip=0):
+    return [example for one in samplers for batch in one.batches(epoch, skip) for example in examples_of(batch)]
 
 
 def expected(dataset, longest):
@@ -67,10 +60,10 @@ def expected(dataset, longest):
 def test_every_target_once(shop, loss, one_pass, processes, accumulation):
     """With its very history; nothing doubled, nothing lost at the end of an epoch on any number of processes."""
     changes = {"accumulation": accumulation, "long_histories": "prefixes"}
-    feeds = [feed(shop, loss, one_pass, process, processes, **changes) for process in range(processes)]
+    samplers = [sampler(shop, loss, one_pass, process, processes, **changes) for process in range(processes)]
     for epoch in range(2):
-        assert sorted(all_of(feeds, epoch)) == expected(shop[0], CONFIG.max_history)
-    steps = [[batch.last for batch in one.batches(0)] for one in feeds]
+        assert sorted(all_of(samplers, epoch)) == expected(shop[0], CONFIG.max_history)
+    steps = [[batch.last for batch in one.batches(0)] for one in samplers]
     assert all(one == steps[0] for one in steps)  # no process waits for another
     assert sum(steps[0]) * accumulation == len(steps[0])
 
@@ -79,16 +72,16 @@ def test_every_target_once(shop, loss, one_pass, processes, accumulation):
 @pytest.mark.parametrize("loss", [NLL, DWR])
 def test_global_batches_do_not_depend_on_the_split(shop, loss, one_pass):
     def steps(processes, accumulation, **changes):
-        made = []
+        batches = []
         for process in range(processes):
-            one, number = feed(shop, loss, one_pass, process, processes, accumulation=accumulation, **changes), 0
+            one, number = sampler(shop, loss, one_pass, process, processes, accumulation=accumulation, **changes), 0
             for batch in one.batches(1):
-                if number == len(made):
-                    made.append(([], batch.total, batch.rank_total, batch.count))
-                assert made[number][1:] == (batch.total, batch.rank_total, batch.count)
-                made[number][0].extend(examples_of(batch))
+                if number == len(batches):
+                    batches.append(([], batch.total, batch.rank_total, batch.count))
+                assert batches[number][1:] == (batch.total, batch.rank_total, batch.count)
+                batches[number][0].extend(examples_of(batch))
                 number += batch.last
-        return [(sorted(found), *rest) for found, *rest in made]
+        return [(sorted(actual), *rest) for actual, *rest in batches]
 
     changes = {"drop_items": 0.3, "rank_within": 3 if loss.rank else 0, "confidence": 0.5 if loss.rank else 0.0}
     alone = steps(1, 1, batch_size=12, **changes)
@@ -100,13 +93,13 @@ def test_global_batches_do_not_depend_on_the_split(shop, loss, one_pass):
 
 def test_a_restart_skips_what_is_done(shop):
     for one_pass in (False, True):
-        one = feed(shop, DWR, one_pass, drop_items=0.2)
+        one = sampler(shop, DWR, one_pass, drop_items=0.2)
         whole = [examples_of(batch) for batch in one.batches(3)]
         assert [examples_of(batch) for batch in one.batches(3, skip=3)] == whole[3:]
 
 
 def test_epochs_differ(shop):
-    one = feed(shop)
+    one = sampler(shop)
     assert [examples_of(batch) for batch in one.batches(0)] != [examples_of(batch) for batch in one.batches(1)]
 
 
@@ -118,7 +111,7 @@ def test_labels_go_with_their_examples(shop):
     number = {key: n for n, key in enumerate(zip(histories, examples.targets.tolist(), strict=True))}
     row = {key: n for n, key in enumerate(zip(block.users.tolist(), block.positions.tolist(), strict=True))}
     for one_pass in (False, True):
-        for batch in feed(shop, DWR, one_pass, long_histories="prefixes").batches(0):
+        for batch in sampler(shop, DWR, one_pass, long_histories="prefixes").batches(0):
             for place, example in enumerate(examples_of(batch)):
                 label = row[examples.users[number[example]], examples.positions[number[example]]]
                 assert batch.candidates[place].tolist() == block.candidates(np.array([label]))[0].tolist()
@@ -132,7 +125,7 @@ def test_rows(longest, counts, strided):
     users = np.repeat(np.arange(len(counts)), counts)
     positions = np.concatenate([np.arange(1, count + 1) for count in counts])
     offsets = np.cumsum([0, *[count + 1 for count in counts]])
-    layout = lay_out(users, positions, offsets, longest, True, strided)
+    layout = layout_rows(users, positions, offsets, longest, True, strided)
     rows = np.repeat(np.arange(len(layout.starts)), np.diff(layout.first))
     np.testing.assert_array_equal(layout.starts[rows] + layout.places, offsets[users] + positions)
     assert (layout.places < layout.lengths[rows]).all() and (layout.lengths <= longest + 1).all()
@@ -149,7 +142,7 @@ def test_rows(longest, counts, strided):
 @settings(max_examples=40, deadline=None)
 def test_shares_are_a_partition(seed, size, processes, accumulation):
     group = np.random.default_rng(seed).permutation(100)[:size]
-    parts = [part for process in range(processes) for part in share(group, process, processes, accumulation)]
+    parts = [part for process in range(processes) for part in shard_rows(group, process, processes, accumulation)]
     assert len(parts) == processes * accumulation and sorted(np.concatenate(parts)) == sorted(group)
 
 
@@ -157,7 +150,7 @@ def test_one_example_stands_for_its_row():
     rows, weights = np.array([0, 0, 0, 1, 3, 3]), np.array([1.0, 0, 2, 5, 0, 4])
     total, rng = np.zeros(6), np.random.default_rng(0)
     for _ in range(4000):
-        drawn = sample(rows, weights, 4, rng)
+        drawn = sample_position(rows, weights, 4, rng)
         assert drawn[[3, 5]].tolist() == [5, 4] and drawn[:3].sum() == 3 and (drawn[:3] > 0).sum() == 1
         total += drawn
     np.testing.assert_allclose(total / 4000, weights, atol=0.15)
@@ -168,11 +161,11 @@ def test_dropped_items():
     sequences = np.array([[1, 2, 3, 4], [5, PAD, PAD, PAD]])
     gone = 0
     for _ in range(400):
-        found = drop(sequences, 0.5, rng)
-        first = found[0][found[0] != PAD].tolist()
-        assert found[1].tolist() == [5, PAD, PAD, PAD]
+        actual = drop_items(sequences, 0.5, rng)
+        first = actual[0][actual[0] != PAD].tolist()
+        assert actual[1].tolist() == [5, PAD, PAD, PAD]
         assert first and first == [item for item in (1, 2, 3, 4) if item in first]
-        assert (found[0, len(first) :] == PAD).all()
+        assert (actual[0, len(first) :] == PAD).all()
         gone += 4 - len(first)
     assert 700 < gone < 900
 
@@ -183,9 +176,9 @@ def test_dropped_items_take_their_targets_along():
     sequences = np.array([[1, 2, 3, 4], [5, 6, PAD, PAD]])
     seen = set()
     for _ in range(200):
-        found, new, kept = drop_with_targets(sequences, rows, places, 0.4, rng)
+        actual, new, kept = drop_items_with_targets(sequences, rows, places, 0.4, rng)
         for example in np.flatnonzero(kept):
-            assert found[rows[example], new[example]] == sequences[rows[example], places[example]]
+            assert actual[rows[example], new[example]] == sequences[rows[example], places[example]]
             assert new[example] > 0
         seen.add(tuple(kept))
     assert len(seen) > 8
@@ -193,36 +186,36 @@ def test_dropped_items_take_their_targets_along():
 
 def test_order():
     rng, sequences = np.random.default_rng(2), np.array([[1, 2, 3, 4, 5, 6], [7, 8, PAD, PAD, PAD, PAD]])
-    assert permute(sequences, 1.0, 0.0, rng)[0].tolist() == [[6, 5, 4, 3, 2, 1], [8, 7, PAD, PAD, PAD, PAD]]
-    assert permute(sequences, 0.0, 0.0, rng)[0].tolist() == sequences.tolist()
-    places = [permute(sequences, 0.0, 2, rng)[0] for _ in range(100)]
-    assert all((found[1, 2:] == PAD).all() and set(found[0]) == {1, 2, 3, 4, 5, 6} for found in places)
-    moved = np.abs(np.stack([found[0] for found in places]) - np.arange(1, 7))
+    assert reverse_and_shuffle(sequences, 1.0, 0.0, rng)[0].tolist() == [[6, 5, 4, 3, 2, 1], [8, 7, PAD, PAD, PAD, PAD]]
+    assert reverse_and_shuffle(sequences, 0.0, 0.0, rng)[0].tolist() == sequences.tolist()
+    places = [reverse_and_shuffle(sequences, 0.0, 2, rng)[0] for _ in range(100)]
+    assert all((actual[1, 2:] == PAD).all() and set(actual[0]) == {1, 2, 3, 4, 5, 6} for actual in places)
+    moved = np.abs(np.stack([actual[0] for actual in places]) - np.arange(1, 7))
     assert moved.max() == 2 and moved.mean() > 0.3
 
 
 def test_augmented_histories_keep_their_targets_and_labels(shop):
     plain = {}
-    for batch in feed(shop, DWR).batches(0):
+    for batch in sampler(shop, DWR).batches(0):
         for example, (history, target) in enumerate(examples_of(batch)):
             plain[target, tuple(batch.candidates[example].tolist())] = history
-    for batch in feed(shop, DWR, drop_items=0.3, reverse=0.5, shuffle=2).batches(0):
+    for batch in sampler(shop, DWR, drop_items=0.3, reverse=0.5, shuffle=2).batches(0):
         for example, (history, target) in enumerate(examples_of(batch)):
             before = plain.pop((target, tuple(batch.candidates[example].tolist())))
             assert history and set(history) <= set(before)
     assert not plain
 
 
-def test_sequences_turned_around_have_no_labels(shop):
+def test_reversed_sequences_have_no_labels(shop):
     """In one pass: the items are taught there, with full weight and no ranking; all others keep their labels."""
     straight = {}
-    for batch in feed(shop, DWR, one_pass=True, confidence=1.0, rank_positions="all").batches(0):
+    for batch in sampler(shop, DWR, one_pass=True, confidence=1.0, rank_positions="all").batches(0):
         for (history, target), weight in zip(examples_of(batch), batch.weights.tolist(), strict=True):
             straight[(*history, target)] = weight
     seen = {True: 0, False: 0}
-    for batch in feed(shop, DWR, one_pass=True, confidence=1.0, rank_positions="all", reverse=0.5).batches(0):
+    for batch in sampler(shop, DWR, one_pass=True, confidence=1.0, rank_positions="all", reverse=0.5).batches(0):
         for example, (history, target) in enumerate(examples_of(batch)):
-            hard, weight = bool(batch.hard[example]), batch.weights[example].item()
+            hard, weight = bool(batch.label_invalid[example]), batch.weights[example].item()
             seen[hard] += 1
             assert batch.rank_weights[example] == (0 if hard else weight)
             if hard:
@@ -230,22 +223,24 @@ def test_sequences_turned_around_have_no_labels(shop):
             else:
                 assert batch.candidates[example, 0] == target and weight == straight[(*history, target)]
     assert min(seen.values()) > 5 and sum(seen.values()) == len(straight)
-    assert not any(batch.hard.any() for batch in feed(shop, Loss(None, rank=True), True, reverse=1.0).batches(0))
+    assert not any(
+        batch.label_invalid.any() for batch in sampler(shop, Loss(None, rank=True), True, reverse=1.0).batches(0)
+    )
 
 
 def test_items_of_the_teachers_list():
     lists, scores = np.array([[4, 5, 6], [7, 8, PAD]]), np.array([[-3.0, -1, -2], [-1, -2, -np.inf]])
-    assert of_the_list(lists, scores, "top", np.zeros(2)).tolist() == [5, 7]
-    assert of_the_list(lists, scores, "random", np.array([0.99, 0.99])).tolist() == [6, 8]
-    assert of_the_list(lists, scores, "random", np.array([0.3, 0.3])).tolist() == [4, 7]
+    assert item_of_list(lists, scores, "top", np.zeros(2)).tolist() == [5, 7]
+    assert item_of_list(lists, scores, "random", np.array([0.99, 0.99])).tolist() == [6, 8]
+    assert item_of_list(lists, scores, "random", np.array([0.3, 0.3])).tolist() == [4, 7]
 
 
 def test_the_teachers_first_is_taught(shop):
     block = shop[1].load()
     rows = np.arange(len(block.users))
-    tops = of_the_list(block.candidates(rows), block.scores(rows), "top", np.zeros(len(rows)))
-    found = [target for _, target in all_of([feed(shop, Loss("nll", target="top"))])]
-    assert sorted(found) == sorted(tops.tolist()) and (tops != block.targets).any()
+    tops = item_of_list(block.candidates(rows), block.scores(rows), "top", np.zeros(len(rows)))
+    actual = [target for _, target in all_of([sampler(shop, Loss("nll", target="top"))])]
+    assert sorted(actual) == sorted(tops.tolist()) and (tops != block.targets).any()
 
 
 def test_confidence(shop):
@@ -253,7 +248,7 @@ def test_confidence(shop):
     block = shop[1].load()
     scores = block.scores(np.arange(len(block.users)))
     ranks = 1 + (scores[:, 1:] > scores[:, :1]).sum(1)
-    batches = list(feed(shop, DWR, confidence=1.0, rank_within=2, batch_size=1000).batches(0))
+    batches = list(sampler(shop, DWR, confidence=1.0, rank_within=2, batch_size=1000).batches(0))
     assert sorted(np.concatenate([batch.weights for batch in batches])) == pytest.approx(sorted(1 / ranks))
     assert sum(batch.total for batch in batches) == pytest.approx((1 / ranks).sum())
     inside = np.where(ranks <= 2, 1 / ranks, 0)
@@ -261,9 +256,18 @@ def test_confidence(shop):
     assert sum(batch.rank_total for batch in batches) == pytest.approx(inside.sum())
 
 
+def test_a_loss_without_distill_is_not_weighted_by_the_teacher(shop):
+    """Table 2's "w/o DISTILL": equation (8) weighs all examples alike; the ranking loss keeps its weights."""
+    without, dwr = ((sampler(shop, loss, confidence=1.0)) for loss in (Loss("nll", rank=True), DWR))
+    for batch, same in zip(without.batches(0), dwr.batches(0), strict=True):
+        assert (batch.weights == 1).all() and batch.total == batch.count
+        assert (batch.rank_weights == same.rank_weights).all() and batch.rank_total == same.rank_total
+        assert (same.weights != 1).any()
+
+
 def with_prior(shop, name, teacher="distance", loss=DWR, **changes):
     prior = open_prior(shop[0].artifact.folder.parent / name, teacher)
-    return Feed(shop[0], shop[1], loss, False, dataclasses.replace(CONFIG, **changes), prior=prior)
+    return BatchSampler(shop[0], shop[1], loss, False, dataclasses.replace(CONFIG, **changes), prior=prior)
 
 
 def test_a_prior_changes_the_order_and_nothing_else(shop):
@@ -271,14 +275,14 @@ def test_a_prior_changes_the_order_and_nothing_else(shop):
     root = shop[0].artifact.folder.parent
     make_prior(root, "aligned", "distance", keep=K + 2)
     blocks = shop[1].load(), LabelStore.open(root / "aligned").load()
-    mine, prior = (
+    teacher, prior = (
         {(u, p): row for u, p, row in zip(block.users, block.positions, block.candidates(), strict=True)}
         for block in blocks
     )
     skipped = {(u, p) for u, p, row in zip(blocks[1].users, blocks[1].positions, blocks[1].scores(), strict=True)
                if sum(row[1:K] > row[0]) >= 3}  # fmt: skip
-    assert 0 < len(skipped) < len(mine)
-    assert mine.keys() == prior.keys() and any((mine[key] != prior[key][:K]).any() for key in mine)
+    assert 0 < len(skipped) < len(teacher)
+    assert teacher.keys() == prior.keys() and any((teacher[key] != prior[key][:K]).any() for key in teacher)
     examples = shop[0].examples("train", CONFIG.max_history)
     keys = {}
     for user, position, history in zip(examples.users, examples.positions, examples.histories, strict=True):
@@ -286,16 +290,18 @@ def test_a_prior_changes_the_order_and_nothing_else(shop):
         keys[history, int(shop[0].values[shop[0].offsets[user] + position])] = (user, position)
     changes = {"confidence": 1.0, "rank_within": 3}
     count = 0
-    pairs = zip(with_prior(shop, "aligned", **changes).batches(0), feed(shop, DWR, **changes).batches(0), strict=True)
-    for found, before in pairs:
+    pairs = zip(
+        with_prior(shop, "aligned", **changes).batches(0), sampler(shop, DWR, **changes).batches(0), strict=True
+    )
+    for actual, before in pairs:
         for name in ("sequences", "targets", "weights", "log_probs"):
-            assert (getattr(found, name) == getattr(before, name)).all(), name
-        rows = zip(examples_of(before), found.candidates.numpy(), found.weights, found.rank_weights, strict=True)
+            assert (getattr(actual, name) == getattr(before, name)).all(), name
+        rows = zip(examples_of(before), actual.candidates.numpy(), actual.weights, actual.rank_weights, strict=True)
         for example, candidates, weight, ranked in rows:
             assert candidates.tolist() == prior[keys[example]][:K].tolist()
             assert ranked == (0 if keys[example] in skipped else weight)
             count += 1
-    assert count == len(mine)
+    assert count == len(teacher)
 
 
 def test_priors_that_do_not_fit(shop):
@@ -304,7 +310,7 @@ def test_priors_that_do_not_fit(shop):
     make_prior(root, "part", "statistics", examples=slice(0, 20))
     with pytest.raises(UserError, match="has 3 candidates an example, --candidates asks for 5"):
         with_prior(shop, "few", "statistics")
-    assert with_prior(shop, "few", "statistics", candidates=3).ranked[0].shape[1] == 3
+    assert with_prior(shop, "few", "statistics", candidates=3).prior.candidates.shape[1] == 3
     with pytest.raises(UserError, match=r"part lacks \d+ of the \d+ examples of .*soft_labels, first the item at"):
         with_prior(shop, "part", "statistics")
     with pytest.raises(UserError, match=r"--prior distance, but .*part holds the labels of statistics"):
@@ -315,29 +321,29 @@ def test_priors_that_do_not_fit(shop):
 
 def test_refusals(shop):
     with pytest.raises(UserError, match="has 5 candidates an example, --candidates asks for 6"):
-        feed(shop, DWR, candidates=6)
+        sampler(shop, DWR, candidates=6)
     dataset, store = shop
     later = dataclasses.replace(store, index=store.index | {"split": "valid"})
     with pytest.raises(UserError, match="labels the valid split, which no student may see"):
-        Feed(dataset, later, DISTILL, False, CONFIG)
+        BatchSampler(dataset, later, DISTILL, False, CONFIG)
     wide = dataclasses.replace(store, index=store.index | {"scope": "all"})
     with pytest.raises(UserError, match="over all levels' codewords, --scope level asks for each level's own"):
-        Feed(dataset, wide, DISTILL, False, CONFIG)
+        check_scope(wide, DISTILL, "level")
     others = dataclasses.replace(dataset, values=(dataset.values + 1) % ITEMS)
     with pytest.raises(UserError, match="another data set, or another split"):
-        list(Feed(others, store, DWR, False, CONFIG).batches(0))
+        list(BatchSampler(others, store, DWR, False, CONFIG).batches(0))
 
 
-def test_a_thread_makes_the_batches():
-    with Prefetched(iter(range(100)), depth=2) as numbers:
+def test_a_thread_prepares_the_batches():
+    with Prefetcher(iter(range(100)), depth=2) as numbers:
         assert list(numbers) == list(range(100)) and numbers.waited >= 0
 
     def failing():
         yield 1
         raise UserError("no such shard")
 
-    with Prefetched(failing()) as numbers, pytest.raises(UserError, match="no such shard"):
+    with Prefetcher(failing()) as numbers, pytest.raises(UserError, match="no such shard"):
         list(numbers)
-    with Prefetched(iter(range(10**9)), depth=1) as numbers:  # a training that stops leaves nobody behind
+    with Prefetcher(iter(range(10**9)), depth=1) as numbers:  # a training that stops leaves nobody behind
         assert next(iter(numbers)) == 0
     assert not numbers._thread.is_alive()

@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import counting_naive as naive
 
-from distill.baselines import counting
-from distill.baselines.counting import Transitions, TransitionSettings, count_transitions, recommend
+from distill.baselines import counting, item_scorer
+from distill.baselines.counting import Transitions, TransitionSettings, count_transitions
+from distill.baselines.item_scorer import recommend, target_ranks, validation_examples
 from distill.baselines.popularity import Popularity
 from distill.data.dataset import Dataset, write_dataset
+from distill.metrics import hit_ranks
 from distill.ranking import top_items
 from distill.runtime.artifacts import ArtifactJob
 
@@ -74,7 +76,7 @@ def test_scores(shop, given_settings, with_validation):
 
 
 def test_scores_under_a_split_by_time(tmp_path):
-    """Counts come from before the cut, whoever it was, and the floors rank several targets of one user."""
+    """Counts come from before the cut, whoever it was, and the baselines rank several targets of one user."""
     rng = np.random.default_rng(2)
     sequences, ends = [], []
     for _ in range(20):
@@ -101,7 +103,7 @@ def test_scores_under_a_split_by_time(tmp_path):
 
 @pytest.mark.parametrize("exclude_bought", [True, False])
 def test_recommend(shop, exclude_bought, monkeypatch):
-    monkeypatch.setattr(counting, "CHUNK", 7)  # several chunks, the last one short
+    monkeypatch.setattr(item_scorer, "CHUNK", 7)  # several chunks, the last one short
     chosen = TransitionSettings(3, 0.7, 0.6, 5)
     model, examples = Transitions(shop, chosen), shop.examples("valid")
     lists = recommend(model, examples, 5, exclude_bought)
@@ -148,28 +150,63 @@ def test_top_items_breaks_ties_by_number():
 
 @pytest.mark.parametrize("k", [1, 4, 10, 30])
 def test_ties_at_the_edge_of_the_list(k):
-    """Whoever of the tied does not fit is decided by number too, not by a partition's whim."""
+    """Ties at the last place are broken by item number too."""
     scores = np.random.default_rng(0).integers(0, 4, (50, 30)).astype(float)
     assert top_items(scores, k).tolist() == [naive.top(row, k, []) for row in scores.tolist()]
 
 
-def test_tune_takes_the_best_by_validation(tmp_path):
+@pytest.mark.parametrize("exclude_bought", [True, False, None])
+def test_tune_takes_the_best_by_validation(tmp_path, exclude_bought):
+    """Settings are chosen as the evaluation ranks: bought items excluded or not, None as the data say."""
     rng = np.random.default_rng(1)
-    # what is bought next lies three steps back: a window of 1 cannot see it
+    # the next item is told by the third last one, which a window of 1 cannot see; some users buy an item again
     sequences = []
     for _ in range(80):
         first = rng.integers(0, 10, 3)
         sequences.append(np.concatenate([first, first + 10, first + 20, rng.integers(0, 30, 1)]))
+    for _ in range(40):
+        again = rng.integers(0, 30, 2)
+        sequences.append(np.concatenate([again, again, again]))
     shop = make(tmp_path, sequences, n_items=30)
+    assert shop.repeats()
     examples = shop.examples("valid")
     values = {}
     for choice in counting.GRID:
-        lists = recommend(Transitions(shop, choice), examples, 10)
+        lists = recommend(Transitions(shop, choice), examples, 10, bool(exclude_bought))
         pairs = zip(lists.tolist(), examples.targets.tolist(), strict=True)
         values[choice] = float(np.mean([naive.gain(row, target, 10) for row, target in pairs]))
-    model, value = Transitions.tune(shop)
+    model, value = Transitions.tune(shop, exclude_bought)
     assert value == pytest.approx(max(values.values()))
     assert values[model.settings] == pytest.approx(value)
     assert max(values.values()) > min(values.values()) + 0.1
-    assert model.settings.window > 1
+    if exclude_bought:
+        assert model.settings.window > 1
     np.testing.assert_allclose(model.matrix.toarray(), Transitions(shop, model.settings).matrix.toarray())
+
+
+def test_target_ranks_are_those_of_the_lists():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 4, (60, 30)).astype(float)  # many ties, many zeros
+    targets = rng.integers(0, 30, 60)
+    expected = hit_ranks(top_items(scores, 30), targets)
+    assert target_ranks(scores, targets).tolist() == expected.tolist()
+
+
+def test_tuning_sees_the_full_history(tmp_path):
+    """Item 0 was bought 22 items ago: it must not be recommended again, and it must not cost the target a place."""
+    sequences = [[0, *range(1, 23), 23, 24, 25] for _ in range(3)]
+    shop = make(tmp_path, sequences, n_items=26)
+    histories = validation_examples(shop, 10).histories
+    assert histories.shape[1] == 25 and histories[0, :24].tolist() == list(range(24))
+
+
+def test_shares(shop):
+    model, histories = Transitions(shop, TransitionSettings(3)), shop.examples("valid").histories
+    scores = model.scores(histories)
+    np.testing.assert_allclose(model.shares(histories, False), scores / scores.sum(1, keepdims=True))
+    shares = model.shares(histories, True)
+    for row, history in enumerate(histories):
+        bought = [int(item) for item in history if item >= 0]
+        rest = [0 if item in bought else score for item, score in enumerate(scores[row])]
+        expected = np.array(rest) / (sum(rest) or 1)
+        np.testing.assert_allclose(shares[row], expected)

@@ -23,10 +23,10 @@ class Nothing:
     """No settings."""
 
 
-def make(root, sequences=SEQUENCES, items=ITEMS, times=None, ends=None):
+def make(root, sequences=SEQUENCES, items=ITEMS, times=None, ends=None, withheld=None):
     with ArtifactJob("dataset", Nothing(), root / "dataset").write() as folder:
         users = [f"u{number}" for number in range(len(sequences))]
-        write_dataset(folder, items, users, [np.array(sequence) for sequence in sequences], times, ends)
+        write_dataset(folder, items, users, [np.array(sequence) for sequence in sequences], times, ends, withheld)
     return Dataset.load(root / "dataset")
 
 

@@ -1,4 +1,4 @@
-"""A student around a Hugging Face causal model: candidates beside one history equal plain passes, LoRA, its command."""
+"""A student around a Hugging Face causal model: equality with plain passes, LoRA, the command."""
 
 import dataclasses
 import json
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from distill import losses
+from distill.data.dataset import Dataset
 from distill.decoding.beam_search import beam_search, score_all
 from distill.decoding.trie import FullTree, Trie
 from distill.runtime import artifacts
@@ -56,7 +57,7 @@ def ids(root):
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def pair(request, tmp_path_factory, ids):
-    """The student, and the language model it starts from, in float64 beside it."""
+    """The student and the language model that it starts from, in float64."""
     folder = checkpoint(tmp_path_factory.mktemp("base"), NETWORKS[request.param], ids.tokens())
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     return large.load(folder, ids, 20).double(), plain
@@ -74,8 +75,8 @@ def some_items(*shape, seed=2):
 
 
 def naive(plain, history, item, scope="level"):
-    """One candidate behind a history of its own, read by the language model itself [levels, V]."""
-    first = len(WORDS) + torch.arange(LEVELS) * SIZE  # the tokenizer's numbers of the levels' first codewords
+    """Score one candidate after its history by the language model itself [levels, V]."""
+    first = len(WORDS) + torch.arange(LEVELS) * SIZE  # the tokenizer's numbers of each level's first codeword
     tokens = torch.cat([torch.tensor([0]), (history + first).flatten(), (item + first)[:-1]])
     logits = plain(input_ids=tokens[None]).logits[0, -LEVELS:]
     if scope == "all":
@@ -108,7 +109,7 @@ def test_candidates_beside_one_history_equal_plain_passes(pair, scope):
 
 
 def test_gradients_equal_plain_passes(pair):
-    """All weights, ranked and taught at once; tables by the rows that codewords have."""
+    """Gradients of DISTILL and RANK for all weights; of the vocabulary, the codewords' rows."""
     model, plain = pair
     codes, items = histories([5, 1, 3]), some_items(3, 6)
     teacher = torch.randn(3, LEVELS, SIZE, dtype=torch.float64).log_softmax(-1)
@@ -122,8 +123,10 @@ def test_gradients_equal_plain_passes(pair):
         assert parameter.grad.abs().sum() > 0, name
         torch.testing.assert_close(parameter.grad, trunk[name].grad, rtol=1e-4, atol=1e-5)
     tables = [(model.head, plain.get_output_embeddings()), (model.codewords, plain.get_input_embeddings())]
-    for own, theirs in tables if model.codewords is not None else tables[:1]:
-        torch.testing.assert_close(own.grad.flatten(0, 1), theirs.weight.grad[len(WORDS) :], rtol=1e-4, atol=1e-5)
+    for codewords, vocabulary in tables if model.codewords is not None else tables[:1]:
+        torch.testing.assert_close(
+            codewords.grad.flatten(0, 1), vocabulary.weight.grad[len(WORDS) :], rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("scope", ["level", "all"])
@@ -132,10 +135,10 @@ def test_one_pass_equals_prefix_by_prefix(pair, scope):
     codes, groups = histories([5, 2, 4]), torch.tensor([[1, 4, 2], [1, -1, -1], [3, 2, -1]])
     rows, places = torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([1, 3, 4, 1, 2, 3])
     items = some_items(3, 3, K)
-    own, chosen = model(codes, items, scope, Positions(rows, places, groups))
+    target_log_probs, chosen = model(codes, items, scope, Positions(rows, places, groups))
     assert model(codes, None, scope, Positions(rows, places))[1] is None
     alone = [model(codes[r, None, :p], codes[r, None, None, p], scope)[0, 0] for r, p in zip(rows, places, strict=True)]
-    close(own, torch.stack(alone))
+    close(target_log_probs, torch.stack(alone))
     for row, group in (groups >= 0).nonzero().tolist():
         log_probs = model(codes[row, None, : groups[row, group]], items[row, None, group], scope)[0]
         numbers = items[row, group] + (torch.arange(LEVELS) * SIZE if scope == "all" else 0)
@@ -144,38 +147,38 @@ def test_one_pass_equals_prefix_by_prefix(pair, scope):
 
 @torch.no_grad()
 def test_beams_equal_teacher_forcing(pair):
-    """And one memory serves several searches."""
+    """One encoded history serves several searches."""
     model, _ = pair
-    memory = model.encode(histories([4, 1, 3]))
+    encoded = model.encode(histories([4, 1, 3]))
     for width in (4, 12):
-        beams = beam_search(model.step(memory), FullTree(LEVELS, SIZE), 3, width)
-        log_probs = model.log_probs(memory, beams.codes)
+        beams = beam_search(model.step(encoded), FullTree(LEVELS, SIZE), 3, width)
+        log_probs = model.log_probs(encoded, beams.codes)
         close(beams.scores, log_probs.gather(-1, beams.codes[..., None]).squeeze(-1).sum(-1))
     codes = torch.unique(some_items(30), dim=0)
     tree = Trie.build(codes.numpy(), SIZE)
-    scores = score_all(model.step(memory), tree, 3)[:, tree.leaf_of_item]
-    log_probs = model.log_probs(memory, codes.expand(3, -1, -1))
+    scores = score_all(model.step(encoded), tree, 3)[:, tree.leaf_of_item]
+    log_probs = model.log_probs(encoded, codes.expand(3, -1, -1))
     close(scores, log_probs.gather(-1, codes.expand(3, -1, -1)[..., None]).squeeze(-1).sum(-1))
 
 
 def kept(model, history, candidates):
-    """Bytes that autograd keeps of a pass, weights apart."""
-    own, sizes = {value.untyped_storage().data_ptr() for value in model.parameters()}, {}
+    """Count the bytes that autograd keeps of a pass, without weights."""
+    weights, sizes = {value.untyped_storage().data_ptr() for value in model.parameters()}, {}
 
     def pack(value):
         storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes(), value  # held, so that no other takes its place
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes(), value  # held, so that its address is not used again
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        held = model(history, candidates)
-    assert held.requires_grad
+        log_probs = model(history, candidates)
+    assert log_probs.requires_grad
     return sum(size for size, _ in sizes.values())
 
 
 def test_memory_grows_by_the_candidates_alone(pair):
-    """However long the history; repeated, each of them costs a history more."""
+    """Whatever the history's length; with a history for each candidate, each costs a history more."""
     model, _ = pair
     shared, repeated = {}, {}
     for items in (1, 16):
@@ -184,7 +187,7 @@ def test_memory_grows_by_the_candidates_alone(pair):
         shared[items] = sizes[1] - sizes[0]
         sizes = [kept(model, codes.repeat(k, 1, 1), some_items(k, 1)) for k in (4, 8)]
         repeated[items] = sizes[1] - sizes[0]
-    assert shared[16] < 1.3 * shared[1]  # the mask, by which they attach, is as wide as all tokens
+    assert shared[16] < 1.3 * shared[1]  # the attention mask is as wide as all tokens
     assert repeated[16] > 5 * shared[16]
 
 
@@ -196,7 +199,7 @@ def test_lora_trains_adapters_and_codewords_alone(tmp_path, ids):
     assert trained == {name for name in before if "lora_" in name or name in ("head", "codewords")}
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], 0.5)
     codes, items = histories([3, 2]), some_items(2, 3)
-    for _ in range(2):  # the second half of an adapter starts at zero, and the first has no gradient till it has moved
+    for _ in range(2):  # B of an adapter starts at zero, so A has no gradient in the first step
         optimizer.zero_grad()
         model(codes, items)[..., 0].sum().backward()
         optimizer.step()
@@ -225,8 +228,9 @@ def test_checkpointing_keeps_less_and_changes_no_gradient(tmp_path, ids):
 def test_a_base_without_codewords_gets_new_rows(tmp_path, ids):
     folder = checkpoint(tmp_path / "base", NETWORKS["llama"], [])
     model, plain = large.load(folder, ids, 4), AutoModelForCausalLM.from_pretrained(folder)
-    for own, table in ((model.head, plain.get_output_embeddings()), (model.codewords, plain.get_input_embeddings())):
-        rows = own.detach().flatten(0, 1)
+    tables = [(model.head, plain.get_output_embeddings()), (model.codewords, plain.get_input_embeddings())]
+    for codewords, table in tables:
+        rows = codewords.detach().flatten(0, 1)
         assert len(torch.unique(rows, dim=0)) == LEVELS * SIZE
         near = (rows - table.weight.mean(0)).std(0) / table.weight.std(0)
         assert 0.05 < near.mean() < 0.15
@@ -239,7 +243,7 @@ def test_trained_saved_loaded_recommends(root, tmp_path, ids, monkeypatch, varia
     folder = checkpoint(tmp_path / "base", NETWORKS["llama"], ids.tokens())
     seen, copies, validate = [], [], trainer.validate
     monkeypatch.setattr(trainer, "validate", lambda *args: seen.append(validate(*args)) or seen[-1])
-    monkeypatch.setattr(trainer, "copied", lambda *_: copies.append(1))
+    monkeypatch.setattr(trainer, "copy_whole", lambda *_: copies.append(1))
     config = dataclasses.replace(SETTINGS, run=root, init=folder, lora_rank=lora, variant=variant)
     train.main(dataclasses.replace(config, output=tmp_path / "student"))
     assert not copies  # of a model that may be too large for two
@@ -249,7 +253,7 @@ def test_trained_saved_loaded_recommends(root, tmp_path, ids, monkeypatch, varia
     curves = json.loads((tmp_path / "student/curve.json").read_text())
     for curve in curves.values():
         assert all(np.isfinite(row["loss"]) for row in curve)
-    valid = trainer.Dataset.load(root / "dataset").examples("valid", 4)
+    valid = Dataset.load(root / "dataset").examples("valid", 4)
     valid = valid.take(np.random.default_rng(0).permutation(len(valid))[:6])
     lists, _ = student.rank_items(valid.histories, 5, student.facts["exclude_bought"])
     assert abs(trainer.ndcg(trainer.hit_ranks(lists, valid.targets), 10).mean() - max(seen[-2:])) < 1e-6

@@ -1,3 +1,5 @@
+"""Networks against plain computations: caches, shared prefixes, padding, and Hugging Face's T5."""
+
 import copy
 import dataclasses
 
@@ -10,8 +12,9 @@ from distill.decoding.beam_search import beam_search, score_all
 from distill.decoding.trie import FullTree, Trie
 from student.models import BACKBONES
 from student.models.causal import Causal, CausalConfig
-from student.models.layers import Packing, Prefixes
+from student.models.fast_paths import PrefixTree
 from student.models.nested import Nested, NestedConfig
+from student.models.packing import Packing
 from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from student.models.t5 import from_t5, to_t5
 
@@ -26,13 +29,13 @@ NETWORKS = {
 }
 
 
-def ready(made):
-    """For inference; norms start at one: give them something to do."""
+def ready(model):
+    """Prepare for inference, with norms that are not all one."""
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5)
-    return made.eval()
+    return model.eval()
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -66,15 +69,15 @@ def close(a, b, atol=1e-5):
 
 @torch.no_grad()
 def test_steps_equal_teacher_forcing(model):
-    """Step by step with beams that are re-ordered, doubled and dropped: the cache has to follow the parents."""
-    memory = model.encode(histories([5, 2]))
-    step, generator = model.step(memory), torch.Generator().manual_seed(3)
+    """Beams are re-ordered, doubled and dropped at every step: the cache has to follow the parents."""
+    encoded = model.encode(histories([5, 2]))
+    step, generator = model.step(encoded), torch.Generator().manual_seed(3)
     prefixes = torch.empty(2, 1, 0, dtype=torch.long)
     parents = codes = None
     for level, beams in enumerate((5, 3, 6, 4)):
         log_probs = step(level, parents, codes)
         items = torch.cat([prefixes, torch.zeros(*prefixes.shape[:2], LEVELS - level, dtype=torch.long)], dim=2)
-        close(log_probs, model.log_probs(memory, items)[:, :, level])
+        close(log_probs, model.log_probs(encoded, items)[:, :, level])
         parents = torch.randint(prefixes.shape[1], (2, beams), generator=generator)
         codes = torch.randint(SIZE, (2, beams), generator=generator)
         prefixes = torch.cat([prefixes.gather(1, parents[..., None].expand(-1, -1, level)), codes[..., None]], dim=2)
@@ -82,9 +85,9 @@ def test_steps_equal_teacher_forcing(model):
 
 @torch.no_grad()
 def test_beam_scores_are_teacher_forced_scores(model):
-    memory = model.encode(histories([4, 1, 3]))
-    beams = beam_search(model.step(memory), FullTree(LEVELS, SIZE), 3, 12)
-    log_probs = model.log_probs(memory, beams.codes)
+    encoded = model.encode(histories([4, 1, 3]))
+    beams = beam_search(model.step(encoded), FullTree(LEVELS, SIZE), 3, 12)
+    log_probs = model.log_probs(encoded, beams.codes)
     close(beams.scores, log_probs.gather(-1, beams.codes[..., None]).squeeze(-1).sum(-1))
 
 
@@ -98,7 +101,7 @@ def test_candidates_do_not_see_each_other(model):
 
 
 @torch.no_grad()
-def test_padding_and_company_change_nothing(model):
+def test_padding_and_other_rows_change_nothing(model):
     codes, items = histories([5, 2, 1, 4]), candidates(4, 2)
     together = model(codes, items)
     for row, length in enumerate((5, 2, 1, 4)):
@@ -108,7 +111,7 @@ def test_padding_and_company_change_nothing(model):
 
 
 @torch.no_grad()
-def test_positions_see_only_what_came_before(model):
+def test_positions_see_only_earlier_codewords(model):
     codes, items = histories([3]), candidates(1, 1)
     before = model(codes, items)
     for level in range(LEVELS):
@@ -142,38 +145,38 @@ def test_recency_counts_items_from_the_end(seq2seq):
 def test_every_item_is_scored_as_if_alone(model, scope):
     """One pass over the trie gives the teacher-forced score of every ID."""
     codes = torch.randint(SIZE, (30, LEVELS), generator=torch.Generator().manual_seed(5))
-    memory = model.encode(histories([5, 2]))
+    encoded = model.encode(histories([5, 2]))
     tree = Trie.build(codes.numpy(), SIZE)
-    scores = score_all(model.step(memory, scope), tree, 2)[:, tree.leaf_of_item]
-    log_probs = model.log_probs(memory, codes.expand(2, -1, -1), scope)
-    own = codes + (torch.arange(LEVELS) * SIZE if scope == "all" else 0)
-    close(scores, log_probs.gather(-1, own.expand(2, -1, -1)[..., None]).squeeze(-1).sum(-1))
+    scores = score_all(model.step(encoded, scope), tree, 2)[:, tree.leaf_of_item]
+    log_probs = model.log_probs(encoded, codes.expand(2, -1, -1), scope)
+    numbers = codes + (torch.arange(LEVELS) * SIZE if scope == "all" else 0)
+    close(scores, log_probs.gather(-1, numbers.expand(2, -1, -1)[..., None]).squeeze(-1).sum(-1))
 
 
 @torch.no_grad()
 def test_scopes(model):
-    """Over one level or over all: the same logits, another normaliser."""
+    """Softmax over one level or over all: the same logits, another normaliser."""
     codes, items = histories([3, 2]), candidates(2, 2)
     level, every = model(codes, items), model(codes, items, "all")
     assert every.shape == (2, 2, LEVELS, LEVELS * SIZE)
     close(level.exp().sum(-1), torch.ones(2, 2, LEVELS))
     close(every.exp().sum(-1), torch.ones(2, 2, LEVELS))
     for number in range(LEVELS):
-        own = every[:, :, number, number * SIZE : (number + 1) * SIZE]
-        close(own.log_softmax(-1), level[:, :, number])
+        same_level = every[:, :, number, number * SIZE : (number + 1) * SIZE]
+        close(same_level.log_softmax(-1), level[:, :, number])
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("lengths", [[5, 2, 1], [40, 17]])  # the long ones reach the logarithmic buckets
+@pytest.mark.parametrize("lengths", [[5, 2, 1], [40, 17]])  # the long histories use the logarithmic buckets
 def test_equals_hugging_faces_t5(seq2seq, lengths):
     model = copy.deepcopy(seq2seq)
-    model.recency.weight.zero_()  # the one thing that is not T5's
-    twin = to_t5(model)
+    model.recency.weight.zero_()  # T5 has no recencies
+    t5 = to_t5(model)
     codes, items = histories(lengths), candidates(len(lengths), 1)
     start = torch.arange(LEVELS) * SIZE + 1
     tokens = torch.where(codes >= 0, codes + start, 0).flatten(1)
     forced = torch.cat([torch.zeros(len(lengths), 1, dtype=torch.long), (items[:, 0] + start)[:, :-1]], dim=1)
-    logits = twin(input_ids=tokens, attention_mask=(tokens > 0).long(), decoder_input_ids=forced).logits
+    logits = t5(input_ids=tokens, attention_mask=(tokens > 0).long(), decoder_input_ids=forced).logits
     close(model(codes, items, "all")[:, 0], logits[..., 1:].log_softmax(-1))
     level = model(codes, items)[:, 0]
     for number in range(LEVELS):
@@ -216,28 +219,28 @@ def test_gradients_reach_every_weight(model):
     model.zero_grad()
 
 
-def test_prefixes_that_candidates_share_stand_once():
+def test_shared_prefixes_are_one_node():
     items = torch.tensor([[[1, 2], [1, 3], [1, 2], [4, 2]], [[5, 5], [5, 5], [5, 5], [5, 6]]])
-    tree = Prefixes(items)
+    tree = PrefixTree(items)
     assert tree.tokens.tolist() == [[1, 2, 3, 4, 2], [5, 5, 6, 5, 5]]  # the second row's last two are padding
-    assert tree.here.tolist() == [[True] * 5, [True, True, True, False, False]]
+    assert tree.present.tolist() == [[True] * 5, [True, True, True, False, False]]
     assert tree.depth[0].tolist() == [0, 1, 1, 0, 1]
     assert tree.nodes.tolist() == [[[0, 1], [0, 2], [0, 1], [3, 4]], [[0, 1], [0, 1], [0, 1], [0, 2]]]
-    assert tree.sees[0].int().tolist() == [
+    assert tree.visible[0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 0, 1, 0, 0],
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
     ]
-    assert torch.equal(tree.each(tree.tokens[..., None])[..., 0], items)
+    assert torch.equal(tree.by_candidate(tree.tokens[..., None])[..., 0], items)
 
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 999), used=st.integers(1, 4), scope=st.sampled_from(["level", "all"]))
 @pytest.mark.parametrize("backbone", NETWORKS)
 def test_shared_prefixes_change_neither_scores_nor_gradients(backbone, seed, used, scope):
-    """Six candidates of few different codewords, doubles among them, against one candidate a history, in training."""
+    """Six candidates of few different codewords, some twice, equal one candidate a history, in training."""
     torch.manual_seed(seed)
     model = NETWORKS[backbone](dropout=0.0).double().train()
     codes, items = histories([5, 2, 1], seed), candidates(3, 6, seed) % used
@@ -245,14 +248,14 @@ def test_shared_prefixes_change_neither_scores_nor_gradients(backbone, seed, use
     alone = model(codes.repeat_interleave(6, dim=0), items.flatten(0, 1)[:, None], scope).view_as(together)
     close(together, alone, 1e-6)
     weights = torch.randn(together.shape)
-    ones = torch.autograd.grad((together * weights).mean(), model.parameters())
-    others = torch.autograd.grad((alone * weights).mean(), model.parameters())
-    for one, other in zip(ones, others, strict=True):
-        assert one.abs().sum() > 0
-        close(one, other, 1e-6)
+    shared = torch.autograd.grad((together * weights).mean(), model.parameters())
+    expected = torch.autograd.grad((alone * weights).mean(), model.parameters())
+    for gradient, expected_gradient in zip(shared, expected, strict=True):
+        assert gradient.abs().sum() > 0
+        close(gradient, expected_gradient, 1e-6)
 
 
-def test_packing_leaves_out_the_padding_and_nothing_else():
+def test_packing_drops_the_padding_and_nothing_else():
     tokens = torch.tensor([[5, 3, 0], [2, 0, 0]])
     packing, x = Packing(tokens), torch.arange(12.0).view(2, 3, 2)
     packed = packing.pack(x)

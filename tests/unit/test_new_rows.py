@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from distill.runtime.errors import UserError
 from distill.semantic_ids import quantisers
 from distill.semantic_ids.quantisers.codebooks import Codebooks
-from teacher import model as models
+from teacher.base_model import init_from_codebook, quantiser_vectors
 
 LEVELS, SIZE, OLD, WIDTH = 3, 8, 40, 16
 
@@ -36,7 +36,7 @@ def test_like_codewords_start_alike(tied, dim):
     model, words = network(tied), [codebooks(dim).words(level) for level in range(LEVELS)]
     tables = [table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())]
     before = [table.detach().clone() for table in tables]
-    models.start_from_codebook(model, words, 0)
+    init_from_codebook(model, words, 0)
     assert (tables[0] is tables[1]) == tied
     for table, old in zip(tables, before, strict=True):
         assert torch.equal(table[:OLD], old[:OLD])
@@ -48,7 +48,7 @@ def test_like_codewords_start_alike(tied, dim):
             if dim <= WIDTH:  # distances are kept, but for the scale
                 torch.testing.assert_close(found / found.mean(), given / given.mean(), rtol=1e-4, atol=0)
     again = network(tied)
-    models.start_from_codebook(again, words, 0)
+    init_from_codebook(again, words, 0)
     assert torch.equal(again.get_input_embeddings().weight, tables[0])
 
 
@@ -58,11 +58,11 @@ def ids_of(folder):
 
 def test_the_quantisers_vectors(tmp_path):
     with pytest.raises(UserError, match=r"was imported: it has no quantiser.*--init_codewords mean"):
-        models.code_vectors(ids_of(tmp_path))
+        quantiser_vectors(ids_of(tmp_path))
     made = codebooks(5)
     quantisers.save(made, tmp_path)
-    for level, vectors in enumerate(models.code_vectors(ids_of(tmp_path))):
+    for level, vectors in enumerate(quantiser_vectors(ids_of(tmp_path))):
         np.testing.assert_array_equal(vectors, made.words(level))
     quantisers.save(codebooks(5, levels=2), tmp_path)
     with pytest.raises(UserError, match="has 2 levels of 8 codewords, the IDs 3 of 8"):
-        models.code_vectors(ids_of(tmp_path))
+        quantiser_vectors(ids_of(tmp_path))

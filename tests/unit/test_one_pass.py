@@ -19,12 +19,12 @@ NETWORKS = {
 @pytest.fixture(scope="module", params=NETWORKS)
 def model(request):
     torch.manual_seed(0)
-    made = NETWORKS[request.param]().double()
+    network = NETWORKS[request.param]().double()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             if parameter.dim() == 1:
-                parameter.uniform_(0.5, 1.5)  # norms start at one: give them something to do
-    return made
+                parameter.uniform_(0.5, 1.5)  # norms start at 1, which would hide mistakes
+    return network
 
 
 def sequences(lengths, seed=1):
@@ -43,8 +43,8 @@ def gradients(model, loss):
 def same(model, first, second):
     """Equal but for the rounding of log-probabilities, which are float32."""
     torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
-    ones, others = gradients(model, first), gradients(model, second)
-    for name, value in ones.items():
+    expected, others = gradients(model, first), gradients(model, second)
+    for name, value in expected.items():
         assert value.abs().sum() > 0, name
         torch.testing.assert_close(value, others[name], rtol=1e-4, atol=1e-5)
 
@@ -56,10 +56,10 @@ def test_every_target_as_if_alone(model, scope):
     rows = torch.tensor([0, 0, 0, 1, 2, 2])  # not all positions are targets
     places = torch.tensor([1, 3, 4, 1, 2, 3])
     mix = torch.randn(6, LEVELS, SIZE * (LEVELS if scope == "all" else 1), dtype=torch.float64)
-    own, others = model(codes, None, scope, Positions(rows, places))
+    log_probs, others = model(codes, None, scope, Positions(rows, places))
     assert others is None
     alone = [model(codes[r, None, :p], codes[r, None, None, p], scope)[0, 0] for r, p in zip(rows, places, strict=True)]
-    same(model, (own * mix).sum(), (torch.stack(alone) * mix).sum())
+    same(model, (log_probs * mix).sum(), (torch.stack(alone) * mix).sum())
 
 
 @pytest.mark.parametrize("scope", ["level", "all"])
@@ -68,14 +68,14 @@ def test_candidates_beside_the_sequence_as_if_alone(model, scope, groups):
     codes, groups = sequences([5, 2, 4]), torch.tensor(groups)
     items = torch.randint(SIZE, (*groups.shape, K, LEVELS), generator=torch.Generator().manual_seed(2))
     at = Positions(torch.tensor([0]), torch.tensor([1]), groups)
-    own, chosen = model(codes, items, scope, at)
+    targets, chosen = model(codes, items, scope, at)
     mix = torch.randn(chosen.shape, dtype=torch.float64) * (groups >= 0)[..., None, None]
     total = 0
     for row, group in (groups >= 0).nonzero().tolist():
         log_probs = model(codes[row, None, : groups[row, group]], items[row, None, group], scope)[0]
         numbers = items[row, group] + (torch.arange(LEVELS) * SIZE if scope == "all" else 0)
         total = total + (log_probs.gather(-1, numbers[..., None]).squeeze(-1) * mix[row, group]).sum()
-    same(model, (chosen * mix).sum() + 0 * own.sum(), total)
+    same(model, (chosen * mix).sum() + 0 * targets.sum(), total)
 
 
 def test_nothing_after_the_target_is_seen(model):
@@ -85,7 +85,7 @@ def test_nothing_after_the_target_is_seen(model):
     before = model(codes, items, "level", at)
     changed = codes.clone()
     changed[:, 3:] = (changed[:, 3:] + 1) % SIZE
-    changed[:, 2, -1] = (changed[:, 2, -1] + 1) % SIZE  # the target's last codeword leads nowhere
+    changed[:, 2, -1] = (changed[:, 2, -1] + 1) % SIZE  # nothing follows the target's last codeword
     after = model(changed, items, "level", at)
     torch.testing.assert_close(before[0], after[0], rtol=0, atol=0)
     torch.testing.assert_close(before[1], after[1], rtol=0, atol=0)

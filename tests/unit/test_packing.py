@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from teacher.tasks import Sample, Samples, batches, collate
+from teacher.batching import collate, make_batches
+from teacher.tasks import Sample, Samples
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -38,7 +39,7 @@ def summed(model, samples, packing, checkpointing=False):
     if checkpointing:
         model.gradient_checkpointing_enable()
     model.train().zero_grad()
-    total, groups = 0.0, batches(samples, 40, np.random.default_rng(0), packing)
+    total, groups = 0.0, make_batches(samples, 40, np.random.default_rng(0), packing)
     assert any(len(row) > 1 for group in groups for row in group) == packing
     for group in groups:
         inputs = {name: torch.from_numpy(array) for name, array in collate(samples, group, 0).items()}

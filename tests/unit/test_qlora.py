@@ -9,8 +9,10 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill.runtime.errors import UserError
-from teacher import model as models
-from teacher.finetune import Config
+from teacher.base_model import extend_vocabulary
+from teacher.config import Config
+from teacher.lora import PROJECTIONS, load_quantised
+from teacher.model import adapt
 
 OLD, NEW = 40, 8
 SIZES = {
@@ -32,9 +34,9 @@ def build(folder, kind, tied, **changes):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     config = Config(mode="qlora", base=str(folder), **changes)
-    model = models.load_quantised(config.base, config.precision)
-    models.extend_vocabulary(model, Words(), NEW)
-    return models.adapt(model, config, list(range(OLD, OLD + NEW)))
+    model = load_quantised(config.base, config.precision)
+    extend_vocabulary(model, Words(), NEW)
+    return adapt(model, config, list(range(OLD, OLD + NEW)))
 
 
 def state(model):
@@ -54,7 +56,7 @@ def test_adapters_and_new_rows_train_and_nothing_else(tmp_path, kind, tied, chec
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
     packed = [part for part in model.modules() if isinstance(part, Linear4bit)]
-    assert len(packed) == 2 * len(models.PROJECTIONS)
+    assert len(packed) == 2 * len(PROJECTIONS)
     assert {part.weight.quant_state.quant_type for part in packed} == {"nf4"}
     assert all(part.weight.quant_state.nested for part in packed)  # double quantisation
     assert not isinstance(model.get_base_model().get_output_embeddings(), Linear4bit)
@@ -79,7 +81,7 @@ def test_adapters_and_new_rows_train_and_nothing_else(tmp_path, kind, tied, chec
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])} - {"embeddings"}
     assert all("lora_" in name or "trainable_tokens_delta" in name for name in moved), moved
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained <= moved and len(trained) == 2 * 2 * len(models.PROJECTIONS) + (1 if tied else 2)
+    assert trained <= moved and len(trained) == 2 * 2 * len(PROJECTIONS) + (1 if tied else 2)
     rows = (after["embeddings"] != before["embeddings"]).any(1)
     assert not rows[:OLD].any() and rows[OLD:].all()
 
@@ -104,10 +106,10 @@ def test_the_base_but_for_its_rounding(tmp_path):
 def test_engines_that_shard(tmp_path, monkeypatch, engine):
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     with pytest.raises(UserError, match=f"does not run under {engine}"):
-        models.load_quantised(str(tmp_path), "no")
+        load_quantised(str(tmp_path), "no")
 
 
 def test_without_bitsandbytes(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
     with pytest.raises(UserError, match="pip install 'lohrec-distill"):
-        models.load_quantised(str(tmp_path), "no")
+        load_quantised(str(tmp_path), "no")

@@ -8,7 +8,7 @@ from reference import quantisers_naive, rqvae_naive
 
 from distill.runtime.errors import UserError
 from distill.semantic_ids import quantisers
-from distill.semantic_ids.collisions import relieve, resolve_collisions
+from distill.semantic_ids.collisions import move_surplus, resolve_collisions
 from distill.semantic_ids.ids import collision_rate, keys
 from distill.semantic_ids.quantisers.codebooks import kmeans
 from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig
@@ -250,11 +250,11 @@ def test_the_surplus_of_a_full_prefix_moves_to_the_next_nearest():
     codes = np.array([[0, 0, 0]] * 4 + [[0, 1, 0], [0, 1, 1], [5, 2, 0]])
     at = {1: np.array([[0.0], [0.4], [0.3], [0.1], [1.0], [1.0], [2.0]]), 2: np.zeros((7, 1))}
     books = {1: np.array([[0.0], [1.0], [2.0]]), 2: np.array([[1.0], [0.5], [0.1]])}
-    found = relieve(codes, lambda rows, own, level: at[level][rows], books.get)
+    found = move_surplus(codes, lambda rows, own, level: at[level][rows], books.get)
     # one of four must go: item 1 is nearest to the next prefix, and its last code is the nearest again
     assert found.tolist() == [[0, 0, 0], [0, 1, 2], [0, 0, 0], [0, 0, 0], *codes[4:].tolist()]
     fixed = np.array([False, True, False, False, False, False, False])
-    found = relieve(codes, lambda rows, own, level: at[level][rows], books.get, fixed)
+    found = move_surplus(codes, lambda rows, own, level: at[level][rows], books.get, fixed)
     assert found[2].tolist() == [0, 1, 2] and found[1].tolist() == [0, 0, 0]
 
 
@@ -271,9 +271,9 @@ def test_relief_and_resolution_make_room_for_all(data):
 
     if np.bincount(codes[:, 0]).max() > size**2:
         with pytest.raises(UserError, match="share the prefix"):
-            relieve(codes, target, lambda level: words[level])
+            move_surplus(codes, target, lambda level: words[level])
         return
-    moved = relieve(codes, target, lambda level: words[level])
+    moved = move_surplus(codes, target, lambda level: words[level])
     crowded = np.bincount(keys(codes[:, :2]))[keys(codes[:, :2])] > size
     np.testing.assert_array_equal(moved[~crowded], codes[~crowded])
     np.testing.assert_array_equal(moved[:, 0], codes[:, 0])

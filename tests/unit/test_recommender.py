@@ -16,8 +16,8 @@ SIZES = {"d_model": 16, "d_ff": 32, "heads": 2, "d_head": 8}
 
 def network(backbone, seed=0):
     torch.manual_seed(seed)
-    make, config, _ = BACKBONES[backbone]
-    return make(config(LEVELS, SIZE, **SIZES)).eval()
+    network_class, config, _ = BACKBONES[backbone]
+    return network_class(config(LEVELS, SIZE, **SIZES)).eval()
 
 
 def shop(backbone="seq2seq", ranker=False, seed=0, shared=True, scope="level"):
@@ -40,19 +40,19 @@ def histories(lengths, seed=1):
 @torch.no_grad()
 def item_scores(model, codes, history, scope="level"):
     """log P of every item after one history, one item at a time."""
-    own = codes[torch.from_numpy(history[history >= 0])][None]
+    history_codes = codes[torch.from_numpy(history[history >= 0])][None]
     scores = []
     for row in codes:
-        log_probs = model.log_probs(model.encode(own), row[None, None], scope)[0, 0]
+        log_probs = model.log_probs(model.encode(history_codes), row[None, None], scope)[0, 0]
         start = SIZE if scope == "all" else 0
         scores.append(sum(log_probs[level, start * level + code].item() for level, code in enumerate(row.tolist())))
     return np.array(scores)
 
 
-def ranking(scores, without):
+def ranking(scores, excluded):
     """Item numbers by score, ties by number."""
     order = sorted(range(len(scores)), key=lambda item: (-scores[item], item))
-    return [item for item in order if item not in without]
+    return [item for item in order if item not in excluded]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -72,7 +72,7 @@ def test_wide_beams_are_the_ranking_of_all_items(backbone, exclude_bought):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_company_and_batch_size_change_no_list(backbone):
+def test_other_users_and_batch_size_change_no_list(backbone):
     student, users = shop(backbone), histories([6, 1, 3, 2, 5, 4, 1, 6, 2])
     together, scores = student.rank_items(users, 8)
     for size in (1, 2, 4):
@@ -123,7 +123,7 @@ def test_the_ranker_orders_the_retrievers_beams(backbone, scope):
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("ranker", [False, True])
 def test_the_search_is_one_graph(backbone, ranker):
-    """`fullgraph` fails where the search goes back to Python; every batch has one shape, so it is captured once."""
+    """`fullgraph` fails where the search returns to Python; all batches have one shape, so it is captured once."""
     student, users = shop(backbone, ranker), histories([6, 1, 3, 2, 5])
     items, scores = student.rank_items(users, 8)
     graphs = []
@@ -139,6 +139,55 @@ def test_the_search_is_one_graph(backbone, ranker):
         assert again.tolist() == items.tolist()
         np.testing.assert_allclose(same, scores, atol=1e-5)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("ranker", [False, True])
+def test_the_model_reads_the_last_max_history_items(backbone, ranker):
+    """Students are trained with at most max_history items, here 6; whoever asks with more gets the same scores."""
+    student = shop(backbone, ranker)
+    users = np.full((3, 10), -1)
+    users[0, :10], users[1, :7], users[2, :2] = np.arange(10), np.arange(20, 27), [5, 6]
+    recent = np.full((3, 6), -1)
+    recent[0], recent[1], recent[2, :2] = np.arange(4, 10), np.arange(21, 27), [5, 6]
+    items, scores = student.rank_items(users, 8, exclude_bought=False)
+    expected_items, expected_scores = student.rank_items(recent, 8, exclude_bought=False)
+    assert items.tolist() == expected_items.tolist()
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
+    np.testing.assert_allclose(student.score_items(users), student.score_items(recent), atol=1e-5)
+    few = np.array([[1, 12, 29], [0, 3, -1], [28, 7, 5]])
+    np.testing.assert_allclose(student.score_candidates(users, few), student.score_candidates(recent, few), atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_all_items_of_a_long_history_are_excluded(backbone):
+    """Also the items before the last max_history, which the model does not read."""
+    student = shop(backbone, shared=False)
+    history = np.arange(10)
+    order = ranking(item_scores(student.model, student.codes, history[-6:]), set(history.tolist()))
+    (found,) = student.recommend([[f"i{item}" for item in history]], k=N_ITEMS, exclude_bought=True)
+    assert [item.item_id for item in found] == [f"i{item}" for item in order]
+    (found,) = student.recommend([[f"i{item}" for item in history]], k=N_ITEMS, exclude_bought=False)
+    assert len(found) == N_ITEMS
+
+
+def test_compiled_graphs_for_long_histories_are_few():
+    """The items to exclude are padded to 6, 12, 24 ... so that the search is captured once for each."""
+    student, graphs = shop(), []
+    longs = [[f"i{item}" for item in range(length)] for length in (2, 6, 7, 9, 12)]
+    expected = [student.recommend([history], k=5, exclude_bought=True) for history in longs]
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    student.users_at_once = 1
+    compiled = student.compile(backend=count)
+    found = [compiled.recommend([history], k=5, exclude_bought=True) for history in longs]
+    assert [[item.item_id for item in lists[0]] for lists in found] == [
+        [item.item_id for item in lists[0]] for lists in expected
+    ]
+    assert len(graphs) == 2
 
 
 def test_half_precision_keeps_most_of_a_list():
@@ -159,19 +208,21 @@ def test_save_and_load(backbone, tmp_path):
         assert before.tolist() == after.tolist()
     assert loaded.facts == student.facts
     first = loaded.recommend([["i1", "i2"], ["i3"]], k=3)
-    assert [len(one) for one in first] == [3, 3]
-    assert "i7" in {one.item_id for one in loaded.recommend([["i3"]], k=N_ITEMS)[0]}  # shares i3's ID, is another item
+    assert [len(items) for items in first] == [3, 3]
+    assert "i7" in {
+        item.item_id for item in loaded.recommend([["i3"]], k=N_ITEMS)[0]
+    }  # shares i3's ID, is another item
     with pytest.raises(UserError, match=r"Unknown item id 'nothing' in history 1"):
         loaded.recommend([["i1"], ["nothing"]])
     with pytest.raises(UserError, match="History 0 is empty"):
         loaded.recommend([[]])
 
 
-def test_small_batches_use_few_threads_and_give_them_back(monkeypatch):
-    now = [3]  # what torch's own setting does depends on the OpenMP that was loaded first
-    monkeypatch.setattr(torch, "get_num_threads", lambda: now[-1])
-    monkeypatch.setattr(torch, "set_num_threads", now.append)
+def test_small_batches_use_few_threads_and_restore_them(monkeypatch):
+    thread_counts = [3]  # torch is patched: its effect depends on the OpenMP that was loaded first
+    monkeypatch.setattr(torch, "get_num_threads", lambda: thread_counts[-1])
+    monkeypatch.setattr(torch, "set_num_threads", thread_counts.append)
     for users, threads in ((1, 1), (8, 2), (1000, 3)):
         with few_threads(users):
-            assert now[-1] == threads
-        assert now[-1] == 3
+            assert thread_counts[-1] == threads
+        assert thread_counts[-1] == 3

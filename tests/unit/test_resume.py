@@ -13,9 +13,10 @@ from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.checkpoints import Checkpoints
 from distill.runtime.errors import UserError
-from teacher import model as models
 from teacher import trainer
-from teacher.finetune import TASKS, Config
+from teacher.base_model import from_scratch
+from teacher.config import TASKS, Config
+from teacher.tokenizer import train_tokenizer
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -48,8 +49,8 @@ class BrokenOffError(BaseException):
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
     make_shop(folder, users=30)
-    tokenizer = models.train_tokenizer(TITLES, 300)
-    models.from_scratch(tokenizer, SIZES, 256).save_pretrained(folder / "base")
+    tokenizer = train_tokenizer(TITLES, 300)
+    from_scratch(tokenizer, SIZES, 256).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     return folder
 

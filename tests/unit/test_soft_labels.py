@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,9 @@ from distill.labels import encodings, hub
 from distill.labels.encodings import ENCODINGS, kl
 from distill.labels.labeller import correct
 from distill.labels.schema import write_index
-from distill.labels.store import LabelStore, SoftLabels
+from distill.labels.store import LabelStore, export_command
 from distill.labels.writer import read_shard, write_shard
-from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.errors import UserError
 
 LEVELS, SIZE, K = 2, 3, 4
@@ -65,14 +66,14 @@ def expected(place):
 
 
 def test_round_trip(folder):
-    found = SoftLabels.load(folder)
+    found = LabelStore.open(folder).load()
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["00000.parquet", "00001.parquet"]
     assert found.users.tolist() == [0, 0, 2, 3, 3]
     assert found.positions.tolist() == [1, 2, 1, 1, 2]
     assert found.targets.tolist() == [5, 6, 7, 8, 9]
-    assert found.candidates.dtype == np.int64
-    np.testing.assert_array_equal(found.candidates, expected(1))
-    log_probs = np.asarray(found.log_probs)
+    assert found.candidates().dtype == np.int64
+    np.testing.assert_array_equal(found.candidates(), expected(1))
+    log_probs = found.log_probs()
     assert log_probs.dtype == np.float16 and log_probs.shape == (5, LEVELS, SIZE)
     np.testing.assert_allclose(log_probs, expected(3), rtol=1e-3)
 
@@ -98,7 +99,7 @@ def test_a_block_decodes_the_rows_asked_for(tmp_path, encoding):
 def test_datasets_reads_them(tmp_path, encoding):
     folder = write_set(tmp_path / "labels", (FIRST, SECOND), encoding)
     hub.push(folder, str(tmp_path / "pushed"))
-    table = hub.load(str(tmp_path / "pushed"), cache_dir=str(tmp_path / "cache"))
+    table = hub.load(str(tmp_path / "pushed"), decode=False, cache_dir=str(tmp_path / "cache"))
     assert len(table) == 5
     columns = {name: np.stack([np.asarray(value) for value in table[name]]) for name in table.column_names}
     shapes = {name: values.shape for name, values in columns.items()}
@@ -130,12 +131,51 @@ def test_datasets_reads_them(tmp_path, encoding):
         hub.push(folder, str(tmp_path / "pushed"))
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_loaded_rows_are_decoded(tmp_path, encoding):
+    """Probabilities, whatever the encoding; not the bytes of u8."""
+    folder = write_set(tmp_path / "labels", (FIRST, SECOND), encoding)
+    table = hub.load(str(folder), cache_dir=str(tmp_path / "cache"))
+    row, rows = table[3], table[1:4]
+    assert rows["probabilities"].shape == (3, LEVELS, SIZE)
+    assert row["probabilities"].dtype == np.float32 and row["probabilities"].shape == (LEVELS, SIZE)
+    np.testing.assert_allclose(rows["probabilities"], np.exp(expected(3)[1:4]), atol=0.01)
+    np.testing.assert_allclose(row["probabilities"], np.exp(expected(3)[3]), atol=0.01)
+    stored = LabelStore.open(folder).load().log_probs([1, 2, 3]).astype(np.float32)
+    np.testing.assert_allclose(rows["probabilities"], np.exp(stored), rtol=1e-2)
+    assert set(rows) == {
+        "user", "position", "target", "target_codes", "candidates", "candidate_scores", "probabilities",
+    }  # fmt: skip
+    np.testing.assert_array_equal(rows["candidates"], expected(1)[1:4])
+    assert rows["target"].tolist() == [6, 7, 8]
+    assert set(table.select_columns(["user", "target"])[:2]) == {"user", "target"}
+
+
+def test_decoding_by_hand(monkeypatch):
+    """Two levels of three codewords; scope "all" puts the levels side by side."""
+    index = {"encoding": "fp16", "levels": 2, "codebook_size": 3, "scope": "level"}
+    first, second = np.log([0.5, 0.25, 0.25]).tolist(), np.log([0.125, 0.125, 0.5]).tolist()
+    batch = hub.decoder(index)({"user": [7], "log_probs_0": [first], "log_probs_1": [second]})
+    assert batch["user"].tolist() == [7]
+    np.testing.assert_allclose(batch["probabilities"], [[[0.5, 0.25, 0.25], [0.125, 0.125, 0.5]]], rtol=1e-3)
+    monkeypatch.setattr(encodings.TopK, "K", 1)
+    index = {"encoding": "topk+tail", "levels": 1, "codebook_size": 4, "scope": "level"}
+    stored = {"top_0": [[2]], "top_log_probs_0": [[np.log(0.4)]], "tail_0": [np.log(0.3)]}
+    np.testing.assert_allclose(hub.decoder(index)(stored)["probabilities"], [[[0.1, 0.1, 0.4, 0.1]]], rtol=1e-3)
+    index = {"encoding": "u8", "levels": 1, "codebook_size": 3, "scope": "level"}
+    stored = {"roots_0": [bytes([104, 104, 0])], "mass_0": [np.log(0.8)], "tail_0": [np.log(0.5)]}
+    np.testing.assert_allclose(hub.decoder(index)(stored)["probabilities"], [[[0.2, 0.2, 0.4]]], rtol=1e-3)
+    wide = {"encoding": "fp16", "levels": 2, "codebook_size": 1, "scope": "all"}
+    stored = {"log_probs_0": [np.log([0.5, 0.25]).tolist()], "log_probs_1": [np.log([0.125, 0.5]).tolist()]}
+    np.testing.assert_allclose(hub.decoder(wide)(stored)["probabilities"], [[[0.5, 0.25], [0.125, 0.5]]], rtol=1e-3)
+
+
 def test_rows_of(folder):
-    found = SoftLabels.load(folder)
+    found = LabelStore.open(folder).load()
     asked = examples([3, 0, 1, 2, 0, 2], [2, 1, 1, 1, 7, 2], [9, 5, 4, 7, 3, 2])
     # (0, 7) must not be taken for (1, …), nor (2, 2) for (2, 1)
     assert found.rows_of(asked).tolist() == [4, 0, -1, 2, -1, -1]
-    with pytest.raises(UserError, match="of other targets"):
+    with pytest.raises(UserError, match="have other targets"):
         found.rows_of(examples([3, 0], [2, 1], [9, 6]))
 
 
@@ -238,9 +278,9 @@ def test_blocks_are_shuffled(many):
 def test_reading_opens_one_buffer_of_shards_at_a_time(many, monkeypatch):
     opened = []
 
-    def counting(path, sha256):
+    def counting(path, *arguments):
         opened.append(path.name)
-        return read_shard(path, sha256)
+        return read_shard(path, *arguments)
 
     monkeypatch.setattr("distill.labels.store.read_shard", counting)
     labels = LabelStore.open(many)
@@ -318,8 +358,37 @@ def test_a_damaged_shard(folder, damage):
     store = LabelStore.open(folder)
     blocks = store.blocks(1)
     assert len(next(blocks)) == 3  # the others are still good
-    with pytest.raises(
-        UserError,
-        match=r"00001\.parquet is damaged .*export_soft_labels\.py --output .*labels: it makes this shard alone",
-    ):
+    command = rf"export_soft_labels\.py --run {folder.parent} --output {folder}$"
+    with pytest.raises(UserError, match=r"00001\.parquet is damaged .*only damaged shards are made: .*" + command):
         next(blocks)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        ("python distill/export_soft_labels.py --config my.yaml --run 'my run'", None),
+        (
+            "accelerate launch distill/export_soft_labels.py --overwrite --run r --push ./p --shard 3/8 --keep 4",
+            "accelerate launch distill/export_soft_labels.py --run r --keep 4",
+        ),
+        (
+            "python distill/export_soft_labels.py --shard=3/8 --push=./p --run r",
+            "python distill/export_soft_labels.py --run r",
+        ),
+        ("python my_script.py", "python distill/export_soft_labels.py --run {run}"),
+        ("", "python distill/export_soft_labels.py --run {run}"),
+    ],
+)
+def test_messages_name_the_command_of_these_labels(tmp_path, recorded, expected):
+    """With run and config, as the manifest has them; --overwrite would make everything, --shard perhaps nothing."""
+    folder = write_set(tmp_path / "soft_labels", (FIRST, SECOND))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "manifest.json", manifest | {"command": recorded})
+    command = (expected or recorded).format(run=tmp_path)
+    assert export_command(LabelStore.open(folder).artifact) == command
+    (folder / "data" / "00000.parquet").unlink()
+    with pytest.raises(UserError, match=f"{command}$"):
+        LabelStore.open(folder).load()
+    (folder / "index.json").unlink()
+    with pytest.raises(UserError, match=f"export again with: {command} --overwrite$"):
+        LabelStore.open(folder)

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distill.data.sources import FORMATS, Options, demo, lcrec, reader, recbole, table
-from distill.data.sources.demo import Simulator
+from distill.data.demo import catalogue, simulator
+from distill.data.demo.simulator import Simulator
+from distill.data.sources import FORMATS, Options, lcrec, reader, recbole, table
 from distill.runtime.errors import UserError
 
 
@@ -293,7 +294,7 @@ class TestSimulator:
     def tie(self, last, item):
         """Share of `item` among the companions of `last`, straight from the definition."""
         shop = self.shop
-        companions = demo._types()[shop.types[last]].companions
+        companions = catalogue.product_types()[shop.types[last]].companions
         if shop.types[item] not in companions:
             return 0.0
 
@@ -384,13 +385,13 @@ class TestSimulator:
         assert len({item["categories"] for item in items}) == 60
         named = 0
         for number, item in enumerate(items):
-            kind = demo._types()[self.shop.types[number]]
-            line = demo.LINES[self.shop.lines[number]]
+            kind = catalogue.product_types()[self.shop.types[number]]
+            line = catalogue.LINES[self.shop.lines[number]]
             text = (item["title"] + " " + item["description"]).lower()
             assert line.lower() in text
             assert kind.name in text or kind.synonym.lower() in text or kind.name.lower() in text
             assert self.shop.types[self.shop.ties[number].argmax()] in kind.companions
-            named += f"{line} {demo._types()[kind.companions[0]].name}" in item["description"]
+            named += f"{line} {catalogue.product_types()[kind.companions[0]].name}" in item["description"]
         assert 450 < named < 570
 
     def test_save_and_load(self, tmp_path):
@@ -402,7 +403,7 @@ class TestSimulator:
         )
         (tmp_path / "again").mkdir()
         loaded.save(tmp_path / "again")
-        assert (tmp_path / "again" / demo.FILE).read_bytes() == (tmp_path / demo.FILE).read_bytes()
+        assert (tmp_path / "again" / simulator.FILE).read_bytes() == (tmp_path / simulator.FILE).read_bytes()
         assert loaded.weights == self.shop.weights
         assert loaded.items_table().equals(self.shop.items_table())
 
@@ -414,7 +415,7 @@ class TestSimulator:
         with pytest.raises(UserError, match="only demo data sets"):
             Simulator.load(tmp_path)
         self.shop.save(tmp_path)
-        path = tmp_path / demo.FILE
+        path = tmp_path / simulator.FILE
         path.write_bytes(path.read_bytes()[:1000])
         with pytest.raises(UserError, match="damaged"):
             Simulator.load(tmp_path)

@@ -7,8 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from distill.data import sources
-from distill.data.sources import Options, amazon, json_lines
+from distill.data.sources import Options, amazon, json_lines, numbering
 from distill.data.sources.refine import refine
 from distill.runtime.errors import UserError
 
@@ -174,7 +173,7 @@ def test_blocks_do_not_show(tmp_path, block, monkeypatch):
     """Whatever the size of a block and wherever it ends; bad lines have the numbers that they have in the file."""
     monkeypatch.setattr(json_lines, "BLOCK", block)
     monkeypatch.setattr(json_lines, "PIECE", 97)
-    monkeypatch.setattr(sources, "MERGE_ROWS", 7)
+    monkeypatch.setattr(numbering, "MERGE_ROWS", 7)
     rows = [(f"u{number % 5}", f"B{number * number % 11}", 1000 - number, 5.0) for number in range(60)]
     written = [json.dumps(old(*row)) for row in rows]
     store(tmp_path / "N.json.gz", "\n".join([*written[:40], "nonsense", *written[40:]]))  # no line end at the end

@@ -1,4 +1,4 @@
-"""The students' training: one loss whatever the split and the number of passes, and runs that are broken off."""
+"""The students' training: one loss whatever the split and the number of passes; runs that are resumed."""
 
 import dataclasses
 import json
@@ -15,13 +15,15 @@ from distill.labels.store import LabelStore
 from distill.runtime import artifacts
 from distill.runtime.artifacts import write_json
 from distill.runtime.checkpoints import Checkpoints
+from distill.runtime.config import parse
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from student import train, trainer, variants
-from student.batches import Feed
+from student.batches import BatchSampler
+from student.config import Config
 from student.models import BACKBONES
 from student.models.seq2seq import PRESETS
-from student.train import Config
+from student.objective import batch_loss
 from student.variants import Loss
 
 LENGTHS = [3, 4, 5, 6, 9, 13, 4, 4, 7, 3, 3, 8, 5, 5, 21, 6, 4]
@@ -56,8 +58,8 @@ def tiny(monkeypatch):
 
 def network(backbone, seed=0):
     torch.manual_seed(seed)
-    made, config, presets = BACKBONES[backbone]
-    return made(config(LEVELS, SIZE, dropout=0.0, **presets["demo"]))
+    network, config, presets = BACKBONES[backbone]
+    return network(config(LEVELS, SIZE, dropout=0.0, **presets["demo"]))
 
 
 def losses_of(root, model, loss, one_pass, **changes):
@@ -68,8 +70,8 @@ def losses_of(root, model, loss, one_pass, **changes):
     codes = torch.from_numpy(SemanticIDs.load(root / "semantic_ids", dataset.n_items).codes)
     model.zero_grad()
     values = [0.0]
-    for batch in Feed(dataset, store, loss, one_pass, config).batches(0):
-        value = trainer.batch_loss(model, loss, batch, codes, loss.rank, config)
+    for batch in BatchSampler(dataset, store, loss, one_pass, config).batches(0):
+        value = batch_loss(model, loss, batch, codes, loss.rank, config)
         value.backward()
         values[-1] += value.item()
         if batch.last:
@@ -77,9 +79,9 @@ def losses_of(root, model, loss, one_pass, **changes):
     return values[:-1], {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def agree(ones, others):
-    np.testing.assert_allclose(ones[0], others[0], rtol=1e-5)
-    for name, value in ones[1].items():
+def agree(expected, others):
+    np.testing.assert_allclose(expected[0], others[0], rtol=1e-5)
+    for name, value in expected[1].items():
         assert value.abs().sum() > 0, name
         torch.testing.assert_close(value, others[1][name], rtol=1e-4, atol=1e-6)
 
@@ -99,15 +101,15 @@ def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope, backbone):
     agree(ones, others)
 
 
-def test_sequences_turned_around_learn_their_items(root):
-    """All of them turned: DISTILL is equation (8), and nothing is ranked."""
+def test_reversed_sequences_learn_their_items(root):
+    """All of them reversed: DISTILL is equation (8), and nothing is ranked."""
     changes = {"batch_size": 10**4, "buffer_rows": 10**6, "reverse": 1.0}
     model = network("causal")
     plain = losses_of(root, model, LOSSES["nll"], True, **changes)
     for loss in ("distill", "dwr"):
         agree(losses_of(root, model, LOSSES[loss], True, **changes), plain)
-    turned, straight = plain[0], losses_of(root, model, LOSSES["nll"], True, **(changes | {"reverse": 0.0}))[0]
-    assert abs(turned[0] - straight[0]) > 1e-4
+    backwards, straight = plain[0], losses_of(root, model, LOSSES["nll"], True, **(changes | {"reverse": 0.0}))[0]
+    assert abs(backwards[0] - straight[0]) > 1e-4
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -157,7 +159,7 @@ def break_at(monkeypatch, step, name="retriever"):
 
 
 @pytest.mark.parametrize(
-    ("variant", "backbone", "step", "stage", "changes"),
+    ("variant", "backbone", "step", "phase", "changes"),
     [
         ("dwr", "causal", 2, "retriever", {"drop_items": 0.2}),
         ("dwr", "seq2seq", 13, "retriever", {}),
@@ -166,17 +168,17 @@ def break_at(monkeypatch, step, name="retriever"):
         ("dtr", "nested", 3, "ranker", {}),
     ],
 )
-def test_ends_as_an_unbroken_run(root, tmp_path, monkeypatch, capsys, variant, backbone, step, stage, changes):
+def test_ends_as_an_unbroken_run(root, tmp_path, monkeypatch, capsys, variant, backbone, step, phase, changes):
     changes = changes | {"backbone": backbone}
     whole = run(root, tmp_path / "whole", variant, **changes)
     with monkeypatch.context() as patch:
-        break_at(patch, step, stage)
+        break_at(patch, step, phase)
         with pytest.raises(BrokenOffError):
             run(root, tmp_path / "broken", variant, **changes)
     assert not (tmp_path / "broken").exists()
-    found = run(root, tmp_path / "broken", variant, **changes)
-    assert f"{variant} {stage}: goes on from step {step} " in capsys.readouterr().err
-    assert found.fingerprint == whole.fingerprint  # weights, curve: every byte
+    actual = run(root, tmp_path / "broken", variant, **changes)
+    assert f"{variant} {phase}: goes on from step {step} " in capsys.readouterr().err
+    assert actual.fingerprint == whole.fingerprint  # weights, curve: every byte
     names = {"manifest.json", "config.json", "model.safetensors", "items.parquet", "trie.safetensors", "curve.json"}
     names |= {"ranker.safetensors"} if variant == "dtr" else set()
     assert {path.name for path in (tmp_path / "broken").iterdir()} == names
@@ -203,8 +205,8 @@ def test_no_number_stops_the_run(root, tmp_path, monkeypatch, what):
 
 def test_patience(root, tmp_path, monkeypatch):
     def epochs(values, **changes):
-        found = iter(values)
-        monkeypatch.setattr(trainer, "validate", lambda *_: next(found))
+        actual = iter(values)
+        monkeypatch.setattr(trainer, "validate", lambda *_: next(actual))
         run(root, tmp_path / str(changes), "tiger", epochs=5, **changes)
         return len(json.loads((tmp_path / str(changes) / "curve.json").read_text())["retriever"])
 
@@ -221,16 +223,16 @@ def test_the_best_epoch_is_kept(root, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "validate", validate)
     run(root, tmp_path / "student", "tiger", epochs=3)
-    found = load_file(tmp_path / "student/model.safetensors")
-    assert all(torch.equal(value, kept[1][name]) for name, value in found.items())
-    assert not all(torch.equal(value, kept[2][name]) for name, value in found.items())
+    actual = load_file(tmp_path / "student/model.safetensors")
+    assert all(torch.equal(value, kept[1][name]) for name, value in actual.items())
+    assert not all(torch.equal(value, kept[2][name]) for name, value in actual.items())
 
 
 def test_seeds(root, tmp_path, capsys):
     config = dataclasses.replace(CONFIG, run=root, output=tmp_path / "tiger", seeds=[0, 3], epochs=1)
     train.main(config)
-    said = capsys.readouterr().err
-    assert "validation NDCG@10" in said and "(seed 3)" in said and "±" in said
+    message = capsys.readouterr().err
+    assert "validation NDCG@10" in message and "(seed 3)" in message and "±" in message
     seeds = [json.loads((tmp_path / f"tiger-seed{seed}/config.json").read_text())["seed"] for seed in (0, 3)]
     assert seeds == [0, 3]
     alone = run(root, tmp_path / "alone", "tiger", seed=3, epochs=1)
@@ -257,21 +259,29 @@ def test_every_option_trains(root, tmp_path, variant, changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"variant": "dwr", "candidates": 6}, "--candidates asks for 6"),
         ({"variant": "dtw"}, "Did you mean 'dt?w?r'"),
         ({"variant": "distill", "labels": "top"}, "its labels lie along the real one"),
-        ({"alpha": 1.5}, "--alpha is 1.5"),
-        ({"batch_size": 0}, "--batch_size is 0"),
-        ({"lr": 0.0}, "--lr is 0.0"),
+        ({"candidates": 1}, "--candidates is 1; it must be at least 2"),
         ({"seeds": [1, 1]}, "names a seed twice"),
     ],
 )
-def test_bad_input(root, tmp_path, changes, said):
-    with pytest.raises(UserError, match=said):
+def test_bad_input(root, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
         train.main(dataclasses.replace(CONFIG, run=root, output=tmp_path / "student", **changes))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("alpha", "1.5"), ("batch_size", "0"), ("lr", "0.0"), ("patience", "-1"), ("confidence", "-0.5")],
+)
+def test_values_out_of_range(option, value):
+    with pytest.raises(UserError, match=f'"{option}"(.|\n)*Not of type') as error:
+        parse(Config, None, [f"--{option}", value])
+    assert value in str(error.value)
 
 
 @pytest.fixture
@@ -283,20 +293,20 @@ def priors(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["dwr", "dtr"])
-def test_a_prior_is_trained_and_part_of_what_is_made(priors, capsys, variant):
-    """Nothing is made again for nothing, other orders give another student, and one table holds them all."""
+def test_a_prior_is_trained_and_part_of_the_identity(priors, capsys, variant):
+    """Finished work is not repeated, another order gives another student, and one table may hold them all."""
     changes = {"variant": variant, "epochs": 1, "backbone": "causal", "rank_positions": "all"}
-    found = {
+    actual = {
         prior: run(priors, priors / "students" / prior, **changes, prior=prior)
         for prior in ("teacher", "distance", "statistics")
     }
-    assert len({artifact.fingerprint for artifact in found.values()}) == 3
-    curves = [json.loads((artifact.folder / "curve.json").read_text()) for artifact in found.values()]
-    if variant == "dtr":  # the first stage ranks nothing
+    assert len({artifact.fingerprint for artifact in actual.values()}) == 3
+    curves = [json.loads((artifact.folder / "curve.json").read_text()) for artifact in actual.values()]
+    if variant == "dtr":  # the retriever phase ranks nothing
         assert len({curve["retriever"][0]["loss"] for curve in curves}) == 1
         assert len({curve["ranker"][0]["loss"] for curve in curves}) == 3
-    assert {"soft_labels", "soft_labels/distance"} <= found["distance"].inputs.keys()
-    artifacts.check_agreement(*found.values())
+    assert {"soft_labels", "soft_labels/distance"} <= actual["distance"].inputs.keys()
+    artifacts.check_agreement(*actual.values())
     run(priors, priors / "students/distance", **changes, prior="distance")
     assert "student: finished" in capsys.readouterr().err
     make_prior(priors, "soft_labels-distance", "distance", seed=77)
@@ -313,13 +323,13 @@ def test_priors_that_cannot_be_taught(priors):
 
     for variant, labels in (("distill", "ref"), ("tiger", "top")):
         assert f"{variant} has none; take --variant dwr" in refused(variant=variant, labels=labels, prior="distance")
-    assert "not whose they are" in refused(prior_labels=priors / "soft_labels-distance")
-    said = refused(prior="mixture")
+    assert "--prior_labels needs its --prior" in refused(prior_labels=priors / "soft_labels-distance")
+    message = refused(prior="mixture")
     command = f"distill/export_soft_labels.py --run {priors} --keep {K} --mix llm=0.5,transitions=0.5 --output "
-    assert "No soft_labels at" in said and command + str(priors / "soft_labels-mixture") in said
+    assert "No soft_labels at" in message and command + str(priors / "soft_labels-mixture") in message
     (priors / "soft_labels-distance/manifest.json").unlink()
-    said = refused(prior="distance")
-    assert "is not a finished soft_labels" in said and "--mix distance=1 --output" in said
+    message = refused(prior="distance")
+    assert "is not a finished soft_labels" in message and "--mix distance=1 --output" in message
     assert "holds the labels of statistics" in refused(prior="mixture", prior_labels=priors / "soft_labels-statistics")
     make_shop(priors / "others", LENGTHS, seed=3)
     make_prior(priors / "others", "soft_labels-statistics", "statistics")
@@ -337,8 +347,8 @@ def test_labels_that_cannot_be_read(priors):
         assert not (priors / "student").exists()
         return str(error.value)
 
-    said = refused(variant="distill", soft_labels=priors / "nowhere")
-    assert "No soft_labels at" in said and "distill/export_soft_labels.py" in said
+    message = refused(variant="distill", soft_labels=priors / "nowhere")
+    assert "No soft_labels at" in message and "distill/export_soft_labels.py" in message
     index = json.loads((labels / "index.json").read_text())
     write_json(labels / "index.json", index | {"scope": "all"})
     assert "--scope level asks for each level's own" in refused(variant="dtr")
@@ -350,8 +360,8 @@ def test_labels_that_cannot_be_read(priors):
     assert f"The shard {shard} is damaged" in refused()
     shard.write_bytes(whole)
     (labels / "manifest.json").rename(labels / "elsewhere")
-    said = refused()
-    assert "is not a finished soft_labels" in said and "distill/export_soft_labels.py" in said
+    message = refused()
+    assert "is not a finished soft_labels" in message and "distill/export_soft_labels.py" in message
     (labels / "elsewhere").rename(labels / "manifest.json")
     run(priors, priors / "student", epochs=1)
 

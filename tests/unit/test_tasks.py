@@ -14,10 +14,11 @@ from distill.data.splits import assign_folds
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
-from teacher import model as models
 from teacher import templates, user_intents
-from teacher.finetune import Config
-from teacher.tasks import TASKS, Sample, Samples, TaskData, batches, collate, pack, padded_size
+from teacher.batching import collate, make_batches, pack, padded_size
+from teacher.config import TASKS, AugmentationSettings, Config
+from teacher.tasks import Sample, Samples, TaskData
+from teacher.tokenizer import add_codewords, load_tokenizer, train_tokenizer, use_chat_template
 
 TITLES = ["Red tent XL", "Blue tent XL", "Oil lamp", "Gas lamp 40cm", "Long rope", "Copper kettle"]
 KINDS = [
@@ -56,8 +57,8 @@ def make_shop(root, texts=True, users=3):
 
 
 def task_data(shop, max_tokens=512, **more):
-    tokenizer = models.train_tokenizer(TITLES, 300)
-    models.add_codewords(tokenizer, shop[1])
+    tokenizer = train_tokenizer(TITLES, 300)
+    add_codewords(tokenizer, shop[1])
     return TaskData(*shop, tokenizer, 4, max_tokens, **more)
 
 
@@ -306,15 +307,19 @@ def test_long_prompts_lose_their_beginning(shop):
         assert cut.counted.sum() == 3
 
 
+def streams(shop, **augmentation):
+    return task_data(shop, augmentation=AugmentationSettings(**augmentation)).epoch({"stream": 1.0}, 0, 0)
+
+
 def test_streams_run_backwards_and_lose_items_where_asked(tmp_path):
     shop = make_shop(tmp_path)
-    plain, backwards = (task_data(shop, reverse=share).epoch({"stream": 1.0}, 0, 0) for share in (0.0, 1.0))
+    plain, backwards = (streams(shop, reverse=share) for share in (0.0, 1.0))
     for row in range(len(plain)):
         items = plain[row].tokens[1:].reshape(-1, 3)
         np.testing.assert_array_equal(backwards[row].tokens[1:].reshape(-1, 3), items[::-1])
         np.testing.assert_array_equal(backwards[row].counted, plain[row].counted)
     shop = make_shop(tmp_path / "many", users=600)
-    whole, fewer = (task_data(shop, drop=share).epoch({"stream": 1.0}, 0, 0) for share in (0.0, 0.2))
+    whole, fewer = (streams(shop, drop_items=share) for share in (0.0, 0.2))
     assert len(fewer) == len(whole) == 600
     assert (fewer.lengths >= np.minimum(whole.lengths, 1 + 2 * 3)).all()  # two items at least, where there are so many
     assert fewer.lengths.sum() < whole.lengths.sum()
@@ -334,8 +339,8 @@ def test_cross_fitting_hides_the_users_of_a_fold(tmp_path, fold):
         write_codes(folder, names, codes)
         write_json(folder / "report.json", {"codebook_size": 4})
     shop = Dataset.load(tmp_path / "dataset"), SemanticIDs.load(tmp_path / "semantic_ids", len(names))
-    tokenizer = models.train_tokenizer(TITLES, 300)
-    models.add_codewords(tokenizer, shop[1])
+    tokenizer = train_tokenizer(TITLES, 300)
+    add_codewords(tokenizer, shop[1])
     entry = {f"u{user}": {"item": str(user * each), "querys": ["a thing"]} for user in range(users)}
     file = tmp_path / "shop.user.json"
     file.write_text(
@@ -363,11 +368,11 @@ CHAT += "{% if add_generation_prompt %} [bot] {% endif %}"
 def test_chat_template(shop, tmp_path):
     data = task_data(shop)
     with pytest.raises(UserError, match="no chat template"):
-        models.use_chat_template(data.tokenizer)
+        use_chat_template(data.tokenizer)
     data.tokenizer.chat_template = CHAT
-    models.use_chat_template(data.tokenizer)
+    use_chat_template(data.tokenizer)
     data.tokenizer.save_pretrained(tmp_path)
-    tokenizer = models.load_tokenizer(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
     again = TaskData(*shop, tokenizer, 4, 300)  # as an engine does: told nothing of chats
     text = again.tokenizer.decode(again.seqrec_prompt(np.array([0, 1, -1, -1])))
     asked = templates.SEQREC[0].format(history=again.history_text(np.array([0, 1])))
@@ -381,7 +386,7 @@ def test_chat_template(shop, tmp_path):
 @pytest.mark.parametrize("packing", [False, True])
 def test_batches_and_collate(data, packing):
     samples = data.epoch(dict.fromkeys(TASKS, 1.0), 0, 0)
-    groups = batches(samples, 200, np.random.default_rng(0), packing)
+    groups = make_batches(samples, 200, np.random.default_rng(0), packing)
     assert sorted(number for group in groups for row in group for number in row) == list(range(len(samples)))
     assert any(len(row) > 1 for group in groups for row in group) == packing
     for group in groups:
@@ -432,10 +437,10 @@ def test_every_sample_is_packed_once(lengths, more, seed):
 def test_packed_batches_use_their_budget():
     """The longest has 6 tokens: two rows of 8 fill 16, not two of 6."""
     samples = of_lengths([6, 2, 6, 2, 5, 3, 4, 4])
-    groups = batches(samples, 16, np.random.default_rng(0), packing=True)
+    groups = make_batches(samples, 16, np.random.default_rng(0), packing=True)
     assert [padded_size(samples, group) for group in groups] == [16, 16]
 
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_no_samples_no_batches(packing):
-    assert not [row for group in batches(of_lengths([]), 10, np.random.default_rng(0), packing) for row in group]
+    assert not [row for group in make_batches(of_lengths([]), 10, np.random.default_rng(0), packing) for row in group]

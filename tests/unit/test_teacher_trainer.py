@@ -1,24 +1,31 @@
 """Parts of the teacher's loop: what batches weigh, what validation measures, when the run ends."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from test_resume import run
 from test_tasks import make_shop, task_data
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from distill.metrics import hit_ranks, ndcg, recall
 from distill.runtime import errors
-from teacher import model as models
+from distill.runtime.config import parse
 from teacher import trainer
+from teacher.base_model import from_scratch
+from teacher.batching import counted_tokens, make_batches
+from teacher.config import Config, ValidationSettings
 from teacher.engines.hf import HFEngine
-from teacher.finetune import Config
-from teacher.tasks import batches
+from teacher.tokenizer import train_tokenizer
 
+ROOT = Path(__file__).parents[2]
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -34,11 +41,11 @@ def data(root, tmp_path_factory):
     return task_data(make_shop(tmp_path_factory.mktemp("shop"), users=30))
 
 
-def test_counted_in(data):
+def test_counted_tokens(data):
     samples = data.epoch({"stream": 1.0, "item2index": 1.0}, 0, 0)
-    groups = batches(samples, 60, np.random.default_rng(0))
+    groups = make_batches(samples, 60, np.random.default_rng(0))
     expected = [sum(int(samples[row].counted.sum()) for row in np.hstack(group)) for group in groups]
-    assert len(groups) > 3 and trainer.counted_in(samples, groups).tolist() == expected
+    assert len(groups) > 3 and counted_tokens(samples, groups).tolist() == expected
 
 
 def test_weights_by_hand():
@@ -49,31 +56,36 @@ def test_weights_by_hand():
     ]
     counts = np.array([7, 9, 3, 1])
     for made in makers:
-        weights = [trainer.weight(number, counts, made) for number in (2, 3)]
+        weights = [trainer.batch_weight(number, counts, made) for number in (2, 3)]
         assert weights == [1.5, 0.5]
         assert np.mean([weights[0] * 2, weights[1] * 6]) == 3
     alone = SimpleNamespace(num_processes=1, gradient_accumulation_steps=1)
-    assert [trainer.weight(number, counts, alone) for number in range(4)] == [1.0] * 4
+    assert [trainer.batch_weight(number, counts, alone) for number in range(4)] == [1.0] * 4
 
 
 @pytest.fixture(scope="module")
 def engine(data):
     torch.manual_seed(0)
-    return HFEngine(models.from_scratch(data.tokenizer, SIZES, 64), data, "stream")
+    return HFEngine(from_scratch(data.tokenizer, SIZES, 64), data, "stream")
 
 
-@pytest.mark.parametrize("hides", [True, False])
-def test_validate(engine, data, monkeypatch, hides):
-    """Against all exact scores, of users taken one by one."""
-    dataset, config = data.dataset, Config(valid_users=17, max_history=4)
-    monkeypatch.setattr(type(dataset), "resolve_exclude_bought", lambda *_: hides)
-    found = trainer.validate(Accelerator(cpu=True), engine, dataset, config)
+@pytest.mark.parametrize("repeats", [True, False])
+@pytest.mark.parametrize("exclude_bought", [True, False, None])
+def test_validate(engine, data, monkeypatch, exclude_bought, repeats):
+    """Against all exact scores, of users taken one by one.
+
+    The run's setting decides whether bought items may be recommended, whatever the training part says; without one,
+    they are left out where the training part never has an item twice.
+    """
+    dataset, settings = data.dataset, ValidationSettings(valid_users=17, exclude_bought=exclude_bought)
+    monkeypatch.setattr(type(dataset), "repeats", lambda _: repeats)
+    found = trainer.validate(Accelerator(cpu=True), engine, dataset, settings)
     examples = dataset.examples("valid", 4)
     examples = examples.take(np.random.default_rng(0).permutation(len(examples))[:17])
     scores = engine.score_items(examples.histories)
     exact = scores[np.arange(17), examples.targets] / data.ids.levels
     assert found["valid_loss"] == pytest.approx(-exact.mean(), rel=1e-5)
-    if hides:
+    if exclude_bought or (exclude_bought is None and not repeats):
         for row, history in enumerate(examples.histories):
             scores[row, history[history >= 0]] = -np.inf
     ranks = hit_ranks(np.argsort(-scores, axis=1)[:, :10], examples.targets)
@@ -83,17 +95,50 @@ def test_validate(engine, data, monkeypatch, hides):
 
 def test_processes_share_the_users(engine, data):
     """What two processes gather is what one finds; the odd user is not counted twice."""
-    config = Config(valid_users=17, max_history=4)
+    settings = ValidationSettings(valid_users=17)
     parts = []
     for index in range(2):
         made = SimpleNamespace(
             num_processes=2, process_index=index, device="cpu", gather=lambda own: parts.append(own) or own
         )
-        trainer.validate(made, engine, data.dataset, config)
+        trainer.validate(made, engine, data.dataset, settings)
     assert [len(part) for part in parts] == [9, 9]
     values = torch.cat(parts)[:17].mean(0).tolist()
-    alone = trainer.validate(Accelerator(cpu=True), engine, data.dataset, config)
+    alone = trainer.validate(Accelerator(cpu=True), engine, data.dataset, settings)
     assert values == pytest.approx(list(alone.values()))
+
+
+def test_configs_choose_the_epoch_as_they_evaluate():
+    """A run whose evaluate.yaml sets exclude_bought sets it in its teacher.yaml too."""
+    checked = 0
+    for path in ROOT.glob("configs/*/evaluate.yaml"):
+        chosen = yaml.safe_load(path.read_text()).get("exclude_bought")
+        teacher = parse(Config, argv=["--config", str(path.with_name("teacher.yaml"))])
+        assert teacher.exclude_bought == chosen, path
+        checked += chosen is not None
+    assert checked
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 7), (3, 11), (1, 1)])
+def test_schedule(warmup, steps):
+    """Bit for bit that of transformers."""
+    rates = []
+    for make in (trainer.warmup_cosine_schedule, get_cosine_schedule_with_warmup):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.3)
+        schedule = make(optimizer, warmup, steps)
+        rates.append([])
+        for _ in range(steps + 1):
+            rates[-1].append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+    assert rates[0] == rates[1] and len(set(rates[0])) > 1
+
+
+def test_the_loop_does_not_import_bitsandbytes():
+    """It warns on CPUs; neither full training nor the engine needs it. PEFT imports it."""
+    code = "import sys, teacher.trainer; sys.exit(bool({'peft', 'bitsandbytes'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Failed to load" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (0, 4)])
@@ -121,7 +166,7 @@ def test_memory_that_does_not_suffice(root, tmp_path, monkeypatch):
 def test_kinds_of_bases(root, tmp_path, kind, mode):
     """A tiny random base without codewords: tuned, saved, read by the engine."""
     dataset, ids = make_shop(tmp_path / "shop")
-    tokenizer = models.train_tokenizer(dataset.texts(), 300)
+    tokenizer = train_tokenizer(dataset.texts(), 300)
     if kind.startswith("qwen"):  # has no BOS, and ends with what it pads with
         tokenizer.bos_token = tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "base")

@@ -1,4 +1,4 @@
-"""Teachers that are no language model, against brute force over all items and counts made from scratch."""
+"""Item-level teachers, mixtures and folds, against brute force over all items and counts from scratch."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from distill.data.dataset import PAD, Dataset, write_dataset
 from distill.data.splits import assign_folds
 from distill.decoding.trie import Trie
 from distill.labels import labeller
+from distill.labels.config import Config, TeacherSettings, check
 from distill.labels.labeller import LabelRequest
 from distill.labels.store import LabelStore
 from distill.runtime.artifacts import ArtifactJob, write_json
@@ -24,7 +25,7 @@ from distill.runtime.config import parse
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from distill.teachers import build, item_teacher, transitions
-from distill.teachers.cross_fitting import FoldedLabeller
+from distill.teachers.cross_fitting import FoldedLabeller, read_teachers
 from distill.teachers.heuristics import DistanceTeacher, StatisticsTeacher
 from distill.teachers.item_teacher import ItemLabeller, ScoreTeacher, codeword_marginals, leaf_probabilities
 from distill.teachers.mixture import MixtureLabeller, mix_codewords
@@ -87,7 +88,7 @@ def random_teacher(seed):
     ],
 )
 def test_leave_one_out_is_a_recount(shop, chosen):
-    """Every training example: the floor of a data set whose user stopped before the target."""
+    """Every training example: the counting baseline of a data set whose user stopped before the target."""
     teacher, examples = TransitionTeacher(shop, chosen), shop.examples("train", 6)
     scores = teacher.scores(examples)
     for row, (user, position) in enumerate(zip(examples.users, examples.positions, strict=True)):
@@ -117,17 +118,17 @@ def test_popularity_without_the_future(shop):
         np.testing.assert_allclose(found[row], counts / counts.sum())
 
 
-@pytest.mark.parametrize("hide", [True, False])
-def test_transition_probabilities(shop, hide):
-    """scores² over their sum, with popularity; who is hidden keeps its share of that."""
+@pytest.mark.parametrize("exclude_bought", [True, False])
+def test_transition_probabilities(shop, exclude_bought):
+    """scores² over their sum, mixed with popularity; excluded items keep their share of that."""
     teacher, examples = TransitionTeacher(shop, TransitionSettings(), 2.0, 0.25), shop.examples("train", 6)
     found, scores, popularity = (
-        teacher.probabilities(examples, hide), teacher.scores(examples), teacher.popularity(examples),
+        teacher.probabilities(examples, exclude_bought), teacher.scores(examples), teacher.popularity(examples),
     )  # fmt: skip
     np.testing.assert_allclose(found.sum(1), 1)
     assert (found > 0).all()
     for row in range(len(examples)):
-        if hide:
+        if exclude_bought:
             scores[row, bought(examples.histories[row])] = 0
         powered = scores[row] ** 2
         expected = 0.75 * powered / powered.sum() + 0.25 * popularity[row] if powered.any() else popularity[row]
@@ -135,7 +136,7 @@ def test_transition_probabilities(shop, hide):
 
 
 def test_tuned_power_and_share_are_the_likeliest(shop):
-    teacher = TransitionTeacher.tune(shop, hide=False)
+    teacher = TransitionTeacher.tune(shop, exclude_bought=False)
     examples = shop.examples("valid")
     rows = np.arange(len(examples))
 
@@ -151,8 +152,8 @@ def test_tuned_power_and_share_are_the_likeliest(shop):
 
 def test_statistics(shop):
     examples = shop.examples("train", 6)
-    found = StatisticsTeacher(shop, share=0.2).probabilities(examples, hide=False)
-    table = np.array(teachers_naive.together(training(shop), N_ITEMS), float)
+    found = StatisticsTeacher(shop, share=0.2).probabilities(examples, exclude_bought=False)
+    table = np.array(teachers_naive.bought_together(training(shop), N_ITEMS), float)
     popular = popularity.Popularity(shop).counts + 0.5
     for row, target in enumerate(examples.targets):
         expected = 0.8 * table[target] / table[target].sum() + 0.2 * popular / popular.sum()
@@ -161,11 +162,13 @@ def test_statistics(shop):
 
 def test_distance_is_nearest_first(shop, codes, trie):
     examples = shop.examples("train", 6)
-    found = DistanceTeacher(codes).probabilities(examples, hide=False)
+    found = DistanceTeacher(codes).probabilities(examples, exclude_bought=False)
     for row, target in enumerate(examples.targets):
         distances = np.array([teachers_naive.distance(code, codes[target]) for code in codes])
         np.testing.assert_allclose(found[row], np.exp(-distances) / np.exp(-distances).sum())
-    labels = ItemLabeller(DistanceTeacher(codes), trie, False).label(examples, ask(N_ITEMS, N_ITEMS), labeller.silent)
+    labels = ItemLabeller(DistanceTeacher(codes), trie, False).label(
+        examples, request(N_ITEMS, N_ITEMS), labeller.no_progress
+    )
     alone = (codes[:, None] == codes[None, :]).all(2).sum(1) == 1  # to share an ID doubles an item's score
     for row in labels.candidates:
         steps = [teachers_naive.distance(codes[item], codes[row[0]]) for item in row if alone[item]]
@@ -178,7 +181,7 @@ def test_equation_18_by_hand():
     assert [teachers_naive.distance(code, codes[0]) for code in codes] == [0, 1, 4, 8]
 
 
-def ask(width=5, keep=4, exclude_bought=False, scope="level"):
+def request(width=5, keep=4, exclude_bought=False, scope="level"):
     return LabelRequest(width=width, keep=keep, exclude_bought=exclude_bought, scope=scope, constrained=True)
 
 
@@ -202,20 +205,20 @@ def test_codeword_marginals(seed, scope):
         np.testing.assert_allclose(found[row], expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("hide", [True, False])
-def test_item_labels(shop, codes, trie, hide, monkeypatch):
+@pytest.mark.parametrize("exclude_bought", [True, False])
+def test_item_labels(shop, codes, trie, exclude_bought, monkeypatch):
     monkeypatch.setattr(item_teacher, "CHUNK", 7)  # several chunks, the last one short
     teacher, examples = random_teacher(0), shop.examples("train", 6)
-    labeller = ItemLabeller(teacher, trie, hide)
+    labeller = ItemLabeller(teacher, trie, exclude_bought)
     done = []
-    labels = labeller.label(examples, ask(exclude_bought=hide), done.append)
+    labels = labeller.label(examples, request(exclude_bought=exclude_bought), done.append)
     assert sum(done) == len(examples)
-    probabilities = teacher.probabilities(examples, hide)
+    probabilities = teacher.probabilities(examples, exclude_bought)
     same = (codes[:, None] == codes[None, :]).all(2)
     shared = probabilities @ same
     for row, target in enumerate(examples.targets):
-        hidden = bought(examples.histories[row]) if hide else []
-        ranked = counting_naive.top(shared[row].tolist(), 5, hidden)
+        excluded = bought(examples.histories[row]) if exclude_bought else []
+        ranked = counting_naive.top(shared[row].tolist(), 5, excluded)
         expected = [target, *(item for item in ranked if item != target)][:4]
         expected += [-1] * (4 - len(expected))
         assert labels.candidates[row].tolist() == expected
@@ -233,14 +236,19 @@ def test_a_mixture_is_the_mixture_of_the_items(shop, codes, trie, scope):
     examples, weights = shop.examples("train", 6), [0.5, 0.3, 0.2]
     teachers = [random_teacher(1), DistanceTeacher(codes), TransitionTeacher(shop, TransitionSettings())]
     parts = [ItemLabeller(teacher, trie, True) for teacher in teachers]
-    labels = MixtureLabeller(parts, [5, 3, 2], codes).label(examples, ask(N_ITEMS, 6, True, scope), labeller.silent)
+    labels = MixtureLabeller(parts, [5, 3, 2], codes).label(
+        examples, request(N_ITEMS, 6, True, scope), labeller.no_progress
+    )
 
     class Mixed:
-        def probabilities(self, examples, hide):
-            mixed = [w * teacher.probabilities(examples, hide) for w, teacher in zip(weights, teachers, strict=True)]
+        def probabilities(self, examples, exclude_bought):
+            mixed = [
+                w * teacher.probabilities(examples, exclude_bought)
+                for w, teacher in zip(weights, teachers, strict=True)
+            ]
             return np.sum(mixed, axis=0)
 
-    expected = ItemLabeller(Mixed(), trie, True).label(examples, ask(N_ITEMS, 6, True, scope), labeller.silent)
+    expected = ItemLabeller(Mixed(), trie, True).label(examples, request(N_ITEMS, 6, True, scope), labeller.no_progress)
     np.testing.assert_allclose(labels.log_probs, expected.log_probs, atol=2e-5)
     assert labels.candidates.tolist() == expected.candidates.tolist()
     np.testing.assert_allclose(labels.scores, expected.scores, rtol=1e-5)
@@ -259,8 +267,8 @@ def test_a_mixture_asks_only_for_what_is_not_known(shop, codes, trie):
     parts = [Counted(random_teacher(seed), trie, True) for seed in (1, 2)]
     mixture = MixtureLabeller(parts, [0.6, 0.4], codes)
     asked: list = []
-    labels = mixture.label(examples, ask(3, 6, True, "level"), labeller.silent)
-    known = [part.label(examples, ask(3, 4, True, "level"), labeller.silent).candidates for part in parts]
+    labels = mixture.label(examples, request(3, 6, True, "level"), labeller.no_progress)
+    known = [part.label(examples, request(3, 4, True, "level"), labeller.no_progress).candidates for part in parts]
     assert len(asked) == 2
     for items, own in zip(asked, known, strict=True):
         assert (items != PAD).any()
@@ -269,19 +277,19 @@ def test_a_mixture_asks_only_for_what_is_not_known(shop, codes, trie):
 
 
 def test_labels_depend_on_the_example_alone(shop, codes, trie):
-    """Byte for byte, whoever is labelled beside it: shards and folds may be cut anywhere."""
+    """Byte for byte, whatever is labelled with it: shards and folds may be cut anywhere."""
     examples = shop.examples("train", 6)
     parts = [ItemLabeller(TransitionTeacher(shop, TransitionSettings()), trie, True)]
     mixture = MixtureLabeller([*parts, ItemLabeller(DistanceTeacher(codes), trie, True)], [0.6, 0.4], codes)
-    whole = mixture.label(examples, ask(), labeller.silent)
+    whole = mixture.label(examples, request(), labeller.no_progress)
     for row in range(0, len(examples), 7):
-        alone = mixture.label(examples.take(slice(row, row + 1)), ask(), labeller.silent)
+        alone = mixture.label(examples.take(slice(row, row + 1)), request(), labeller.no_progress)
         for name in ("candidates", "scores", "log_probs", "ranks"):
             assert getattr(alone, name)[0].tobytes() == getattr(whole, name)[row].tobytes()
 
 
 def test_mixture_by_hand():
-    """Two levels of two codewords: A says the target's first codeword with .9, B with .1."""
+    """Two levels of two codewords: A gives the target's first codeword .9, B gives it .1."""
     a = np.log([[[0.9, 0.1], [0.5, 0.5]]])
     b = np.log([[[0.1, 0.9], [1.0, 1e-30]]])
     mixed = np.exp(mix_codewords([a, b], np.log([0.5, 0.5]), np.array([[0, 0]])))
@@ -298,7 +306,7 @@ def test_a_teacher_that_leaves_mass_outside_the_codewords(codes):
 
 
 def test_mixing_with_an_empty_prefix():
-    """A part that holds the target's prefix for impossible has no say after it, and makes no NaN."""
+    """A part that gives the target's prefix probability zero has no weight after it, and causes no NaN."""
     with np.errstate(divide="ignore"):
         a = np.log([[[0.0, 1.0], [0.0, 1.0]]])
     b = np.log([[[0.5, 0.5], [0.25, 0.75]]])
@@ -313,7 +321,7 @@ def test_folds_see_nothing_of_their_users(shop):
     trie = Trie.build(np.random.default_rng(3).integers(0, SIZE, (N_ITEMS, LEVELS)), SIZE)
     teachers = [TransitionTeacher(shop.without_fold(folds, number), chosen) for number in range(folds)]
     folded = FoldedLabeller([ItemLabeller(teacher, trie, True) for teacher in teachers])
-    labels = folded.label(examples, ask(), labeller.silent)
+    labels = folded.label(examples, request(), labeller.no_progress)
     assert (labels.candidates[:, 0] == examples.targets).all()
     for number in range(folds):
         rows = np.flatnonzero(fold[examples.users] == number)
@@ -323,13 +331,13 @@ def test_folds_see_nothing_of_their_users(shop):
         for place, row in enumerate(rows):
             expected = counting_naive.scores(others, bought(examples.histories[row]), N_ITEMS, chosen)
             np.testing.assert_allclose(scores[place], expected, atol=1e-9)
-        alone = ItemLabeller(teachers[number], trie, True).label(examples.take(rows), ask(), labeller.silent)
+        alone = ItemLabeller(teachers[number], trie, True).label(examples.take(rows), request(), labeller.no_progress)
         np.testing.assert_array_equal(labels.log_probs[rows], alone.log_probs)
     np.testing.assert_allclose(folded.log_prob(examples, labels.candidates), labels.scores, rtol=1e-5)
 
 
 class Recorded:
-    """A language model's place is taken by a table."""
+    """Stands in for a language model."""
 
     def __init__(self, trie, fold):
         self.fold, self.inner = fold, ItemLabeller(random_teacher(5), trie, True)
@@ -349,7 +357,7 @@ def test_made_from_a_config(shop, codes, trie, mix, folds):
     made = build.build_labeller(mix, folds, shop, ids, True, llm)
     assert asked == ([] if "llm" not in mix else [0, 1] if folds else [None])
     examples = shop.examples("train", 6)
-    found = made.label(examples, ask(), labeller.silent)
+    found = made.label(examples, request(), labeller.no_progress)
     fold = assign_folds(examples.users, folds) if folds else np.zeros(len(examples), int)
     tuned = TransitionTeacher.tune(shop, True)
     for number in range(max(folds, 1)):
@@ -361,7 +369,7 @@ def test_made_from_a_config(shop, codes, trie, mix, folds):
         parts = [ItemLabeller(teachers[name], trie, True) for name in mix]
         rows = np.flatnonzero(fold == number)
         together = MixtureLabeller(parts, list(mix.values()), codes) if len(parts) > 1 else parts[0]
-        expected = together.label(examples.take(rows), ask(), labeller.silent)
+        expected = together.label(examples.take(rows), request(), labeller.no_progress)
         np.testing.assert_allclose(found.log_probs[rows], expected.log_probs, atol=1e-5)
         assert found.candidates[rows].tolist() == expected.candidates.tolist()
     said = made.facts()
@@ -383,7 +391,7 @@ def test_made_from_a_config(shop, codes, trie, mix, folds):
 )
 def test_a_wrong_mix_is_refused(more, said):
     with pytest.raises(UserError) as error:
-        export.check(export.Config(**more))
+        check(Config(**more))
     assert said in str(error.value)
 
 
@@ -396,7 +404,7 @@ def test_a_wrong_mix_is_refused(more, said):
     ],
 )
 def test_a_mix_on_the_command_line(words):
-    config = parse(export.Config, None, [*words, "--width", "7"])
+    config = parse(Config, None, [*words, "--width", "7"])
     assert config.mix == {"llm": 0.7, "transitions": 0.3} and config.width == 7
 
 
@@ -406,17 +414,17 @@ def test_labels_without_a_language_model(shop, codes, tmp_path):
         write_codes(folder, [f"i{number}" for number in range(N_ITEMS)], codes)
         write_json(folder / "report.json", {"codebook_size": SIZE})
     mix = {"transitions": 0.8, "statistics": 0.2}
-    config = export.Config(
+    config = Config(
         run=tmp_path, dataset=shop.artifact.folder, mix=mix, folds=2, shard_rows=20, width=6, keep=5, encoding="fp16"
     )
     export.main(config)
     store = LabelStore.open(tmp_path / "soft_labels")
     labels, examples = store.load(), shop.examples("train")
     rows = labels.rows_of(examples)
-    hide = shop.resolve_exclude_bought(None)
+    exclude_bought = shop.resolve_exclude_bought(None)
     ids = SemanticIDs.load(tmp_path / "semantic_ids")
-    expected = build.build_labeller(mix, 2, shop, ids, hide, None).label(
-        examples, LabelRequest(6, 5, hide), labeller.silent
+    expected = build.build_labeller(mix, 2, shop, ids, exclude_bought, None).label(
+        examples, LabelRequest(6, 5, exclude_bought), labeller.no_progress
     )
     assert labels.candidates(rows).tolist() == expected.candidates.tolist()
     np.testing.assert_array_equal(labels.log_probs(rows), expected.log_probs.astype(np.float16))
@@ -424,22 +432,26 @@ def test_labels_without_a_language_model(shop, codes, tmp_path):
 
 
 def test_teachers_of_the_folds(tmp_path):
-    """A fold without its teacher, or with one that was tuned on other folds, is refused by name."""
-    config = export.Config(run=tmp_path, folds=2)
+    """A fold without its teacher, or with one that was tuned on other folds, is refused; the hint names the run."""
+    settings = TeacherSettings(folds=2)
 
-    def teacher(fold, folds, tuned_fold):
-        made = dataclasses.make_dataclass("Tuned", [("folds", int), ("fold", int)])(folds, tuned_fold)
-        with ArtifactJob("teacher", made, tmp_path / f"teacher-fold{fold}", overwrite=True).write() as folder:
+    def write_teacher(fold, folds, tuned_fold, name="teacher"):
+        config = dataclasses.make_dataclass("Tuned", [("folds", int), ("fold", int)])(folds, tuned_fold)
+        with ArtifactJob("teacher", config, tmp_path / f"{name}-fold{fold}", overwrite=True).write() as folder:
             (folder / "weights").write_text(f"{folds} {tuned_fold}")
 
-    teacher(0, 2, 0)
-    with pytest.raises(UserError, match=r"No teacher for fold 1 .*--folds 2 --fold 1"):
-        export.read_teachers(config)
-    teacher(1, 3, 1)
-    with pytest.raises(UserError, match="tuned with --folds 3 --fold 1"):
-        export.read_teachers(config)
-    teacher(1, 2, 1)
-    found = export.read_teachers(config)
-    assert [one.folder.name for one in found] == ["teacher-fold0", "teacher-fold1"]
-    ArtifactJob("soft_labels", config, tmp_path / "soft_labels", found)  # two teachers of one set agree
-    assert export.read_teachers(export.Config(run=tmp_path, mix={"distance": 1.0})) == []
+    write_teacher(0, 2, 0)
+    with pytest.raises(UserError, match=rf"No teacher for fold 1 .* --run {tmp_path} --folds 2 --fold 1$"):
+        read_teachers(tmp_path / "teacher", settings)
+    write_teacher(1, 3, 1)
+    with pytest.raises(UserError, match=rf"tuned with --folds 3 --fold 1\. .* --run {tmp_path} --folds 2 --fold 1$"):
+        read_teachers(tmp_path / "teacher", settings)
+    write_teacher(0, 2, 1, name="small")
+    with pytest.raises(UserError, match=rf"--run {tmp_path} --folds 2 --fold 0 --output {tmp_path}/small-fold0$"):
+        read_teachers(tmp_path / "small", settings)
+    write_teacher(1, 2, 1)
+    teachers = read_teachers(tmp_path / "teacher", settings)
+    assert [teacher.folder.name for teacher in teachers] == ["teacher-fold0", "teacher-fold1"]
+    # two teachers of one set agree
+    ArtifactJob("soft_labels", Config(run=tmp_path, folds=2), tmp_path / "soft_labels", teachers)
+    assert read_teachers(tmp_path / "teacher", TeacherSettings(mix={"distance": 1.0})) == []

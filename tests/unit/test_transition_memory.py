@@ -1,4 +1,4 @@
-"""The memory and the mixture against brute force: every item scored alone, every pair counted again."""
+"""The transition memory and the mixture against brute force: every item scored alone, every pair counted anew."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def memory_of(rows, n_items=N_ITEMS, **facts):
 
 
 def counter(rows, history, exclude_bought, n_items=N_ITEMS):
-    """Its distribution from the definition."""
+    """The counter's distribution from its definition."""
     history = [int(item) for item in history if item >= 0]
     scores = np.array(naive.scores(rows, history, n_items, SETTINGS))
     if exclude_bought:
@@ -74,10 +74,10 @@ def test_growing_refuses_what_it_cannot_count():
 
 
 def test_mixed_by_hand():
-    log_probs, own = np.log([[0.5, 0.25, 0.125]]), np.array([[0.0, 0.5, 0.0]])
-    assert np.exp(mixed(log_probs, own, 0.2))[0].tolist() == pytest.approx([0.4, 0.3, 0.1])
-    np.testing.assert_allclose(mixed(log_probs, own, 0.0), log_probs)
-    assert mixed(log_probs, own, 1.0)[0].tolist() == [-np.inf, np.log(0.5), -np.inf]
+    log_probs, counter_probs = np.log([[0.5, 0.25, 0.125]]), np.array([[0.0, 0.5, 0.0]])
+    assert np.exp(mixed(log_probs, counter_probs, 0.2))[0].tolist() == pytest.approx([0.4, 0.3, 0.1])
+    np.testing.assert_allclose(mixed(log_probs, counter_probs, 0.0), log_probs)
+    assert mixed(log_probs, counter_probs, 1.0)[0].tolist() == [-np.inf, np.log(0.5), -np.inf]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -100,7 +100,7 @@ def test_a_few_candidates_are_scored_as_all_items_are(backbone, scope, ranker):
 def test_the_mixture_ranks_beams_and_the_counters_items(ranker, width, exclude_bought):
     """Narrow beams: the best of the union. As wide as the catalogue: the best of all items."""
     plain, users, rows = shop(ranker=ranker), histories([6, 1, 3]), sequences(1, users=8)
-    student = plain.with_memory(memory_of(rows, weight=0.6, top=4, discount=0.4))
+    student = plain.with_transition_memory(memory_of(rows, weight=0.6, top=4, discount=0.4))
     student.users_at_once = 2
     items, scores = student.rank_items(users, width, exclude_bought)
     exact = student.score_items(users, exclude_bought)
@@ -109,66 +109,84 @@ def test_the_mixture_ranks_beams_and_the_counters_items(ranker, width, exclude_b
     counted = np.array([sum(row) for row in table])
     for row, history in enumerate(users):
         bought = set(history[history >= 0].tolist()) if exclude_bought else set()
-        own = counter(rows, history, exclude_bought)
-        truth = 0.4 * np.exp(item_scores(student.ranker or student.model, student.codes, history)) + 0.6 * own
+        counter_probs = counter(rows, history, exclude_bought)
+        truth = 0.4 * np.exp(item_scores(student.ranker or student.model, student.codes, history))
+        truth += 0.6 * counter_probs
         truth /= (1 + counted) ** 0.4
         np.testing.assert_allclose(np.exp(exact[row]), truth, rtol=1e-3)
         union = set(beams[row].tolist()) - {-1}
-        union |= {item for item in naive.top(own.tolist(), 4, []) if item >= 0}
-        found = [item for item in items[row].tolist() if item >= 0]
-        assert len(found) == len(set(found)) == min(width, len(union)) and set(found) <= union - bought
-        best = np.sort([truth[item] for item in union])[::-1][: len(found)]
-        np.testing.assert_allclose(truth[found], best, rtol=1e-3)
-        np.testing.assert_allclose(np.exp(scores[row, : len(found)]), best, rtol=1e-3)
+        union |= {item for item in naive.top(counter_probs.tolist(), 4, []) if item >= 0}
+        listed = [item for item in items[row].tolist() if item >= 0]
+        assert len(listed) == len(set(listed)) == min(width, len(union)) and set(listed) <= union - bought
+        best = np.sort([truth[item] for item in union])[::-1][: len(listed)]
+        np.testing.assert_allclose(truth[listed], best, rtol=1e-3)
+        np.testing.assert_allclose(np.exp(scores[row, : len(listed)]), best, rtol=1e-3)
         if width == N_ITEMS:
             assert union == set(range(N_ITEMS)) - bought
 
 
+def test_long_histories_with_a_memory():
+    """The model reads the last 6 items, the counter its last 4 of all, and no item of the history is recommended."""
+    rows, history = sequences(1, users=8), np.arange(12)
+    student = shop(shared=False).with_transition_memory(memory_of(rows, weight=0.6, discount=0.4))
+    table = naive.count(rows, N_ITEMS, SETTINGS.window, SETTINGS.decay)
+    counted = np.array([sum(row) for row in table])
+    truth = 0.4 * np.exp(item_scores(student.model, student.codes, history[-6:])) + 0.6 * counter(rows, history, True)
+    truth /= (1 + counted) ** 0.4
+    order = [item for item in np.argsort(-truth, kind="stable").tolist() if item not in history]
+    (found,) = student.recommend([[f"i{item}" for item in history]], k=N_ITEMS, exclude_bought=True)
+    assert [item.item_id for item in found] == [f"i{item}" for item in order]
+    np.testing.assert_allclose([np.exp(item.score) for item in found], truth[order], rtol=1e-3)
+    np.testing.assert_allclose(np.exp(student.score_items(history[None], True)[0]), truth, rtol=1e-3)
+
+
 def test_without_weight_the_memory_changes_nothing_and_alone_it_is_the_counter():
     student, users, rows = shop(), histories([6, 1, 3, 5]), sequences(2)
-    silent = student.with_memory(memory_of(rows, weight=0.0))
-    assert silent.rank_items(users, 8)[0].tolist() == student.rank_items(users, 8)[0].tolist()
-    assert student.memory is None and "memory" not in student.facts
-    alone = student.with_memory(memory_of(rows, weight=1.0)).rank_items(users, 5)[0]
+    without_weight = student.with_transition_memory(memory_of(rows, weight=0.0))
+    assert without_weight.rank_items(users, 8)[0].tolist() == student.rank_items(users, 8)[0].tolist()
+    assert student.transition_memory is None and "memory" not in student.facts
+    alone = student.with_transition_memory(memory_of(rows, weight=1.0)).rank_items(users, 5)[0]
     for row, history in enumerate(users):
         assert alone[row].tolist() == naive.top(counter(rows, history, True).tolist(), 5, [])
 
 
 def test_save_and_load(tmp_path):
     student, users = (
-        shop(ranker=True).with_memory(memory_of(sequences(3), weight=0.3, top=7, discount=0.1)),
+        shop(ranker=True).with_transition_memory(memory_of(sequences(3), weight=0.3, top=7, discount=0.1)),
         histories([6, 1, 3]),
     )
     student.save_pretrained(tmp_path)
     loaded = Recommender.from_pretrained(tmp_path)
     for before, after in zip(student.rank_items(users, 8), loaded.rank_items(users, 8), strict=True):
         assert before.tolist() == after.tolist()
-    assert loaded.facts == student.facts and loaded.memory.weight == 0.3 and loaded.memory.top == 7
-    assert loaded.memory.discount == 0.1
+    assert (
+        loaded.facts == student.facts and loaded.transition_memory.weight == 0.3 and loaded.transition_memory.top == 7
+    )
+    assert loaded.transition_memory.discount == 0.1
     assert len(loaded.recommend([["i1", "i2"]], k=3)[0]) == 3
 
 
 def test_a_memory_of_another_catalogue():
     with pytest.raises(UserError, match=f"The memory is of 6 items, the student of {N_ITEMS}"):
-        shop().with_memory(memory_of([[0, 1]], 6))
+        shop().with_transition_memory(memory_of([[0, 1]], 6))
 
 
 def test_the_best_weight():
     # the model is right about the first user, the counter about the second, and only in the middle both are first
-    found = Candidates(
+    proposals = Candidates(
         items=np.array([[0, 1, -1], [0, 1, 2]]),
         log_probs=np.log([[0.55, 0.3, 1e-9], [0.5, 0.3, 0.1]]),
         counter=np.array([[0.0, 0.3, 0.0], [0.12, 0.9, 0.0]]),
         familiarity=np.log([[1.0, 1.0, 1.0], [2.0, 1.0, 1.0]]),
     )
-    found.log_probs[0, 2] = -np.inf
-    best, values = best_share(found, np.array([0, 1]), k=1)
+    proposals.log_probs[0, 2] = -np.inf
+    best, values = best_share(proposals, np.array([0, 1]), k=1)
     assert values[best] == 1 and values[0.0, 0.0] == values[1.0, 0.0] == 0.5
     # .55 (1 − w) > .3 (1 − w) + .3 w below .45; .5 (1 − w) + .12 w < .3 (1 − w) + .9 w above .204
     assert [w for (w, _), value in values.items() if value == 1] == pytest.approx([0.3, 0.4])
     assert best == (0.3, 0.0)
     # without the counter: the second user's item 0, twice as familiar, falls behind item 1 where .5 / 2^β < .3
-    best, values = best_share(found, np.array([0, 1]), (0.0,), (0.5, 0.7, 0.8, 1.0), k=1)
+    best, values = best_share(proposals, np.array([0, 1]), (0.0,), (0.5, 0.7, 0.8, 1.0), k=1)
     assert list(values.values()) == [0.5, 0.5, 1.0, 1.0] and best == (0.0, 0.8)
 
 
@@ -179,7 +197,7 @@ def test_candidates_come_once():
         return np.where(items < 0, -np.inf, -10.0 - items)
 
     memory = memory_of([[1, 0], [1, 2], [1, 3]], 6, top=2)
-    found = candidates(beams, score, memory, np.array([[1]]))
-    assert found.items.tolist() == [[4, 0, -1, 2]]  # the counter's top two are 0, a beam already, and 2
-    assert found.log_probs.tolist() == [[-1.0, -2.0, -np.inf, -12.0]]
-    assert found.counter[0].tolist() == pytest.approx([0, 1 / 3, 0, 1 / 3])
+    proposals = candidates(beams, score, memory, np.array([[1]]))
+    assert proposals.items.tolist() == [[4, 0, -1, 2]]  # the counter's top two are 0, a beam already, and 2
+    assert proposals.log_probs.tolist() == [[-1.0, -2.0, -np.inf, -12.0]]
+    assert proposals.counter[0].tolist() == pytest.approx([0, 1 / 3, 0, 1 / 3])

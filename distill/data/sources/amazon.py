@@ -16,21 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distill.data.sources import (
-    Options,
-    Source,
-    TextTable,
-    check_ids,
-    check_texts,
-    group,
-    merged,
-    need_column,
-    need_ids,
-    numbered,
-    with_numbers,
-)
+from distill.data.sources.base import Options, Source, check_texts, group
+from distill.data.sources.columns import need_column, need_ids
 from distill.data.sources.json_lines import MalformedError, blocks, plain, read_tables
+from distill.data.sources.numbering import check_ids, merged, numbered, with_numbers
 from distill.data.sources.refine import refine
+from distill.data.sources.text_table import TextTable
 from distill.runtime.errors import UserError
 
 FIRST_FIELD = re.compile(rb"\s*\{'asin': '([^']*)'")  # how the lines of 2014's metadata begin
@@ -54,7 +45,7 @@ METADATA = pa.schema(
 
 
 def files(folder: Path, options: Options) -> list[Path]:
-    """The reviews and, if there is such a file, the metadata.
+    """List the file of reviews and, if there is one, the file of metadata.
 
     Args:
         folder: holds one data set; or is its file of reviews.
@@ -63,15 +54,16 @@ def files(folder: Path, options: Options) -> list[Path]:
     Raises:
         UserError: no such folder, no reviews, or several data sets in one folder.
     """
-    named = folder if folder.is_file() else None
-    folder = folder.parent if named else folder
+    given = folder if folder.is_file() else None
+    folder = folder.parent if given else folder
     if not folder.is_dir():
         raise UserError(f"No folder {folder}: expected one that holds reviews. Name it with --input.")
-    found = sorted(path for path in folder.iterdir() if ENDING.search(path.name))
-    metadata = [path for path in found if path.name.startswith("meta_")]
-    reviews = [named] if named else [path for path in found if path not in metadata]
+    candidates = sorted(path for path in folder.iterdir() if ENDING.search(path.name))
+    metadata = [path for path in candidates if path.name.startswith("meta_")]
+    reviews = [given] if given else [path for path in candidates if path not in metadata]
     if len(reviews) != 1 or len(metadata) > 1:
-        names = ", ".join(path.name for path in found) or "nothing that ends in .json, .jsonl, .csv (or these with .gz)"
+        names = ", ".join(path.name for path in candidates)
+        names = names or "nothing that ends in .json, .jsonl, .csv (or these with .gz)"
         raise UserError(
             f"{folder}: expected one file of reviews and at most one meta_NAME, found {names}. Move the others away, "
             "or name the file of reviews itself with --input."
@@ -80,7 +72,7 @@ def files(folder: Path, options: Options) -> list[Path]:
 
 
 def read(folder: Path, options: Options) -> Source:
-    """Read reviews and metadata; what the options leave out goes before the metadata are looked up.
+    """Read reviews and metadata; `refine` is applied before the metadata are looked up, which saves work.
 
     Raises:
         UserError: as `files`; cut-off files, too many malformed lines, reviews without metadata, items without text.
@@ -102,7 +94,7 @@ def _json(path: Path, max_bad_lines: int) -> pa.Table:
 
 
 def _select_review(table: pa.Table) -> pa.Table | None:
-    """user, item, time in seconds, rating; None if a review lacks one of the first three."""
+    """Select user, item, time in seconds and rating; None if a review lacks one of the first three."""
     user, item = (pc.coalesce(*(table[name] for name in names)) for names in (USER, ITEM))
     milliseconds, seconds = (table[name].cast(pa.float64()) for name in TIME)
     time = pc.coalesce(seconds, pc.divide(milliseconds, 1000))
@@ -138,7 +130,7 @@ def _csv(path: Path) -> pa.Table:
     try:
         table = TextTable.read(path, ",", quoted=True, only=names, ids=names[:2])
     except (EOFError, OSError):
-        for _ in blocks(path):  # says how far the file can be read
+        for _ in blocks(path):  # raises a message that says how far the file can be read
             pass
         raise
     hint = "Expected the columns of the 2023 files; name other tables with --format table."
@@ -158,17 +150,17 @@ def _csv(path: Path) -> pa.Table:
 
 
 def _with_texts(items: pa.Table, path: Path, options: Options) -> pa.Table:
-    """The catalogue with its texts; of several metadata of one item the first counts."""
+    """Add the texts to the catalogue; of several metadata of an item the first is used."""
     wanted = items["item_id"].combine_chunks()
 
     def select(table: pa.Table) -> pa.Table | None:
         ids = pc.coalesce(*(table[name] for name in ITEM))
         if ids.null_count:
             return None
-        mine = pc.is_in(ids, wanted)
-        table, ids = table.filter(mine), ids.filter(mine)
+        is_wanted = pc.is_in(ids, wanted)
+        table, ids = table.filter(is_wanted), ids.filter(is_wanted)
         title = pc.fill_null(table["title"], "")
-        title = pc.if_else(pc.match_substring(title, "getTime"), "", title)  # pieces of pages' scripts, of 2018
+        title = pc.if_else(pc.match_substring(title, "getTime"), "", title)  # 2018: fragments of page scripts
         categories = pc.coalesce(table["categories"], table["category"])
         columns = {"item_id": ids, "title": title, "description": pc.binary_join(table["description"], " ")}
         columns |= {
@@ -179,19 +171,19 @@ def _with_texts(items: pa.Table, path: Path, options: Options) -> pa.Table:
 
     known = {item.encode() for item in wanted.to_pylist()}
 
-    def skip(line: bytes) -> bool:  # Python literals are slow to parse: only those of the items wanted are
+    def skip(line: bytes) -> bool:  # Python literals are slow to parse: skip items that are not wanted
         item = FIRST_FIELD.match(line)
         return item is not None and item[1] not in known
 
-    found = pa.concat_tables(read_tables(path, METADATA, select, _metadata_row, options.max_bad_lines, skip))
-    rows = pc.index_in(wanted, value_set=found["item_id"].combine_chunks())
+    metadata = pa.concat_tables(read_tables(path, METADATA, select, _metadata_row, options.max_bad_lines, skip))
+    rows = pc.index_in(wanted, value_set=metadata["item_id"].combine_chunks())
     if rows.null_count and options.empty_text == "error":
         first = wanted[int(np.argmax(rows.is_null().to_numpy(zero_copy_only=False)))]
         raise UserError(
             f"{path}: no metadata for {rows.null_count:,} of the {len(wanted):,} items reviewed, first {first}. "
             "Go on without their texts: --empty_text keep; or without these items: --empty_text drop."
         )
-    texts = found.drop(["item_id"]).take(rows)
+    texts = metadata.drop(["item_id"]).take(rows)
     result = items
     for name in texts.column_names:
         result = result.append_column(name, texts[name].fill_null(""))
@@ -208,7 +200,7 @@ def _metadata_row(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _words(value: Any) -> list[str]:
-    """Strings, lists of these, and lists of lists -> the distinct strings, in order."""
+    """Flatten strings, lists of strings and lists of lists to the distinct strings, in order."""
     if isinstance(value, list | tuple):
         return list(dict.fromkeys(word for part in value for word in _words(part)))
     return [plain(value)] if value not in (None, "") else []

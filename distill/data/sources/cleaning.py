@@ -1,4 +1,4 @@
-"""Texts as shops write them -> plain text."""
+"""Clean the texts of web shops: HTML to plain text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SPACE = r"[\s\p{Z}]+"
 
 
 def clean_html(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
-    """Tags, scripts and comments out, entities to characters, blanks to single spaces; null becomes empty.
+    """Remove tags, scripts and comments, decode entities, reduce white space to single spaces; null becomes empty.
 
-    Shops escape twice: tags are looked for again after entities (`&lt;br&gt;`), and entities until none is left
-    (`&amp;amp;`).
+    Shops escape twice: tags are removed again after decoding (`&lt;br&gt;`), and entities are decoded until none is
+    left (`&amp;amp;`).
     """
     chunks = texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
     return pa.chunked_array([_clean(chunk) for chunk in chunks], pa.string())
@@ -32,8 +32,8 @@ def _clean(texts: pa.Array) -> pa.Array:
 
 
 def _unescape(texts: pa.Array) -> pa.Array:
-    """Entities to characters; only the texts that have some are taken out of the array."""
-    for _ in range(3):  # deeper is not seen
+    """Decode entities; only the texts that have some leave the array."""
+    for _ in range(3):  # deeper nesting does not occur
         has = pc.match_substring_regex(texts, ENTITY)
         if not pc.any(has).as_py():
             break

@@ -1,8 +1,8 @@
-"""Files with one JSON object a line, plain or gzipped, read by blocks: held are two blocks and what is kept of others.
+"""Read files with one JSON object a line, plain or gzipped, in blocks.
 
-A block in which every line is as it should be is parsed by arrow at once. Any other is gone through line by line, so
-that malformed lines can be named, counted and, up to a limit, left out. Python literals (the Amazon data of 2014 hold
-these: single quotes, None) are taken too.
+Arrow parses a block at once if every line of it is well formed. Other blocks are parsed line by line, so that malformed
+lines can be named, counted and, up to a limit, left out. Python literals (single quotes, None), which the Amazon data
+of 2014 hold, are accepted too. At most two blocks of text are in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PIECE = 1 << 20  # bytes read at once
 
 
 class MalformedError(Exception):
-    """A line cannot be used; says what was expected."""
+    """A malformed line; the message says what was expected."""
 
 
 @dataclass
@@ -38,35 +38,34 @@ class BadLines:
 
     Attributes:
         path: the file.
-        limit: how many are allowed.
-        found: (line, what is wrong) of each.
+        limit: malformed lines allowed.
+        problems: (line, problem) of each malformed line.
     """
 
     path: Path
     limit: int
-    found: list[tuple[int, str]] = field(default_factory=list)
+    problems: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, line: int, problem: str) -> None:
-        """Note a line.
+        """Count a malformed line.
 
         Raises:
-            UserError: there are more than the limit.
+            UserError: more lines than the limit.
         """
-        self.found.append((line, problem))
-        if len(self.found) > self.limit:
-            first, what = self.found[0]
+        self.problems.append((line, problem))
+        if len(self.problems) > self.limit:
+            first, what = self.problems[0]
             raise UserError(
-                f"{self.path}:{first}: {what}. {len(self.found)} malformed lines up to line {line}, {self.limit} are "
-                "allowed. Get the file again, mend it, or leave out more: --max_bad_lines."
+                f"{self.path}:{first}: {what}. {len(self.problems)} malformed lines up to line {line}, {self.limit} "
+                "are allowed. Get the file again, mend it, or leave out more: --max_bad_lines."
             )
 
     def report(self) -> None:
-        """Say how many were left out and where the first ones are."""
-        if self.found:
-            lines = ", ".join(str(line) for line, _ in self.found[:5])
-            log.info(
-                f"{self.path}: left out {len(self.found)} malformed lines ({lines}{', …' * (len(self.found) > 5)})"
-            )
+        """Log how many lines were left out and the numbers of the first ones."""
+        if self.problems:
+            lines = ", ".join(str(line) for line, _ in self.problems[:5])
+            more = ", …" if len(self.problems) > 5 else ""
+            log.info(f"{self.path}: left out {len(self.problems)} malformed lines ({lines}{more})")
 
 
 def read_tables(
@@ -77,15 +76,15 @@ def read_tables(
     max_bad_lines: int,
     skip: Callable[[bytes], bool] = lambda line: False,
 ) -> Iterator[pa.Table]:
-    """The file, block by block.
+    """Read the file, block by block.
 
     Args:
         path: ends in .gz if it is gzipped.
-        schema: fields to read; others are passed over, missing ones are null.
-        select: a parsed block -> what is kept of it; None: something is missing, so that its lines are to be looked at.
+        schema: fields to read; other fields are ignored, missing ones are null.
+        select: a parsed block -> the columns to keep; None if a line lacks something, then the block is parsed by line.
         to_row: a line's object -> its fields of the schema; raises `MalformedError`.
-        max_bad_lines: how many malformed lines may be left out.
-        skip: whether a line need not be looked at, where lines are gone through one by one.
+        max_bad_lines: malformed lines that may be left out.
+        skip: whether a line can be ignored, where a block is parsed by line.
 
     Raises:
         UserError: a cut-off file (says how far it could be read), too many malformed lines.
@@ -100,7 +99,7 @@ def read_tables(
             parsed.validate(full=True)  # the parser lets bytes pass that are not UTF-8
             kept = select(parsed)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            pass  # which line it was is found out below
+            pass  # parsing by line below finds the line
         if kept is None:
             rows = list(_rows(block, line, to_row, skip, bad))
             kept = select(pa.Table.from_pylist(rows, schema))
@@ -132,15 +131,15 @@ def _load(text: bytes) -> dict[str, Any]:
 
 
 def plain(value: Any) -> str:
-    """Any value as text that can be written: JSON can name half characters (lone surrogates), files cannot."""
+    """Convert any value to a string that UTF-8 can encode: JSON may hold lone surrogates."""
     return str(value).encode(errors="replace").decode()
 
 
 def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Whole lines, about `BLOCK` bytes of text at a time, with the first one's number; shows a progress bar.
+    """Read blocks of whole lines, about `BLOCK` bytes each, as (number of the first line, text); shows a progress bar.
 
     Raises:
-        UserError: cut off or damaged; says how many bytes and lines could be read.
+        UserError: cut off or damaged; the message counts the bytes and lines that could be read.
     """
     held: list[bytes] = []
     size, done, line = 0, 0, 1
@@ -172,7 +171,7 @@ def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _ahead(items: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """The same items, the next one made while the last one is used: unpacking and parsing share two cores."""
+    """Yield the same items, reading the next in a thread meanwhile: unpacking and parsing share two cores."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:

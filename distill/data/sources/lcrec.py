@@ -17,28 +17,29 @@ import numpy as np
 import pyarrow as pa
 
 from distill.data.dataset import TEXT_COLUMNS
-from distill.data.sources import Options, Source, TextTable, check_texts, dense_catalogue, the_one
+from distill.data.sources.base import Options, Source, check_texts, find_file
+from distill.data.sources.text_table import TextTable, dense_catalogue
 from distill.runtime.errors import UserError
 
 ENDING = re.compile(r"\.(inter\.json|item\.json|item2id)$")
 
 
 def files(folder: Path, options: Options) -> list[Path]:
-    """The files that `read` reads.
+    """List the files that `read` would read.
 
     Raises:
         UserError: no folder, no interactions, or several data sets in one folder.
     """
-    found = [the_one(folder, "*.inter.json")]
-    found += [the_one(folder, pattern, needed=False) for pattern in ("*.item2id", "*.item.json")]
-    return [path for path in found if path]
+    paths = [find_file(folder, "*.inter.json")]
+    paths += [find_file(folder, pattern, needed=False) for pattern in ("*.item2id", "*.item.json")]
+    return [path for path in paths if path]
 
 
 def read(folder: Path, options: Options) -> Source:
     """Read a folder.
 
     Raises:
-        UserError: as `files`; cut-off JSON, something else than lists of numbers, duplicates, unknown items, items
+        UserError: as `files`; cut-off JSON, values other than lists of numbers, duplicates, unknown items, items
             without text.
     """
     by_ending = {ENDING.search(path.name).group(): path for path in files(folder, options)}
@@ -69,7 +70,7 @@ def read(folder: Path, options: Options) -> Source:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """A JSON object without repeated keys."""
+    """Load a JSON object; repeated keys are an error."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -93,7 +94,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _flatten(users: dict[str, Any], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All users' item numbers one after the other, and how many each has."""
+    """Concatenate the item numbers of all users [n] and count them [users]."""
     for user, row in users.items():
         if not isinstance(row, list) or not all(type(number) is int for number in row):
             raise UserError(
@@ -104,7 +105,7 @@ def _flatten(users: dict[str, Any], path: Path) -> tuple[np.ndarray, np.ndarray]
 
 
 def _texts(path: Path, texts: dict[str, Any], ids: pa.Array, options: Options) -> dict[str, pa.Array]:
-    """Text columns in the order of `ids`; texts of further items are left out."""
+    """Read the text columns in the order of `ids`; texts of other items are left out."""
     rows = [texts.get(str(number), {}) for number in range(len(ids))]
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -119,7 +120,7 @@ def _texts(path: Path, texts: dict[str, Any], ids: pa.Array, options: Options) -
 
 
 def _text(value: Any) -> str:
-    """Some versions of these files hold lists of strings."""
+    """Join lists of strings, which some versions of these files hold."""
     if value is None:
         return ""
     if isinstance(value, Iterable) and not isinstance(value, str):
@@ -128,7 +129,7 @@ def _text(value: Any) -> str:
 
 
 def _where(path: Path, key: str, last: bool = False) -> str:
-    """File and line of a key, as `path:line`; slow, for messages only."""
+    """Name file and line of a key, as `path:line`; slow, for messages only."""
     text = path.read_text(encoding="utf-8")
-    found = [match.start() for match in re.finditer(re.escape(json.dumps(key)) + r"\s*:", text)]
-    return f"{path}:{text.count(chr(10), 0, found[-1 if last else 0]) + 1}" if found else str(path)
+    starts = [match.start() for match in re.finditer(re.escape(json.dumps(key)) + r"\s*:", text)]
+    return f"{path}:{text.count(chr(10), 0, starts[-1 if last else 0]) + 1}" if starts else str(path)

@@ -1,6 +1,6 @@
 """MovieLens as it is downloaded: 100K (u.data, u.item), 1M and 10M (ratings.dat, movies.dat), 20M to 32M (csv).
 
-Titles and genres are the items' texts; only films that somebody rated are kept.
+Titles and genres are the items' texts. Films without ratings are left out.
 """
 
 from __future__ import annotations
@@ -13,18 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from distill.data.sources import (
-    Options,
-    Source,
-    TextTable,
-    check_ids,
-    check_texts,
-    group,
-    need_column,
-    need_ids,
-    number_items,
-    to_numbers,
-)
+from distill.data.sources.base import Options, Source, check_texts, group
+from distill.data.sources.columns import need_column, need_ids, to_numbers
+from distill.data.sources.numbering import check_ids, number_items
+from distill.data.sources.text_table import TextTable
 from distill.runtime.errors import UserError
 
 SHAPES = (("u.data", "u.item"), ("ratings.dat", "movies.dat"), ("ratings.csv", "movies.csv"))
@@ -37,7 +29,7 @@ DELIMITERS = {"u.data": "\t", "u.item": "|", "ratings.dat": "::", "movies.dat": 
 
 
 def files(folder: Path, options: Options) -> list[Path]:
-    """Ratings and films.
+    """List the files of ratings and films.
 
     Raises:
         UserError: no folder, or none of the pairs in it.
@@ -49,9 +41,9 @@ def files(folder: Path, options: Options) -> list[Path]:
             if not (folder / films).is_file():
                 raise UserError(f"{folder}: missing file {films} beside {ratings}.")
             return [folder / ratings, folder / films]
-    inside = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+    present = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
     expected = ", ".join(ratings for ratings, _ in SHAPES)
-    raise UserError(f"{folder}: expected one of {expected}; found {inside}. Check --input.")
+    raise UserError(f"{folder}: expected one of {expected}; found {present}. Check --input.")
 
 
 def read(folder: Path, options: Options) -> Source:
@@ -82,7 +74,7 @@ def read(folder: Path, options: Options) -> Source:
 
 
 def _table(path: Path, names: list[str]) -> tuple[pa.Table, Callable[[int], str]]:
-    """Columns of these names as strings, and row -> place for messages."""
+    """Read columns of these names as strings; returns them and a function row -> place for messages."""
     if path.suffix == ".csv":
         table = TextTable.read(path, ",", quoted=True, only=names, ids=[name for name in RATINGS[:2] if name in names])
         return table.columns, table.where

@@ -13,23 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distill.data.sources import (
-    Options,
-    Source,
-    TextTable,
-    check_ids,
-    check_texts,
-    dense_catalogue,
-    group,
-    need_column,
-    need_ids,
-    number_items,
-    the_one,
-    to_numbers,
-)
+from distill.data.sources.base import Options, Source, check_texts, find_file, group
+from distill.data.sources.columns import need_column, need_ids, to_numbers
+from distill.data.sources.numbering import check_ids, number_items
+from distill.data.sources.text_table import TextTable, dense_catalogue
 
 SPLITS = (".train.inter", ".valid.inter", ".test.inter")
-COLUMNS = {  # RecBole's data sets call the texts by many names
+COLUMNS = {  # column names that RecBole's data sets use for each text
     "title": ("title", "item_name", "name", "product_title", "movie_title"),
     "description": ("description",),
     "brand": ("brand", "store"),
@@ -38,18 +28,18 @@ COLUMNS = {  # RecBole's data sets call the texts by many names
 
 
 def files(folder: Path, options: Options) -> list[Path]:
-    """The files that `read` reads.
+    """List the files that `read` would read.
 
     Raises:
         UserError: no folder, no interactions, or several data sets in one folder.
     """
     is_split = folder.is_dir() and any(any(folder.glob("*" + ending)) for ending in SPLITS)
     if is_split:
-        found = [the_one(folder, "*.test.inter")]
-        found += [the_one(folder, pattern, needed=False) for pattern in ("*.item2index", "*.text")]
+        paths = [find_file(folder, "*.test.inter")]
+        paths += [find_file(folder, pattern, needed=False) for pattern in ("*.item2index", "*.text")]
     else:
-        found = [the_one(folder, "*.inter"), the_one(folder, "*.item", needed=False)]
-    return [path for path in found if path]
+        paths = [find_file(folder, "*.inter"), find_file(folder, "*.item", needed=False)]
+    return [path for path in paths if path]
 
 
 def read(folder: Path, options: Options) -> Source:
@@ -70,7 +60,7 @@ def _read_split(paths: dict[str, Path], inter: TextTable, options: Options) -> S
     )
     check_ids(users, "user", inter.where, unique=True)
     check_ids(target, "item", inter.where, unique=False)
-    # An empty history leaves a blank in front, which trimming takes away.
+    # An empty history leaves a blank in front; trimming removes it.
     tokens = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pc.binary_join_element_wise(history, target, " ")))
     flat = tokens.flatten()
     ends = np.cumsum(tokens.value_lengths().to_numpy(zero_copy_only=False))
@@ -96,7 +86,7 @@ def _read_split(paths: dict[str, Path], inter: TextTable, options: Options) -> S
 
 
 def _texts(texts: TextTable, ids: pa.Array, options: Options) -> dict[str, pa.Array]:
-    """Text columns in the order of `ids`; texts of further items are left out."""
+    """Read the text columns in the order of `ids`; texts of other items are left out."""
     named = need_column(texts.columns, "item_id", f"{texts.path}:1")
     check_ids(named, "item", texts.where, unique=True)
     rows = pc.index_in(ids, value_set=named)
@@ -106,13 +96,13 @@ def _texts(texts: TextTable, ids: pa.Array, options: Options) -> dict[str, pa.Ar
         return texts.where(rows[item].as_py()) if rows[item].is_valid else str(texts.path)
 
     check_texts(pa.table({"item_id": ids, "title": text}), where, options.empty_text)
-    parts = [_split_text(one) for one in text.to_pylist()]
+    parts = [_split_text(line) for line in text.to_pylist()]
     names = ("title", "categories", "brand")
     return {name: pa.array(column, pa.string()) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
 
 
 def _split_text(text: str) -> tuple[str, str, str]:
-    """`title. categories. brand. `, as these files are made -> its parts; anything else is all title."""
+    """Split `title. categories. brand. `, the form of these files; any other text is the title."""
     parts = text.rsplit(". ", 3)
     if len(parts) == 4 and not parts[3].strip():
         return parts[0].strip(), parts[1].strip(), parts[2].strip()
@@ -139,11 +129,11 @@ def _read_plain(paths: dict[str, Path], options: Options) -> Source:
     known = need_column(table.columns, "item_id", f"{table.path}:1")
     check_ids(known, "item", table.where, unique=True)
     numbers = number_items(named, known, inter.where, str(table.path))
-    # These files often describe a whole shop: only what somebody bought is kept.
+    # These files often describe a whole shop: keep only items with interactions.
     kept, values = np.unique(numbers, return_inverse=True)
     items = {"item_id": known.take(pa.array(kept))}
-    for name, others in COLUMNS.items():
-        column = next((other for other in others if other in table.columns.column_names), None)
+    for name, aliases in COLUMNS.items():
+        column = next((alias for alias in aliases if alias in table.columns.column_names), None)
         if column:
             items[name] = table.columns[column].combine_chunks().take(pa.array(kept))
     if len(items) > 1:

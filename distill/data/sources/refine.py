@@ -1,4 +1,4 @@
-"""What is done to interactions once they are read: ratings, repetitions, rare users and items (k-core)."""
+"""Filter interactions after reading: ratings, texts, repetitions, rare users and items (k-core)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Literal
 import numpy as np
 
 from distill.data.dataset import TEXT_COLUMNS
-from distill.data.sources import Options, Source, check_texts, without_text
+from distill.data.sources.base import Options, Source, check_texts, without_text
 from distill.data.sources.cleaning import clean_html
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 
 
 def refine(source: Source, options: Options) -> Source:
-    """Leave out what the options say: low ratings, items without text, repetitions, then rare users and items.
+    """Leave out low ratings, items without text, repetitions, then rare users and items, as the options say.
 
-    Doing it twice changes nothing more. Order and item numbers of the rest are kept, but that a k-core and
-    `empty_text` "drop" close the gaps of the items that they take away.
+    A second call changes nothing. The order of the remaining interactions is kept. Item numbers are kept too, except
+    that a k-core and `empty_text` "drop" renumber the remaining items.
 
     Raises:
         UserError: an option needs ratings or times that the source does not have, or nothing is left.
@@ -59,10 +59,10 @@ def _keep(source: Source, keep: np.ndarray, why: str) -> Source:
 
 
 def repeated(source: Source, duplicates: Literal["exact", "first"]) -> np.ndarray:
-    """Which interactions repeat an earlier one of the same user with the same item ("exact": at the same time) [n].
+    """Mark interactions that repeat an earlier one of the same user and item ("exact": and time) [n].
 
     Raises:
-        UserError: "exact", and there are no times.
+        UserError: "exact" without times.
     """
     if duplicates == "exact" and source.times is None:
         raise UserError(f"{source.origin}: there are no times to compare for --duplicates exact; use first or keep.")
@@ -71,13 +71,13 @@ def repeated(source: Source, duplicates: Literal["exact", "first"]) -> np.ndarra
     again = pairs[order][1:] == pairs[order][:-1]
     if duplicates == "exact":
         again &= source.times[order][1:] == source.times[order][:-1]
-    result = np.zeros(len(pairs), dtype=bool)
-    result[order[1:][again]] = True
-    return result
+    is_repeated = np.zeros(len(pairs), dtype=bool)
+    is_repeated[order[1:][again]] = True
+    return is_repeated
 
 
 def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int) -> np.ndarray:
-    """The largest set of interactions in which every user and every item has enough of them.
+    """Find the largest set of interactions in which every user and every item has enough of them.
 
     Args:
         users: user numbers [n].
@@ -86,8 +86,8 @@ def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int)
         item_core: interactions that an item must have.
 
     Returns:
-        Numbers of the rows that are kept, ascending. There is one such set: taking away what has too few never takes
-        away what any set that fulfils the condition holds.
+        Numbers of the kept rows, ascending. The largest set is unique: a row is removed only if no set that fulfils the
+        condition can hold it.
     """
     rows = np.arange(len(users))
     while True:
@@ -101,13 +101,13 @@ def without_short_users(source: Source, short_users: Literal["error", "drop"], l
     """Refuse or drop users with fewer items than the split needs.
 
     Args:
-        source: to look at.
-        short_users: what to do.
+        source: the interactions.
+        short_users: refuse ("error") or drop such users.
         least: items that a user must have.
-        split: for the message.
+        split: name of the split, for the message.
 
     Raises:
-        UserError: there are such users and they are not to be dropped, or nobody is left.
+        UserError: there are such users and short_users is "error", or no user is left.
     """
     short = np.flatnonzero(source.lengths < least)
     if len(short) and short_users == "error":

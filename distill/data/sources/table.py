@@ -13,23 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distill.data.dataset import TEXT_COLUMNS
-from distill.data.sources import (
-    MERGE_ROWS,
-    Options,
-    Source,
-    TextTable,
-    check_ids,
-    check_texts,
-    group,
-    merged,
-    named_column,
-    need_column,
-    need_ids,
-    number_items,
-    the_one,
-    to_numbers,
-    with_numbers,
-)
+from distill.data.sources.base import Options, Source, check_texts, find_file, group
+from distill.data.sources.columns import named_column, need_column, need_ids, to_numbers
+from distill.data.sources.numbering import MERGE_ROWS, check_ids, merged, number_items, with_numbers
+from distill.data.sources.text_table import TextTable
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
 
@@ -38,7 +25,7 @@ ENDINGS = (".csv", ".tsv", ".parquet")
 
 
 def files(folder: Path, options: Options) -> list[Path]:
-    """The files that `read` reads.
+    """List the files that `read` would read.
 
     Args:
         folder: holds interactions.csv, .tsv or .parquet and perhaps items.csv, .tsv or .parquet; or is the file of
@@ -53,13 +40,13 @@ def files(folder: Path, options: Options) -> list[Path]:
             raise UserError(f"{folder}: expected a file that ends in {', '.join(ENDINGS)}.")
         inter, folder = folder, folder.parent
     else:
-        inter = the_one(folder, "interactions.[cpt]*")
-    items = the_one(folder, "items.[cpt]*", needed=False)
-    found = [inter] + ([items] if items else [])
-    for path in found:
+        inter = find_file(folder, "interactions.[cpt]*")
+    items = find_file(folder, "items.[cpt]*", needed=False)
+    paths = [inter] + ([items] if items else [])
+    for path in paths:
         if path.suffix not in ENDINGS:
             raise UserError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}.")
-    return found
+    return paths
 
 
 def read(folder: Path, options: Options) -> Source:
@@ -101,7 +88,7 @@ def read(folder: Path, options: Options) -> Source:
 
 
 def _read(path: Path, only: list[str] | None = None, ids: Sequence[str] = ()) -> tuple[pa.Table, Callable[[int], str]]:
-    """A table, and row -> place for messages; `only` and `ids` as for TextTable."""
+    """Read a table; returns it and a function row -> place for messages. `only` and `ids` as for TextTable."""
     if path.suffix == ".parquet":
         return _read_parquet(path, only, ids), lambda row: f"{path} row {row}"
     table = TextTable.read(path, "\t" if path.suffix == ".tsv" else ",", quoted=True, only=only, ids=ids)
@@ -111,16 +98,16 @@ def _read(path: Path, only: list[str] | None = None, ids: Sequence[str] = ()) ->
 def _read_parquet(path: Path, only: list[str] | None, ids: Sequence[str]) -> pa.Table:
     try:
         file = pq.ParquetFile(path)
-        # with a column missing all are read, so that the message can name them
+        # if a column is missing, read all, so that the message can name them
         narrow = only if set(only or ()) <= set(file.schema_arrow.names) else None
         tables = (pa.table(batch) for batch in file.iter_batches(MERGE_ROWS, columns=narrow))
         return merged((with_numbers(table, ids) for table in tables), file.schema_arrow.empty_table())
     except (pa.ArrowInvalid, OSError):
-        return read_parquet(path, ())  # says what is wrong
+        return read_parquet(path, ())  # raises the message
 
 
 def _convert(column: pa.ChunkedArray) -> np.ndarray:
-    """Numbers, dates or texts of either -> floats, seconds since 1970 if dates [n]."""
+    """Convert numbers, dates or strings of either to floats [n]; dates become seconds since 1970."""
     if column.null_count:
         raise pa.ArrowInvalid("null")
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

@@ -1,7 +1,7 @@
-"""Quantisers: embeddings to a few codes each, behind one small interface.
+"""Quantisers: an embedding becomes a few codes.
 
-`fit` trains one, `save` and `load` keep it as `quantiser.safetensors` and `quantiser.json`. A new one is a class with
-`Quantiser`'s methods and a line in `fit` and `_class_of`. Nothing here imports torch before it is needed.
+`fit` trains a quantiser, `save` and `load` store it as `quantiser.safetensors` and `quantiser.json`. To add one, write
+a class with the methods of `Quantiser` and a line in `fit` and `_class_of`. torch is imported late.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TENSORS, SETTINGS = "quantiser.safetensors", "quantiser.json"
 
 
 class Quantiser(Protocol):
-    """What every quantiser can do.
+    """The interface of every quantiser.
 
     Attributes:
         name: rqvae, rkmeans or pq.
-        levels: codes of an item.
-        codebook_size: codewords of a level.
+        levels: codes per item.
+        codebook_size: codewords per level.
         input_dim: size of an embedding.
     """
 
@@ -38,19 +38,19 @@ class Quantiser(Protocol):
     input_dim: int
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """Codes [n, levels] (int64) of embeddings [n, dim]: each level the nearest codeword."""
+        """Encode embeddings [n, dim] as codes [n, levels] (int64): the nearest codeword at each level."""
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Embeddings [n, dim] (float32) that the codes [n, up to levels] stand for; fewer levels are coarser."""
+        """Decode codes [n, up to levels] to embeddings [n, dim] (float32); fewer levels are coarser."""
 
     def target(self, x: np.ndarray, codes: np.ndarray, level: int) -> np.ndarray:
-        """What `level` (from 0) has to quantise, given embeddings [n, dim] and the codes before it: [n, d]."""
+        """Compute what `level` (from 0) quantises, given embeddings [n, dim] and the codes before it: [n, d]."""
 
     def words(self, level: int) -> np.ndarray:
-        """The level's codewords [codebook_size, d], comparable with `target`."""
+        """Return the level's codewords [codebook_size, d], comparable with `target`."""
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Tensors and settings; the static `from_state(name, tensors, settings)` makes a quantiser of them."""
+        """Return tensors and settings, from which the static `from_state(name, tensors, settings)` restores it."""
 
 
 def fit(
@@ -70,35 +70,35 @@ def fit(
     Args:
         name: rqvae, rkmeans or pq.
         x: embeddings [n, dim], finite; may be a memory map.
-        levels: codes of an item.
-        codebook_size: codewords of a level.
+        levels: codes per item.
+        codebook_size: codewords per level.
         seed: of everything random.
-        rqvae: settings of the RQ-VAE (default: its defaults).
-        kmeans: settings of the two others.
-        sample: train on so many rows, 0: on all.
-        progress: called with what is done, what there is to do, and a word about it.
+        rqvae: settings of the RQ-VAE; None: the defaults.
+        kmeans: settings of rkmeans and pq; None: the defaults.
+        sample: train on this many rows; 0: on all.
+        progress: called with steps done, steps in all, and a note.
         device: where an RQ-VAE trains.
 
     Raises:
         UserError: settings that cannot work, more items than codes.
     """
     check(len(x), levels, codebook_size)
-    tell = progress or (lambda done, total, word: None)
+    report = progress or (lambda done, total, note: None)
     if 0 < sample < len(x):
         x = x[np.sort(np.random.default_rng(seed).choice(len(x), sample, replace=False))]
     if name == "rqvae":
-        from distill.semantic_ids.quantisers import rqvae as network
+        from distill.semantic_ids.quantisers import rqvae as rqvae_module
 
         settings = rqvae or RQVAEConfig()
 
         def epoch(number: int, losses: dict[str, float]) -> None:
-            tell(number, settings.epochs, ", ".join(f"{part} {loss:.3g}" for part, loss in losses.items()))
+            report(number, settings.epochs, ", ".join(f"{part} {loss:.3g}" for part, loss in losses.items()))
 
-        return network.fit(x, levels, codebook_size, seed, settings, epoch, device)
+        return rqvae_module.fit(x, levels, codebook_size, seed, settings, epoch, device)
     from distill.semantic_ids.quantisers import codebooks
 
     train = {"rkmeans": codebooks.fit_rkmeans, "pq": codebooks.fit_pq}[name]
-    return train(x, levels, codebook_size, seed, kmeans or KMeansConfig(), lambda level: tell(level + 1, levels, ""))
+    return train(x, levels, codebook_size, seed, kmeans or KMeansConfig(), lambda level: report(level + 1, levels, ""))
 
 
 def save(quantiser: Quantiser, folder: Path) -> None:

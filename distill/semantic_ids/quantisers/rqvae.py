@@ -1,7 +1,7 @@
 """RQ-VAE: an embedding becomes a few codes, coarse to fine (paper 2.2; LC-Rec, arXiv 2311.09049, section 3.1).
 
-`z = encoder(x)` is quantised in residual steps: level d takes the codeword nearest to what the levels before it left
-over. The decoder sees the sum of the codewords.
+`z = encoder(x)` is quantised in residual steps: level d takes the codeword nearest to the residual of the levels before
+it. The decoder sees the sum of the codewords.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.semantic_ids.quantisers.codebooks import around, plain_kmeans
+from distill.semantic_ids.quantisers.codebooks import plain_kmeans, sample_with_noise
 from distill.semantic_ids.quantisers.settings import RQVAEConfig, check_rqvae
 from distill.semantic_ids.quantisers.sinkhorn import balanced_codes, squared_distances
 
 CHUNK = 8192  # items encoded at once
-KMEANS_SAMPLES = 64  # per codeword; more only costs time
-SMALL_STEP = 1 << 19  # distances a step, below which one thread is enough
+KMEANS_SAMPLES = 64  # items per codeword; more only cost time
+SMALL_STEP = 1 << 19  # distances per step, below which one thread is enough
 Progress = Callable[[int, dict[str, float]], None]
 
 
 class Quantised(NamedTuple):
-    """What `RQVAE.quantise` found.
+    """Result of `RQVAE.quantise`.
 
     Attributes:
         codes: [n, levels].
@@ -43,13 +43,13 @@ class Quantised(NamedTuple):
 class RQVAE(nn.Module):
     """MLP autoencoder with a residual quantiser between its halves.
 
-    Inputs are centred and brought to unit mean variance by statistics kept with the weights, so that one set of loss
-    weights fits embeddings of any scale; reconstructions come back on the input's scale.
+    Inputs are centred and scaled to unit mean variance by statistics saved with the weights, so that the same loss
+    weights fit embeddings of any scale; reconstructions have the input's scale.
 
     Args:
         input_dim: size of an embedding.
-        levels: codes of an item.
-        codebook_size: codewords of a level.
+        levels: codes per item.
+        codebook_size: codewords per level.
         config: settings.
     """
 
@@ -67,18 +67,18 @@ class RQVAE(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def standardise(self, x: Tensor) -> Tensor:
-        """Embeddings [n, input_dim] on the scale that the networks see."""
+        """Centre and scale embeddings [n, input_dim]."""
         return (x - self.center) / self.scale
 
     def latents(self, x: Tensor) -> Tensor:
-        """z [n, latent_dim] of embeddings [n, input_dim]."""
+        """Encode embeddings [n, input_dim] as z [n, latent_dim]."""
         return self.encoder(self.standardise(x))
 
     def quantise(self, z: Tensor, balanced: bool = False) -> Quantised:
-        """Residual quantisation: `c_d = argmin ‖r_d − e‖`, `r_{d+1} = r_d − e_{c_d}`, `r_0 = z` (paper 2.2).
+        """Quantise residuals: `c_d = argmin ‖r_d − e‖`, `r_{d+1} = r_d − e_{c_d}`, `r_0 = z` (paper 2.2).
 
-        The loss is `Σ_d ‖sg[r_d] − e‖² + β‖r_d − sg[e]‖²`. Residuals pass gradients to z at every level and to no
-        codeword: a codeword learns from its own term only.
+        The loss is `Σ_d ‖sg[r_d] − e‖² + β‖r_d − sg[e]‖²`. Residuals pass gradients to z at every level, but not
+        to codewords: a codeword learns only from the term of its level.
 
         Args:
             z: [n, latent_dim].
@@ -103,25 +103,26 @@ class RQVAE(nn.Module):
         return Quantised(torch.stack(codes, dim=1), total, loss)
 
     def loss(self, x: Tensor, balanced: bool = False) -> tuple[Tensor, dict[str, Tensor], Quantised]:
-        """`‖x − x̂‖² + Σ_d …`, mean over the items (paper 2.2), its two parts, and the quantisation.
-
-        The reconstruction term is measured on the standardised input.
+        """Compute the loss `‖x − x̂‖² + Σ_d …`, mean over the items, on the standardised input (paper 2.2).
 
         Args:
             x: [n, input_dim].
             balanced: see `quantise`.
+
+        Returns:
+            The loss, its two parts, and the quantisation.
         """
         x = self.standardise(x)
         z = self.encoder(x)
-        found = self.quantise(z, balanced)
-        straight_through = z + (found.vectors - z).detach()
+        quantised = self.quantise(z, balanced)
+        straight_through = z + (quantised.vectors - z).detach()
         reconstruction = (x - self.decoder(straight_through)).square().sum(1).mean()
-        quantisation = found.loss.mean()
-        return reconstruction + quantisation, {"recon": reconstruction, "quant": quantisation}, found
+        quantisation = quantised.loss.mean()
+        return reconstruction + quantisation, {"recon": reconstruction, "quant": quantisation}, quantised
 
     @torch.no_grad()
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """Codes [n, levels] (int64) of embeddings [n, input_dim]; each level the nearest codeword."""
+        """Encode embeddings [n, input_dim] as codes [n, levels] (int64): the nearest codeword at each level."""
         return np.concatenate([self._nearest(self.latents(rows)) for rows in self._rows(x)])
 
     def _nearest(self, z: Tensor) -> np.ndarray:
@@ -133,28 +134,28 @@ class RQVAE(nn.Module):
 
     @torch.no_grad()
     def target(self, x: np.ndarray, codes: np.ndarray, level: int) -> np.ndarray:
-        """What `level` has to quantise, given the codes before it [n, latent_dim] (float32)."""
+        """Compute the residual that `level` quantises, given the codes before it [n, latent_dim] (float32)."""
         latents = np.concatenate([self.latents(rows).cpu().numpy() for rows in self._rows(x)])
         return latents - self._sum(torch.as_tensor(codes[:, :level], device=self.codebooks.device)).cpu().numpy()
 
     def words(self, level: int) -> np.ndarray:
-        """The level's codewords [codebook_size, latent_dim], comparable with `target`."""
+        """Return the level's codewords [codebook_size, latent_dim], comparable with `target`."""
         return self.codebooks[level].detach().cpu().numpy()
 
     @torch.no_grad()
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Embeddings [n, input_dim] (float32) that the codes [n, up to levels] stand for; fewer levels are coarser."""
+        """Decode codes [n, up to levels] to embeddings [n, input_dim] (float32); fewer levels are coarser."""
         vectors = self._sum(torch.as_tensor(codes, device=self.codebooks.device))
         return (self.decoder(vectors) * self.scale + self.center).cpu().numpy()
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Tensors and settings that `from_state` takes."""
+        """Return tensors and settings for `from_state`."""
         tensors = {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
         return tensors, {"rqvae": dataclasses.asdict(self.config)}
 
     @staticmethod
     def from_state(name: str, tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> RQVAE:
-        """What `state` gave, as a quantiser."""
+        """Restore a quantiser from what `state` returned."""
         levels, size, _ = tensors["codebooks"].shape
         model = RQVAE(len(tensors["center"]), levels, size, RQVAEConfig(**settings["rqvae"]))
         model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
@@ -196,12 +197,12 @@ def fit(
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> RQVAE:
-    """Fit an RQ-VAE; the same inputs and seed on the same machine give the same model.
+    """Train an RQ-VAE; the same inputs and seed on the same machine give the same model.
 
     Args:
-        x: embeddings [n, dim], in memory or a memory map: batches are copied, the whole never.
-        levels: codes of an item.
-        codebook_size: codewords of a level.
+        x: embeddings [n, dim]; may be a memory map: only batches are copied.
+        levels: codes per item.
+        codebook_size: codewords per level.
         seed: of the weights, the order of the batches and k-means.
         config: settings.
         progress: called after every epoch with its number (from 1) and the mean losses.
@@ -218,7 +219,7 @@ def fit(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Steps of a millisecond: threads gain little, and where cores are shared, their barriers cost a hundredfold."""
+    """Run steps of a millisecond on one thread: more gain little, and on shared cores their barriers are very slow."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -245,15 +246,15 @@ def _fit(
         sums: dict[str, float] = {}
         permutation = order.permutation(len(x))
         for start in range(0, len(x), config.batch_size):
-            chosen = np.sort(permutation[start : start + config.batch_size])  # in order: kind to memory maps
+            chosen = np.sort(permutation[start : start + config.batch_size])  # in order: memory maps read faster
             rows = _tensor(x[chosen], model.codebooks)
             if epoch <= config.warmup_epochs:
                 rows = model.standardise(rows)
                 loss = (rows - model.decoder(model.encoder(rows))).square().sum(1).mean()
                 parts = {"recon": loss}
             else:
-                loss, parts, found = model.loss(rows, balanced=config.sinkhorn_epsilon > 0)
-                for level, codes in enumerate(found.codes.T.cpu().numpy()):
+                loss, parts, quantised = model.loss(rows, balanced=config.sinkhorn_epsilon > 0)
+                for level, codes in enumerate(quantised.codes.T.cpu().numpy()):
                     used[level] += np.bincount(codes, minlength=codebook_size)
             optimizer.zero_grad()
             loss.backward()
@@ -264,7 +265,7 @@ def _fit(
         if epoch == config.warmup_epochs:
             _start_codebooks(model, x, order)
         elif config.revive_every and epoch % config.revive_every == 0:
-            if config.warmup_epochs < epoch <= 0.8 * config.epochs:  # and then let it settle
+            if config.warmup_epochs < epoch <= 0.8 * config.epochs:  # the last fifth lets the codewords settle
                 _revive(model, x, used, order)
             used[:] = 0
         if progress is not None:
@@ -273,7 +274,7 @@ def _fit(
 
 
 def _measure(model: RQVAE, x: np.ndarray, batch_size: int = 8192) -> None:
-    """Set center and scale from the data: a mean variance of 1 in a dimension."""
+    """Set center and scale from the data, for a mean variance of 1 per dimension."""
     total, squares = np.zeros(x.shape[1]), 0.0
     for start in range(0, len(x), batch_size):
         rows = np.asarray(x[start : start + batch_size], dtype=np.float64)
@@ -287,7 +288,7 @@ def _measure(model: RQVAE, x: np.ndarray, batch_size: int = 8192) -> None:
 
 @torch.no_grad()
 def _start_codebooks(model: RQVAE, x: np.ndarray, rng: np.random.Generator) -> None:
-    """k-means on the residuals, level by level, over a sample of the items (LC-Rec: of the first batch)."""
+    """Start the codebooks by k-means on the residuals of a sample, level by level (LC-Rec: of the first batch)."""
     chosen = np.sort(rng.permutation(len(x))[: KMEANS_SAMPLES * model.codebook_size])
     residual = np.concatenate([model.latents(rows).cpu().numpy() for rows in model._rows(x[chosen])])
     for codebook in model.codebooks:
@@ -299,16 +300,16 @@ def _start_codebooks(model: RQVAE, x: np.ndarray, rng: np.random.Generator) -> N
 
 @torch.no_grad()
 def _revive(model: RQVAE, x: np.ndarray, used: np.ndarray, rng: np.random.Generator) -> None:
-    """Move codewords that nothing chose to residuals of random items, where they can be chosen."""
+    """Move unused codewords to residuals of random items."""
     if used.all():
         return
     chosen = np.sort(rng.permutation(len(x))[: 4 * model.codebook_size])
     residual = np.concatenate([model.latents(rows).cpu().numpy() for rows in model._rows(x[chosen])])
     for level in range(model.levels):
-        dead = np.flatnonzero(used[level] == 0)
+        unused = np.flatnonzero(used[level] == 0)
         codebook = model.codebooks[level]
-        if len(dead):
-            words = torch.from_numpy(around(residual, len(dead), rng)).to(codebook.device)
-            codebook[torch.from_numpy(dead).to(codebook.device)] = words
+        if len(unused):
+            words = torch.from_numpy(sample_with_noise(residual, len(unused), rng)).to(codebook.device)
+            codebook[torch.from_numpy(unused).to(codebook.device)] = words
         rows = _tensor(residual, codebook)
         residual = (rows - codebook[squared_distances(rows, codebook).argmin(dim=1)]).cpu().numpy()

@@ -1,9 +1,11 @@
-"""Settings of the quantisers; apart from them, so that a command can show its help without importing torch."""
+"""Settings of the quantisers, in a module without torch, so that `--help` is fast."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from distill.runtime.errors import UserError
 
@@ -15,52 +17,52 @@ MAX_LEVELS = 8  # one letter a level, a to h
 class RQVAEConfig:
     """Settings of the RQ-VAE. LC-Rec's are named where ours differ; docs/semantic-ids.md has them as one command."""
 
-    hidden: list[int] = field(default_factory=lambda: [256, 128, 64])
+    hidden: list[PositiveInt] = field(default_factory=lambda: [256, 128, 64])
     """Hidden sizes of the encoder; the decoder mirrors them (LC-Rec: 2048, 1024, 512, 256, 128, 64)."""
-    latent_dim: int = 32
+    latent_dim: PositiveInt = 32
     """Size of the codewords."""
-    beta: float = 0.25
+    beta: NonNegativeFloat = 0.25
     """Weight of the commitment term."""
-    epochs: int = 1000
+    epochs: PositiveInt = 1000
     """Passes over the items (LC-Rec: 5,000 to 10,000)."""
-    warmup_epochs: int = 100
-    """Epochs, of those, in which the autoencoder learns without quantisation, so that k-means starts from a latent
-    space that means something; 0 starts it on the untrained encoder, as LC-Rec does."""
-    batch_size: int = 1024
-    """Items a step."""
-    learning_rate: float = 1e-3
-    """Of AdamW."""
-    weight_decay: float = 1e-4
-    """Of AdamW."""
-    gradient_clip: float = 1.0
+    warmup_epochs: NonNegativeInt = 100
+    """First epochs, in which the autoencoder learns without quantisation, so that k-means starts from a trained latent
+    space; 0 starts it on the untrained encoder, as LC-Rec does."""
+    batch_size: PositiveInt = 1024
+    """Items per step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay of AdamW."""
+    gradient_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
     sinkhorn_levels: Literal["all", "last"] = "all"
-    """Levels assigned by Sinkhorn in training (LC-Rec: last). All: every level's codes are well used."""
-    sinkhorn_epsilon: float = 0.003
-    """Entropy of the balanced assignment; 0 switches it off."""
-    sinkhorn_iterations: int = 50
+    """Levels assigned by Sinkhorn in training (LC-Rec: last). all keeps the codes of every level in use."""
+    sinkhorn_epsilon: NonNegativeFloat = 0.003
+    """Entropy weight of the balanced assignment; 0 switches it off."""
+    sinkhorn_iterations: PositiveInt = 50
     """Sinkhorn-Knopp iterations."""
-    revive_every: int = 20
-    """Epochs between two revivals of codewords that nothing chose; 0 switches it off."""
+    revive_every: NonNegativeInt = 20
+    """Epochs between two revivals of unused codewords; 0 switches them off."""
 
 
 @dataclass(frozen=True)
 class KMeansConfig:
     """Settings of residual k-means and of product quantisation."""
 
-    iterations: int = 100
+    iterations: PositiveInt = 100
     """Lloyd iterations of plain k-means, at most."""
-    balanced_rounds: int = 10
-    """Lloyd iterations after that in which Sinkhorn assigns each codeword an equal share; 0: plain k-means, whose later
-    levels spend most codewords on a few far items."""
-    sinkhorn_epsilon: float = 0.01
-    """Entropy of the balanced assignment."""
-    sinkhorn_iterations: int = 50
+    balanced_rounds: NonNegativeInt = 10
+    """Further Lloyd iterations in which Sinkhorn assigns each codeword an equal share; 0: plain k-means, whose later
+    levels spend most codewords on a few outliers."""
+    sinkhorn_epsilon: PositiveFloat = 0.01
+    """Entropy weight of the balanced assignment."""
+    sinkhorn_iterations: PositiveInt = 50
     """Sinkhorn-Knopp iterations."""
 
 
 def check(n_items: int, levels: int, codebook_size: int) -> None:
-    """Refuse codes that cannot work.
+    """Check the numbers of levels and codewords.
 
     Raises:
         UserError: more items than codes, or a number out of range.
@@ -78,10 +80,10 @@ def check(n_items: int, levels: int, codebook_size: int) -> None:
 
 
 def check_rqvae(config: RQVAEConfig) -> None:
-    """Refuse settings of the RQ-VAE that cannot work.
+    """Check settings of the RQ-VAE that were not parsed from a command line.
 
     Raises:
-        UserError: a number out of range.
+        UserError: a number out of range, or more warm-up epochs than epochs.
     """
     for name in ("epochs", "batch_size", "latent_dim", "sinkhorn_iterations"):
         if getattr(config, name) < 1:

@@ -1,4 +1,4 @@
-"""Balanced assignment: every codeword an equal share of the vectors (Sinkhorn-Knopp, as in LC-Rec 3.1.2)."""
+"""Balanced assignment: every codeword gets an equal share of the vectors (Sinkhorn-Knopp, LC-Rec 3.1.2)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from torch import Tensor
 
 
 def squared_distances(x: Tensor, codebook: Tensor) -> Tensor:
-    """`‖x − e‖²` of every vector [n, d] and codeword [k, d]: [n, k], never below 0."""
+    """Compute `‖x − e‖²` of every vector [n, d] and codeword [k, d]: [n, k], at least 0."""
     products = x @ codebook.T
     return (x.square().sum(1, keepdim=True) - 2 * products + codebook.square().sum(1)).clamp_min(0)
 
 
 @torch.no_grad()
 def sinkhorn(distances: Tensor, epsilon: float = 0.003, iterations: int = 50) -> Tensor:
-    """Balanced soft assignment of n vectors to k codewords: entropic optimal transport between uniform marginals.
+    """Assign n vectors softly to k codewords in equal shares: entropic optimal transport between uniform marginals.
 
     Each iteration scales rows to 1/n, then columns to 1/k (Cuturi 2013; LC-Rec 3.1.2). At a small epsilon the last
-    digits of the rows would take thousands of iterations, so what is left over is rounded away (Altschuler et al. 2017,
-    algorithm 2): both marginals are uniform in the result, after however few iterations. The scaling vectors are folded
-    into log potentials before they leave the range of float64 (Schmitzer 2019), so that it is as safe as working with
-    logarithms and much faster.
+    digits would take thousands of iterations, so the remainder is rounded away (Altschuler et al. 2017, algorithm 2):
+    the marginals of the result are uniform after any number of iterations. The scaling vectors are folded into log
+    potentials before they leave the range of float64 (Schmitzer 2019): as stable as logarithms, and much faster.
 
     Args:
         distances: [..., n, k], any scale; LC-Rec centres them to [−1, 1] first, see `balanced_codes`.
         epsilon: entropy weight, in units of the distances.
-        iterations: of rows and columns.
+        iterations: number of scalings of rows and columns.
 
     Returns:
         float64 [..., n, k]; each matrix sums to 1.
@@ -52,7 +51,7 @@ def sinkhorn(distances: Tensor, epsilon: float = 0.003, iterations: int = 50) ->
 
 
 def _rounded(plan: Tensor) -> Tensor:
-    """The nearby plan whose rows are 1/n and columns 1/k: cut what is too much, spread what is then missing."""
+    """Round to the nearby plan with rows 1/n and columns 1/k: cut the surplus, then spread the missing mass."""
     n, k = plan.shape[-2:]
     plan = plan * (1 / (n * plan.sum(-1, keepdim=True))).clamp_max(1)
     plan = plan * (1 / (k * plan.sum(-2, keepdim=True))).clamp_max(1)
@@ -62,7 +61,7 @@ def _rounded(plan: Tensor) -> Tensor:
 
 
 def balanced_codes(distances: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Codes [..., n] by Sinkhorn's assignment of distances [..., n, k], brought to [−1, 1] as in LC-Rec."""
+    """Assign codes [..., n] by Sinkhorn on distances [..., n, k], which are first scaled to [−1, 1] as in LC-Rec."""
     low, high = distances.amin((-2, -1), keepdim=True), distances.amax((-2, -1), keepdim=True)
     centred = (distances - (high + low) / 2) / ((high - low) / 2 + 1e-5)
     return sinkhorn(centred, epsilon, iterations).argmax(dim=-1)

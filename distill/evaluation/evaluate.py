@@ -1,0 +1,149 @@
+"""Evaluate all systems of a run on the same users: rank, measure, compare with the floor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from distill.baselines import counting, names
+from distill.baselines.counting import Transitions
+from distill.baselines.item_scorer import longest_history
+from distill.data.dataset import Dataset, Examples
+from distill.evaluation.baseline_systems import Baselines, choose_floor, flattering_figures
+from distill.evaluation.config import EvaluationSettings
+from distill.evaluation.measures import beam_missed, measure_widths
+from distill.evaluation.result_table import ResultTable
+from distill.evaluation.systems import Ranked, System, TransitionMixture, exact_scores, rank_examples
+from distill.evaluation.truth import Truth
+from distill.ranking import top_items
+
+SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into memory
+
+# (data set, counter, how many of its items join the beams, batch size) -> mixture
+MakeMixture = Callable[[Dataset, Transitions, int, int], TransitionMixture]
+
+
+class Evaluation:
+    """One evaluation: the users, the protocol, and the table that is filled.
+
+    Histories are full: bought items are excluded wherever they stand, and each system reads as many of the last items
+    as it was trained with.
+
+    Args:
+        settings: protocol, baselines and measures.
+        dataset: the data set.
+        vectors: embeddings for diversity and for the graph walk [n_items, dim].
+        texts: text embeddings [n_items, dim]; None: no baseline reads texts.
+        facts: what all rows begin with.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        dataset: Dataset,
+        vectors: np.ndarray,
+        texts: np.ndarray | None,
+        facts: dict[str, Any],
+    ):
+        self.settings, self.dataset = settings, dataset
+        self.examples = dataset.examples(settings.split, longest_history(dataset))
+        if settings.users:
+            self.examples = self.examples.take(slice(0, settings.users))
+        self.exclude_bought = dataset.resolve_exclude_bought(settings.exclude_bought)
+        self.truth = Truth.load(dataset, self.examples, settings.kl_users)
+        self.baselines = Baselines(dataset, vectors, texts, self.exclude_bought, settings.transitions)
+        self.table = ResultTable(
+            facts | {"users": len(self.examples), "exclude_bought": self.exclude_bought},
+            settings.cutoffs,
+            self.examples,
+            vectors,
+            self.baselines.popularity.counts,
+            counting.reachable(self.baselines.transitions, self.examples),
+        )
+
+    def run(self, not_learned: list[str], systems: Iterable[System], make_mixture: MakeMixture) -> ResultTable:
+        """Evaluate all systems.
+
+        Args:
+            not_learned: names of the systems that learn nothing (`distill.baselines.names`).
+            systems: trained systems in the order of their rows; each may be loaded when its turn comes.
+            make_mixture: makes the mixture of the row `teacher+transitions`.
+        """
+        self.add_not_learned(not_learned)
+        for system in systems:
+            ranked = self.rank(system, self.examples)
+            self.table.add(system.name, ranked, parameters=system.parameters, **self.measure_model(system, ranked))
+            if system.kind == "teacher" and self.settings.mixture_users:
+                top, batch_size = self.settings.mixture_top, self.settings.batch_size
+                mixture = make_mixture(self.dataset, self.baselines.transitions, top, batch_size)
+                self.add_mixture(system, ranked, mixture)
+        return self.table
+
+    def add_not_learned(self, wanted: list[str]) -> None:
+        """Add the rows of the systems that learn nothing, after choosing the floor among them."""
+        table, baselines = self.table, self.baselines.build(wanted)
+        ranked = {baseline.name: baseline.rank(self.examples, table.longest, self.exclude_bought)
+                  for baseline in baselines}  # fmt: skip
+        table.floor, valid_ndcg = choose_floor(baselines, self.dataset, self.exclude_bought)
+        table.floor_lists = ranked[table.floor].items if table.floor else None
+        if self.truth and names.ORACLE in wanted:
+            started = time.time()
+            items = top_items(self.truth.probabilities, table.longest)
+            best = Ranked(items, np.zeros((len(items), 0)), time.time() - started)
+            table.add(names.ORACLE, best, kl_to_truth=0.0, note="the simulator's own distribution")
+        for baseline in baselines:
+            further: dict[str, Any] = {"note": baseline.note} if baseline.note else {}
+            if baseline.name in valid_ndcg:
+                further[names.VALID_NDCG_KEY] = valid_ndcg[baseline.name]
+            if self.truth and baseline.distribution:
+                counts = self.baselines.popularity.counts
+                further["kl_to_truth"] = self.truth.kl_of_counter(baseline.distribution, counts, self.dataset)
+            if baseline.name == names.TRANSITIONS:
+                further |= flattering_figures(self.baselines.transitions, self.examples)
+                further["reachable"] = float(table.reachable.mean())
+            table.add(baseline.name, ranked[baseline.name], **further)
+
+    def measure_model(self, system: System, ranked: Ranked) -> dict[str, Any]:
+        """Measure what lists do not tell: distance to the truth, and for beams, invalid IDs and missed items."""
+        settings, table = self.settings, self.table
+        searches = system.kind != "baseline"  # item models score items, without beams
+        feasible = system.kind != "teacher" or self.dataset.n_items <= SMALL_CATALOGUE
+        users = max(settings.exact_users if searches else 0, settings.kl_users if self.truth else 0)
+        row: dict[str, Any] = {}
+        if users and feasible:
+            exact = exact_scores(system, self.examples.histories[:users], self.exclude_bought)
+            if searches and settings.exact_users:
+                row[f"beam_missed@{table.at}"] = beam_missed(ranked.items, exact[: settings.exact_users], table.at)
+            if self.truth:
+                row["kl_to_truth"] = self.truth.kl_of_scores(exact)
+        if searches:
+            free = self.rank(system, self.examples, constrained=False, title=f"{system.name} without the trie")
+            row[f"invalid@{table.at}"] = float((free.items[:, : table.at] < 0).mean())
+        if searches and settings.widths:
+            several = self.examples.take(slice(0, settings.width_users))
+            row["widths"] = measure_widths(
+                system, several, settings.widths, self.exclude_bought, table.vectors, settings.batch_size
+            )
+        return row
+
+    def add_mixture(self, system: System, ranked: Ranked, mixture: TransitionMixture) -> None:
+        """Add the row of the teacher mixed with the transition counter; the counter's share is chosen on validation."""
+        valid = self.dataset.examples("valid", longest_history(self.dataset))
+        valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: self.settings.mixture_users])
+        beams = self.rank(system, valid, title=f"{system.name} on validation")
+        choice = mixture.tune(system, beams, valid, self.exclude_bought)
+        started = time.time()
+        items = mixture.rank(system, ranked, self.examples, self.settings.width, self.exclude_bought)
+        both = Ranked(items, np.zeros((len(items), 0)), ranked.seconds + time.time() - started)
+        note = f"{choice}, chosen on {len(valid)} validation examples"
+        self.table.add(f"{system.name}+{names.TRANSITIONS}", both, parameters=system.parameters, note=note)
+
+    def rank(self, system: System, examples: Examples, constrained: bool = True, title: str = "") -> Ranked:
+        """Rank items for examples by this evaluation's protocol."""
+        settings = self.settings
+        return rank_examples(
+            system, examples, settings.width, self.exclude_bought, constrained, settings.batch_size, title
+        )

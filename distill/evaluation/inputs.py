@@ -1,0 +1,146 @@
+"""Find and open what is evaluated: artifacts of a run, and the names of its systems."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from distill.baselines import names
+from distill.data.demo import simulator
+from distill.evaluation.config import BaselineSettings, InputSettings, ProtocolSettings
+from distill.runtime import artifacts
+from distill.runtime.artifacts import Artifact
+from distill.runtime.commands import command_for
+from distill.runtime.config import suggest
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs
+
+PAPER_ORDER = ("tiger", "smooth", "distill", "dtr", "dwr")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The artifacts of an evaluation, and the names of the systems that learn nothing (`distill.baselines.names`)."""
+
+    dataset: Artifact
+    semantic_ids: Artifact | None
+    embeddings: Artifact | None
+    teacher: Artifact | None
+    item_models: list[Artifact]
+    students: list[Artifact]
+    not_learned: list[str] = field(default_factory=list)
+
+    def artifacts(self) -> list[Artifact]:
+        """All artifacts that are read."""
+        optional = [artifact for artifact in (self.semantic_ids, self.teacher, self.embeddings) if artifact]
+        return [self.dataset, *self.students, *self.item_models, *optional]
+
+    def learned(self) -> list[Artifact]:
+        """Trained systems in the order of their rows: those taught by the teacher come after it, since their lists are
+        compared with its list."""
+        untaught = [model for model in self.item_models if model.config.get("loss") == "ce"]
+        taught = [model for model in self.item_models if model not in untaught]
+        return [*untaught, *([self.teacher] if self.teacher else []), *taught, *self.students]
+
+
+def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: ProtocolSettings) -> Inputs:
+    """Open the artifacts of a run, and choose the systems.
+
+    Raises:
+        UserError: a missing or unfinished artifact, or an unknown name in `systems`.
+    """
+    dataset = artifacts.read(config.dataset or config.run / "dataset", "dataset")
+    folder = config.students or config.run / "students"
+    students, item_models = folders_in(folder), folders_in(config.baselines or config.run / "baselines")
+    if config.students and not students:
+        raise UserError(f"No student in {folder}. Make one with: {command_for('student', folder / 'tiger')}")
+    teacher = config.teacher or config.run / "teacher"
+    has_teacher = bool(config.teacher) or teacher.exists()
+    table = config.embeddings or config.run / "embeddings"
+    embeddings = artifacts.read(table, "embeddings") if config.embeddings or table.exists() else None
+
+    not_learned = available_baselines(dataset, embeddings, baselines, protocol)
+    learned = [path.name for path in (*students, *item_models)] + ["teacher"] * has_teacher
+    for name in config.systems or ():
+        if name not in (*learned, *not_learned):
+            raise UserError(f"Unknown system {name!r} in {folder}. {suggest(name, [*learned, *not_learned])}")
+    wanted = config.systems or learned
+    students, item_models = ([path for path in paths if path.name in wanted] for paths in (students, item_models))
+    has_teacher &= "teacher" in wanted
+
+    codes = config.semantic_ids or config.run / "semantic_ids"
+    # only teacher and students need semantic IDs, and diversity without embeddings
+    needed = bool(students) or has_teacher or embeddings is None or bool(config.semantic_ids)
+    return Inputs(
+        dataset,
+        artifacts.read(codes, "semantic_ids") if needed or codes.exists() else None,
+        embeddings,
+        artifacts.read(teacher, "teacher") if has_teacher else None,
+        [artifacts.read(path, "baseline") for path in item_models],
+        [artifacts.read(path, "student") for path in students],
+        [name for name in not_learned if name in wanted] or not_learned,
+    )
+
+
+def available_baselines(
+    dataset: Artifact, embeddings: Artifact | None, baselines: BaselineSettings, protocol: ProtocolSettings
+) -> list[str]:
+    """Names of the systems that learn nothing and can be evaluated, in the order of their rows."""
+    available = {
+        names.ORACLE: (dataset.folder / simulator.FILE).is_file(),
+        names.TRANSITIONS_VALID: protocol.split == "test",  # otherwise its targets would have been counted
+        names.GRAPH: baselines.graph,
+        names.CONTENT: baselines.content and embeddings is not None,
+        names.COUNTER_CONTENT: baselines.content and embeddings is not None,
+    }
+    return [name for name in names.NOT_LEARNED if available.get(name, True)]
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Artifacts below a folder: first those of the paper's table in its order, then the others by name."""
+    paths = [path for path in Path(folder).glob("*") if (path / artifacts.MANIFEST).is_file()]
+    last = len(PAPER_ORDER)
+    order = {name: place for place, name in enumerate(PAPER_ORDER)}
+    return sorted(paths, key=lambda path: (order.get(path.name, last), path.name))
+
+
+def item_vectors(embeddings: Artifact | None, ids: SemanticIDs | None, n_items: int) -> np.ndarray:
+    """Read the embeddings for diversity [n_items, dim]; without embeddings, the codes, one-hot.
+
+    Args:
+        embeddings: artifact, or None.
+        ids: semantic IDs; needed without embeddings.
+        n_items: catalogue size.
+
+    Raises:
+        UserError: the table has another length than the catalogue.
+    """
+    if embeddings is None:
+        return np.eye(ids.codebook_size)[ids.codes].reshape(n_items, -1)
+    return read_embeddings(embeddings, n_items)
+
+
+def text_vectors(embeddings: Artifact, n_items: int) -> np.ndarray:
+    """Read the text part of the embeddings [n_items, dim]: without dimensions that tell what is bought together.
+
+    Raises:
+        UserError: the table has another length than the catalogue.
+    """
+    vectors, space = read_embeddings(embeddings, n_items), embeddings.folder / "space.json"
+    if not space.is_file():
+        return vectors
+    mean = np.array(json.loads(space.read_text())["mean"])  # of the texts, followed by zeros
+    size = np.flatnonzero(mean).max(initial=-1) + 1
+    return vectors[:, :size] if size else vectors
+
+
+def read_embeddings(embeddings: Artifact, n_items: int) -> np.ndarray:
+    """Read all dimensions of the embeddings [n_items, dim]."""
+    vectors = load_file(embeddings.folder / "embeddings.safetensors")["embeddings"]
+    if len(vectors) != n_items:
+        raise UserError(f"{embeddings.folder} holds {len(vectors)} embeddings, the catalogue {n_items} items.")
+    return vectors

@@ -1,0 +1,1 @@
+"""The paper's tables from this project's runs, with the published figures beside them."""

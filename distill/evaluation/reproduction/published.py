@@ -1,0 +1,72 @@
+"""Published figures, with the publication that each row comes from."""
+
+from __future__ import annotations
+
+LOHREC = "LOHRec, EMNLP Findings 2025"
+LC_REC = "LC-Rec, arXiv 2311.09049"  # LOHRec's Table 1 has no row of its teacher
+
+PUBLISHED_METRICS = {
+    "table1": ("recall@5", "recall@10", "ndcg@5", "ndcg@10"),
+    "table2": ("recall@10", "ndcg@10", "diversity@10"),
+}
+
+# table -> data set -> system -> values in the order of PUBLISHED_METRICS
+FIGURES: dict[str, dict[str, dict[str, tuple[float, ...]]]] = {
+    "table1": {
+        "instruments": {
+            "tiger": (0.0863, 0.1064, 0.0738, 0.0803),
+            "smooth": (0.0882, 0.1086, 0.0752, 0.0810),
+            "distill": (0.0949, 0.1151, 0.0814, 0.0870),
+            "dtr": (0.1021, 0.1254, 0.0875, 0.0920),
+            "dwr": (0.1013, 0.1230, 0.0868, 0.0912),
+            "teacher": (0.1002, 0.1220, 0.0856, 0.0926),
+        },
+        "arts": {
+            "tiger": (0.0788, 0.1012, 0.0631, 0.0703),
+            "smooth": (0.0807, 0.1030, 0.0645, 0.0717),
+            "distill": (0.0914, 0.1113, 0.0725, 0.0799),
+            "dtr": (0.0970, 0.1212, 0.0795, 0.0860),
+            "dwr": (0.0945, 0.1202, 0.0766, 0.0842),
+            "teacher": (0.1011, 0.1266, 0.0828, 0.0906),
+        },
+        "games": {
+            "tiger": (0.0599, 0.0939, 0.0392, 0.0501),
+            "smooth": (0.0618, 0.0962, 0.0415, 0.0522),
+            "distill": (0.0680, 0.1018, 0.0435, 0.0540),
+            "dtr": (0.0729, 0.1103, 0.0515, 0.0586),
+            "dwr": (0.0716, 0.1088, 0.0499, 0.0569),
+            "teacher": (0.0800, 0.1174, 0.0560, 0.0681),
+        },
+    },
+    "table2": {
+        "instruments": {
+            "dwr": (0.1278, 0.0944, 0.3711),
+            "dwr-without-distill": (0.1092, 0.0821, 0.3423),
+            "distill": (0.1169, 0.0877, 0.3525),
+            "tiger": (0.1078, 0.0797, 0.2913),
+        },
+        "arts": {
+            "dwr": (0.1288, 0.0892, 0.3740),
+            "dwr-without-distill": (0.1036, 0.0724, 0.3490),
+            "distill": (0.1176, 0.0808, 0.3533),
+            "tiger": (0.1030, 0.0712, 0.2971),
+        },
+        "games": {
+            "dwr": (0.1179, 0.0639, 0.3553),
+            "dwr-without-distill": (0.0964, 0.0534, 0.3161),
+            "distill": (0.1090, 0.0535, 0.3355),
+            "tiger": (0.0928, 0.0492, 0.3116),
+        },
+    },
+}
+
+
+def published_figures(table: str, dataset: str, system: str) -> dict[str, float]:
+    """Return the published metrics of a system; empty if there are none."""
+    values = FIGURES[table].get(dataset, {}).get(system)
+    return dict(zip(PUBLISHED_METRICS[table], values, strict=True)) if values else {}
+
+
+def source(system: str) -> str:
+    """Name the publication that a system's figures come from."""
+    return LC_REC if system == "teacher" else LOHREC

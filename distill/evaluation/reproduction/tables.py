@@ -1,0 +1,177 @@
+"""A table of the paper: rows averaged over the runs, as csv, Markdown and PNG."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.evaluation.reproduction.config import Config
+from distill.evaluation.reproduction.pipeline import EVALUATIONS, WITHOUT_DISTILL
+from distill.evaluation.reproduction.published import LC_REC, LOHREC, published_figures, source
+from distill.runtime import artifacts
+from distill.runtime.errors import UserError
+from distill.runtime.markdown import markdown_table
+
+Row = dict[str, Any]
+
+METRICS = {
+    "table1": (
+        "recall@5",
+        "recall@10",
+        "ndcg@5",
+        "ndcg@10",
+        "diversity@10",
+        "recall@10_reachable",
+        "recall@10_unreachable",
+    ),
+    "table2": ("recall@10", "ndcg@10", "diversity@10"),
+}
+HEADS = {
+    "recall@5": "R@5",
+    "recall@10": "R@10",
+    "ndcg@5": "N@5",
+    "ndcg@10": "N@10",
+    "diversity@10": "Div@10",
+    "recall@10_reachable": "R@10 reachable",
+    "recall@10_unreachable": "R@10 unreachable",
+}
+ABLATION = {"dwr": "DWR", WITHOUT_DISTILL: "w/o DISTILL", "distill": "w/o RANK", "tiger": "w/o all"}
+
+
+def label(table: str, system: str) -> str:
+    """Name a system as the paper's table does."""
+    return ABLATION[system] if table == "table2" else system
+
+
+def read_run(folder: Path, table: str) -> list[Row]:
+    """Read the rows of a run's evaluations.
+
+    Raises:
+        UserError: an evaluation is missing.
+    """
+    evaluations = [artifacts.read(folder / name, "evaluation") for name in EVALUATIONS[table]]
+    files = [evaluation.folder / "metrics.json" for evaluation in evaluations]
+    return [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def gather(runs: Sequence[Sequence[Row]], config: Config) -> list[Row]:
+    """Average each system over the runs, and put the published figures beside.
+
+    Args:
+        runs: rows of each seed's evaluations.
+        config: table, data set and seeds.
+
+    Returns:
+        One row per system: KEY, KEY_std where there are several runs, and where figures were published, paper_KEY and
+        `source`. Of table1 all systems of the first run; of table2 the four of the paper.
+
+    Raises:
+        UserError: a system that a run lacks, or that was evaluated on different users or splits.
+    """
+    by_name = [{row["system"]: row for row in rows} for rows in runs]
+    rows = []
+    for name in ABLATION if config.table == "table2" else by_name[0]:
+        for seed, systems in zip(config.seeds, by_name, strict=True):
+            if name not in systems:
+                raise UserError(f"The run of seed {seed} has no {name}.")
+        row = _average(name, [systems[name] for systems in by_name], METRICS[config.table])
+        published = published_figures(config.table, config.dataset, name)
+        if published:
+            row |= {f"paper_{key}": value for key, value in published.items()} | {"source": source(name)}
+        rows.append(row)
+    return rows
+
+
+def _average(name: str, rows: Sequence[Row], metrics: Sequence[str]) -> Row:
+    facts = {(row["users"], row["split"], row["dataset"] if len(rows) == 1 else "") for row in rows}
+    if len(facts) > 1:
+        raise UserError(f"{name} was evaluated on different users in the runs: {sorted(facts)}.")
+    first = rows[0]
+    average: Row = {"system": name, "seeds": len(rows), "users": first["users"], "split": first["split"]}
+    for key in metrics:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        average[key] = statistics.fmean(values) if values else None
+        if len(values) > 1:
+            average[f"{key}_std"] = statistics.stdev(values)
+    if first.get("reachable") is not None:
+        average["reachable"] = first["reachable"]
+    return average
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows, with all columns that any of them has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def render_markdown(config: Config, rows: Sequence[Row]) -> str:
+    """Render the rows as Markdown, with the published figures and their source where there are any."""
+    metrics = METRICS[config.table]
+    published = [key for key in metrics if any(f"paper_{key}" in row for row in rows)]
+    heads = ["system", *(HEADS[key] for key in metrics), *(f"published {HEADS[key]}" for key in published)]
+    lines = []
+    for row in rows:
+        cells = [format_value(row.get(key), row.get(f"{key}_std")) for key in metrics]
+        cells += [format_value(row.get(f"paper_{key}")) for key in published]
+        lines.append([label(config.table, row["system"]), *cells] + ([row.get("source", "")] if published else []))
+    text_columns = (0, len(heads)) if published else (0,)
+    heads += ["source of the published figures"] if published else []
+    parts = [f"# {_title(config, rows)}\n", markdown_table(heads, lines, text_columns)]
+    share = next((row["reachable"] for row in rows if "reachable" in row), None)
+    if config.table == "table1" and share is not None:
+        parts.append(
+            f"Reachable: the {share:.1%} of users whose target the transition counts of the training part link to "
+            "their history.\n"
+        )
+    if published and config.table == "table1":
+        parts.append(
+            "The published teacher is LC-Rec on LLaMA-7B, as its authors report it; LOHRec's Table 1 has no such row. "
+            "The teacher of this run is the one of its config.\n"
+        )
+    return "\n".join(parts)
+
+
+def _title(config: Config, rows: Sequence[Row]) -> str:
+    seeds = f"seed {config.seeds[0]}"
+    if len(config.seeds) > 1:
+        seeds = f"mean ± standard deviation of seeds {', '.join(map(str, config.seeds))}"
+    return f"{config.table}: {config.dataset}, {rows[0]['split']}, {rows[0]['users']:,} users, {seeds}"
+
+
+def format_value(value: float | None, spread: float | None = None) -> str:
+    """Format as 0.1234 ± 0.0012; – if there is no value; without a spread where runs agree, as counting does."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" + (f" ± {spread:.4f}" if spread else "")
+
+
+def draw(path: Path, config: Config, rows: Sequence[Row]) -> None:
+    """Draw Recall@10 and NDCG@10 of all systems as bars, and published figures as dots, one colour per publication."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.32 * len(rows) + 1.6), layout="constrained")
+    positions = range(len(rows))
+    for axes, key in zip(figure.subplots(1, 2, sharey=True), ("recall@10", "ndcg@10"), strict=True):
+        values, spread = [row[key] or 0 for row in rows], [row.get(f"{key}_std", 0) for row in rows]
+        axes.barh(positions, values, xerr=spread if any(spread) else None, color="#8fb0d8", label="these runs")
+        for publication, colour in ((LOHREC, "#b8337f"), (LC_REC, "#d97a00")):
+            dots = [(row[f"paper_{key}"], at) for at, row in enumerate(rows) if row.get("source") == publication]
+            if dots:
+                axes.plot(*zip(*dots, strict=True), "o", color=colour, label=publication)
+        axes.set_title(HEADS[key], loc="left")
+        axes.grid(axis="x", linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_yticks(list(positions), [label(config.table, row["system"]) for row in rows])
+    figure.axes[0].invert_yaxis()
+    handles = figure.axes[0].get_legend_handles_labels()
+    if len(handles[0]) > 1:
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]), frameon=False)
+    figure.savefig(path, dpi=150, metadata={"Software": None})

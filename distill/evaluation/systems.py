@@ -1,0 +1,120 @@
+"""What the evaluation asks of a trained system, and how it is asked for all users."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from distill.data.dataset import PAD, Examples, batches_by_length
+from distill.ranking import mask_history
+from distill.runtime.logs import progress_bar
+
+EXACT_BATCH = 8  # users whose items are all scored at once
+
+
+class System(Protocol):
+    """A trained system. Histories are full; the system itself reads as many of their last items as it was trained with.
+
+    Attributes:
+        name: of its row.
+        kind: artifact kind; a "baseline" scores items directly, "teacher" and "student" search for semantic IDs.
+        parameters: their number.
+    """
+
+    name: str
+    kind: Literal["teacher", "student", "baseline"]
+    parameters: int
+
+    def rank(
+        self, histories: np.ndarray, beam_width: int, exclude_bought: bool, constrained: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rank items.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 on the right [users, length].
+            beam_width: beams, and length of the lists.
+            exclude_bought: leave out all items of the histories.
+            constrained: search valid semantic IDs only; otherwise places with an invalid ID are -1.
+
+        Returns:
+            Item numbers, best first, -1 for none, and their log-probabilities; both [users, up to beam_width].
+        """
+        ...
+
+    def score_all(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
+        """Exact log-probabilities of all items [users, n_items]; items of the history need not be excluded."""
+        ...
+
+    def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Exact log-probabilities of some items, -1 for none [users, k]."""
+        ...
+
+
+class Ranked(NamedTuple):
+    """Ranked items of all users, -1 for none, their scores (both [users, beam width]), and the seconds it took."""
+
+    items: np.ndarray
+    scores: np.ndarray
+    seconds: float
+
+
+class TransitionMixture(Protocol):
+    """Mixes a system's beams with the transition counter: the row `teacher+transitions`."""
+
+    def tune(self, system: System, beams: Ranked, examples: Examples, exclude_bought: bool) -> str:
+        """Choose the counter's share on validation examples; returns the choice in words, for a note."""
+        ...
+
+    def rank(
+        self, system: System, beams: Ranked, examples: Examples, beam_width: int, exclude_bought: bool
+    ) -> np.ndarray:
+        """Rank the union of the beams and the counter's items by the mixture [users, up to beam_width]."""
+        ...
+
+
+def rank_examples(
+    system: System,
+    examples: Examples,
+    beam_width: int,
+    exclude_bought: bool,
+    constrained: bool = True,
+    batch_size: int = 256,
+    title: str = "",
+) -> Ranked:
+    """Rank items for all examples with a system, in batches of like lengths.
+
+    Args:
+        system: the system.
+        examples: with full histories.
+        beam_width, exclude_bought, constrained: as for `System.rank`.
+        batch_size: users at once.
+        title: of the progress bar (default: the system's name).
+    """
+    items = np.full((len(examples), beam_width), PAD)
+    scores = np.full(items.shape, -np.inf)
+    started = time.time()
+    for rows, histories in batches(examples, batch_size, title or system.name):
+        ranked, log_probs = system.rank(histories, beam_width, exclude_bought, constrained)
+        items[rows, : ranked.shape[1]], scores[rows, : log_probs.shape[1]] = ranked, log_probs
+    return Ranked(items, scores, time.time() - started)
+
+
+def batches(examples: Examples, batch_size: int, title: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Iterate over rows and their histories, in batches of like lengths, with a progress bar."""
+    total = -(-len(examples) // batch_size)
+    parts = batches_by_length(examples.histories, batch_size)
+    yield from progress_bar(parts, total=total, desc=title, unit="batch", leave=False)
+
+
+def exact_scores(system: System, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
+    """Score all items exactly, −∞ for those that may not be recommended [users, n_items]."""
+    starts = range(0, len(histories), EXACT_BATCH)
+    bar = progress_bar(starts, desc=f"{system.name}, all items", unit="batch", leave=False)
+    parts = [system.score_all(histories[start : start + EXACT_BATCH], exclude_bought) for start in bar]
+    scores = np.concatenate(parts)
+    if exclude_bought:
+        mask_history(scores, histories, -np.inf)
+    return scores

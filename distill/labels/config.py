@@ -1,0 +1,173 @@
+"""Settings of the export of soft labels, in groups; `Config` of the command has the fields of all."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from distill.runtime.config import JobSettings, suggest
+from distill.runtime.errors import UserError
+
+TEACHERS = ("llm", "transitions", "distance", "statistics")
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """Inputs and output."""
+
+    run: Path = Path("runs/demo")
+    """Folder of the run; inputs and output default to their names inside it."""
+    dataset: Path | None = None
+    """Dataset artifact (default: RUN/dataset)."""
+    semantic_ids: Path | None = None
+    """Semantic IDs artifact (default: RUN/semantic_ids)."""
+    teacher: Path | None = None
+    """Teacher artifact (default: RUN/teacher); with folds its neighbours teacher-fold0, teacher-fold1, ... are read."""
+    output: Path | None = None
+    """Where the labels go (default: RUN/soft_labels)."""
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Teachers that label."""
+
+    mix: dict[str, float] = field(default_factory=lambda: {"llm": 1.0})
+    """Teachers and their weights: llm (the teacher artifact), transitions (counts, leave-one-out), distance and
+    statistics (paper, Appendix B); "llm=0.7,transitions=0.3" for short. Without llm no teacher artifact is read."""
+    folds: NonNegativeInt = 0
+    """Cross-fitting: users of fold i are labelled by teacher-fold<i>, or by counts without them; 0: none."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Running the language model."""
+
+    engine: Literal["hf", "vllm"] = "hf"
+    """What runs the teacher: plain PyTorch or vLLM."""
+    batch_size: PositiveInt = field(default=64, metadata={"identity": False})
+    """Examples of a forward pass."""
+    device: str = field(default="auto", metadata={"identity": False})
+    """auto, cpu or cuda."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the teacher's weights."""
+    tensor_parallel_size: PositiveInt = field(default=1, metadata={"identity": False})
+    """vllm: GPUs that share one model."""
+    gpu_memory_utilization: PositiveFloat = field(default=0.9, metadata={"identity": False})
+    """vllm: share of a GPU's memory for weights and caches."""
+    kv_cache_gb: PositiveFloat | None = field(default=None, metadata={"identity": False})
+    """vllm: gigabytes of keys and values instead (default on CPUs: 1)."""
+    max_num_seqs: PositiveInt = field(default=256, metadata={"identity": False})
+    """vllm: requests in one forward pass."""
+
+
+@dataclass(frozen=True)
+class ExampleSettings:
+    """Examples that are labelled."""
+
+    split: Literal["train", "valid", "test"] = "train"
+    """The split whose examples are labelled."""
+    limit: PositiveInt | None = None
+    """Label only the first N examples."""
+    users: str | None = None
+    """Label only these users, by number: N for the first N, FROM:TO for a range."""
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """Candidates and distributions."""
+
+    width: PositiveInt = 25
+    """Beam width (paper: 25)."""
+    keep: PositiveInt = 16
+    """Candidates kept after correction, the reference first (paper: 16)."""
+    exclude_bought: bool | None = None
+    """Leave items of the history out of the candidates (default: where the training part never has an item twice)."""
+    unconstrained: bool = False
+    """Search beams of any codewords and drop the invalid IDs, as in the paper; otherwise search valid IDs only."""
+    scope: Literal["level", "all"] = "level"
+    """Log-probabilities of the codewords of each position's level, or of all levels."""
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """Storage, and the division of the work."""
+
+    encoding: Literal["fp16", "u8", "topk+tail"] = "u8"
+    """How log-probabilities are stored: u8 loses less than .001 nats (256 codewords) in about a third of the bytes."""
+    shard_rows: PositiveInt = 4096
+    """Examples of a shard, about: shards end where users end."""
+    shard: str | None = field(default=None, metadata={"identity": False})
+    """I/N: only every Nth shard from the Ith (0 to N-1), for job arrays; launched processes need no such option."""
+
+
+@dataclass(frozen=True)
+class RunSettings(JobSettings):
+    """Before and after the export."""
+
+    dry_run: bool = field(default=False, metadata={"identity": False})
+    """Write nothing: label 200 examples and report what all of them would take."""
+    push: str | None = field(default=None, metadata={"identity": False})
+    """Copy the finished set there: a name on the Hugging Face hub (USER/NAME), or a folder (./NAME)."""
+
+
+@dataclass(frozen=True)
+class Config(
+    FolderSettings, TeacherSettings, EngineSettings, ExampleSettings, LabelSettings, ShardSettings, RunSettings
+):
+    """Export soft labels: python distill/export_soft_labels.py [--config FILE] [--field value ...]."""
+
+
+def check(config: Config) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        UserError: unreadable users or shard; an unknown teacher, a weight that is not positive, a single fold, folds
+            with vLLM, one shard of a set that is to be overwritten.
+    """
+    for name, weight in config.mix.items():
+        if name not in TEACHERS:
+            raise UserError(f"Unknown teacher {name!r} in --mix. {suggest(name, TEACHERS)}")
+        if not 0 < weight < math.inf:
+            raise UserError(f"mix.{name} is {weight}; expected a weight above 0, or leave {name} out.")
+    if not config.mix:
+        raise UserError("--mix is empty; expected a teacher or more, such as llm=0.7,transitions=0.3.")
+    if config.folds == 1:
+        raise UserError("--folds 1 would leave no other users to learn from; expected 0 (none) or 2 folds or more.")
+    if config.folds and config.engine == "vllm" and "llm" in config.mix:
+        raise UserError("--folds needs every fold's model at once, and vLLM holds one; run with --engine hf.")
+    if config.shard and config.overwrite:
+        raise UserError("--overwrite would delete the other processes' shards; run one process without --shard first.")
+    parse_users(config.users)
+    parse_shard(config.shard)
+
+
+def parse_users(text: str | None) -> tuple[int, float]:
+    """Read N or FROM:TO: the first user and the one after the last."""
+    if text is None:
+        return 0, math.inf
+    first, _, last = text.rpartition(":")
+    try:
+        bounds = int(first or 0), int(last)
+    except ValueError:
+        bounds = 0, 0
+    if not 0 <= bounds[0] < bounds[1]:
+        raise UserError(f"--users {text}: expected N or FROM:TO with FROM below TO, such as 1000 or 500:1000.")
+    return bounds
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Read I/N: this process's number and how many there are; without it, RANK and WORLD_SIZE of the launcher."""
+    if text is None:
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        number, count = map(int, text.split("/"))
+    except ValueError:
+        number, count = 0, 0
+    if not 0 <= number < count:
+        raise UserError(f"--shard {text}: expected I/N with I from 0 to N-1, such as 0/8.")
+    return number, count

@@ -1,0 +1,283 @@
+"""The export of soft labels: shards of whole users, made by one or several processes, then report and index.
+
+The result is the same to the byte however often the work is interrupted and however it is divided.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.data.dataset import Dataset, Examples
+from distill.labels.config import ExampleSettings, ShardSettings, parse_shard, parse_users
+from distill.labels.encodings import ENCODINGS
+from distill.labels.hub import push
+from distill.labels.labeller import Labeller, LabelRequest, Labels, no_progress
+from distill.labels.quality import mean_quality, shard_quality
+from distill.labels.schema import recorded_shards, write_index
+from distill.labels.shard_queue import Record, ShardQueue
+from distill.labels.writer import encode_shard, is_intact, write_shard
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log, progress_bar
+from distill.semantic_ids.ids import SemanticIDs
+
+DRY_RUN_EXAMPLES = 200
+WARM_UP_EXAMPLES = 8  # labelled before the time of a dry run is taken
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """Labels examples and writes them shard by shard.
+
+    Attributes:
+        labeller: the teacher.
+        examples: what is labelled, users one after the other.
+        ids: the semantic IDs.
+        request: what the teacher is asked for.
+        settings: encoding, size of the shards, and this process's part of them.
+        split: the examples' split.
+        sources: what the index says about the teachers and the inputs.
+    """
+
+    labeller: Labeller
+    examples: Examples
+    ids: SemanticIDs
+    request: LabelRequest
+    settings: ShardSettings
+    split: str
+    sources: dict[str, Any]
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """First example of each shard, and the end [shards + 1]."""
+        return shard_bounds(self.examples.users, self.settings.shard_rows)
+
+    def export(self, job: ArtifactJob) -> bool:
+        """Make this process's shards and, if they are the last ones, finish the artifact.
+
+        Returns:
+            False if other processes have shards to finish.
+
+        Raises:
+            UserError: the disk is full, or another process works on a set that is to be overwritten.
+        """
+        number, processes = parse_shard(self.settings.shard)
+        queue = ShardQueue(job, len(self.bounds) - 1, recorded_shards, is_intact)
+        with report_interruption(queue):
+            if not join(queue, job.overwrite, number, processes):
+                return True
+            if not self.make_shards(queue, range(number, queue.shard_count, processes)):
+                return True
+            if queue.finish(lambda records: self.complete(job, records)):
+                return True
+        missing = queue.shard_count - queue.count_finished()
+        log.info(
+            f"{missing} of {queue.shard_count} shards belong to other processes; the last one to finish completes "
+            f"{job.output}"
+        )
+        return False
+
+    def make_shards(self, queue: ShardQueue, numbers: range) -> bool:
+        """Label and write the unfinished shards among `numbers`; False if the set was finished meanwhile."""
+        for number in queue.discard_damaged():
+            log.info(f"shard {number} was cut or altered: made again")
+        rows = np.diff(self.bounds)
+        finished = sum(int(rows[number]) for number in numbers if queue.record(number) is not None)
+        data = queue.job.partial / "data"
+        with LabelProgress(int(rows[numbers].sum()), finished, self.labeller) as progress:
+            return queue.make_shards(numbers, lambda number: self.make_shard(data, number, progress.update))
+
+    def make_shard(self, data: Path, number: int, progress: Callable[[int], object]) -> Record:
+        """Label and write one shard; returns its record in the index, with its quality."""
+        examples = self.examples.take(slice(self.bounds[number], self.bounds[number + 1]))
+        labels = self.labeller.label(examples, self.request, progress)
+        data.mkdir(exist_ok=True)
+        record = write_shard(data / f"{number:05d}.parquet", *self._columns(examples, labels))
+        return record | {"quality": shard_quality(examples, labels, self.ids, self.request)}
+
+    def complete(self, job: ArtifactJob, records: list[Record]) -> None:
+        """Write the report, then the index: with it the set is whole."""
+        quality = mean_quality([record["quality"] for record in records])
+        size = sum((job.partial / "data" / record["file"]).stat().st_size for record in records)
+        quality["bytes_per_target"] = size / len(self.examples)
+        labeller = self.labeller.facts()
+        facts = {
+            "split": self.split,
+            "scope": self.request.scope,
+            "encoding": self.settings.encoding,
+            "levels": self.ids.levels,
+            "codebook_size": self.ids.codebook_size,
+            "keep": self.request.keep,
+            **self.sources,
+            "labeller": labeller,
+        }
+        write_json(job.partial / "report.json", quality)
+        write_index(job.partial, records, **facts)
+        job.facts = {"targets": len(self.examples), "encoding": self.settings.encoding, "labeller": labeller}
+        log.info("soft labels: " + ", ".join(f"{key} {value:.4g}" for key, value in quality.items()))
+
+    def estimate(self) -> str:
+        """Label a sample of users' examples and describe what all of them would take, as a table of text."""
+        sample = sample_of_users(self.examples, DRY_RUN_EXAMPLES)
+        self.labeller.label(sample.take(slice(0, WARM_UP_EXAMPLES)), self.request, no_progress)
+        started = time.time()
+        with progress_bar(total=len(sample), desc="dry run", unit="target") as progress:
+            labels = self.labeller.label(sample, self.request, progress.update)
+        seconds = (time.time() - started) / len(sample)
+        size = len(encode_shard(*self._columns(sample, labels))) / len(sample)
+        quality = mean_quality([shard_quality(sample, labels, self.ids, self.request)])
+        total, users = len(self.examples), len(np.unique(self.examples.users))
+        processes = parse_shard(self.settings.shard)[1]
+        rows = {
+            "targets": f"{total:,} of {users:,} users, split {self.split}",
+            "shards": f"{len(self.bounds) - 1:,}",
+            "bytes a target": f"{size:,.0f}, from {len(sample)} examples, encoding {self.settings.encoding}",
+            "size": f"{size * total / 2**20:,.1f} MiB",
+            "targets a second": f"{1 / seconds:,.1f}",
+            "time": f"{seconds * total / processes / 3600:,.2f} h by {processes} such process(es)",
+        }
+        for key in ("reference_in_beams", *(f"kl_{encoding}" for encoding in ENCODINGS)):
+            rows[key.replace("_", " ")] = f"{quality[key]:.4g}"
+        return "\n".join(f"{name:20} {value}" for name, value in rows.items())
+
+    def _columns(self, examples: Examples, labels: Labels) -> tuple[Any, ...]:
+        """Arguments of `encode_shard`."""
+        codes = self.ids.codes[examples.targets]
+        return examples, codes, labels.candidates, labels.scores, labels.log_probs, self.settings.encoding
+
+
+def select_examples(dataset: Dataset, settings: ExampleSettings, max_history: int) -> Examples:
+    """Take the examples that the settings ask for.
+
+    Raises:
+        UserError: there are none, or a target has no history.
+    """
+    first, last = parse_users(settings.users)
+    examples = dataset.examples(settings.split, max_history)
+    examples = examples.take((examples.users >= first) & (examples.users < last)).take(slice(0, settings.limit))
+    if not len(examples):
+        selected = f" of users {settings.users}" if settings.users else ""
+        raise UserError(f"The {settings.split} split has no examples{selected}.")
+    if (examples.positions == 0).any():  # a beam search needs a prompt
+        raise UserError(f"User {examples.users[examples.positions == 0][0]} has a target without any history.")
+    return examples
+
+
+def sample_of_users(examples: Examples, size: int) -> Examples:
+    """Take all examples of randomly chosen users, about `size` in all; always the same ones."""
+    users, first = np.unique(examples.users, return_index=True)
+    ends = np.append(first[1:], len(examples))
+    order = np.random.default_rng(0).permutation(len(users))
+    enough = 1 + np.searchsorted(np.cumsum((ends - first)[order]), size)
+    rows = np.concatenate([np.arange(first[user], ends[user]) for user in np.sort(order[:enough])])
+    return examples.take(rows[:size])
+
+
+def shard_bounds(users: np.ndarray, shard_rows: int) -> np.ndarray:
+    """Divide examples into shards of about `shard_rows` rows, with whole users and at least one.
+
+    Args:
+        users: user of each example, users one after the other [n].
+        shard_rows: most rows of a shard of several users.
+
+    Returns:
+        First row of each shard, and n [shards + 1].
+    """
+    ends = np.append(np.flatnonzero(np.diff(users)) + 1, len(users))
+    bounds = [0]
+    while bounds[-1] < len(users):
+        last = np.searchsorted(ends, bounds[-1] + shard_rows, side="right") - 1  # the last end that still fits
+        bounds.append(int(ends[max(last, np.searchsorted(ends, bounds[-1], side="right"))]))
+    return np.array(bounds)
+
+
+def join(queue: ShardQueue, overwrite: bool, number: int, processes: int) -> bool:
+    """Join the queue; with `overwrite` the first process deletes what exists before the others join.
+
+    Returns:
+        False if another process has finished the artifact in the meantime.
+    """
+    if not overwrite or processes == 1:
+        return queue.join(fresh=overwrite)
+    # over the launcher's store alone: vLLM may have a process group of its own
+    from torch.distributed import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    if number == 0:
+        queue.join(fresh=True)
+        store.set("first", "done")
+    else:
+        store.wait(["first"])
+        queue.join()
+    return True
+
+
+def is_complete(job: ArtifactJob) -> bool:
+    """Whether the set is finished and no shard was cut or altered since.
+
+    Raises:
+        SystemExit: with --check, if it is not.
+    """
+    if not job.is_finished():
+        return False
+    damaged = [shard["file"] for shard in recorded_shards(job.output) if not is_intact(job.output, shard)]
+    if damaged and job.check_only:
+        sys.exit(1)
+    if damaged:
+        log.info(f"{job.output}: cut or altered, so made again: {', '.join(damaged)}")
+    return not damaged
+
+
+def publish(output: Path, name: str | None) -> None:
+    """Copy the finished set to the hub or a folder, from the first process; None: nowhere."""
+    if name and parse_shard(None)[0] == 0:
+        push(output, name)
+        log.info(f"soft labels: pushed to {name}")
+
+
+class LabelProgress(progress_bar):
+    """A bar with targets done, targets a second, the engine's tokens a second and hits of its prefix cache."""
+
+    def __init__(self, total: int, finished: int, labeller: Labeller):
+        self.counters, self.started = getattr(labeller, "counters", dict), time.time()
+        super().__init__(total=total, initial=finished, desc="soft labels", unit="target")
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count n more targets."""
+        counted, shown = self.counters(), {}
+        if "tokens" in counted:
+            shown["tokens_s"] = f"{counted['tokens'] / (time.time() - self.started):,.0f}"
+        if counted.get("cached_tokens"):
+            shown["prefix_hits"] = f"{counted['cached_tokens'] / counted['tokens']:.0%}"
+        self.set_postfix(shown, refresh=False)
+        return super().update(n)
+
+
+@contextlib.contextmanager
+def report_interruption(queue: ShardQueue) -> Iterator[None]:
+    """Log how much is finished and kept when an error ends the block; a full disk becomes a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        finished = queue.count_finished() or len(recorded_shards(queue.job.partial))
+        kept = f"{finished} of {queue.shard_count} shards are finished and kept; the same command goes on from there"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            output = queue.job.output
+            free = shutil.disk_usage(output.parent).free / 2**20
+            message = f"The disk of {output} is full ({free:,.1f} MiB free). {kept} when there is room."
+            raise UserError(message) from None
+        log.info(f"{type(error).__name__}: the export was interrupted. {kept}.")
+        raise

@@ -1,1 +1,0 @@
-"""Baselines that score items directly, without semantic IDs."""

@@ -1,0 +1,314 @@
+"""Settings of the students' training, in groups: a module is annotated with the groups that it reads.
+
+The commands' configs inherit from the groups, so that flags and YAML files stay flat. `Config` is student/train.py's,
+`BaselineConfig` student/baseline.py's; both take their defaults from the groups they share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from distill.runtime.config import JobSettings, suggest
+from distill.runtime.errors import UserError
+
+PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
+ITEM_BACKBONES = ("sasrec", "gru4rec")
+# the loss of an item model for each variant that it can learn
+ITEM_LOSSES = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
+
+
+@dataclass(frozen=True)
+class PathSettings:
+    """Where inputs are read and the result is written."""
+
+    run: Path = Path("runs/demo")
+    """Folder of the run; inputs and output default to their names inside it."""
+    dataset: Path | None = None
+    """Dataset artifact (default: RUN/dataset)."""
+    soft_labels: Path | None = None
+    """Soft labels artifact (default: RUN/soft_labels); read only where the loss needs a teacher."""
+    output: Path | None = None
+    """Where the result goes (default: RUN/students/VARIANT; for sasrec and gru4rec RUN/baselines/NETWORK, with -LOSS
+    where the loss is not ce)."""
+
+
+@dataclass(frozen=True)
+class DropoutSettings:
+    """Dropout of any network."""
+
+    dropout: ClosedUnitInterval = 0.1
+    """Dropout on embeddings and on every layer's output; with init, before the adapters."""
+
+
+@dataclass(frozen=True)
+class ModelSettings(DropoutSettings):
+    """A network over codewords."""
+
+    backbone: Literal["seq2seq", "causal", "nested", "sasrec", "gru4rec"] = "seq2seq"
+    """The network: T5's encoder and decoder; a decoder alone that reads the history once; or nested, one decoder over
+    items and a small one over the codewords of an item (the fastest). sasrec and gru4rec score items without semantic
+    IDs; they learn tiger, distill, dwr and dwr-without-distill, and ignore the options of codewords."""
+    preset: str = "demo"
+    """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
+    init: Path | None = None
+    """causal: start from this Hugging Face causal language model, a teacher's folder or a base model's; no preset."""
+    lora_rank: NonNegativeInt = 0
+    """init: train adapters of this rank and the codewords' rows; 0: all weights."""
+    gradient_checkpointing: bool = field(default=False, metadata={"identity": False})
+    """init: recompute activations in the backward pass: slower, with far less memory."""
+
+
+@dataclass(frozen=True)
+class ItemModelSettings(DropoutSettings):
+    """A network over items."""
+
+    dim: PositiveInt = field(default=64, metadata={"identity": False})
+    """sasrec, gru4rec: size of an item's embedding."""
+    layers: PositiveInt | None = field(default=None, metadata={"identity": False})
+    """sasrec, gru4rec: layers of the network (default: two, one)."""
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW, its schedule and its precision."""
+
+    epochs: PositiveInt = 20
+    """Passes over the training examples."""
+    lr: PositiveFloat = 2e-3
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.05
+    """AdamW's weight decay."""
+    warmup: ClosedUnitInterval = 0.05
+    """Share of the training in which the learning rate rises; then it falls along a cosine."""
+    clip: PositiveFloat = 1.0
+    """Largest gradient norm."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision."""
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """Size and order of the batches."""
+
+    batch_size: PositiveInt = 256
+    """Rows per batch, process and accumulation step: examples, or users' sequences where one pass trains them."""
+    accumulation: PositiveInt = 1
+    """Batches per optimiser step; with N processes a step is over batch_size x accumulation x N rows."""
+    max_history: PositiveInt = 20
+    """Items of history (paper: 20)."""
+    seed: int = 0
+    """Seed of weights and order."""
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """Random changes of histories."""
+
+    drop_items: ClosedUnitInterval = 0.0
+    """Augmentation: drop each item of a history with this probability. In one pass its target goes with it."""
+    reverse: ClosedUnitInterval = 0.0
+    """Augmentation: reverse a history with this probability. In one pass the whole sequence is reversed; its targets
+    have no teacher labels then, so they use the hard loss."""
+    shuffle: NonNegativeInt = 0
+    """Augmentation: move items by at most so many places; in one pass, of the whole sequence."""
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """Which labels are trained, and how they are weighted."""
+
+    candidates: PositiveInt = 16
+    """k, candidates ranked; at least 2."""
+    rank_positions: Literal["one", "all"] = "one"
+    """In one pass, rank candidates at one random position of each sequence and step, or at all positions. The loss is
+    the same on average."""
+    confidence: NonNegativeFloat = 0.5
+    """Weight labelled examples by 1 / rank^confidence, where rank is the teacher's rank of the real next item; 0 (the
+    paper): equal weights."""
+    rank_within: NonNegativeInt = 5
+    """No ranking loss where the ranked list (--prior) has the real next item after this place; 0 (the paper): always
+    rank."""
+
+
+@dataclass(frozen=True)
+class SamplerSettings(BatchSettings, AugmentationSettings, LabelSettings):
+    """All that decides which batches are trained."""
+
+    one_pass: bool = True
+    """causal, nested: train all targets of a user's sequence in one pass. Targets other than the next item, and
+    histories that are shuffled under labels, are always trained prefix by prefix."""
+    long_histories: Literal["windows", "prefixes"] = "windows"
+    """In one pass, targets with more than max_history items before them: in windows that overlap by half, so that each
+    has the last max_history/2 to max_history items, or prefix by prefix with exactly the last max_history."""
+    buffer_rows: PositiveInt = field(default=65536, metadata={"identity": False})
+    """Labels in memory at once; batches are drawn from among them."""
+
+
+@dataclass(frozen=True)
+class TeacherLossSettings:
+    """Losses that any network learns from a teacher."""
+
+    temperature: PositiveFloat = 0.7
+    """Temperature of the teacher's distributions (paper: 1)."""
+    gamma: float = 1.0
+    """γ, weight of the ranking loss beside a generative one, equation (16); of sasrec and gru4rec, weight of all that
+    the teacher teaches."""
+    margin: float = 0.001
+    """λ of the ranking loss, equation (14)."""
+
+
+@dataclass(frozen=True)
+class LossSettings(TeacherLossSettings):
+    """Losses over codewords."""
+
+    scope: Literal["level", "all"] = "level"
+    """Softmax over the level's codewords, or over all levels'."""
+    xi: ClosedUnitInterval = 0.1
+    """ξ of label smoothing, equation (10)."""
+    alpha: ClosedUnitInterval = 0.0
+    """Share of the hard label in DISTILL's weights."""
+    eta: float = 1.0
+    """η, length exponent of M."""
+    rank_from: ClosedUnitInterval = 0.0
+    """Share of the training before the ranking loss joins a generative one (paper: 0). Early on it costs time and
+    teaches little: the student cannot tell the candidates apart yet."""
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """How the best epoch is chosen."""
+
+    exclude_bought: bool | None = None
+    """Never recommend items of the history, in validation and by default later (default: where the training part never
+    has an item twice)."""
+    valid_users: PositiveInt = 1000
+    """Users whose validation NDCG@10 chooses the epoch that is kept."""
+    patience: NonNegativeInt = 5
+    """Stop after so many epochs without a better one; 0: never."""
+
+
+@dataclass(frozen=True)
+class RunSettings(JobSettings):
+    """Checkpoints and curves."""
+
+    checkpoint_every: NonNegativeInt = field(default=200, metadata={"identity": False})
+    """Steps between checkpoints, from which a broken run goes on; 0: none."""
+    keep_checkpoints: PositiveInt = field(default=1, metadata={"identity": False})
+    """How many of the last checkpoints are kept while the training runs."""
+    tracker: str = field(default="tensorboard", metadata={"identity": False})
+    """Where the curves go: tensorboard (RUN/logs/students), none, or another that Accelerate knows."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings(OptimiserSettings, ValidationSettings, RunSettings):
+    """All that the training loop reads."""
+
+
+# dataclasses list the fields of the last base first: paths and network head the --help text
+@dataclass(frozen=True)
+class Config(TrainerSettings, SamplerSettings, LossSettings, ItemModelSettings, ModelSettings, PathSettings):
+    """Train a student: accelerate launch student/train.py --variant NAME [--config FILE] [--field value ...]."""
+
+    semantic_ids: Path | None = None
+    """Semantic IDs artifact (default: RUN/semantic_ids)."""
+    variant: str = "tiger"
+    """tiger, smooth, distill, dtr, dwr, or dwr-without-distill."""
+    labels: Literal["ref", "top", "random", "rank"] = "ref"
+    """The target (alignment study, 4.6): the real next item, the teacher's first, any item of its list, or nothing but
+    the order of its list."""
+    prior: Literal["teacher", "distance", "statistics", "mixture"] = "teacher"
+    """The ranking prior (paper, Appendix B): the order of the soft labels' candidates, or of a second set's. DISTILL
+    always learns the soft labels' distributions."""
+    prior_labels: Path | None = None
+    """The second set of labels (default: RUN/soft_labels-PRIOR)."""
+    ranker_epochs: PositiveInt = 5
+    """Passes of dtr's ranker phase."""
+    ranker_lr: PositiveFloat = 5e-4
+    """Peak learning rate of dtr's ranker phase, which starts from the retriever."""
+    width: PositiveInt = 20
+    """Beam width in validation."""
+    seeds: list[int] | None = field(default=None, metadata={"identity": False})
+    """Train once for each seed, into OUTPUT-seed0 and so on; log mean and spread of validation NDCG@10."""
+
+    @property
+    def prior_folder(self) -> Path:
+        return self.prior_labels or self.run / f"soft_labels-{self.prior}"
+
+
+@dataclass(frozen=True)
+class BaselineConfig(TrainerSettings, BatchSettings, TeacherLossSettings, ItemModelSettings, PathSettings):
+    """Train a baseline: python student/baseline.py [--network NAME] [--config FILE] [--field value ...]."""
+
+    network: Literal["sasrec", "gru4rec"] = "sasrec"
+    """Self-attention, or a recurrent network."""
+    loss: Literal["ce", "list", "rank", "list+rank"] = "ce"
+    """Cross-entropy to the next items; plus gamma times the cross-entropy to the teacher's candidates (list), the
+    ranking loss over them, equation (14), or both."""
+    dim: PositiveInt = 64
+    """Size of an item's embedding."""
+    layers: PositiveInt | None = None
+    """Layers of the network (default: two of sasrec, one of gru4rec)."""
+    threads: NonNegativeInt = field(default=0, metadata={"identity": False})
+    """CPU threads; 0: torch's choice."""
+
+    @property
+    def output_folder(self) -> Path:
+        name = self.network if self.loss == "ce" else f"{self.network}-{self.loss}"
+        return self.output or self.run / "baselines" / name
+
+
+def check(config: Config) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        UserError: names the setting and what it may be.
+    """
+    if config.init and config.backbone != "causal":
+        raise UserError(f"--init starts from a causal language model; --backbone {config.backbone} is none.")
+    if not config.init and (config.lora_rank or config.gradient_checkpointing):
+        raise UserError("--lora_rank and --gradient_checkpointing are for a large student; give --init.")
+    if config.preset not in PRESETS:
+        raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
+    if config.candidates < 2:
+        raise UserError(f"--candidates is {config.candidates}; it must be at least 2.")
+    if config.prior == "teacher" and config.prior_labels:
+        raise UserError("--prior_labels needs its --prior: distance, statistics or mixture.")
+    if config.seeds is not None and len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"--seeds {config.seeds} names a seed twice.")
+
+
+def check_baseline(config: BaselineConfig) -> None:
+    """Refuse sizes that a network over items cannot have.
+
+    Raises:
+        UserError: names the setting and what it may be.
+    """
+    if config.dim % 2:
+        raise UserError(f"--dim is {config.dim}; expected an even number, for two attention heads.")
+
+
+def baseline_config(config: Config) -> BaselineConfig:
+    """Translate student/train.py's config for a backbone without semantic IDs.
+
+    Raises:
+        UserError: a variant or labels that such a network cannot learn.
+    """
+    if config.variant not in ITEM_LOSSES or config.labels != "ref":
+        refused = f"--variant {config.variant}" if config.labels == "ref" else f"--labels {config.labels}"
+        raise UserError(
+            f"{refused} is for backbones with semantic IDs (seq2seq, causal, nested); {config.backbone} "
+            f"learns --variant {', '.join(ITEM_LOSSES)}."
+        )
+    shared = {field.name for field in fields(BaselineConfig)} & {field.name for field in fields(config)}
+    values = {name: getattr(config, name) for name in shared}
+    return BaselineConfig(network=config.backbone, loss=ITEM_LOSSES[config.variant], **values)

@@ -1,0 +1,81 @@
+"""Histories of item numbers as padded arrays, and of item ids as text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from distill.data.dataset import PAD
+from distill.runtime.errors import UserError
+
+
+def pad_histories(histories: Sequence[Sequence[int]]) -> np.ndarray:
+    """Pad histories of item numbers with -1 on the right to the longest [users, length], length at least 1."""
+    padded = np.full((len(histories), max([1, *map(len, histories)])), PAD, dtype=np.int64)
+    for row, history in enumerate(histories):
+        padded[row, : len(history)] = history
+    return padded
+
+
+def last_items(histories: np.ndarray, limit: int) -> np.ndarray:
+    """Keep the last `limit` items of each history.
+
+    Args:
+        histories: item numbers, oldest first, padded with -1 on the right [users, length].
+        limit: items to keep.
+
+    Returns:
+        [users, min(length, limit)].
+    """
+    if histories.shape[1] <= limit:
+        return histories
+    start = np.maximum((histories != PAD).sum(1) - limit, 0)
+    return np.take_along_axis(histories, start[:, None] + np.arange(limit), axis=1)
+
+
+def read_histories(history: str | None, file: Path | None) -> list[list[str]]:
+    """Read histories of item ids, oldest first: ids with commas between, or a JSON list.
+
+    Args:
+        history: one history.
+        file: histories, one per line; - reads the standard input.
+
+    Raises:
+        UserError: neither or both are given, no such file, a line without items.
+    """
+    if (history is None) == (file is None):
+        raise UserError("Name either --history ID,ID,... or --file FILE.")
+    if history is not None:
+        lines, source = [history], "--history"
+    elif str(file) == "-":
+        lines, source = sys.stdin.read().splitlines(), "standard input"
+    else:
+        try:
+            lines, source = file.read_text(encoding="utf-8").splitlines(), str(file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"Cannot read {file}: {getattr(error, 'strerror', None) or error}.") from None
+    if not lines:
+        raise UserError(f"{source} holds no history.")
+    return [parse_history(line, f"{source}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def parse_history(line: str, source: str) -> list[str]:
+    """Parse one history of item ids.
+
+    Raises:
+        UserError: no items, or a damaged JSON list; the message begins with `source`.
+    """
+    if line.lstrip().startswith("["):
+        try:
+            items = [str(item) for item in json.loads(line)]
+        except ValueError as error:
+            raise UserError(f"{source}: not a JSON list of item ids ({error}).") from None
+    else:
+        items = [item.strip() for item in line.split(",") if item.strip()]
+    if not items:
+        raise UserError(f"{source}: expected item ids with commas between, got {line!r}.")
+    return items

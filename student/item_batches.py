@@ -1,0 +1,191 @@
+"""Batches for networks over items: windows of training sequences in which every position predicts the next item.
+
+As in `batches.py`, losses are means over a global batch, which is the same for any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.dataset import PAD, Dataset
+from distill.labels.store import LabelStore
+from distill.runtime.errors import UserError
+from student.batches import check_labels
+from student.config import BatchSettings
+from student.layout import shard_rows
+from student.ranked_lists import ExampleIndex
+
+
+class Windows(NamedTuple):
+    """Training sequences cut to the length of a history.
+
+    Attributes:
+        inputs: item numbers padded with PAD on the right [n, max_history].
+        targets: the item after each of them, PAD where nothing is trained [n, max_history].
+        label_rows: row of the teacher's label of each target, -1 for none [n, max_history].
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    label_rows: np.ndarray
+
+
+class Candidates(NamedTuple):
+    """The teacher's candidates of each label.
+
+    Attributes:
+        items: item numbers, PAD for none [labels, k].
+        scores: their log P(v|S), −∞ for none [labels, k].
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class ItemBatch:
+    """One process's part of one accumulation step.
+
+    Attributes:
+        inputs: item numbers padded with PAD on the right [rows, items].
+        places: True where the next item is trained [rows, items].
+        targets: the next items at these places [n].
+        weight: of every target: 1, or 0 in a part that only keeps the processes in step.
+        candidates, scores: as in `Candidates`, for the targets [n, k]; None without a teacher.
+        count: targets in the whole global batch.
+        labelled: how many of these have candidates.
+        last: whether the optimiser step follows.
+    """
+
+    inputs: Tensor
+    places: Tensor
+    targets: Tensor
+    weight: float
+    candidates: Tensor | None
+    scores: Tensor | None
+    count: int
+    labelled: int
+    last: bool
+
+    def to(self, device: torch.device) -> ItemBatch:
+        """Move all tensors to a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
+        return ItemBatch(**moved)
+
+
+class ItemBatchSampler:
+    """All training windows, epoch by epoch.
+
+    Args:
+        windows: of all users.
+        candidates: the teacher's; None: only the next items are trained.
+        settings: size and order of batches.
+        process, processes: number of this process, and how many there are.
+
+    Attributes:
+        total: targets per epoch, on all processes.
+    """
+
+    def __init__(
+        self,
+        windows: Windows,
+        candidates: Candidates | None,
+        settings: BatchSettings,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        self.windows, self.candidates, self.settings = windows, candidates, settings
+        self.process, self.processes = process, processes
+        self.total = int((windows.targets != PAD).sum())
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[ItemBatch]:
+        """Yield this process's parts of an epoch's global batches, without the first `skip` of these."""
+        size = self.settings.batch_size * self.processes * self.settings.accumulation
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.windows.inputs))
+        for start in range(skip * size, len(order), size):
+            group = order[start : start + size]
+            shares = shard_rows(group, self.process, self.processes, self.settings.accumulation)
+            for step, rows in enumerate(shares):
+                yield self._local_batch(group, rows, last=step == len(shares) - 1)
+
+    def _local_batch(self, group: np.ndarray, rows: np.ndarray, last: bool) -> ItemBatch:
+        """Take some rows of a global batch; without rows, the first with weight 0."""
+        weight = 1.0 if len(rows) else 0.0
+        inputs, targets, label_rows = (values[rows if len(rows) else group[:1]] for values in self.windows)
+        places = targets != PAD
+        length = max(int((inputs != PAD).sum(1).max()), 1)
+        candidates = scores = None
+        if self.candidates is not None:
+            labels = label_rows[places]
+            items = np.where(labels[:, None] >= 0, self.candidates.items[labels], PAD)
+            candidates, scores = torch.from_numpy(items), torch.from_numpy(self.candidates.scores[labels])
+        return ItemBatch(
+            inputs=torch.from_numpy(inputs[:, :length]),
+            places=torch.from_numpy(places[:, :length]),
+            targets=torch.from_numpy(targets[places]),
+            weight=weight,
+            candidates=candidates,
+            scores=scores,
+            count=int((self.windows.targets[group] != PAD).sum()),
+            labelled=int((self.windows.label_rows[group] >= 0).sum()),
+            last=last,
+        )
+
+
+def read_windows(dataset: Dataset, store: LabelStore | None, length: int) -> tuple[Windows, Candidates | None]:
+    """All training sequences in windows, and the teacher's candidates (without its distributions over codewords).
+
+    Raises:
+        UserError: labels of another split or data set, or nothing to train.
+    """
+    examples = dataset.examples("train", 1)
+    check_labels(store, len(examples) if store is None else store.rows)
+    label_rows = np.full(len(dataset.values), PAD)
+    if store is None:
+        return cut_windows(dataset, length, label_rows), None
+    columns = store.read("user", "position", "target", "candidates", "candidate_scores")
+    index = ExampleIndex(examples, int(np.diff(dataset.offsets).max()))
+    numbers, known = index.find(columns["user"], columns["position"], columns["target"])
+    if not known.all():
+        raise UserError(
+            f"{store.artifact.folder} labels targets that are no training examples of this data set: "
+            "another data set, or another split of it."
+        )
+    label_rows[dataset.offsets[index.users[numbers]] + index.positions[numbers]] = np.arange(len(numbers))
+    candidates = columns["candidates"].astype(np.int64), columns["candidate_scores"].astype(np.float32)
+    return cut_windows(dataset, length, label_rows), Candidates(*candidates)
+
+
+def cut_windows(dataset: Dataset, length: int, label_rows: np.ndarray) -> Windows:
+    """Cut all training sequences to windows; neighbours share one item, so that every target comes once.
+
+    Args:
+        dataset: the sequences.
+        length: items that a window reads.
+        label_rows: of each interaction of the data set [interactions].
+    """
+    values, offsets = dataset.training_sequences()
+    inputs, targets, rows = [], [], []
+    for user, (start, end) in enumerate(pairwise(offsets)):
+        labels = label_rows[dataset.offsets[user] :][: end - start]
+        sequence = values[start:end]
+        for first in range(0, len(sequence) - 1, length):
+            last = min(first + length, len(sequence) - 1)
+            inputs.append(_pad(sequence[first:last], length))
+            targets.append(_pad(sequence[first + 1 : last + 1], length))
+            rows.append(_pad(labels[first + 1 : last + 1], length))
+    return Windows(
+        *(np.stack(column) if column else np.zeros((0, length), np.int64) for column in (inputs, targets, rows))
+    )
+
+
+def _pad(values: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(values, (0, length - len(values)), constant_values=PAD)

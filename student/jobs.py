@@ -1,0 +1,165 @@
+"""From a config to a finished artifact: find the inputs, skip finished work, train."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distill.runtime import artifacts
+from distill.runtime.artifacts import Artifact, ArtifactJob
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
+from student import variants
+from student.config import BaselineConfig, Config, check_baseline
+from student.variants import Variant
+
+
+def make_student(config: Config) -> None:
+    """Train a student over codewords, once or once per seed, unless it is finished.
+
+    Raises:
+        UserError: an unknown variant; inputs that are missing or do not fit.
+    """
+    variant = variants.find(config.variant, config.labels)
+    inputs = read_inputs(config, variant)
+    folders = [artifact.folder for artifact in inputs]
+    output = config.output or config.run / "students" / config.variant
+
+    def train_one(seed: int, output: Path) -> None:
+        once = replace(config, seed=seed, seeds=None)
+        extra = check_init(config.init, inputs[1]) if config.init else None
+        job = ArtifactJob("student", once, output, inputs, extra, overwrite=config.overwrite)
+        if not job.is_finished():
+            from student.phases import build_student
+            from student.trainer import train
+
+            train(once, job, partial(build_student, once, variant, folders))
+
+    each_seed(config.variant, config.seeds, config.seed, output, train_one)
+
+
+def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> None:
+    """Train SASRec or GRU4Rec, once or once per seed, unless it is finished.
+
+    Raises:
+        UserError: sizes that no network can have; inputs that are missing or do not fit.
+    """
+    check_baseline(config)
+    inputs = [artifacts.read(config.dataset or config.run / "dataset", "dataset")]
+    if config.loss != "ce":
+        inputs.append(read_labels(config))
+    folders = [artifact.folder for artifact in inputs]
+
+    def train_one(seed: int, output: Path) -> None:
+        once = replace(config, seed=seed, output=output)
+        job = ArtifactJob("baseline", once, output, inputs, overwrite=config.overwrite)
+        if not job.is_finished():
+            from student.phases import build_item_model
+            from student.trainer import train
+
+            train(once, job, partial(build_item_model, once, folders))
+
+    each_seed(config.output_folder.name, seeds, config.seed, config.output_folder, train_one)
+
+
+def each_seed(
+    title: str, seeds: list[int] | None, seed: int, output: Path, train_one: Callable[[int, Path], None]
+) -> None:
+    """Train once into OUTPUT; or once per seed into OUTPUT-seed0 and so on, then log mean and spread of NDCG@10.
+
+    Args:
+        title: of the log message.
+        seeds: None: train once.
+        seed: for that.
+        output: folder of the artifact.
+        train_one: trains a seed into a folder, which is finished when it returns, on every process.
+    """
+    if not seeds:
+        train_one(seed, output)
+        return
+    best = {}
+    for number in seeds:
+        folder = output.with_name(f"{output.name}-seed{number}")
+        train_one(number, folder)
+        best[number] = max(row["valid_ndcg@10"] for row in last_curve(folder))
+    spread = statistics.stdev(best.values()) if len(best) > 1 else 0.0
+    parts = ", ".join(f"{value:.4f} (seed {number})" for number, value in best.items())
+    log.info(f"{title}: validation NDCG@10 {statistics.mean(best.values()):.4f} ± {spread:.4f}: {parts}")
+
+
+def last_curve(folder: Path) -> list[dict[str, float]]:
+    """The curve of the model that ranks: the ranker's, where there is one."""
+    curve = json.loads((folder / "curve.json").read_text())
+    return curve if isinstance(curve, list) else curve.get("ranker") or curve["retriever"]
+
+
+def read_inputs(config: Config, variant: Variant) -> list[Artifact]:
+    """The data set, the semantic IDs, and the labels that the variant needs."""
+    inputs = [
+        artifacts.read(config.dataset or config.run / "dataset", "dataset"),
+        artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids"),
+    ]
+    if variant.needs_labels:
+        inputs.append(read_labels(config))
+    if config.prior != "teacher":
+        inputs.append(read_prior(config, variant))
+    return inputs
+
+
+def read_labels(config: Config | BaselineConfig) -> Artifact:
+    """The soft labels."""
+    return artifacts.read(config.soft_labels or config.run / "soft_labels", "soft_labels")
+
+
+def read_prior(config: Config, variant: Variant) -> Artifact:
+    """The labels whose candidates are ranked in place of the soft labels'.
+
+    Raises:
+        UserError: the variant ranks nothing; the labels are missing, with the command that makes them.
+    """
+    if not variant.ranks:
+        raise UserError(
+            f"--prior {config.prior} is an order for the ranking loss, and {config.variant} has none; take --variant "
+            "dwr, dtr or dwr-without-distill, or --labels rank."
+        )
+    folder = config.prior_folder
+    mix = "llm=0.5,transitions=0.5" if config.prior == "mixture" else f"{config.prior}=1"
+    options = {"run": config.run, "dataset": config.dataset, "semantic_ids": config.semantic_ids}
+    options |= {"keep": config.candidates, "mix": mix, "output": folder}
+    words = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
+    artifact = artifacts.read(folder, "soft_labels", f"{artifacts.COMMANDS['soft_labels']} {words}")
+    return replace(artifact, role=config.prior)
+
+
+def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
+    """Identify the language model that a student starts from.
+
+    Args:
+        folder: a Hugging Face checkpoint, a teacher's or any other.
+        ids: the semantic IDs.
+
+    Returns:
+        Facts for the job's identity.
+
+    Raises:
+        UserError: no checkpoint there, or a teacher of other semantic IDs.
+    """
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        adapter = (folder / "adapter_config.json").is_file()
+        kind = "a LoRA adapter; merge it first (teacher/merge.py)" if adapter else "no config.json with *.safetensors"
+        raise UserError(f"--init {folder} is no Hugging Face checkpoint: it holds {kind}.")
+    if not (folder / artifacts.MANIFEST).is_file():
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+        return {"init": {"config": (folder / "config.json").read_text(), "weights": sizes}}
+    teacher = artifacts.read(folder, "teacher")
+    if teacher.inputs.get("semantic_ids", ids.fingerprint) != ids.fingerprint:
+        raise UserError(
+            f"The teacher at {folder} speaks the codewords of semantic_ids {teacher.inputs['semantic_ids']}, the "
+            f"student's are {ids.fingerprint}, at {ids.folder}: another codebook. Tune a teacher on these."
+        )
+    return {"init": teacher.fingerprint}

@@ -1,0 +1,38 @@
+"""GRU4Rec: a recurrent network over the history (Hidasi et al. 2016), trained with full cross-entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from student.models.item_models.items import ItemEmbedding, ItemModel
+
+
+@dataclass(frozen=True)
+class GRUConfig:
+    """Sizes."""
+
+    n_items: int
+    max_history: int = 20
+    dim: int = 64
+    layers: int = 1
+    dropout: float = 0.3
+
+
+class GRU4Rec(ItemModel):
+    """A GRU over item embeddings; the same embeddings score the items."""
+
+    def __init__(self, config: GRUConfig):
+        super().__init__()
+        self.config = config
+        self.items = ItemEmbedding(config.n_items, config.dim)
+        self.gru = nn.GRU(config.dim, config.dim, config.layers, batch_first=True)
+        self.norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.normal_(self.items.weight, std=0.02)
+
+    def encode(self, histories: Tensor) -> Tensor:
+        """States after each prefix [users, length, dim]. Padding is on the right, so no state has read it."""
+        states, _ = self.gru(self.dropout(self.items(histories)))
+        return self.norm(self.dropout(states))

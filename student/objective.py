@@ -1,0 +1,159 @@
+"""Where the paper's equations (`distill/losses.py`) meet batches and networks.
+
+Every function returns this process's part of the global batch's loss: a weighted sum over its examples, divided by the
+weights of the whole global batch. The parts of all processes and accumulation steps add up to the mean.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distill import losses
+from distill.data.dataset import PAD
+from student.batches import Batch
+from student.config import LossSettings, TeacherLossSettings
+from student.item_batches import ItemBatch
+from student.models.causal import Positions
+from student.models.layers import among_all
+from student.variants import Loss
+
+
+class Scores(NamedTuple):
+    """A network's predictions for a batch.
+
+    Attributes:
+        log_probs: at each example's target [n, levels, V].
+        targets: the targets' codewords, as numbers in V [n, levels].
+        candidates: M of each candidate [..., k]; None where nothing is ranked.
+        present: which candidates exist [..., k].
+        rank_weights: of the ranked lists [...].
+    """
+
+    log_probs: Tensor
+    targets: Tensor
+    candidates: Tensor | None = None
+    present: Tensor | None = None
+    rank_weights: Tensor | None = None
+
+
+def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, ranks: bool, settings: LossSettings) -> Tensor:
+    """Equation (8), (9), (11), (14), or one of these plus γ times (14).
+
+    Args:
+        model: the network, wrapped or not.
+        loss: of the phase.
+        batch: one-pass or not.
+        codes: of all items [items, levels].
+        ranks: whether the ranking loss has joined.
+        settings: parameters of the losses.
+
+    Returns:
+        This process's part of the global batch's loss.
+    """
+    batch, ranks = batch.to(codes.device), ranks and batch.rank_total > 0
+    history = torch.where((batch.sequences != PAD)[..., None], codes[batch.sequences.clamp(min=0)], PAD)
+    score = score_one_pass if batch.one_pass else score_prefixes
+    scores = score(model, history, batch, codes, ranks, settings)
+    value = 0 * scores.log_probs.sum()  # every process needs a graph, even with nothing to train
+    if loss.generative is not None:
+        example_losses = generative_loss(loss, scores, batch, settings)
+        value = value + (example_losses * batch.weights).sum() / max(batch.total, 1e-9)
+    if scores.candidates is not None:
+        list_losses = losses.rank(scores.candidates, settings.margin, scores.present)
+        ranked = (list_losses * scores.rank_weights).sum() / max(batch.rank_total, 1e-9)
+        value = value + (settings.gamma if loss.generative else 1.0) * ranked
+    return value
+
+
+def generative_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSettings) -> Tensor:
+    """Equation (8), (9) or (11) of each example [n]."""
+    if loss.generative == "nll":
+        return losses.nll(scores.log_probs, scores.targets)
+    if loss.generative == "smooth":
+        return losses.smooth(scores.log_probs, scores.targets, settings.xi)
+    teacher = batch.log_probs
+    if teacher.shape[-1] != scores.log_probs.shape[-1]:  # labels per level, a student over all levels' codewords
+        teacher = spread_levels(teacher)
+    soft = losses.distill(scores.log_probs, teacher, settings.temperature, scores.targets, settings.alpha)
+    return torch.where(batch.label_invalid, losses.nll(scores.log_probs, scores.targets), soft)
+
+
+def score_prefixes(model, history: Tensor, batch: Batch, codes: Tensor, ranks: bool, settings: LossSettings) -> Scores:
+    """Score each example by itself: its target, and the candidates if they are ranked.
+
+    Args:
+        model, batch, codes, ranks, settings: as in `batch_loss`.
+        history: codewords of the sequences, PAD for none [rows, items, levels].
+    """
+    items = batch.candidates if ranks else batch.targets[:, None]
+    codewords = codes[items.clamp(min=0)]
+    log_probs = model(history, codewords, settings.scope)
+    numbers = codeword_numbers(codewords, log_probs, settings.scope)
+    candidates = losses.sequence_score(log_probs, numbers, settings.eta) if ranks else None
+    return Scores(log_probs[:, 0], numbers[:, 0], candidates, items >= 0, batch.rank_weights)
+
+
+def score_one_pass(model, history: Tensor, batch: Batch, codes: Tensor, ranks: bool, settings: LossSettings) -> Scores:
+    """Score the target at every position of each window, and the candidates that are ranked.
+
+    The reference candidate is scored from the window itself, so it is not repeated. Arguments as in `score_prefixes`.
+    """
+    examples = batch.groups if ranks else None
+    if examples is None:
+        log_probs, _ = model(history, None, settings.scope, Positions(batch.rows, batch.places))
+        return Scores(log_probs, codeword_numbers(codes[batch.targets], log_probs, settings.scope))
+    present, examples = examples >= 0, examples.clamp(min=0)
+    items = batch.candidates[examples]  # [rows, groups, k]
+    positions = Positions(batch.rows, batch.places, torch.where(present, batch.places[examples], PAD))
+    log_probs, others = model(history, codes[items[..., 1:].clamp(min=0)], settings.scope, positions)
+    targets = codeword_numbers(codes[batch.targets], log_probs, settings.scope)
+    reference = log_probs.gather(-1, targets[..., None]).squeeze(-1)[examples]
+    candidates = losses.mean_score(torch.cat([reference[:, :, None], others], dim=2), settings.eta)
+    return Scores(log_probs, targets, candidates, items >= 0, batch.rank_weights[examples] * present)
+
+
+def codeword_numbers(codes: Tensor, log_probs: Tensor, scope: str) -> Tensor:
+    """Number codewords [..., levels] as the log-probabilities [..., V] do: within the level, or among all levels'."""
+    return among_all(codes, log_probs.shape[-1] // codes.shape[-1]) if scope == "all" else codes
+
+
+def spread_levels(teacher: Tensor) -> Tensor:
+    """Log-probabilities per level [n, levels, V] over all levels' codewords, −∞ elsewhere [n, levels, levels · V]."""
+    batch, levels, size = teacher.shape
+    wide = teacher.new_full((batch, levels, levels, size), -torch.inf)
+    diagonal = torch.arange(levels, device=teacher.device)
+    wide[:, diagonal, diagonal] = teacher
+    return wide.flatten(2)
+
+
+def item_loss(model, loss: str, batch: ItemBatch, device: torch.device, settings: TeacherLossSettings) -> Tensor:
+    """Cross-entropy to the next items, plus γ times the losses over the teacher's candidates.
+
+    Args:
+        model: a network over items, wrapped or not.
+        loss: ce; or with a teacher list (cross-entropy to the candidates), rank (equation 14), list+rank.
+        batch: its candidates may be absent (PAD) where the teacher labelled nothing.
+        device: of the network.
+        settings: parameters of the losses.
+
+    Returns:
+        This process's part of the global batch's loss: the first mean is over all targets, the second over the
+        labelled ones.
+    """
+    batch = batch.to(device)
+    log_probs = model(batch.inputs, batch.places)
+    value = -log_probs.gather(1, batch.targets[:, None]).sum() / batch.count
+    if loss != "ce" and batch.labelled:
+        present = batch.candidates != PAD
+        chosen = log_probs.gather(1, batch.candidates.clamp(min=0))
+        taught = torch.zeros(len(chosen), device=device)
+        if "rank" in loss:
+            taught = taught + losses.rank(chosen, settings.margin, present)
+        if "list" in loss:
+            scores = (batch.scores / settings.temperature).masked_fill(~present, -1e9)
+            taught = taught - (torch.softmax(scores, dim=-1) * present * chosen).sum(-1)
+        value = value + settings.gamma * (taught * present.any(1)).sum() / batch.labelled
+    return batch.weight * value

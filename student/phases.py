@@ -1,0 +1,176 @@
+"""What is trained: a recommender and the phases that train its models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distill.data.dataset import Dataset, Examples
+from distill.labels.store import LabelStore
+from distill.runtime.logs import log
+from distill.runtime.sharding import trainable_state, unsharded
+from distill.semantic_ids.ids import SemanticIDs
+from student.batches import Batch, BatchSampler, check_scope
+from student.config import BaselineConfig, Config, ValidationSettings
+from student.item_batches import ItemBatch, ItemBatchSampler, read_windows
+from student.item_recommender import ItemRecommender
+from student.models import BACKBONES
+from student.models.causal import Causal
+from student.models.item_models import ITEM_MODELS
+from student.objective import batch_loss, item_loss
+from student.ranked_lists import open_prior
+from student.recommender import Recommender
+from student.variants import Loss, Variant
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The training of one model.
+
+    Attributes:
+        name: "retriever", "ranker", or the network of an item model.
+        title: names the phase in messages.
+        epochs: passes over the examples.
+        lr: peak learning rate.
+        sampler: the batches.
+        loss: (wrapped model, batch, share of the training that is done) → this process's part of the global loss.
+    """
+
+    name: str
+    title: str
+    epochs: int
+    lr: float
+    sampler: BatchSampler | ItemBatchSampler
+    loss: Callable[[nn.Module, Batch | ItemBatch, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Student:
+    """Everything that the trainer needs.
+
+    Attributes:
+        recommender: holds the models.
+        phases: in order; the ranker phase starts from the retriever.
+        valid: users whose NDCG@10 chooses the epoch.
+        width: items per validation list.
+    """
+
+    recommender: Recommender | ItemRecommender
+    phases: list[Phase]
+    valid: Examples
+    width: int
+
+
+def build_student(config: Config, variant: Variant, folders: list[Path], acc: Accelerator) -> Student:
+    """Build a student over codewords.
+
+    Args:
+        config: of the command.
+        variant: which losses in which phases.
+        folders: of the data set, the semantic IDs and, where the variant needs them, the soft labels.
+        acc: the Accelerator.
+    """
+    dataset = Dataset.load(folders[0])
+    ids = SemanticIDs.load(folders[1], dataset.n_items)
+    store = LabelStore.open(folders[2]) if variant.needs_labels else None
+    samplers = {name: build_sampler(dataset, store, loss, acc, config) for name, loss in variant.phases.items()}
+    with unsharded(acc):
+        model = build_model(config, ids).to(acc.device)
+    facts = {name: getattr(config, name) for name in ("variant", "backbone", "scope", "seed", "max_history")}
+    facts["backbone"] = "large" if config.init else config.backbone
+    facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
+    item_ids, titles = (dataset.items[name].to_pylist() for name in ("item_id", "title"))
+    recommender = Recommender(model, ids.codes, item_ids, titles, facts=facts)
+    adapters = f" ({sum(p.numel() for p in trainable_state(model).values()):,} train)" if config.lora_rank else ""
+    log.info(f"{config.variant}: {size(model):,} parameters{adapters}, {samplers['retriever'].total:,} examples")
+
+    def loss_of(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
+        def compute(model: nn.Module, batch: Batch, done: float) -> Tensor:
+            ranks = loss.rank and (loss.generative is None or done >= config.rank_from)
+            return batch_loss(model, loss, batch, recommender.codes, ranks, config)
+
+        return compute
+
+    schedules = {"retriever": (config.epochs, config.lr), "ranker": (config.ranker_epochs, config.ranker_lr)}
+    phases = [
+        Phase(name, f"{config.variant} {name}", *schedules[name], samplers[name], loss_of(loss))
+        for name, loss in variant.phases.items()
+    ]
+    return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width)
+
+
+def build_item_model(config: BaselineConfig, folders: list[Path], acc: Accelerator) -> Student:
+    """Build SASRec or GRU4Rec.
+
+    Args:
+        config: of the command.
+        folders: of the data set and, where the loss needs a teacher, of the soft labels.
+        acc: the Accelerator.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    dataset = Dataset.load(folders[0])
+    store = LabelStore.open(folders[1]) if config.loss != "ce" else None
+    windows, candidates = read_windows(dataset, store, config.max_history)
+    sampler = ItemBatchSampler(windows, candidates, config, acc.process_index, acc.num_processes)
+    network, sizes = ITEM_MODELS[config.network]
+    chosen = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}  # otherwise the network's default
+    with unsharded(acc):
+        model = network(sizes(dataset.n_items, **chosen)).to(acc.device)
+    facts = {name: getattr(config, name) for name in ("network", "loss", "seed")}
+    facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
+    log.info(f"{config.network}: {size(model):,} parameters, {len(windows.inputs):,} sequences")
+
+    def compute(model: nn.Module, batch: ItemBatch, _: float) -> Tensor:
+        return item_loss(model, config.loss, batch, acc.device, config)
+
+    title = config.network if config.loss == "ce" else f"{config.network} {config.loss}"
+    phase = Phase(config.network, title, config.epochs, config.lr, sampler, compute)
+    valid = validation_users(dataset, config.max_history, config)
+    return Student(ItemRecommender(model, facts), [phase], valid, width=10)
+
+
+def build_model(config: Config, ids: SemanticIDs) -> nn.Module:
+    """Build a new network over codewords, or load the language model that it starts from."""
+    if not config.init:
+        network, sizes, presets = BACKBONES[config.backbone]
+        return network(sizes(ids.levels, ids.codebook_size, dropout=config.dropout, **presets[config.preset]))
+    from student.models import large
+
+    options = config.lora_rank, config.dropout, config.gradient_checkpointing, config.precision
+    return large.load(config.init, ids, config.max_history, *options)
+
+
+def build_sampler(
+    dataset: Dataset, store: LabelStore | None, loss: Loss, acc: Accelerator, config: Config
+) -> BatchSampler:
+    """Choose the rows (one pass or prefixes) and the labels of a phase.
+
+    Raises:
+        UserError: labels that do not fit; see `BatchSampler`.
+    """
+    one_pass = config.one_pass and issubclass(BACKBONES[config.backbone][0], Causal) and loss.target == "ref"
+    if loss.needs_labels and config.shuffle:
+        one_pass = False  # labels are of targets in their own order
+    labels = store if loss.needs_labels else None
+    check_scope(labels, loss, config.scope)
+    prior = open_prior(config.prior_folder, config.prior) if loss.rank and config.prior != "teacher" else None
+    return BatchSampler(dataset, labels, loss, one_pass, config, acc.process_index, acc.num_processes, prior)
+
+
+def validation_users(dataset: Dataset, max_history: int, settings: ValidationSettings) -> Examples:
+    """The same random validation users in every run."""
+    valid = dataset.examples("valid", max_history)
+    return valid.take(np.random.default_rng(0).permutation(len(valid))[: settings.valid_users])
+
+
+def size(model: torch.nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())

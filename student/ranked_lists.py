@@ -1,0 +1,121 @@
+"""The candidates that the ranking loss orders: those of the soft labels, or of a second set of labels (Appendix B)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill import losses
+from distill.data.dataset import PAD, Examples
+from distill.labels.store import LabelBlock, LabelStore
+from distill.runtime.errors import UserError
+
+
+class ExampleIndex:
+    """Find the training examples of a data set by user and position.
+
+    Args:
+        examples: sorted by user and position.
+        longest: items of the longest sequence, at least.
+    """
+
+    def __init__(self, examples: Examples, longest: int):
+        self.users, self.positions, self.targets = examples.users, examples.positions, examples.targets
+        self._width = longest + 1
+        self._keys = self.keys(self.users, self.positions)
+
+    def keys(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """One sortable number per example [n]."""
+        return users.astype(np.int64) * self._width + positions
+
+    def find(self, users: np.ndarray, positions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Look up examples.
+
+        Returns:
+            Their numbers [n], and which of them exist with that target [n].
+        """
+        keys = self.keys(users, positions)
+        numbers = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return numbers, (self._keys[numbers] == keys) & (self.targets[numbers] == targets)
+
+
+class PriorLists:
+    """The candidates of a second set of labels, by training example; they are small, so in memory.
+
+    Args:
+        prior: the second set.
+        labels: the soft labels, each of whose examples the prior must cover.
+        index: the training examples.
+        k: candidates per example.
+
+    Raises:
+        UserError: examples that the prior lacks.
+    """
+
+    def __init__(self, prior: LabelStore, labels: LabelStore, index: ExampleIndex, k: int):
+        columns = prior.read("user", "position", "target", "candidates", "candidate_scores")
+        numbers, known = index.find(columns["user"], columns["position"], columns["target"])
+        self.candidates = np.full((len(index.targets), k), PAD, np.int32)
+        self.candidates[numbers[known]] = columns["candidates"][known, :k]
+        self.ranks = np.zeros(len(index.targets), np.int64)
+        self.ranks[numbers[known]] = reference_ranks(columns["candidate_scores"][known], k)
+        self._refuse_gaps(prior, labels, index)
+
+    def _refuse_gaps(self, prior: LabelStore, labels: LabelStore, index: ExampleIndex) -> None:
+        wanted = labels.read("user", "position", "target")
+        numbers, _ = index.find(wanted["user"], wanted["position"], wanted["target"])  # the sampler checks the match
+        lacking = self.candidates[numbers, 0] == PAD  # the reference comes first
+        if lacking.any():
+            first = lacking.argmax()
+            raise UserError(
+                f"{prior.artifact.folder} lacks {lacking.sum():,} of the {len(lacking):,} examples of "
+                f"{labels.artifact.folder}, first the item at {wanted['position'][first]} of user "
+                f"{wanted['user'][first]}; export it again, of the training split and without --limit or --users."
+            )
+
+
+def open_prior(folder: Path, teacher: str) -> LabelStore:
+    """Open the labels whose candidates are ranked in place of the soft labels'.
+
+    Args:
+        folder: a soft_labels artifact.
+        teacher: who must have made them: distance, statistics or mixture.
+
+    Raises:
+        UserError: labels of another teacher, or labels that cannot be read.
+    """
+    store = LabelStore.open(folder)
+    if store.teacher != teacher:
+        raise UserError(
+            f"--prior {teacher}, but {folder} holds the labels of {store.teacher or 'a language model'}; "
+            "name another --prior_labels."
+        )
+    return store
+
+
+def reference_ranks(scores: np.ndarray, k: int) -> np.ndarray:
+    """`losses.reference_rank` among the first k candidates, the reference first [n, any] → [n]."""
+    return losses.reference_rank(torch.from_numpy(scores[:, :k])).numpy()
+
+
+def pick_target(block: LabelBlock, rows: np.ndarray, which: str, draws: np.ndarray) -> np.ndarray:
+    """Pick an item of each teacher's list as the target (alignment study, 4.6).
+
+    Args:
+        block: labels.
+        rows: rows of the block [n].
+        which: "top", the teacher's first, or "random", any.
+        draws: random numbers in [0, 1) [n].
+
+    Returns:
+        Item numbers [n].
+    """
+    return item_of_list(block.candidates(rows).astype(np.int64), block.scores(rows), which, draws)
+
+
+def item_of_list(lists: np.ndarray, scores: np.ndarray, which: str, draws: np.ndarray) -> np.ndarray:
+    """`pick_target` from item numbers, PAD for none [n, k], and scores, −∞ for none [n, k]."""
+    place = scores.argmax(1) if which == "top" else np.floor(draws * (lists != PAD).sum(1)).astype(np.int64)
+    return lists[np.arange(len(lists)), place]

@@ -1,0 +1,112 @@
+"""The network before training: a base model or random weights, and the initial embedding rows of the codewords."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from distill.runtime.errors import UserError
+from distill.semantic_ids import quantisers
+from distill.semantic_ids.ids import SemanticIDs
+
+
+def from_scratch(tokenizer: PreTrainedTokenizerBase, sizes: dict[str, float], max_tokens: int) -> LlamaForCausalLM:
+    """A small LLaMA with random weights; `sizes` are numeric fields of LlamaConfig."""
+    fields = {name: int(value) if float(value).is_integer() else value for name, value in sizes.items()}
+    fields = {"tie_word_embeddings": True} | fields
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=max_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **fields,
+    )
+    return LlamaForCausalLM(config)
+
+
+def load_base(base: str, dtype: torch.dtype | str = torch.float32, **options) -> PreTrainedModel:
+    """Load a pretrained causal model; `options` are those of `from_pretrained`.
+
+    Raises:
+        UserError: there is none at that path or name.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"No base model at {base!r}: {str(error).splitlines()[0]}") from None
+
+
+def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: int) -> None:
+    """Grow embeddings and output head to the tokenizer's size.
+
+    The `new` last rows start at the mean of the old ones plus a tenth of their spread as noise.
+    """
+    if new == 0:
+        return
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for weight in token_tables(model):
+            old = weight[:-new]
+            noise = torch.randn(new, weight.shape[1], dtype=weight.dtype, device=weight.device)
+            weight[-new:] = old.mean(0) + 0.1 * old.std(0) * noise
+
+
+def quantiser_vectors(ids: SemanticIDs) -> list[np.ndarray]:
+    """The quantiser's code vectors of each level, float32 [codebook_size, d]; d may differ between levels.
+
+    Raises:
+        UserError: the IDs were imported without a quantiser, or it has other sizes.
+    """
+    folder = ids.artifact.folder
+    if not (folder / quantisers.SETTINGS).is_file():
+        raise UserError(f"{folder} was imported: it has no quantiser to start from; run with --init_codewords mean.")
+    quantiser = quantisers.load(folder)
+    if (quantiser.levels, quantiser.codebook_size) != (ids.levels, ids.codebook_size):
+        raise UserError(
+            f"The quantiser of {folder} has {quantiser.levels} levels of {quantiser.codebook_size} codewords, the IDs "
+            f"{ids.levels} of {ids.codebook_size}; run with --init_codewords mean."
+        )
+    return [np.asarray(quantiser.words(level), np.float32) for level in range(ids.levels)]
+
+
+def init_from_codebook(model: PreTrainedModel, vectors: list[np.ndarray], seed: int) -> None:
+    """Set the codewords' rows, the last ones, to the quantiser's vectors, so that similar codewords start similar.
+
+    A random orthogonal map for each level takes its vectors into the embedding space, so that levels differ; they are
+    scaled to the spread of the old rows around their mean.
+
+    Args:
+        model: its vocabulary ends with the codewords, level after level.
+        vectors: from `quantiser_vectors`.
+        seed: of the random maps.
+    """
+    tables = token_tables(model)
+    width, new = tables[0].shape[1], sum(map(len, vectors))
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for level_vectors in vectors:
+        centred = torch.from_numpy(level_vectors - level_vectors.mean(0))
+        square = torch.randn(max(width, centred.shape[1]), min(width, centred.shape[1]), generator=generator)
+        basis = torch.linalg.qr(square)[0]  # orthonormal columns
+        projected = centred @ (basis.T if centred.shape[1] <= width else basis)
+        rows.append(projected / projected.square().mean().sqrt().clamp(min=1e-12))
+    rows = torch.cat(rows)
+    with torch.no_grad():
+        for weight in tables:
+            old = weight[:-new]
+            weight[-new:] = old.mean(0) + old.std(0) * rows.to(weight)
+
+
+def token_tables(model: PreTrainedModel) -> list[Tensor]:
+    """The embedding table and, where it is not the same tensor, the output head [vocabulary, width]."""
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    return list({id(table.weight): table.weight for table in tables}.values())

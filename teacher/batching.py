@@ -1,0 +1,113 @@
+"""Batches of training samples: sorted by length and padded, or packed several to a row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from teacher.config import TrainingSettings
+from teacher.tasks import Samples, TaskData
+
+Batch = list[list[int]]  # rows of sample numbers: one a row, or several packed
+
+
+def epoch_batches(data: TaskData, settings: TrainingSettings, epoch: int) -> tuple[Samples, list[Batch]]:
+    """Draw one epoch's samples and deal them into batches; the same on every process.
+
+    Raises:
+        UserError: a task has no samples, or a stream does not fit `max_tokens`.
+    """
+    samples = data.epoch(settings.tasks, settings.seed, epoch)
+    rng = np.random.default_rng([settings.seed, epoch])
+    return samples, make_batches(samples, settings.batch_tokens, rng, settings.packing)
+
+
+def make_batches(samples: Samples, max_tokens: int, rng: np.random.Generator, packing: bool = False) -> list[Batch]:
+    """Deal samples into batches of at most `max_tokens` with their padding (but one row at least), in random order.
+
+    Args:
+        samples: of an epoch.
+        max_tokens: rows times the longest row.
+        rng: decides the order, and which samples of similar length share a batch.
+        packing: several samples a row; else one, batched with samples of similar length.
+    """
+    if packing:
+        longest = int(samples.lengths.max(initial=1))
+        rows_in_batch = max(max_tokens // longest, 1)
+        rows = pack(samples.lengths, max(max_tokens // rows_in_batch, longest), rng)
+        rows = [rows[index] for index in rng.permutation(len(rows))]
+        return [rows[start : start + rows_in_batch] for start in range(0, len(rows), rows_in_batch)]
+    lengths = samples.lengths
+    order = np.argsort(lengths + rng.random(len(lengths)), kind="stable")  # random among equals
+    batches: list[Batch] = [[]]
+    for row in order:
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[row] > max_tokens:
+            batches.append([])
+        batches[-1].append([int(row)])
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def pack(lengths: np.ndarray, space: int, rng: np.random.Generator) -> list[list[int]]:
+    """Pack samples into rows of at most `space` tokens, by best fit decreasing: each goes where it leaves least space.
+
+    A `space` little larger than the longest sample is enough: where masks are dense, attention costs the square of a
+    row.
+    """
+    rows: list[list[int]] = []
+    rows_by_free: list[list[int]] = [[] for _ in range(space + 1)]
+    free_mask = 0  # bit n is set where a row has n tokens free
+    for sample in np.argsort(-(lengths + rng.random(len(lengths)))).tolist():  # random among equals
+        length = int(lengths[sample])
+        fitting = free_mask >> length
+        if fitting:
+            free = length + (fitting & -fitting).bit_length() - 1
+            row = rows_by_free[free].pop()
+            if not rows_by_free[free]:
+                free_mask ^= 1 << free
+            rows[row].append(sample)
+        else:
+            row, free = len(rows), space
+            rows.append([sample])
+        rows_by_free[free - length].append(row)
+        free_mask |= 1 << (free - length)
+    return rows
+
+
+def padded_size(samples: Samples, batch: Batch) -> int:
+    """Tokens of a batch, padding included: rows times the longest row."""
+    return len(batch) * max(int(samples.lengths[row].sum()) for row in batch)
+
+
+def counted_tokens(samples: Samples, batches: list[Batch]) -> np.ndarray:
+    """How many tokens the loss counts in each batch [batches]."""
+    totals = np.concatenate([[0], np.cumsum(samples.counted)])
+    of_sample = totals[samples.ends] - totals[samples.ends - samples.lengths]
+    return np.array([of_sample[np.hstack(batch)].sum() for batch in batches])
+
+
+def collate(samples: Samples, batch: Batch, pad: int) -> dict[str, np.ndarray]:
+    """Build the network's inputs: rows padded on the right, all [rows, length].
+
+    Labels are −100 where the loss counts nothing. Where rows hold several samples, `position_ids` start again with each
+    (and with the padding). Transformers reads the boundaries from them and keeps attention within a sample, as long as
+    it gets neither an attention mask nor a cache (`use_cache=False`).
+    """
+    shape = len(batch), max(int(samples.lengths[row].sum()) for row in batch)
+    tokens, labels = np.full(shape, pad, dtype=np.int64), np.full(shape, -100, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    for line, row in enumerate(batch):
+        end = 0
+        for sample in (samples[number] for number in row):
+            part = slice(end, end := end + len(sample.tokens))
+            tokens[line, part] = sample.tokens
+            labels[line, part] = np.where(sample.counted, sample.tokens, -100)
+            labels[line, part.start] = -100  # the sample before must not predict it
+            positions[line, part] = np.arange(len(sample.tokens))
+        positions[line, end:] = np.arange(shape[1] - end)
+    inputs = {"input_ids": tokens, "labels": labels}
+    return inputs | {"position_ids": positions} if any(len(row) > 1 for row in batch) else inputs
+
+
+def mask_codewords(tokens: np.ndarray, pad: int, codewords: np.ndarray, share: float, rng: np.random.Generator) -> None:
+    """Replace a random share of the codewords by the pad token, in place; the labels keep them."""
+    if share:
+        tokens[np.isin(tokens, codewords) & (rng.random(tokens.shape) < share)] = pad

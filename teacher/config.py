@@ -1,0 +1,228 @@
+"""Settings of the teacher's fine-tuning, in groups. `Config` inherits them all, so flags and YAML files are flat.
+
+Each function of `teacher/` takes the group it needs. The text below a field is its `--help`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from distill.runtime.config import JobSettings, suggest
+from distill.runtime.errors import UserError
+
+# The position of a task seeds its random generator: append only. `teacher/tasks.py` implements them.
+TASKS = ("stream", "seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain")
+NOT_IN_IDENTITY = {"identity": False}  # a change of such a field does not make a finished teacher stale
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Folders of the run."""
+
+    run: Path = Path("runs/demo")
+    """Folder of the run; inputs and output default to their names inside it."""
+    dataset: Path | None = None
+    """Dataset artifact (default: RUN/dataset)."""
+    semantic_ids: Path | None = None
+    """Semantic IDs artifact (default: RUN/semantic_ids)."""
+    output: Path | None = None
+    """Where the teacher is written (default: RUN/teacher)."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network: its base or its sizes, what trains, and the precision."""
+
+    base: str | None = None
+    """Base model, a local path or hub name (LLaMA-7B); without one, a small LLaMA with random weights."""
+    sizes: dict[str, float] = field(default_factory=dict)
+    """Without a base: fields of LlamaConfig (hidden_size, intermediate_size, num_hidden_layers, ...)."""
+    vocab_size: PositiveInt = 1024
+    """Without a base: text tokens of the tokenizer trained on the catalogue."""
+    mode: Literal["full", "lora", "qlora"] = "full"
+    """full: train all weights. lora: train LoRA adapters and the codewords' embedding rows. qlora: the same, with the
+    base's projections in 4 bits (needs `base`)."""
+    lora_rank: PositiveInt = 8
+    """Rank r of the LoRA adapters."""
+    lora_alpha: PositiveInt = 32
+    """LoRA's alpha; adapters are scaled by alpha / r."""
+    lora_dropout: ClosedUnitInterval = 0.05
+    """Dropout on the adapters' input."""
+    init_codewords: Literal["mean", "codebook"] = "mean"
+    """Initial embedding rows of the codewords. mean: the mean of the base's rows plus noise (without a base: random,
+    like all rows). codebook: the quantiser's code vectors, projected."""
+    attention_dropout: ClosedUnitInterval = 0.0
+    """Dropout on attention weights."""
+    chat: bool = False
+    """Put prompts into the base model's chat template (needs `base`)."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: slower, far less memory."""
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """Random changes of the training sequences."""
+
+    token_dropout: ClosedUnitInterval = 0.0
+    """Share of the input codewords that are masked in training, so that a small teacher learns to use the others."""
+    crop: ClosedUnitInterval = 0.0
+    """Share of the `stream` sequences that begin at a random item: the same purchases after other histories."""
+    reverse: ClosedUnitInterval = 0.0
+    """Share of the `stream` sequences that are reversed, for data whose order says little (same-day purchases)."""
+    drop_items: ClosedUnitInterval = 0.0
+    """Share of the `stream` sequences' items that are left out."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """The training tasks, and the users and histories of their samples."""
+
+    tasks: dict[str, NonNegativeFloat] = field(default_factory=lambda: {"stream": 1.0})
+    """Passes over each task in an epoch: stream, and LC-Rec's seqrec, item2index, index2item, fusionseqrec, itemsearch
+    and preferenceobtain."""
+    intentions: Path | None = None
+    """Users' intentions and preferences (LC-Rec's user.json), for itemsearch and preferenceobtain (default: derived
+    from item texts)."""
+    prompt: Literal["stream", "seqrec"] = "stream"
+    """Prompt that asks for recommendations after training; `tasks` must hold the task of this name."""
+    max_history: PositiveInt = 20
+    """Items of history (paper: 20)."""
+    max_tokens: PositiveInt = 256
+    """Longest sequence in tokens."""
+    folds: NonNegativeInt = 0
+    """Cross-fitting: leave the users of one of so many folds out of the training, so that this teacher can label them;
+    0: train on all users."""
+    fold: NonNegativeInt = 0
+    """Which fold is left out, from 0; the output is then RUN/teacher-fold<i> by default."""
+
+
+@dataclass(frozen=True)
+class SampleSettings(TaskSettings, AugmentationSettings):
+    """Everything that decides the training samples, but for the seed."""
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """Batches and optimiser steps."""
+
+    batch_tokens: PositiveInt = 4096
+    """Tokens a batch and process, padding included."""
+    packing: bool = False
+    """Put several samples into a row, without attention between them: less padding where lengths differ."""
+    accumulation: PositiveInt = 1
+    """Batches an optimiser step."""
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW and its learning rate schedule."""
+
+    epochs: PositiveInt = 10
+    """Passes over the tasks."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate (LC-Rec, 7B, all weights, 128 sequences a step: 5e-5)."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's weight decay."""
+    warmup: ClosedUnitInterval = 0.05
+    """Share of the steps in which the learning rate rises."""
+    clip: PositiveFloat = 1.0
+    """Largest gradient norm."""
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Validation, which chooses the epoch that is kept."""
+
+    valid_users: PositiveInt = 1000
+    """Users whose validation NDCG@10 chooses the epoch that is kept."""
+    patience: NonNegativeInt = 3
+    """Stop after so many epochs without a better one; 0: never."""
+    exclude_bought: bool | None = None
+    """Leave the history's items out of the validation's lists; set it as evaluate.py's (default: where the training
+    part never has an item twice)."""
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """Checkpoints that an interrupted run resumes from."""
+
+    checkpoint_every: NonNegativeInt = field(default=1000, metadata=NOT_IN_IDENTITY)
+    """Optimiser steps between two checkpoints, from which a killed run resumes; 0: none."""
+    keep_checkpoints: PositiveInt = field(default=2, metadata=NOT_IN_IDENTITY)
+    """How many of the last checkpoints are kept until the run is finished."""
+
+
+@dataclass(frozen=True)
+class GeneralSettings:
+    """Curves and seed."""
+
+    tracker: str = field(default="tensorboard", metadata=NOT_IN_IDENTITY)
+    """Where the curves go: tensorboard (logs/teacher beside the output), none, or another that Accelerate knows."""
+    seed: NonNegativeInt = 0
+    """Seed of weights, order and templates."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings(
+    ModelSettings,
+    SampleSettings,
+    BatchSettings,
+    OptimiserSettings,
+    ValidationSettings,
+    CheckpointSettings,
+    GeneralSettings,
+):
+    """All that the training loop needs."""
+
+
+@dataclass(frozen=True)
+class DryRunSettings:
+    """The dry run, and the GPUs that it assumes."""
+
+    dry_run: bool = field(default=False, metadata=NOT_IN_IDENTITY)
+    """Train nothing, write nothing: check the config against the data, and estimate what the training would take."""
+    base_config: Path | None = None
+    """Dry run: the base model's config.json, where the base itself is not on this machine."""
+    gpu: Literal["a100", "b200", "h100", "h200", "l40s", "rtx4090"] = field(default="h100", metadata=NOT_IN_IDENTITY)
+    """Dry run: the GPU whose time and memory are estimated."""
+    gpus: PositiveInt = field(default=1, metadata=NOT_IN_IDENTITY)
+    """Dry run: number of GPUs."""
+    utilisation: PositiveFloat = field(default=0.4, metadata=NOT_IN_IDENTITY)
+    """Dry run: share of the GPU's peak that the training reaches."""
+
+
+@dataclass(frozen=True)
+class EstimateSettings(TrainingSettings, DryRunSettings):
+    """All that the dry run needs."""
+
+
+@dataclass(frozen=True)
+class Config(RunSettings, EstimateSettings, JobSettings):
+    """Fine-tune the teacher: accelerate launch teacher/finetune.py [--config FILE] [--field value ...]."""
+
+
+def check(config: Config) -> None:
+    """Refuse combinations of settings that are wrong whatever the data.
+
+    Raises:
+        UserError: unknown tasks, a prompt without its task, a fold that does not exist, settings that need a base.
+    """
+    for task in config.tasks:
+        if task not in TASKS:
+            raise UserError(f"Unknown task {task!r}. {suggest(task, TASKS)}")
+    if not config.tasks.get(config.prompt):
+        raise UserError(f"The teacher is asked with {config.prompt!r} but not tuned on it; give tasks.{config.prompt}.")
+    if config.folds == 1 or config.fold >= max(config.folds, 1):
+        raise UserError(f"--fold {config.fold} of --folds {config.folds}; expected 2 folds or more, counted from 0.")
+    if config.utilisation > 1:
+        raise UserError(f"--utilisation is {config.utilisation}; expected a share above 0 and up to 1.")
+    if config.mode == "qlora" and config.base is None:
+        raise UserError("--mode qlora trains beside a base model in 4 bits; give --base.")
+    if config.chat and config.base is None:
+        raise UserError("--chat needs a base model with a chat template; give --base.")

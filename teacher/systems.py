@@ -1,0 +1,34 @@
+"""The teacher as the evaluation asks it (`distill.evaluation.systems.System`)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distill.data.dataset import Dataset
+from distill.runtime.artifacts import Artifact
+from distill.semantic_ids.ids import SemanticIDs
+from teacher.engines.hf import HFEngine
+
+
+class TeacherSystem:
+    """A teacher behind the Hugging Face engine."""
+
+    kind, name = "teacher", "teacher"
+
+    def __init__(self, artifact: Artifact, dataset: Dataset, ids: SemanticIDs, device: str):
+        self.engine = HFEngine.load(artifact.folder, dataset, ids, device)
+        self.parameters = sum(parameter.numel() for parameter in self.engine.model.parameters())
+
+    def rank(
+        self, histories: np.ndarray, beam_width: int, exclude_bought: bool, constrained: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `System.rank`."""
+        return self.engine.beams(histories, beam_width, exclude_bought, constrained)
+
+    def score_all(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
+        """As `System.score_all`."""
+        return self.engine.score_items(histories)
+
+    def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """As `System.score_candidates`."""
+        return self.engine.score_candidates(histories, items)
