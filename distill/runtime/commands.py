@@ -29,8 +29,8 @@ def command_for(kind: str, folder: Path, *options: str) -> str:
     """Name the command that makes an artifact, as one can type it.
 
     The run follows from the folder where it is the default place of its kind (RUN/dataset, RUN/students/dtr);
-    elsewhere `--output` names the folder, and `--run` is the running command's. `--config` is given where the running
-    command was started with one and the kind's YAML lies beside it.
+    elsewhere `--output` names the folder, and `--run` is the running command's or, without one, the folder above.
+    `--config` is given where the running command was started with one and the kind's YAML lies beside it.
 
     Args:
         kind: a key of `COMMANDS`.
@@ -49,11 +49,11 @@ def command_for(kind: str, folder: Path, *options: str) -> str:
     config = option("--config")
     if config and (Path(config).parent / config_file).is_file():
         words.append(f"--config {_quoted(Path(config).parent / config_file)}")
-    if current_run := run or option("--run"):
-        words.append(f"--run {_quoted(current_run)}")
+    words.append(f"--run {_quoted(run or option('--run') or folder.parent)}")
+    words += options
     if output:
         words.append(f"--output {_quoted(output)}")
-    return " ".join([*words, *options])
+    return " ".join(words)
 
 
 def _default_place(kind: str, folder: Path) -> tuple[Path | None, str]:

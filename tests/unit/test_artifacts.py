@@ -289,7 +289,7 @@ def test_the_commit_where_there_is_one(tmp_path, monkeypatch):
 
 def test_students_with_a_memory_name_the_command_that_adds_one(tmp_path):
     folder = tmp_path / "dwr+memory"
-    made_with = f"Make it with: python scripts/add_memory.py --student {tmp_path}/dwr"
+    made_with = f"Make it with: python scripts/add_memory.py --student {tmp_path}/dwr --run {tmp_path}"
     with pytest.raises(UserError, match=re.escape(f"No student at {folder}. {made_with}")):
         artifacts.read(folder, "student")
     folder.mkdir()
@@ -297,7 +297,8 @@ def test_students_with_a_memory_name_the_command_that_adds_one(tmp_path):
         artifacts.read(folder, "student")
     made = make(tmp_path, "dwr+memory", "student", inputs=[make(tmp_path, "dataset", "dataset", text="old")])
     other = make(tmp_path, "dwr", "student", inputs=[make(tmp_path, "dataset", "dataset", text="new")])
-    both = f"--variant tiger --output {tmp_path}/dwr or python scripts/add_memory.py --student {tmp_path}/dwr"
+    again = f"python scripts/add_memory.py --student {tmp_path}/dwr --run {tmp_path}"
+    both = f"--variant tiger --run {tmp_path} --output {tmp_path}/dwr or {again}"
     with pytest.raises(UserError, match=re.escape(both)):
         check_agreement(made, other)
     path = folder / "manifest.json"
@@ -321,7 +322,7 @@ def test_students_with_a_memory_name_the_command_that_adds_one(tmp_path):
         ),
         ("baseline", "baselines/gru4rec", "python student/baseline.py --network gru4rec --run {run}"),
         ("baseline", "baselines/sasrec-list", "python student/baseline.py --network sasrec --loss list --run {run}"),
-        ("soft_labels", "labels", "python distill/export_soft_labels.py --output {run}/labels"),
+        ("soft_labels", "labels", "python distill/export_soft_labels.py --run {run} --output {run}/labels"),
     ],
 )
 def test_hints_name_the_run_of_the_missing_folder(tmp_path, monkeypatch, kind, place, expected):
@@ -344,7 +345,7 @@ def test_hints_name_the_config_beside_the_running_commands(tmp_path, monkeypatch
     export = f"python distill/export_soft_labels.py --config {configs}/export.yaml"
     assert commands.command_for("soft_labels", run / "soft_labels") == f"{export} --run {run}"
     elsewhere = commands.command_for("soft_labels", tmp_path / "labels", "--keep 9")
-    assert elsewhere == f"{export} --run {run} --output {tmp_path}/labels --keep 9"
+    assert elsewhere == f"{export} --run {run} --keep 9 --output {tmp_path}/labels"
     assert commands.command_for("dataset", tmp_path / "a run/dataset").endswith(f"--run '{tmp_path}/a run'")
     # no teacher.yaml beside it: the default config is read
     assert commands.command_for("teacher", run / "teacher") == f"accelerate launch teacher/finetune.py --run {run}"
