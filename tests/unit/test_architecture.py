@@ -47,27 +47,27 @@ def only_for_types(node):
     return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
-def statements(tree, in_functions):
-    """All nodes that run: not what stands under TYPE_CHECKING; functions' bodies on request."""
+def statements(tree, in_functions, for_types):
+    """All nodes; functions' bodies and what is under TYPE_CHECKING on request."""
     for node in ast.iter_child_nodes(tree):
-        if only_for_types(node):
+        if only_for_types(node) and not for_types:
             continue
         yield node
         if in_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from statements(node, in_functions)
+            yield from statements(node, in_functions, for_types)
 
 
-def imports(name, in_functions=True):
+def imports(name, in_functions=True, for_types=False):
     """Full names of the modules that a module imports; `from teacher import model` counts as teacher.model."""
-    found = set()
-    for node in statements(TREES[name], in_functions):
+    modules = set()
+    for node in statements(TREES[name], in_functions, for_types):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} line {node.lineno}: absolute imports only"
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {full for full in inner if full in TREES} or {node.module}
-    return found
+            modules |= {full for full in inner if full in TREES} or {node.module}
+    return modules
 
 
 def rooms(name):
@@ -116,9 +116,11 @@ def test_order_within_distill():
 
 
 def test_no_cycles():
+    """Imports for types alone count too: a module that needs another's types depends on it."""
+    needs = {name: imports(name, for_types=True) & TREES.keys() - {name} for name in TREES}
     ready = set()
     while len(ready) < len(TREES):
-        free = {name for name in TREES if name not in ready and imports(name) & TREES.keys() - {name} <= ready}
+        free = {name for name in TREES if name not in ready and needs[name] <= ready}
         assert free, f"these import each other in a circle: {sorted(TREES.keys() - ready)}"
         ready |= free
 
