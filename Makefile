@@ -1,4 +1,6 @@
-# make demo: the whole road on made-up data, on a CPU.   make test: the test suite.
+# make demo: the end-to-end pipeline on simulated data, on a CPU.
+# make test: style, types and the test suite.   make test-fast: style, types and the quick unit tests.
+# make lint: format and fix.   make docs: the documentation site, into site/.
 # PIP_ARGS is passed to pip, for example an extra index with CPU builds of torch.
 # PYTEST_ARGS is passed to pytest: with "-m 'not vllm'" the suite does without vLLM, and it is not installed.
 
@@ -6,25 +8,40 @@ PYTHON ?= python3
 VENV := .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
+PARALLEL_TESTS := tests/unit tests/cli $(wildcard tests/browser)
+SERIAL_TESTS := tests/engines tests/distributed
 VLLM := $(if $(findstring not vllm,$(PYTEST_ARGS)),,$(VENV)/.installed-vllm)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast check lint docs clean
 
 demo: $(VENV)/.installed
 	scripts/run_pipeline.sh configs/demo
 
-test: $(VENV)/.installed-test $(VLLM)
+# Tests that start several processes run after the others, one at a time: they would starve each other.
+test: check $(VLLM)
+	python -m pytest -n $(WORKERS) --dist loadfile $(PARALLEL_TESTS) $(PYTEST_ARGS)
+	python -m pytest $(SERIAL_TESTS) $(PYTEST_ARGS)
+
+test-fast: check
+	python -m pytest -n $(WORKERS) --dist loadfile tests/unit -m "not slow" $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-test
 	ruff check .
 	ruff format --check .
-	python -m pytest $(PYTEST_ARGS)
+	mypy
 
 lint: $(VENV)/.installed-test
 	ruff check --fix .
 	ruff format .
+	mypy
+
+docs: $(VENV)/.installed-docs
+	mkdocs build
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.12")'
@@ -38,6 +55,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[docs]'
 	touch $@
 
 # without a build for this platform the tests of vLLM say so and fail, the others run

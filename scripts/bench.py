@@ -25,7 +25,7 @@ SUBJECTS = sorted(path.stem for path in (Path(__file__).parent / "benches").glob
 
 
 def main(argv: list[str]) -> None:
-    """Run one subject: print its figures, write them where `--json` says."""
+    """Run one subject, print its figures, and write them to the file that `--json` names."""
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{__doc__}\nSubjects: {', '.join(SUBJECTS)}. Options of one: python scripts/bench.py SUBJECT --help")
         return

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Run every stage of an experiment, in order; finished stages say so and are skipped.
+# Run every job of an experiment, in order; finished ones are skipped.
 #
 #   scripts/run_pipeline.sh configs/demo
-#   scripts/run_pipeline.sh configs/demo --run runs/demo-1 --seed 1     (the same data, other seeds of everything learnt)
+#   scripts/run_pipeline.sh configs/demo --run runs/demo-1 --seed 1     (the same data, other seeds of all training)
 #   scripts/run_pipeline.sh configs/scientific --input data/scientific --extras
 #
 # --extras adds SASRec and GRU4Rec, alone and (SASRec) taught by the teacher, and dwr with a memory. --input goes to
-# prepare_data alone, --index to build_semantic_ids; --seed to every stage but prepare_data; other options to every stage.
+# prepare_data alone, --index to build_semantic_ids; --seed to every job but prepare_data; other options to every job.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -29,19 +29,25 @@ while [ $# -gt 0 ]; do
 done
 
 # one process on this machine unless ACCELERATE_CONFIG names a launch configuration
-launch=(accelerate launch --quiet --config_file "${ACCELERATE_CONFIG:-$root/configs/accelerate/cpu.yaml}")
+launch=(accelerate launch --quiet)
+if [ -n "${ACCELERATE_CONFIG:-}" ]; then
+  launch+=(--config_file "$ACCELERATE_CONFIG")
+else # Accelerate would choose the same number of threads, and warn that it chose one
+  threads=${OMP_NUM_THREADS:-$(python -c 'import psutil; print(psutil.cpu_count(logical=False) or 1)')}
+  launch+=(--config_file "$root/configs/accelerate/cpu.yaml" --num_cpu_threads_per_process "$threads")
+fi
 
-stage() { # CONFIG_NAME SCRIPT [ARG ...]
+job() { # CONFIG_NAME SCRIPT [ARG ...]
   local config=$configs/$1.yaml script=$root/$2
   shift 2
   python "$script" --config "$config" "$@" ${common[@]+"${common[@]}"}
 }
 
-launched() { # the same under accelerate; finished work is found out without starting it
-  local said status=0
-  said=$(stage "$@" --check 2>&1 >/dev/null) || status=$?
+launched_job() { # the same under accelerate, which is not started where the work is finished
+  local message status=0
+  message=$(job "$@" --check 2>&1 >/dev/null) || status=$?
   if [ "$status" -ne 1 ]; then # 0: finished; 2: a mistake, explained
-    echo "$said" >&2
+    echo "$message" >&2
     return "$status"
   fi
   local config=$configs/$1.yaml script=$root/$2
@@ -49,21 +55,21 @@ launched() { # the same under accelerate; finished work is found out without sta
   "${launch[@]}" "$script" --config "$config" "$@" ${common[@]+"${common[@]}"}
 }
 
-stage data scripts/prepare_data.py ${data[@]+"${data[@]}"}
+job data scripts/prepare_data.py ${data[@]+"${data[@]}"}
 if [ -f "$configs/embeddings.yaml" ]; then
-  stage embeddings scripts/embed_items.py ${seed[@]+"${seed[@]}"}
+  job embeddings scripts/embed_items.py ${seed[@]+"${seed[@]}"}
 fi
-stage semantic_ids scripts/build_semantic_ids.py ${ids[@]+"${ids[@]}"} ${seed[@]+"${seed[@]}"}
-launched teacher teacher/finetune.py ${seed[@]+"${seed[@]}"}
-stage export distill/export_soft_labels.py
+job semantic_ids scripts/build_semantic_ids.py ${ids[@]+"${ids[@]}"} ${seed[@]+"${seed[@]}"}
+launched_job teacher teacher/finetune.py ${seed[@]+"${seed[@]}"}
+job export distill/export_soft_labels.py
 for variant in tiger smooth distill dtr dwr; do
-  launched student student/train.py --variant "$variant" ${seed[@]+"${seed[@]}"}
+  launched_job student student/train.py --variant "$variant" ${seed[@]+"${seed[@]}"}
 done
 if [ -n "$extras" ]; then
-  launched baseline student/baseline.py --network sasrec ${seed[@]+"${seed[@]}"}
-  launched baseline student/baseline.py --network gru4rec ${seed[@]+"${seed[@]}"}
-  launched baseline student/baseline.py --network sasrec --loss list ${seed[@]+"${seed[@]}"}
-  stage memory scripts/add_memory.py
+  launched_job baseline student/baseline.py --network sasrec ${seed[@]+"${seed[@]}"}
+  launched_job baseline student/baseline.py --network gru4rec ${seed[@]+"${seed[@]}"}
+  launched_job baseline student/baseline.py --network sasrec --loss list ${seed[@]+"${seed[@]}"}
+  job memory scripts/add_memory.py
 fi
-stage evaluate scripts/evaluate.py ${seed[@]+"${seed[@]}"}
-stage report scripts/report.py
+job evaluate scripts/evaluate.py ${seed[@]+"${seed[@]}"}
+job report scripts/report.py

@@ -1,4 +1,4 @@
-"""Before any test: offline, one thread, and the package under test is this checkout's."""
+"""Before any test: offline, one thread, the package under test is this checkout's, and markers by place."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read by Hugging Face's libraries when they
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["NUMBA_DISABLE_JIT"] = "1"  # ranx would compile for a minute what runs in a moment
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
+import pytest
 import torch
 
 import distill
@@ -17,3 +20,21 @@ ROOT = Path(__file__).resolve().parents[1]
 assert Path(distill.__file__).resolve().is_relative_to(ROOT), f"distill comes from {distill.__file__}, not {ROOT}"
 
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
+
+MARKERS = {"tests/cli": ["slow"], "tests/engines": ["slow"], "tests/distributed": ["slow", "distributed"]}
+SLOW_UNIT_TESTS = (  # they train, or export graphs; `make test-fast` leaves them out
+    "test_large.py",
+    "test_qlora.py",
+    "test_resume.py",
+    "test_student_trainer.py",
+    "test_teacher_trainer.py",
+    "test_recommender.py::test_the_search_is_one_graph",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, and the slow ones among the unit tests."""
+    for item in items:
+        folder, name = item.path.parent.relative_to(ROOT).as_posix(), item.nodeid.rpartition("/")[2]
+        for marker in MARKERS.get(folder, ["slow"] if name.startswith(SLOW_UNIT_TESTS) else []):
+            item.add_marker(marker)

@@ -14,6 +14,7 @@ from distill.data.demo import simulator
 from distill.evaluation.config import BaselineSettings, InputSettings, ProtocolSettings
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
+from distill.runtime.commands import command_for
 from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
@@ -56,7 +57,7 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
     folder = config.students or config.run / "students"
     students, item_models = folders_in(folder), folders_in(config.baselines or config.run / "baselines")
     if config.students and not students:
-        raise UserError(f"No student in {folder}. Make one with: {artifacts.COMMANDS['student']}")
+        raise UserError(f"No student in {folder}. Make one with: {command_for('student', folder / 'tiger')}")
     teacher = config.teacher or config.run / "teacher"
     has_teacher = bool(config.teacher) or teacher.exists()
     table = config.embeddings or config.run / "embeddings"

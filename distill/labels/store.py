@@ -17,6 +17,7 @@ from distill.labels.schema import INDEX, INDEX_SCHEMA, Columns, Rows
 from distill.labels.writer import read_shard
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
+from distill.runtime.commands import command_for
 from distill.runtime.errors import UserError
 
 ONE_CALL_FLAGS, ONE_CALL_OPTIONS = ("--overwrite",), ("--shard", "--push")  # without and with a value
@@ -196,9 +197,7 @@ def export_command(artifact: Artifact) -> str:
     """
     words = shlex.split(artifact.manifest.get("command", ""))
     if not any(word.endswith("export_soft_labels.py") for word in words):
-        folder = artifact.folder
-        output = "" if folder.name == "soft_labels" else f" --output {shlex.quote(str(folder))}"
-        return f"{artifacts.COMMANDS['soft_labels']} --run {shlex.quote(str(folder.parent))}{output}"
+        return command_for("soft_labels", artifact.folder)
     kept: list[str] = []
     skip = False
     for word in words:

@@ -1,4 +1,4 @@
-"""An Accelerate `Accelerator` that is really the engine that was asked for, and its trackers."""
+"""Build an Accelerate `Accelerator`, refuse one that runs another engine than was asked for, and start its trackers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_s
 
 from distill.runtime.errors import UserError
 
-# what tells a process that it is one of several: torchrun's, and the usual MPI launchers'
-WORLD = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+# set for each process of a launch by torchrun and by the usual MPI launchers
+WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def accelerator(
@@ -26,54 +26,56 @@ def accelerator(
     tracker: str = "none",
     logs: Path | None = None,
 ) -> Accelerator:
-    """An Accelerator that is really what was asked for.
+    """Build the Accelerator that the launcher and the arguments ask for, and seed all generators.
 
     Args:
-        accumulation: batches of a process an optimiser step; overrides the launcher's.
+        accumulation: batches per process and optimiser step; overrides the launcher's.
         precision: "no", "bf16" or "fp16".
         seed: of Python's, NumPy's and torch's generators.
         clip: largest gradient norm, which DeepSpeed must know beforehand.
-        tracker: where curves go: "none", "tensorboard", or another that Accelerate knows; begun by `start_tracker`.
-        logs: the folder of the trackers that write files.
+        tracker: where curves go: "none", "tensorboard", or another that Accelerate knows; see `start_tracker`.
+        logs: the folder of trackers that write files.
 
     Raises:
-        UserError: several processes were asked for, or DeepSpeed or FSDP, and each would train alone; a tracker that
-            is not installed.
+        UserError: the launcher asked for several processes, DeepSpeed or FSDP, and each process would train alone; a
+            tracker that is not installed.
     """
     _check_launch()
-    on_cpus = not torch.cuda.is_available()
+    on_cpu = not torch.cuda.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    if on_cpus:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for others, and warns
-    if on_cpus and deepspeed:
-        _deepspeed_on_cpus()
-    # Accelerate reads it in place of the argument, and `accelerate config` writes it into every DeepSpeed config
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for other devices, and warn
+    if on_cpu and deepspeed:
+        _prepare_deepspeed_on_cpu()
+    # Accelerate prefers the variable to the argument, and `accelerate config` writes it into every DeepSpeed config
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(accumulation)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    made = Accelerator(
-        cpu=on_cpus and not deepspeed,
+    acc = Accelerator(
+        cpu=on_cpu and not deepspeed,
         gradient_accumulation_steps=accumulation,
         mixed_precision=precision,
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpus and (several or deepspeed) else [],
-        log_with=_known(tracker),
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or deepspeed) else [],
+        log_with=_tracker(tracker),
         project_config=ProjectConfiguration(logging_dir=str(logs)) if logs else None,
     )
-    check_engine(made)
-    if made.state.deepspeed_plugin is not None:
-        settings = made.state.deepspeed_plugin.deepspeed_config
-        # batches are made by token budget, so DeepSpeed cannot count them; the number is only for its own bookkeeping
+    check_engine(acc)
+    if acc.state.deepspeed_plugin is not None:
+        settings = acc.state.deepspeed_plugin.deepspeed_config
+        # DeepSpeed cannot count batches of a token budget; it uses the number for its own bookkeeping only
         settings["train_micro_batch_size_per_gpu"] = 1
         settings["gradient_clipping"] = clip or 0.0
     set_seed(seed)
-    return made
+    return acc
 
 
 def _check_launch() -> None:
-    """Refuse a process that a launcher started alone where several were asked for."""
-    # `accelerate launch` says where the first process is only if there are several; on CPUs it leaves it to mpirun to
-    # start them, and starts one where there is no mpirun
+    """Refuse a single process where `accelerate launch` was asked for several.
+
+    On CPUs it leaves it to mpirun to start them, and starts one process where there is no mpirun. It sets MASTER_PORT
+    only if several were asked for.
+    """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    if by_accelerate and not any(name in os.environ for name in WORLD):
+    if by_accelerate and not any(name in os.environ for name in WORLD_SIZE_VARIABLES):
         raise UserError(
             "Several processes were asked for, and one was started: on CPUs `accelerate launch` needs mpirun. Use\n"
             f"    torchrun --nproc_per_node N -- {os.path.relpath(sys.argv[0])} ...\n"
@@ -81,69 +83,72 @@ def _check_launch() -> None:
         )
 
 
-def check_engine(made: Accelerator) -> None:
-    """Refuse another engine, or fewer processes, than the launcher asked for.
+def check_engine(acc: Accelerator) -> None:
+    """Refuse an Accelerator of another engine, or of fewer processes, than the launcher asked for.
 
     Raises:
-        UserError: each process would train alone, or whole where it should be sharded.
+        UserError: each process would train alone, or hold all weights where they should be sharded.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    actual = acc.distributed_type.value
     for engine in ("DEEPSPEED", "FSDP"):
-        asked = os.environ.get(f"ACCELERATE_USE_{engine}") == "true"
-        if asked and made.distributed_type.value != engine:
+        if os.environ.get(f"ACCELERATE_USE_{engine}") == "true" and actual != engine:
+            reason = " (FSDP needs GPUs)" if engine == "FSDP" else ""
             raise UserError(
-                f"{engine} was asked for, but {made.distributed_type.value} runs, with all weights on each of "
-                f"{launched} processes"
-                + (" (FSDP needs GPUs)" if engine == "FSDP" else "")
-                + "; see configs/accelerate."
+                f"{engine} was asked for, but {actual} runs, with all weights on each of {launched} processes"
+                f"{reason}; see configs/accelerate."
             )
-    if made.num_processes != launched:
+    if acc.num_processes != launched:
         raise UserError(f"{launched} processes were launched, but each would train alone; see configs/accelerate.")
 
 
-def _deepspeed_on_cpus() -> None:
-    """Settle what DeepSpeed would otherwise probe, and compile on first use."""
+def _prepare_deepspeed_on_cpu() -> None:
+    """Tell DeepSpeed that it has no compiled operators, which it would otherwise probe and build on first use."""
     try:
         import deepspeed
     except ImportError:
         raise UserError(
             "DeepSpeed was asked for and is not installed: pip install 'lohrec-distill[deepspeed]'."
         ) from None
-    vars(deepspeed.ops).setdefault(
-        "__compatible_ops__", collections.defaultdict(bool)
-    )  # none; gloo and torch do it all
+    vars(deepspeed.ops).setdefault("__compatible_ops__", collections.defaultdict(bool))  # gloo and torch suffice
 
 
-def share(batches: list, made: Accelerator) -> list:
-    """This process's batches, in order.
+def share(batches: list, acc: Accelerator) -> list:
+    """Select this process's batches, in order.
 
-    Optimiser step k takes the k-th `num_processes · gradient_accumulation_steps` batches, whoever computes them: two
-    processes train as one that accumulates twice as many. The last ones are left out where they do not fill a step.
+    Optimiser step k takes the k-th `num_processes · gradient_accumulation_steps` batches, whichever process computes
+    them: two processes train as one that accumulates twice as many. The last batches are dropped where they do not
+    fill a step.
     """
-    step = made.num_processes * made.gradient_accumulation_steps
+    step = acc.num_processes * acc.gradient_accumulation_steps
     even = len(batches) // step * step
-    return batches[made.process_index : even : made.num_processes]
+    return batches[acc.process_index : even : acc.num_processes]
 
 
-def _known(tracker: str) -> str | None:
-    if tracker == "none":
+def _tracker(name: str) -> str | None:
+    """The tracker as Accelerate takes it.
+
+    Raises:
+        UserError: unknown or not installed.
+    """
+    if name == "none":
         return None
     try:
-        found = filter_trackers([tracker], logging_dir=".")
+        installed = filter_trackers([name], logging_dir=".")
     except ValueError as error:
-        raise UserError(f"--tracker {tracker}: {error}.") from None
-    if not found:
-        raise UserError(f"--tracker {tracker}: it is not installed; pip install {tracker}, or --tracker none.")
-    return tracker
+        raise UserError(f"--tracker {name}: {error}.") from None
+    if not installed:
+        raise UserError(f"--tracker {name}: it is not installed; pip install {name}, or --tracker none.")
+    return name
 
 
-def start_tracker(made: Accelerator, name: str, config: dict) -> None:
-    """Begin to track; `made.log(values, step)` then adds to the curves, and `made.end_training()` closes them.
+def start_tracker(acc: Accelerator, name: str, config: dict) -> None:
+    """Start the tracker; `acc.log(values, step)` then adds to the curves, and `acc.end_training()` closes them.
 
     Args:
-        made: from `accelerator`.
+        acc: from `accelerator`.
         name: of the run; the folder in `logs`.
-        config: its settings; what is no number, text or truth value is written as text.
+        config: its settings; values that are no number, text or truth value are written as text.
     """
     plain = {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in config.items()}
-    made.init_trackers(name, plain)
+    acc.init_trackers(name, plain)

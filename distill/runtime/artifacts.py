@@ -12,48 +12,35 @@ import hashlib
 import json
 import os
 import resource
-import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.runtime.commands import command, command_for, commit
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 
 SCHEMA = 2
-
-
 MANIFEST = "manifest.json"
-
-
-IDENTITY = "identity.json"  # inside a working folder: whose work is it?
-
-
-COMMANDS = {
-    "dataset": "python scripts/prepare_data.py",
-    "embeddings": "python scripts/embed_items.py",
-    "semantic_ids": "python scripts/build_semantic_ids.py",
-    "teacher": "accelerate launch teacher/finetune.py",
-    "soft_labels": "python distill/export_soft_labels.py",
-    "student": "accelerate launch student/train.py --variant tiger",
-    "baseline": "python student/baseline.py --network sasrec",
-    "audit": "python scripts/audit.py",
-    "evaluation": "python scripts/evaluate.py",
-    "report": "python scripts/report.py",
-}
+IDENTITY = "identity.json"  # in a working folder: the identity of the job that fills it
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A finished folder and what its manifest says.
 
-    `inputs` maps the name of every ancestor, not only the direct ones, to its fingerprint at the time. `role` tells a
-    second artifact of one kind from the first (labels whose order alone is used).
+    Attributes:
+        folder: where it is.
+        kind: a key of `COMMANDS`.
+        fingerprint: hash of its content.
+        inputs: name to fingerprint of every ancestor, not only the direct ones, at the time it was written.
+        config: the config that made it.
+        manifest: all of the manifest.
+        role: tells a second artifact of a kind from the first (labels whose ranking alone is used).
     """
 
     folder: Path
@@ -66,8 +53,7 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """Its kind; of students, baselines and folds' teachers, which stand side by side, also the folder's name; of a
-        second artifact of a kind, also its role."""
+        """Its kind, followed by its role, or by the folder's name for kinds of which a run has several."""
         if self.role:
             return f"{self.kind}/{self.role}"
         several = self.kind in ("student", "baseline") or (self.kind == "teacher" and self.config.get("folds"))
@@ -75,9 +61,9 @@ class Artifact:
 
 
 def fingerprint(folder: Path) -> str:
-    """Content hash of all files below `folder` but the manifest: names and bytes, never times."""
+    """Hash the names and bytes of all files below `folder` but the manifest; times do not count."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if name in (MANIFEST, IDENTITY):
             continue
@@ -88,67 +74,64 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def command_for(kind: str, folder: Path) -> str:
-    """The command that makes such a folder."""
-    if kind == "student" and folder.name.endswith("+memory"):
-        return f"python scripts/add_memory.py --student {folder.with_name(folder.name.removesuffix('+memory'))}"
-    return COMMANDS[kind]
-
-
 def read(folder: Path, kind: str, make: str | None = None) -> Artifact:
     """Open a finished artifact of the given kind.
 
     Args:
         folder: where it is.
         kind: a key of `COMMANDS`.
-        make: the command to name in place of `command_for`.
+        make: the command to name in messages (default: `command_for`).
 
     Raises:
         UserError: missing, unfinished, of another kind or schema; the message names the command that makes it.
     """
     folder = Path(folder)
-    manifest = _manifest(folder, kind, make)
-    again = f"Make it with: {make or command_for(kind, folder)} --overwrite"
+    make = f"Make it with: {make or command_for(kind, folder)}"
+    manifest = _read_manifest(folder, kind, make)
     if manifest["schema"] != SCHEMA:
-        raise UserError(f"{folder} has schema {manifest['schema']}, this version reads {SCHEMA}. {again}")
+        raise UserError(f"{folder} has schema {manifest['schema']}, this version reads {SCHEMA}. {make} --overwrite")
     for key in ("fingerprint", "inputs", "config", "identity"):
         if key not in manifest:
-            raise UserError(f"{folder / MANIFEST} is damaged (no {key!r}). {again}")
+            raise UserError(f"{folder / MANIFEST} is damaged (no {key!r}). {make} --overwrite")
     return Artifact(folder, kind, manifest["fingerprint"], manifest["inputs"], manifest["config"], manifest)
 
 
-def _manifest(folder: Path, kind: str, make: str | None = None) -> dict[str, Any]:
-    """The manifest of a folder that is, in some schema, an artifact of that kind: `--overwrite` may replace it."""
-    make = f"Make it with: {make or command_for(kind, folder)}"
+def _read_manifest(folder: Path, kind: str, make: str) -> dict[str, Any]:
+    """Read the manifest of an artifact of that kind, of any schema.
+
+    Raises:
+        UserError: there is none, or it is damaged or of another kind. `make` ends the message.
+    """
     if not folder.is_dir():
         raise UserError(f"No {kind} at {folder}. {make}")
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is not a finished {kind}: it has no {MANIFEST}. {make}")
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        found, _ = manifest["kind"], manifest["schema"]
-    except (ValueError, KeyError, TypeError) as error:  # whose folder it is cannot be said, so nobody replaces it
+        actual_kind, _ = manifest["kind"], manifest["schema"]
+    except (ValueError, KeyError, TypeError) as error:  # its kind is unknown, so --overwrite must not replace it
         raise UserError(f"{folder / MANIFEST} is damaged ({error!r}). Remove {folder} yourself. {make}") from None
-    if found != kind:
-        raise UserError(f"Expected a {kind} at {folder}, found a {found}. {make}")
+    if actual_kind != kind:
+        raise UserError(f"Expected a {kind} at {folder}, found a {actual_kind}. {make}")
     return manifest
 
 
 def check_agreement(*artifacts: Artifact) -> None:
-    """Refuse artifacts that were made from different versions of the same thing (labels of another codebook).
+    """Refuse artifacts that were made from different versions of the same input (labels of another codebook).
 
     Raises:
-        UserError: two of them name different fingerprints for one kind.
+        UserError: two of them name different fingerprints for one input.
     """
     seen: dict[str, tuple[str, Artifact]] = {}
     for artifact in artifacts:
-        for kind, found in (artifact.inputs | {artifact.name: artifact.fingerprint}).items():
-            expected, other = seen.setdefault(kind, (found, artifact))
-            if expected != found:
+        for name, actual in (artifact.inputs | {artifact.name: artifact.fingerprint}).items():
+            expected, first = seen.setdefault(name, (actual, artifact))
+            if expected != actual:
+                remedies = sorted({command_for(each.kind, each.folder) for each in (first, artifact)})
                 raise UserError(
-                    f"{other.folder} and {artifact.folder} do not belong together: the first goes with {kind} "
-                    f"{expected}, the second with {kind} {found}. Make again the one that is out of date: "
-                    + " or ".join(sorted({command_for(one.kind, one.folder) for one in (other, artifact)}))
+                    f"{first.folder} and {artifact.folder} do not belong together: the first goes with {name} "
+                    f"{expected}, the second with {name} {actual}. Make again the one that is out of date: "
+                    + " or ".join(remedies)
                 )
 
 
@@ -156,17 +139,19 @@ class ArtifactJob:
     """One unit of work: config and inputs in, one artifact out.
 
     Args:
-        kind: what is made, a key of `COMMANDS`.
+        kind: of the artifact, a key of `COMMANDS`.
         config: a dataclass. Fields of type Path and those with `metadata={"identity": False}` say where and how,
             not what: changing them does not make finished work stale. With `check` (`config.JobSettings`) the job is
             only asked whether it is finished.
         output: the folder to write.
         inputs: the artifacts read; checked for agreement.
-        extra: further facts that decide the result (say, sizes and times of raw files).
+        extra: further facts that decide the result (sizes and times of raw files).
         overwrite: repeat finished work.
 
     Attributes:
-        facts: numbers about the result, for the manifest; no part of its fingerprint.
+        partial: the working folder.
+        identity: config, direct inputs and extra facts; work of the same identity is the same work.
+        facts: numbers about the result, for the manifest; not part of its fingerprint.
     """
 
     def __init__(
@@ -174,7 +159,7 @@ class ArtifactJob:
         kind: str,
         config: Any,
         output: Path,
-        inputs: list[Artifact] | tuple[Artifact, ...] = (),
+        inputs: Sequence[Artifact] = (),
         extra: dict[str, Any] | None = None,
         overwrite: bool = False,
     ):
@@ -182,24 +167,19 @@ class ArtifactJob:
         self.kind, self.output, self.overwrite = kind, Path(output), overwrite
         self.check_only = getattr(config, "check", False)
         self.partial = self.output.with_name(self.output.name + ".partial")
-        self.config = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+        self.config = _jsonable(dataclasses.asdict(config))
+        direct_inputs = {artifact.name: artifact.fingerprint for artifact in inputs}
         self.inputs: dict[str, str] = {}
         for artifact in inputs:
             self.inputs |= artifact.inputs
-        direct = {artifact.name: artifact.fingerprint for artifact in inputs}
-        self.inputs |= direct
-        placement = {
-            field.name
-            for field in dataclasses.fields(config)
-            if "Path" in str(field.type) or field.name == "overwrite" or not field.metadata.get("identity", True)
-        }
-        what = {key: value for key, value in self.config.items() if key not in placement}
-        self.identity = json.loads(json.dumps({"config": what, "inputs": direct, "extra": extra or {}}, default=str))
+        self.inputs |= direct_inputs
+        deciding = {key: value for key, value in self.config.items() if key not in _placement_fields(config)}
+        self.identity = _jsonable({"config": deciding, "inputs": direct_inputs, "extra": extra or {}})
         self.facts: dict[str, Any] = {}
         self.started = time.time()
 
     def is_finished(self) -> bool:
-        """True, and says so, if the output exists and was made by this config from these inputs.
+        """Tell whether the output exists and was made by this config from these inputs; logs it, or what changed.
 
         Raises:
             UserError: the output folder holds something that is not an artifact of this kind.
@@ -218,10 +198,10 @@ class ArtifactJob:
         if not (self.output / MANIFEST).is_file():
             raise UserError(f"{self.output} exists and is no {self.kind}; name another output or remove it yourself.")
         if self.overwrite:
-            _manifest(self.output, self.kind)
+            _read_manifest(self.output, self.kind, f"Make it with: {command_for(self.kind, self.output)}")
             return False
         artifact = read(self.output, self.kind)
-        difference = _difference(artifact.manifest["identity"], self.identity)
+        difference = identity_difference(artifact.manifest["identity"], self.identity)
         if not difference:
             log.info(f"{self.kind}: finished, at {self.output} (--overwrite repeats it)")
             return True
@@ -229,16 +209,16 @@ class ArtifactJob:
         return False
 
     def refuse_change(self) -> None:
-        """For work too dear to be thrown away unasked: what stands there, finished or not, must be of this identity.
+        """Refuse to replace output or unfinished work of another identity: for work too expensive to lose unasked.
 
         Raises:
-            UserError: it is not; the message names what differs.
+            UserError: there is such work; the message names what differs.
         """
-        found = {self.partial: self._left_behind()}
-        with contextlib.suppress(OSError, ValueError, KeyError):  # damaged: whoever reads it says so
-            found[self.output] = json.loads((self.output / MANIFEST).read_text())["identity"]
-        for folder, identity in found.items():
-            difference = _difference(identity, self.identity) if identity is not None else ""
+        identities = {self.partial: self.unfinished_identity()}
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged manifest is reported by `read`
+            identities[self.output] = json.loads((self.output / MANIFEST).read_text())["identity"]
+        for folder, identity in identities.items():
+            difference = identity_difference(identity, self.identity) if identity is not None else ""
             if difference:
                 raise UserError(
                     f"{folder} holds {self.kind} of other settings: {difference} changed. Set these back to go on, "
@@ -247,18 +227,18 @@ class ArtifactJob:
 
     @contextlib.contextmanager
     def write(self, resume: bool = False) -> Iterator[Path]:
-        """A working folder that becomes the artifact when the block ends without an exception.
+        """Give a working folder that becomes the artifact when the block ends without an exception.
 
-        With `resume`, a working folder left by a killed run of the same identity is kept and handed over again.
+        With `resume`, a working folder left by a killed run of the same identity is kept and given again.
         """
         self.begin(resume and not self.overwrite)
         yield self.partial
         self.finish()
 
     def begin(self, resume: bool = False) -> None:
-        """Make the working folder, the first half of `write`."""
-        same = self._left_behind() == self.identity
-        if self.partial.exists() and not (resume and same):
+        """Create the working folder, the first half of `write`."""
+        is_same = self.unfinished_identity() == self.identity
+        if self.partial.exists() and not (resume and is_same):
             shutil.rmtree(self.partial)
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
@@ -268,19 +248,19 @@ class ArtifactJob:
             self.sign(self.partial)
 
     def sign(self, folder: Path) -> None:
-        """Say in a working folder whose work it is."""
-        _write_whole(folder / IDENTITY, json.dumps(self.identity, sort_keys=True))
+        """Write this job's identity into a working folder."""
+        _write_text(folder / IDENTITY, json.dumps(self.identity, sort_keys=True))
 
-    def _left_behind(self) -> dict | None:
-        """Identity of the working folder that a killed run has left."""
+    def unfinished_identity(self) -> dict[str, Any] | None:
+        """The identity of the working folder that a killed run left; None where there is none."""
         with contextlib.suppress(OSError, ValueError):
             return json.loads((self.partial / IDENTITY).read_text())
-        with contextlib.suppress(OSError, ValueError, KeyError):  # killed in its last moment
+        with contextlib.suppress(OSError, ValueError, KeyError):  # killed between the last two steps of `finish`
             return json.loads((self.partial / MANIFEST).read_text())["identity"]
         return None
 
     def finish(self) -> None:
-        """Make the working folder the artifact, the second half of `write`; killed anywhere, it can be done again."""
+        """Turn the working folder into the artifact, the second half of `write`; safe to repeat after a kill."""
         manifest = {
             "kind": self.kind,
             "schema": SCHEMA,
@@ -306,38 +286,37 @@ class ArtifactJob:
         log.info(f"{self.kind}: wrote {self.output} in {manifest['seconds']:.0f} s")
 
 
-def command() -> str:
-    """The command that runs, as one would type it from the current folder."""
-    launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
-    return shlex.join([*launcher.split(), os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-
-
-def commit() -> str | None:
-    """The version of the code, with -dirty after it where files differ from it; None where that is not known."""
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+def identity_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Name what differs between two identities: "lr (0.1 -> 0.2), input dataset"; empty where nothing does."""
+    parts = []
+    for section, word in (("config", ""), ("inputs", "input "), ("extra", "")):
+        before, after = old.get(section, {}), new.get(section, {})
+        for key in [*after, *sorted(before.keys() - after.keys())]:
+            if before.get(key) != after.get(key):
+                detail = f" ({before.get(key)} -> {after.get(key)})" if section == "config" else ""
+                parts.append(f"{word}{key}{detail}")
+    return ", ".join(parts)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON through a temporary name, so that readers see the old file or the new one."""
-    _write_whole(path, json.dumps(value, indent=2) + "\n")
+    _write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    parts = []
-    for section, word in (("config", ""), ("inputs", "input "), ("extra", "")):
-        before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key):
-                detail = f" ({before.get(key)} -> {after.get(key)})" if section == "config" else ""
-                parts.append(f"{word}{key}{detail}")
-    return ", ".join(parts)
+def _placement_fields(config: Any) -> set[str]:
+    """Fields that say where and how, not what."""
+    return {
+        field.name
+        for field in dataclasses.fields(config)
+        if "Path" in str(field.type) or field.name == "overwrite" or not field.metadata.get("identity", True)
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))

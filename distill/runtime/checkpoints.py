@@ -1,9 +1,9 @@
-"""Checkpoints of a training run: all that decides its further course, so that it ends as if it had not been broken off.
+"""Checkpoints of a training run: everything that decides its further course, so that a resumed run ends the same.
 
 A checkpoint is a folder `step-NNNNNNNN` of safetensors (trained parameters, optimiser, best parameters so far, torch's
-generators) and JSON (position, curve, schedule, the other generators; one file for each process). Where DeepSpeed or
-FSDP keep parameters and optimiser in pieces, these lie in `engine/` in that engine's own form. A checkpoint is written
-under another name and renamed: whatever moment the run is killed at, the last folder of that name is whole.
+random generators) and JSON (position, curve, schedule, the other generators; one file for each process). Where
+DeepSpeed or FSDP shard parameters and optimiser, the shards lie in `engine/` in that engine's format. A checkpoint is
+written under a temporary name and renamed: whenever the run is killed, the last folder of that name is complete.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from distill.runtime.artifacts import IDENTITY, ArtifactJob
+from distill.runtime.artifacts import ArtifactJob, identity_difference
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.runtime.sharding import SHARDED, engine_of, trainable_state
 
-STATE = ("step", "epoch", "batch", "best", "waited", "curve")
+SHARED_FIELDS = ("step", "epoch", "batch", "best", "waited", "curve")  # of Progress: equal on all processes
 
 
 @dataclass
@@ -37,9 +38,9 @@ class Progress:
     Attributes:
         step: optimiser steps taken.
         epoch: the current epoch, from 0.
-        batch: this process's batches of the epoch that are done.
+        batch: batches of the epoch that this process has finished.
         loss: sum of the epoch's losses over the counted tokens, on this process.
-        counted: how many these were.
+        counted: how many tokens these were.
         best: best validation value so far.
         waited: epochs since then.
         curve: one row for each finished epoch.
@@ -61,15 +62,15 @@ class Checkpoints:
     """Saves and restores a run.
 
     Args:
-        folder: where the checkpoints lie, for all processes; made on the first save.
+        folder: of the checkpoints, shared by all processes; created on the first save.
         every: optimiser steps between two; 0: none.
         keep: how many of the last are kept.
         acc: the Accelerator.
         model: the model, wrapped or not.
         optimizer: any torch optimiser whose states are tensors.
         schedule: learning rate schedule; None where the rate follows from the progress.
-        name: who trains, in messages.
-        best_everywhere: every process has the best parameters, not only the first.
+        name: of the model in training, for messages.
+        best_everywhere: restore the best parameters on every process, not only on the first.
     """
 
     def __init__(
@@ -88,84 +89,65 @@ class Checkpoints:
         self.folder, self.every, self.keep, self.acc = folder, every, keep, acc
         self.model, self.optimizer, self.schedule = acc.unwrap_model(model), optimizer, schedule
         self.sharded = acc.distributed_type.value in SHARDED
+        self.launch = {"processes": acc.num_processes, "engine": engine_of(acc)}
 
     def due(self, progress: Progress) -> bool:
-        """Whether one should be saved after this step."""
+        """Tell whether to save after this step."""
         return bool(self.every) and progress.step % self.every == 0
 
+    def all(self) -> list[Path]:
+        """List the complete checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob("step-*") if not path.name.endswith(".partial"))
+
     def save(self, progress: Progress) -> None:
-        """Save, then remove the oldest; called by all processes."""
-        name = f"step-{progress.step:08d}"
-        made = self.folder / f"{name}.partial"
+        """Save, then remove the oldest and those of other launches; called by all processes."""
+        complete = self.folder / f"step-{progress.step:08d}"
+        partial = complete.with_name(f"{complete.name}.partial")
         if self.acc.is_main_process:
-            shutil.rmtree(made, ignore_errors=True)
-            made.mkdir(parents=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
         self.acc.wait_for_everyone()
-        rank = self.acc.process_index
-        save_file(_torch_generators(), made / f"generators-{rank}.safetensors")
-        own = {"loss": progress.loss, "counted": progress.counted}
-        (made / f"process-{rank}.json").write_text(json.dumps(own | _generators()))
-        if self.sharded:
-            self.acc.save_state(made / "engine", **self._engine_options(exclude_frozen_parameters=True))
+        self._save_process_state(partial, progress)
         self.acc.wait_for_everyone()
         if not self.acc.is_main_process:
             return
-        if not self.sharded:
-            save_file(_saveable(trainable_state(self.model)), made / "model.safetensors")
-            save_file(_saveable(self._optimizer_state()), made / "optimizer.safetensors")
-        if progress.best_state is not None:
-            save_file(_saveable(progress.best_state), made / "best.safetensors")
-        scaler = self.acc.scaler.state_dict() if self.acc.scaler is not None else None
-        state = {name: getattr(progress, name) for name in STATE}
-        state |= {
-            "processes": self.acc.num_processes,
-            "engine": engine_of(self.acc),
-            "schedule": self.schedule and self.schedule.state_dict(),
-            "lr": [group["lr"] for group in self.optimizer.param_groups],
-            "scaler": scaler,
-        }
-        (made / "state.json").write_text(json.dumps(state))
-        whole = self.folder / name
-        shutil.rmtree(whole, ignore_errors=True)
-        os.replace(made, whole)
-        for old in self.all()[: -self.keep]:
-            shutil.rmtree(old)
-
-    def all(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if not path.name.endswith(".partial"))
+        self._save_shared_state(partial, progress)
+        shutil.rmtree(complete, ignore_errors=True)
+        os.replace(partial, complete)
+        _, unusable = self._by_launch()
+        for path in unusable:
+            shutil.rmtree(path)
+        for path in self.all()[: -self.keep]:
+            shutil.rmtree(path)
 
     def restore(self) -> Progress:
-        """Go back to the last checkpoint, or start afresh where there is none; called by all processes."""
-        found = self.all()
-        if not found:
+        """Go back to the last checkpoint of such a launch, or start afresh; called by all processes.
+
+        Checkpoints of another number of processes or another engine cannot be loaded. They are removed by the first
+        `save`, not here: the launch may be a mistake, and loses nothing if it is stopped before.
+        """
+        usable, unusable = self._by_launch()
+        if not usable:
+            for path in unusable[-1:]:
+                state = _read_state(path)
+                differences = [
+                    f"{what} {state[what]}, this run {now}" for what, now in self.launch.items() if state[what] != now
+                ]
+                log.info(f"starting afresh: {path.name} has {' and '.join(differences)}")
             return Progress()
-        state = json.loads((found[-1] / "state.json").read_text())
-        for what, now in (("processes", self.acc.num_processes), ("engine", engine_of(self.acc))):
-            if state[what] != now:
-                log.info(f"starting afresh: {found[-1].name} has {what} {state[what]}, this run {now}")
-                return Progress()
-        rank = self.acc.process_index
-        own = json.loads((found[-1] / f"process-{rank}.json").read_text())
-        if self.sharded:
-            self.acc.load_state(found[-1] / "engine", **self._engine_options(load_module_strict=False))
-        else:
-            self._load_whole(found[-1])
-        for group, lr in zip(self.optimizer.param_groups, state["lr"], strict=True):
-            group["lr"] = lr
-        if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])
-        if state["scaler"] is not None:
-            self.acc.scaler.load_state_dict(state["scaler"])
-        _set_generators(own, load_file(found[-1] / f"generators-{rank}.safetensors"))
-        best = found[-1] / "best.safetensors"
+        folder = usable[-1]
+        state = _read_state(folder)
+        process_state = json.loads((folder / f"process-{self.acc.process_index}.json").read_text())
+        self._load_parameters(folder)
+        self._load_rates(state)
+        _set_generators(process_state, load_file(folder / f"generators-{self.acc.process_index}.safetensors"))
+        best = folder / "best.safetensors"
+        wants_best = self.best_everywhere or self.acc.is_main_process
         progress = Progress(
-            **{name: state[name] for name in STATE},
-            loss=own["loss"],
-            counted=own["counted"],
-            best_state=load_file(best)
-            if best.is_file() and (self.best_everywhere or self.acc.is_main_process)
-            else None,
+            **{name: state[name] for name in SHARED_FIELDS},
+            loss=process_state["loss"],
+            counted=process_state["counted"],
+            best_state=load_file(best) if wants_best and best.is_file() else None,
         )
         log.info(f"{self.name}: goes on from step {progress.step} (epoch {progress.epoch + 1})")
         return progress
@@ -174,19 +156,67 @@ class Checkpoints:
         """Remove all; the run is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _load_whole(self, folder: Path) -> None:
+    def _by_launch(self) -> tuple[list[Path], list[Path]]:
+        """The checkpoints that this launch can load, and the others; oldest first."""
+        usable: list[Path] = []
+        unusable: list[Path] = []
+        for path in self.all():
+            state = _read_state(path)
+            matches = all(state[what] == now for what, now in self.launch.items())
+            (usable if matches else unusable).append(path)
+        return usable, unusable
+
+    def _save_process_state(self, folder: Path, progress: Progress) -> None:
+        """Write what differs between processes: losses, generators and, under a sharding engine, the shards."""
+        rank = self.acc.process_index
+        save_file(_torch_generators(), folder / f"generators-{rank}.safetensors")
+        losses = {"loss": progress.loss, "counted": progress.counted}
+        (folder / f"process-{rank}.json").write_text(json.dumps(losses | _generators()))
+        if self.sharded:
+            self.acc.save_state(folder / "engine", **self._engine_options(exclude_frozen_parameters=True))
+
+    def _save_shared_state(self, folder: Path, progress: Progress) -> None:
+        """Write what all processes share."""
+        if not self.sharded:
+            save_file(_saveable(trainable_state(self.model)), folder / "model.safetensors")
+            save_file(_saveable(self._optimizer_state()), folder / "optimizer.safetensors")
+        if progress.best_state is not None:
+            save_file(_saveable(progress.best_state), folder / "best.safetensors")
+        state = {name: getattr(progress, name) for name in SHARED_FIELDS}
+        state |= self.launch | {
+            "schedule": self.schedule and self.schedule.state_dict(),
+            "lr": [group["lr"] for group in self.optimizer.param_groups],
+            "scaler": self.acc.scaler.state_dict() if self.acc.scaler is not None else None,
+        }
+        (folder / "state.json").write_text(json.dumps(state))
+
+    def _load_parameters(self, folder: Path) -> None:
+        """Load the trained parameters and the optimiser's state."""
+        if self.sharded:
+            self.acc.load_state(folder / "engine", **self._engine_options(load_module_strict=False))
+            return
         self.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
         for name, value in load_file(folder / "optimizer.safetensors").items():
             name, key = name.rsplit("/", 1)
             parameter = self.model.get_parameter(name)
             self.optimizer.state.setdefault(parameter, {})[key] = value.to(parameter.device)
 
+    def _load_rates(self, state: dict[str, Any]) -> None:
+        """Load learning rates, schedule and loss scale."""
+        for group, lr in zip(self.optimizer.param_groups, state["lr"], strict=True):
+            group["lr"] = lr
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"] is not None:
+            self.acc.scaler.load_state_dict(state["scaler"])
+
     def _engine_options(self, **of_deepspeed: bool) -> dict[str, bool]:
-        """Of a LoRA run only what trains is saved; FSDP's own functions know no such options."""
-        partly = any(not parameter.requires_grad for parameter in self.model.parameters())
-        return of_deepspeed if partly and self.acc.distributed_type.value == "DEEPSPEED" else {}
+        """Save only the trained parameters of a LoRA run; FSDP's functions have no such options."""
+        has_frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
+        return of_deepspeed if has_frozen and self.acc.distributed_type.value == "DEEPSPEED" else {}
 
     def _optimizer_state(self) -> dict[str, torch.Tensor]:
+        """The optimiser's tensors by PARAMETER/KEY."""
         states = self.optimizer.state
         return {
             f"{name}/{key}": value
@@ -196,41 +226,39 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def working_folder(stage: ArtifactJob, acc: Accelerator) -> Iterator[Path]:
-    """The stage's working folder on every process; what a killed run of the same config left in it is still there."""
-    mark = stage.partial / IDENTITY
+def working_folder(job: ArtifactJob, acc: Accelerator) -> Iterator[Path]:
+    """Give the job's working folder on every process, with what a killed run of the same config left in it."""
     if not acc.is_main_process:
         acc.wait_for_everyone()
-        yield stage.partial
+        yield job.partial
         return
-    try:
-        found = json.loads(mark.read_text())
-    except (OSError, ValueError):
-        found = stage.identity
-    if found != stage.identity:
-        old, new = (identity["config"] for identity in (found, stage.identity))
-        differs = [f"{key} ({old.get(key)} -> {new[key]})" for key in new if old.get(key) != new[key]]
-        differs += [key for key in ("inputs", "extra") if found[key] != stage.identity[key]]
-        log.info(f"starting afresh: the run broken off at {stage.partial} had another {', '.join(differs)}")
-    with stage.write(resume=True) as folder:
-        acc.wait_for_everyone()  # not before an outdated folder is gone
+    unfinished = job.unfinished_identity()
+    difference = identity_difference(unfinished, job.identity) if unfinished is not None else ""
+    if difference:
+        log.info(f"starting afresh: the run broken off at {job.partial} had another {difference}")
+    with job.write(resume=True) as folder:
+        acc.wait_for_everyone()  # until an outdated folder is removed
         yield folder
 
 
 def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkpoints) -> None:
-    """Stop a run whose numbers are gone.
+    """Stop a run whose loss or gradient is infinite or NaN.
 
     Raises:
-        UserError: inf or NaN; the checkpoints stay.
+        UserError: it is; the checkpoints are kept.
     """
     if not torch.isfinite(value):
         kept = checkpoints.all()
-        said = f" The last checkpoint is {kept[-1]}." if kept else ""
-        message = f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{said}"
+        hint = f" The last checkpoint is {kept[-1]}." if kept else ""
+        message = f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{hint}"
         raise UserError(message, everyone=False)
 
 
-def _saveable(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _read_state(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "state.json").read_text())
+
+
+def _saveable(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
@@ -239,17 +267,17 @@ def _torch_generators() -> dict[str, torch.Tensor]:
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
-def _generators() -> dict:
+def _generators() -> dict[str, list]:
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
-    return {"python": [version, list(numbers), gauss], "numpy": [kind, keys.tolist(), *rest]}
+    return {"python": [version, list(numbers), gauss], "numpy": [kind, np.asarray(keys).tolist(), *rest]}
 
 
-def _set_generators(own: dict, states: dict[str, torch.Tensor]) -> None:
+def _set_generators(process_state: dict[str, Any], states: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
-    version, numbers, gauss = own["python"]
+    version, numbers, gauss = process_state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = own["numpy"]
+    kind, keys, *rest = process_state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))

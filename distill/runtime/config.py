@@ -28,6 +28,7 @@ import jsonargparse
 from jsonargparse import typing as ranges
 
 from distill.runtime.errors import UserError
+from distill.runtime.logs import quiet_libraries
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Config = TypeVar("Config")
@@ -97,6 +98,7 @@ def run(
 ) -> None:
     """Parse the command line and run `main`; the whole body of every entry's `__main__`."""
     code = 0
+    quiet_libraries()
     try:
         main(parse(config_class, default, argv))
     except UserError as error:
@@ -199,7 +201,7 @@ def _field_types(config_class: type) -> dict[str, Any]:
     for name, hint in typing.get_type_hints(config_class).items():
         kinds[name] = hint
         for part in _alternatives(hint):
-            if dataclasses.is_dataclass(part):
+            if isinstance(part, type) and dataclasses.is_dataclass(part):
                 kinds |= {f"{name}.{inner}": kind for inner, kind in _field_types(part).items()}
     return kinds
 

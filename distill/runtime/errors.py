@@ -1,14 +1,14 @@
-"""The one exception that users are meant to see, and 'did you mean' suggestions."""
+"""The exception for mistakes of the user."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: printed without a traceback, exit code 2.
+    """A mistake that the user can correct: printed without a traceback, exit code 2.
 
     Args:
-        message: what was expected, what was got, what to do.
-        everyone: whether all processes of a launch meet it, so that the first may speak for them.
+        message: what was expected, what was given, what to do.
+        everyone: whether it is raised in all processes of a launch, so that the first alone prints it.
     """
 
     def __init__(self, message: str, everyone: bool = True):

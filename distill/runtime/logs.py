@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
@@ -24,7 +26,7 @@ class _CurrentStderr(logging.StreamHandler):
         return sys.stderr
 
 
-def _main_process(_: logging.LogRecord) -> bool:
+def _is_main_process(_: logging.LogRecord) -> bool:
     """In a launch of several processes, only the first one logs."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -33,22 +35,48 @@ log = logging.getLogger("lohrec")
 log.setLevel(logging.INFO)
 log.propagate = False
 log.addHandler(_CurrentStderr())
-log.addFilter(_main_process)
+log.addFilter(_is_main_process)
+
+# bitsandbytes, which peft imports wherever it is installed, warns of a kernel for 4-bit weights on CPUs that it can do
+# without, and names a package that would download it
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in str(record.msg))
+
+
+def quiet_libraries() -> None:
+    """Switch off the progress bars of Hugging Face's libraries where stderr is no terminal."""
+    if sys.stderr.isatty():
+        return
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # Transformers reads the first
+        os.environ.setdefault(name, "1")
+    for name in ("transformers.utils.logging", "datasets"):  # imported before: they have read the variables
+        if name in sys.modules:
+            sys.modules[name].disable_progress_bar()
 
 
 class progress_bar(tqdm):  # noqa: N801 - named like tqdm, whose arguments it takes
-    """A tqdm bar; where stderr is no terminal, a line a minute in place of redraws."""
+    """A tqdm bar; where stderr is no terminal, a line a minute and one at the end."""
 
     def __init__(self, *args: Any, **options: Any):
-        self.redraws = sys.stderr.isatty()
+        self.redraws, self.last_line = sys.stderr.isatty(), time.monotonic()
         if not self.redraws:
-            options |= {"mininterval": QUIET_INTERVAL, "maxinterval": QUIET_INTERVAL}
+            quiet = {"mininterval": QUIET_INTERVAL, "maxinterval": QUIET_INTERVAL, "file": io.StringIO()}
+            options |= quiet | {"ascii": False}
         super().__init__(*args, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Draw the bar, or log it as a line."""
+        """Draw the bar, or log it as a line where the last line is old enough."""
         if self.redraws:
             return super().display(msg, pos)
-        if self.n or self.total == 0:  # not the empty bar at the start
-            log.info(msg or str(self))
+        if time.monotonic() - self.last_line >= QUIET_INTERVAL:
+            self._log_line()
         return True
+
+    def close(self) -> None:
+        """Finish the bar: leave it on the terminal, or log its last state."""
+        if not self.redraws and not self.disable and (self.n or self.total == 0):
+            self._log_line()
+        super().close()
+
+    def _log_line(self) -> None:
+        self.last_line = time.monotonic()
+        log.info(str(self))

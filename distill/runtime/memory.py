@@ -14,7 +14,7 @@ from distill.runtime.errors import UserError
 
 
 def memory_gib() -> float:
-    """Most memory so far: of the GPU where there is one, else of this process."""
+    """Return the peak memory in GiB: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
@@ -26,10 +26,10 @@ def out_of_memory(advice: str) -> Iterator[None]:
     """Turn a failed allocation into one message; also a decorator.
 
     Args:
-        advice: which knobs to turn, "lower --batch_size".
+        advice: which options to change, "lower --batch_size".
 
     Raises:
-        UserError: no memory was left. One process may meet it alone, so it speaks for itself.
+        UserError: no memory was left. It may happen in one process alone, which then reports it itself.
     """
     try:
         yield
@@ -37,5 +37,5 @@ def out_of_memory(advice: str) -> Iterator[None]:
         known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not known and not re.search(r"out of memory|not enough memory|can't allocate memory|alloc_cpu", str(error)):
             raise
-        said = (str(error).splitlines() or ["no memory left"])[0]
-        raise UserError(f"Out of memory ({said}); {advice}.", everyone=False) from None
+        reason = (str(error).splitlines() or ["no memory left"])[0]
+        raise UserError(f"Out of memory ({reason}); {advice}.", everyone=False) from None

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from distill.runtime.artifacts import COMMANDS
+from distill.runtime.commands import command_for
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
 
@@ -52,7 +52,7 @@ def load(folder: Path, names: list[str]) -> np.ndarray:
     embeddings = memory_map(path)
     if len(embeddings) != len(names):
         raise UserError(f"{path} has shape {list(embeddings.shape)}, the data set has {len(names)} items.")
-    remedy = f"Make the embeddings again: {COMMANDS['embeddings']} --overwrite"
+    remedy = f"Make the embeddings again: {command_for('embeddings', folder)} --overwrite"
     for start in range(0, len(names), CHUNK):
         squares = np.square(embeddings[start : start + CHUNK]).sum(axis=1)
         for bad, problem in ((~np.isfinite(squares), "holds NaN or infinity"), (squares == 0, "is zero")):
@@ -81,4 +81,6 @@ def memory_map(path: Path) -> np.ndarray:
             raise ValueError(f"expected float32 [items, dim], found {entry['dtype']} {entry['shape']}")
         return np.memmap(path, np.float32, "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); {COMMANDS['embeddings']} --overwrite") from None
+        raise UserError(
+            f"{path} is damaged ({error!r}); {command_for('embeddings', path.parent)} --overwrite"
+        ) from None

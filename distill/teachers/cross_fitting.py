@@ -15,6 +15,7 @@ from distill.labels.config import TeacherSettings
 from distill.labels.labeller import Labeller, LabelRequest, Labels, Progress, concatenate_labels
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
+from distill.runtime.commands import COMMANDS
 from distill.runtime.errors import UserError
 
 
@@ -77,7 +78,7 @@ def read_teachers(folder: Path, settings: TeacherSettings) -> list[Artifact]:
 
 def _read_fold(folder: Path, folds: int, fold: int) -> Artifact:
     path = folder.with_name(f"{folder.name}-fold{fold}")
-    command = f"{artifacts.COMMANDS['teacher']} --run {shlex.quote(str(folder.parent))} --folds {folds} --fold {fold}"
+    command = f"{COMMANDS['teacher']} --run {shlex.quote(str(folder.parent))} --folds {folds} --fold {fold}"
     if folder.name != "teacher":
         command += f" --output {shlex.quote(str(path))}"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""The benchmarks behind `scripts/bench.py`, one file a subject, and what they share."""
+"""The benchmarks of `scripts/bench.py`, one file for each subject, and their shared functions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def interleaved(
     warm_ups: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each contender, the contenders taking turns so that a noisy machine is noisy to all.
+    """Measure the median seconds of each contender; they take turns, so that noise of the machine hits all alike.
 
     Args:
         contenders: name to a function without arguments.
         repeats: measured rounds.
         warm_ups: rounds before that, not measured.
-        clock: tells the seconds.
+        clock: returns seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(warm_ups + repeats):
@@ -33,6 +33,6 @@ def interleaved(
 
 
 def resident(field: str) -> float:
-    """MiB of this process by Linux's own account; `ru_maxrss` would hold the parent's peak too."""
+    """Read a memory field of this process in MiB from /proc; `ru_maxrss` would include the parent's peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 2**10

@@ -150,7 +150,7 @@ def test_a_killed_command_goes_on_and_processes_share_the_work(tmp_path, tiny_mo
     done = sorted(killed.glob("*.npy"))
     assert len(done) == 2
     np.save(done[0], np.load(done[0]) + 100)  # what is finished is not made again
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
     code, _, error = real_command("embed_items.py", tmp_path, *words, launcher=launcher)
     assert code == 0, error
     found = rows(tmp_path)

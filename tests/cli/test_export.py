@@ -411,7 +411,7 @@ def test_bad_words(shop, tmp_path, words, said):
 def test_launched_processes_share_the_work_and_may_start_anew(shop, tmp_path):
     script = str(Path(export.__file__))
     words = ["--run", str(shop), "--mix", "transitions=1.0", "--shard_rows", "20", "--keep", "4"]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
     for output, before, more in (("alone", [], []), ("shared", [], []), ("shared", launcher, ["--overwrite"])):
         done = subprocess.run(
             [sys.executable, *before, script, *words, "--output", str(tmp_path / output), *more],

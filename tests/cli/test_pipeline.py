@@ -1,4 +1,4 @@
-"""The whole road by its real commands on a tiny shop, what a second run skips, and what is said to bad input."""
+"""The end-to-end pipeline by its real commands on a tiny shop, what a second run skips, and messages for bad input."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLOORS = ("popularity", "transitions", "transitions+valid", "graph", "content", "counter+content")
+BASELINES = ("popularity", "transitions", "transitions+valid", "graph", "content", "counter+content")
 VARIANTS = ("tiger", "smooth", "distill", "dtr", "dwr")
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
@@ -80,14 +80,24 @@ def finished(tmp_path_factory):
     configs.mkdir()
     for name, values in CONFIGS.items():
         (configs / f"{name}.yaml").write_text(json.dumps(values))  # JSON is YAML
-    pipeline(configs, run)
+    _, error = pipeline(configs, run)
+    (folder / "stderr.txt").write_text(error)
     return configs, run
 
 
-def test_the_whole_road(finished):
+def test_the_log_holds_only_what_the_project_says(finished):
+    """No warnings of libraries, and of bars that end within a minute one line each."""
+    lines = (finished[1].parent / "stderr.txt").read_text().splitlines()
+    for noise in ("were not passed to `accelerate launch`", "gemm_4bit_forward", "Loading weights", "\r"):
+        assert not [line for line in lines if noise in line]
+    assert all(line for line in lines)
+    assert len([line for line in lines if line.startswith("teacher: ") and "step/s" in line]) <= 2
+
+
+def test_end_to_end(finished):
     _, run = finished
     rows = json.loads((run / "report" / "metrics.json").read_text())
-    systems = ["oracle", *FLOORS, "teacher", "teacher+transitions", *VARIANTS]
+    systems = ["oracle", *BASELINES, "teacher", "teacher+transitions", *VARIANTS]
     assert [row["system"] for row in rows] == systems
     for row in rows:
         assert 0 <= row["recall@5"] <= row["recall@10"] <= 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.runtime import artifacts
+from distill.runtime import artifacts, commands
 from distill.runtime.artifacts import ArtifactJob, check_agreement, fingerprint
 from distill.runtime.config import JobSettings
 from distill.runtime.errors import UserError
@@ -272,19 +272,19 @@ def test_fingerprint_is_of_content(tmp_path):
 
 
 def test_the_commit_where_there_is_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "__file__", str(tmp_path / "artifacts.py"))
+    monkeypatch.setattr(commands, "__file__", str(tmp_path / "commands.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert artifacts.commit() is None
+    assert commands.commit() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     (tmp_path / "file").write_text("1")
     for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
         subprocess.run([*git, *words], check=True)
-    clean = artifacts.commit()
+    clean = commands.commit()
     assert clean and not clean.endswith("-dirty")
     (tmp_path / "file").write_text("2")
-    assert artifacts.commit() == f"{clean}-dirty"
+    assert commands.commit() == f"{clean}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert artifacts.commit() is None
+    assert commands.commit() is None
 
 
 def test_students_with_a_memory_name_the_command_that_adds_one(tmp_path):
@@ -297,10 +297,54 @@ def test_students_with_a_memory_name_the_command_that_adds_one(tmp_path):
         artifacts.read(folder, "student")
     made = make(tmp_path, "dwr+memory", "student", inputs=[make(tmp_path, "dataset", "dataset", text="old")])
     other = make(tmp_path, "dwr", "student", inputs=[make(tmp_path, "dataset", "dataset", text="new")])
-    both = f"--variant tiger or python scripts/add_memory.py --student {tmp_path}/dwr"
+    both = f"--variant tiger --output {tmp_path}/dwr or python scripts/add_memory.py --student {tmp_path}/dwr"
     with pytest.raises(UserError, match=re.escape(both)):
         check_agreement(made, other)
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 0}))
     with pytest.raises(UserError, match=re.escape(f"{made_with} --overwrite")):
         artifacts.read(folder, "student")
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "expected"),
+    [
+        ("dataset", "dataset", "python scripts/prepare_data.py --run {run}"),
+        ("soft_labels", "soft_labels", "python distill/export_soft_labels.py --run {run}"),
+        ("teacher", "teacher", "accelerate launch teacher/finetune.py --run {run}"),
+        ("student", "students/dtr", "accelerate launch student/train.py --variant dtr --run {run}"),
+        ("student", "students/dtr-seed3", "accelerate launch student/train.py --variant dtr --seeds 3 --run {run}"),
+        (
+            "student",
+            "students/dwr+memory",
+            "python scripts/add_memory.py --student {run}/students/dwr --run {run}",
+        ),
+        ("baseline", "baselines/gru4rec", "python student/baseline.py --network gru4rec --run {run}"),
+        ("baseline", "baselines/sasrec-list", "python student/baseline.py --network sasrec --loss list --run {run}"),
+        ("soft_labels", "labels", "python distill/export_soft_labels.py --output {run}/labels"),
+    ],
+)
+def test_hints_name_the_run_of_the_missing_folder(tmp_path, monkeypatch, kind, place, expected):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    run = tmp_path / "run"
+    with pytest.raises(UserError) as error:
+        artifacts.read(run / place, kind)
+    assert str(error.value) == f"No {kind} at {run / place}. Make it with: {expected.format(run=run)}"
+
+
+@pytest.mark.parametrize("style", ["two words", "one word"])
+def test_hints_name_the_config_beside_the_running_commands(tmp_path, monkeypatch, style):
+    configs, run = tmp_path / "configs", tmp_path / "run"
+    configs.mkdir()
+    (configs / "export.yaml").write_text("")
+    given = configs / "student.yaml"
+    one_word = [f"--config={given}", f"--run={run}"]
+    words = one_word if style == "one word" else [part for word in one_word for part in word.split("=")]
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    export = f"python distill/export_soft_labels.py --config {configs}/export.yaml"
+    assert commands.command_for("soft_labels", run / "soft_labels") == f"{export} --run {run}"
+    elsewhere = commands.command_for("soft_labels", tmp_path / "labels", "--keep 9")
+    assert elsewhere == f"{export} --run {run} --output {tmp_path}/labels --keep 9"
+    assert commands.command_for("dataset", tmp_path / "a run/dataset").endswith(f"--run '{tmp_path}/a run'")
+    # no teacher.yaml beside it: the default config is read
+    assert commands.command_for("teacher", run / "teacher") == f"accelerate launch teacher/finetune.py --run {run}"

@@ -164,8 +164,8 @@ def test_another_number_of_processes_starts_afresh(root, unbroken, tmp_path, mon
         break_at(patch, 4)
         with pytest.raises(BrokenOffError):
             run(root, tmp_path / "teacher")
-    path = tmp_path / "teacher.partial/checkpoints/step-00000004/state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
+    for path in (tmp_path / "teacher.partial/checkpoints").glob("step-*/state.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
     found = run(root, tmp_path / "teacher")
     assert "starting afresh: step-00000004 has processes 2, this run 1" in capsys.readouterr().err
     assert found.fingerprint == unbroken().fingerprint
