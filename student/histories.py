@@ -21,22 +21,6 @@ def pad_histories(histories: Sequence[Sequence[int]]) -> np.ndarray:
     return padded
 
 
-def last_items(histories: np.ndarray, limit: int) -> np.ndarray:
-    """Keep the last `limit` items of each history.
-
-    Args:
-        histories: item numbers, oldest first, padded with -1 on the right [users, length].
-        limit: items to keep.
-
-    Returns:
-        [users, min(length, limit)].
-    """
-    if histories.shape[1] <= limit:
-        return histories
-    start = np.maximum((histories != PAD).sum(1) - limit, 0)
-    return np.take_along_axis(histories, start[:, None] + np.arange(limit), axis=1)
-
-
 def read_histories(history: str | None, file: Path | None) -> list[list[str]]:
     """Read histories of item ids, oldest first: ids with commas between, or a JSON list.
 

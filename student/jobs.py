@@ -12,6 +12,7 @@ from typing import Any
 
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact, ArtifactJob
+from distill.runtime.commands import COMMANDS
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from student import variants
@@ -132,7 +133,7 @@ def read_prior(config: Config, variant: Variant) -> Artifact:
     options = {"run": config.run, "dataset": config.dataset, "semantic_ids": config.semantic_ids}
     options |= {"keep": config.candidates, "mix": mix, "output": folder}
     words = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
-    artifact = artifacts.read(folder, "soft_labels", f"{artifacts.COMMANDS['soft_labels']} {words}")
+    artifact = artifacts.read(folder, "soft_labels", f"{COMMANDS['soft_labels']} {words}")
     return replace(artifact, role=config.prior)
 
 

@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.data.dataset import PAD, batches_by_length
+from distill.data.histories import last_items
 from distill.decoding.beam_search import Beams, score_all, search, to_items
 from distill.decoding.trie import Trie
 from distill.losses import sequence_score
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
-from student.histories import last_items, pad_histories
+from student.histories import pad_histories
 from student.models import network_of
 from student.models.layers import among_all
 from student.transition_memory import Candidates, TransitionMemory, candidates, mixed

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.runtime.commands import COMMANDS as COMMANDS  # re-exported
 from distill.runtime.commands import command, command_for, commit
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log

@@ -32,7 +32,7 @@ def test_the_mixture_ranks_as_a_student_with_that_memory(dataset, exclude_bought
 
     def lists_of(examples, weight, discount):
         memory = TransitionMemory.of(dataset, COUNTING, top=10, weight=weight, discount=discount)
-        return student.with_memory(memory).rank_items(examples.histories, 12, exclude_bought)[0]
+        return student.with_transition_memory(memory).rank_items(examples.histories, 12, exclude_bought)[0]
 
     beams = rank_examples(system, test, 12, exclude_bought, batch_size=9)
     mixture.weight, mixture.discount = 0.4, 0.1

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from distill.data.dataset import PAD
 from distill.data.demo.catalogue import DEPARTMENTS, LINES, describe_item, product_types
+from distill.runtime.commands import command_for
 from distill.runtime.errors import UserError
 
 FILE = "simulator.safetensors"
@@ -209,12 +210,12 @@ class Simulator:
             if facts["version"] != VERSION:
                 raise UserError(
                     f"{path} has version {facts['version']}, this program reads {VERSION}. "
-                    "Make it again: python scripts/prepare_data.py --overwrite"
+                    f"Make it again: {command_for('dataset', path.parent)} --overwrite"
                 )
             return Simulator(seed=facts["seed"], weights=Weights(**facts["weights"]), **arrays)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise UserError(
-                f"{path} is damaged ({error}). Make it again: python scripts/prepare_data.py --overwrite"
+                f"{path} is damaged ({error}). Make it again: {command_for('dataset', path.parent)} --overwrite"
             ) from None
 
 

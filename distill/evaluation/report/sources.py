@@ -10,7 +10,8 @@ from typing import Any
 from distill.evaluation.report.files import read_json
 from distill.evaluation.report.rows import read_rows
 from distill.runtime import artifacts
-from distill.runtime.artifacts import COMMANDS, MANIFEST, Artifact, check_agreement
+from distill.runtime.artifacts import MANIFEST, Artifact, check_agreement
+from distill.runtime.commands import COMMANDS
 from distill.runtime.errors import UserError
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from distill.baselines.names import FLOOR_KEY, NOT_LEARNED, TRANSITIONS
+
 Row = dict[str, Any]  # one system of metrics.json
 
-ORACLE = "oracle"  # knows the simulator's true distribution
-NOT_LEARNED = frozenset(
-    {ORACLE, "popularity", "transitions", "transitions+valid", "graph", "content", "counter+content"}
-)
-DEFAULT_FLOOR = "transitions"  # of evaluations whose rows do not name their floor
+DEFAULT_FLOOR = TRANSITIONS  # of evaluations whose rows do not name their floor
 NO_TEACHER = "tiger"  # the student that learns without a teacher
 
 
 def floor_name(rows: Sequence[Row]) -> str:
     """Name the system that a learned one must beat; the rows name it under `floor`."""
-    return next((row["floor"] for row in rows if isinstance(row.get("floor"), str)), DEFAULT_FLOOR)
+    return next((row[FLOOR_KEY] for row in rows if isinstance(row.get(FLOOR_KEY), str)), DEFAULT_FLOOR)
 
 
 def find_floor(rows: Sequence[Row]) -> Row | None:
