@@ -20,7 +20,9 @@ def top_items(scores: np.ndarray | sp.csr_array, k: int, above: float = 0.0) -> 
         Item numbers, best first, -1 where no more items score above the limit [users, min(k, n_items)].
     """
     k = min(k, scores.shape[1])
-    return _top_sparse(scores.tocsr(), k, above) if sp.issparse(scores) else _top_dense(scores, k, above)
+    if isinstance(scores, np.ndarray):
+        return _top_dense(scores, k, above)
+    return _top_sparse(scores.tocsr(), k, above)
 
 
 def scores_of(scores: np.ndarray, items: np.ndarray, missing: float = -np.inf) -> np.ndarray:

@@ -19,7 +19,7 @@ INK, GRID = "#010203", "#010204"  # placeholders for text, and for axes and grid
 PAGE_COLOURS = {INK: "currentColor", GRID: "var(--rule)"}
 FIRST_SERIES = 0x0A0B00  # placeholder of the first line or bar; the next ones follow
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "report",  # equal charts, equal bytes
     "font.size": 9,
