@@ -19,6 +19,7 @@ from distill.baselines.item_scorer import mean_ndcg, sample_examples
 from distill.baselines.mixture import CounterContent
 from distill.baselines.popularity import Popularity
 from distill.data.dataset import PAD, Dataset, Examples
+from distill.runtime.markdown import markdown_table
 
 LASTS = (1, 2, 5, 20)  # items of the history that the counter may read
 PAIRS = 20_000  # sampled for similarities
@@ -162,7 +163,6 @@ def next_item_pairs(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def as_markdown(findings: list[Finding]) -> str:
-    """The findings as a Markdown table."""
-    lines = ["| measure | value | |", "|---|---:|---|"]
-    lines += [f"| {name} | {value:.3f} | {meaning} |" for name, value, meaning in findings]
-    return "\n".join(lines) + "\n"
+    """Format the findings as a Markdown table."""
+    rows = [(name, f"{value:.3f}", meaning) for name, value, meaning in findings]
+    return markdown_table(("measure", "value", ""), rows, text_columns=(0, 2))

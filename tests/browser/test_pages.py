@@ -121,7 +121,7 @@ def test_report_fits_the_window(chromium, report, width, tmp_path):
 
 def test_report_has_no_python_values(chromium, report, tmp_path):
     words = layout(chromium, report, WIDTHS[0], tmp_path)["words"]
-    assert "10 items one hop away, weight 2.0 on transitions, forward only" in words
+    assert "10 items one hop away from the last item; weight 2.0 on transitions, forward only" in words
     assert not re.search(r"\(\(|\bTrue\b|\bFalse\b|\bNone\b", words)
 
 

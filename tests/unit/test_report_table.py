@@ -32,24 +32,18 @@ def test_the_rows_name_their_floor():
     [
         (
             "budgets ((10,),), alpha 2.0, both False",
-            "10 items one hop away, weight 2.0 on transitions, forward only",
+            "10 items one hop away from the last item; weight 2.0 on transitions, forward only",
         ),
         (
-            "budgets ((7, 2, 1),), alpha 0.5, both True",
-            "7 items one hop away, 2 items two hops away, 1 item three hops away, weight 0.5 on transitions, "
-            "forward and backward",
-        ),
-        (
-            "budgets ((5, 1), (3, 1)), alpha 0.5, both False",
+            "budgets ((5, 1), (3, 1)), alpha 0.5, both True",
             "5 items one hop away, 1 item two hops away from the last item; 3 items one hop away, 1 item two hops away "
-            "from the item before it, weight 0.5 on transitions, forward only",
+            "from the one before it; weight 0.5 on transitions, in both directions",
         ),
         (
             "counts of the training part; window 20, decay 0.8, recency 0.6, last 5",
-            "counts of the training part; pairs up to 20 steps apart, × 0.8 for each further step; reads the last 5 "
-            "items, × 0.6 for each step back",
+            "counts of the training part; pairs at most 20 items apart, decay 0.8 a step; the last 5 items of the "
+            "history, weight 0.6 a step back",
         ),
-        ("window 1, decay 1.0, recency 0.3, last 1", "adjacent pairs; reads the last item, × 0.3 for each step back"),
         ("the simulator's own distribution", "the simulator's own distribution"),
     ],
 )

@@ -72,4 +72,3 @@ DETAILS = (
 )
 TIES_WON = "recall@10_ties_won"
 ABOVE_FLOOR = "ndcg@10_above_floor"  # paired difference to the floor: difference, low, high, p
-VALID_NDCG = "valid_ndcg@10"  # of baselines: the validation NDCG@10 by which the floor is chosen

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from distill.baselines.names import ORACLE
 from distill.evaluation.ranked_lists import RankedLists, read_ranked_lists
 from distill.evaluation.report.columns import ABOVE_FLOOR
-from distill.evaluation.report.systems import NO_TEACHER, ORACLE, Row, floor_name, is_learned
+from distill.evaluation.report.systems import NO_TEACHER, Row, floor_name, is_learned
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 

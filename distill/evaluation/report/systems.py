@@ -14,7 +14,7 @@ NO_TEACHER = "tiger"  # the student that learns without a teacher
 
 
 def floor_name(rows: Sequence[Row]) -> str:
-    """Name the system that a learned one must beat; the rows name it under `floor`."""
+    """Name the system that a learned one must beat; the rows name it under `FLOOR_KEY`."""
     return next((row[FLOOR_KEY] for row in rows if isinstance(row.get(FLOOR_KEY), str)), DEFAULT_FLOOR)
 
 

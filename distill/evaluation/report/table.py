@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distill.evaluation.report.columns import ABOVE_FLOOR, COLUMNS, TIES_WON, VALID_NDCG, Column, four_digits
+from distill.baselines.names import ORACLE, VALID_NDCG_KEY
+from distill.evaluation.report.columns import ABOVE_FLOOR, COLUMNS, TIES_WON, Column, four_digits
 from distill.evaluation.report.notes import readable_note
-from distill.evaluation.report.systems import ORACLE, Row, find_floor, is_learned
+from distill.evaluation.report.systems import Row, find_floor, is_learned
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
         mark += ", by more than the standard deviation over the seeds" if _has_several_runs(rows) else ""
         if any(ABOVE_FLOOR in row for row in rows):
             mark += "; the 95% interval of the paired difference over users must be above zero as well"
-        chosen = floor.get(VALID_NDCG) is not None
+        chosen = floor.get(VALID_NDCG_KEY) is not None
         kind = "the best by validation NDCG@10 of the systems that learn nothing" if chosen else "which learns nothing"
         notes.append(f"Floor: {floor['system']}, {kind}. {mark}.")
     if any(row["system"] == ORACLE for row in rows):
