@@ -22,6 +22,7 @@ from distill.data.histories import last_items
 from distill.decoding.beam_search import Beams, score_all, search, to_items
 from distill.decoding.trie import Trie
 from distill.losses import sequence_score
+from distill.ranking import scores_of
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
@@ -237,6 +238,14 @@ class Recommender:
             codes = self.codes[torch.from_numpy(np.maximum(items[rows], 0)).to(self.device)]
             scores[rows] = self._sequence_scores(model, self.history_codes(recent), codes, eta=0).float().cpu().numpy()
         return np.where(items == PAD, -np.inf, scores)
+
+    def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
+        """Score a few items as `rank_items` ranks them, with the transition memory; arguments as `score_candidates`."""
+        log_probs, memory = self.score_candidates(histories, items), self.transition_memory
+        if memory is None:
+            return log_probs
+        counter = scores_of(memory.probabilities(histories, exclude_bought).toarray(), items, 0.0)
+        return mixed(log_probs, counter, memory.weight) - memory.discount * memory.familiarity[items]
 
     @torch.no_grad()
     def score_items(self, histories: np.ndarray, exclude_bought: bool | None = None) -> np.ndarray:

@@ -8,6 +8,7 @@ from torch import nn
 from distill.baselines.counting import Transitions
 from distill.data.dataset import PAD, Dataset, Examples
 from distill.evaluation.systems import Ranked, System, batches
+from distill.ranking import scores_of
 from distill.runtime.artifacts import Artifact
 from student.item_recommender import ItemRecommender
 from student.recommender import Recommender
@@ -43,6 +44,10 @@ class StudentSystem:
         """As `System.score_candidates`."""
         return self.student.score_candidates(histories, items)
 
+    def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
+        """As `System.ranking_scores`."""
+        return self.student.ranking_scores(histories, items, exclude_bought)
+
 
 class ItemModelSystem:
     """A SASRec or GRU4Rec, which scores all items directly."""
@@ -66,8 +71,11 @@ class ItemModelSystem:
 
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
         """As `System.score_candidates`."""
-        scores = np.take_along_axis(self.recommender.score_items(histories), np.maximum(items, 0), axis=1)
-        return np.where(items == PAD, -np.inf, scores)
+        return scores_of(self.recommender.score_items(histories), items)
+
+    def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
+        """As `System.ranking_scores`."""
+        return self.score_candidates(histories, items)
 
 
 class MemoryMixture:

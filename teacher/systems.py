@@ -32,3 +32,7 @@ class TeacherSystem:
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
         """As `System.score_candidates`."""
         return self.engine.score_candidates(histories, items)
+
+    def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
+        """As `System.ranking_scores`."""
+        return self.engine.score_candidates(histories, items)

@@ -16,8 +16,10 @@ from distill.baselines.item_scorer import ItemScorer, recommend, validation_exam
 from distill.baselines.mixture import CounterContent
 from distill.baselines.popularity import Popularity
 from distill.data.dataset import Dataset, Examples
+from distill.evaluation.cold import ScoreCandidates
 from distill.evaluation.systems import Ranked
 from distill.metrics import hit_ranks, ndcg, recall
+from distill.ranking import scores_of
 
 VALIDATION_USERS = 5000  # by whom the floor is chosen
 
@@ -56,6 +58,14 @@ class Baseline:
     model: Recommends
     note: str = ""
     distribution: ItemScorer | None = None
+
+    @property
+    def score_candidates(self) -> ScoreCandidates | None:
+        """Scores given items after histories; None for a model that only lists items."""
+        model = self.model
+        if not isinstance(model, ScoredBaseline):
+            return None
+        return lambda histories, items: scores_of(model.scorer.scores(histories), items, 0.0)
 
     def rank(self, examples: Examples, k: int, exclude_bought: bool) -> Ranked:
         """List the k best items of all examples; the scores are left empty."""

@@ -80,6 +80,8 @@ class MeasureSettings:
     only where the catalogue is small); 0 leaves it out."""
     kl_users: PositiveInt = 300
     """Users whose exact item distributions are compared with the truth (demo data only)."""
+    cold_users: NonNegativeInt = 300
+    """Users with a cold target, an item of no training sequence, for whom all cold items are ranked."""
 
 
 @dataclass(frozen=True)

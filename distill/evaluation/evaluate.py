@@ -13,6 +13,7 @@ from distill.baselines.counting import Transitions
 from distill.baselines.item_scorer import longest_history
 from distill.data.dataset import Dataset, Examples
 from distill.evaluation.baseline_systems import Baselines, choose_floor, flattering_figures
+from distill.evaluation.cold import MAX_CANDIDATES, ColdTargets, ScoreCandidates
 from distill.evaluation.config import EvaluationSettings
 from distill.evaluation.measures import beam_missed, measure_widths
 from distill.evaluation.result_table import ResultTable
@@ -62,6 +63,7 @@ class Evaluation:
             vectors,
             self.baselines.popularity.counts,
             counting.reachable(self.baselines.transitions, self.examples),
+            ColdTargets.find(dataset, self.examples, settings.cold_users),
         )
 
     def run(self, not_learned: list[str], systems: Iterable[System], make_mixture: MakeMixture) -> ResultTable:
@@ -93,7 +95,8 @@ class Evaluation:
             started = time.time()
             items = top_items(self.truth.probabilities, table.longest)
             best = Ranked(items, np.zeros((len(items), 0)), time.time() - started)
-            table.add(names.ORACLE, best, kl_to_truth=0.0, note="the simulator's own distribution")
+            cold = self.measure_cold(self.truth.score_candidates, above=0)
+            table.add(names.ORACLE, best, kl_to_truth=0.0, note="the simulator's own distribution", **cold)
         for baseline in baselines:
             further: dict[str, Any] = {"note": baseline.note} if baseline.note else {}
             if baseline.name in valid_ndcg:
@@ -104,6 +107,7 @@ class Evaluation:
             if baseline.name == names.TRANSITIONS:
                 further |= flattering_figures(self.baselines.transitions, self.examples)
                 further["reachable"] = float(table.reachable.mean())
+            further |= self.measure_cold(baseline.score_candidates, above=0)
             table.add(baseline.name, ranked[baseline.name], **further)
 
     def measure_model(self, system: System, ranked: Ranked) -> dict[str, Any]:
@@ -127,7 +131,23 @@ class Evaluation:
             row["widths"] = measure_widths(
                 system, several, settings.widths, self.exclude_bought, table.vectors, settings.batch_size
             )
-        return row
+        return row | self.measure_cold(
+            lambda histories, items: system.ranking_scores(histories, items, self.exclude_bought), searches
+        )
+
+    def measure_cold(
+        self, score: ScoreCandidates | None, searches: bool = False, above: float = -np.inf
+    ) -> dict[str, float | None]:
+        """Measure the ranking of the cold items alone.
+
+        Args:
+            score: scores given items; None: not measured.
+            searches: each score costs a pass through a network, so that many cold items are not ranked.
+            above: only items with a higher score are recommended.
+        """
+        cold = self.table.cold
+        feasible = not searches or len(cold.items) <= MAX_CANDIDATES
+        return cold.measure_scores(score if feasible else None, self.table.at, self.exclude_bought, above)
 
     def add_mixture(self, system: System, ranked: Ranked, mixture: TransitionMixture) -> None:
         """Add the row of the teacher mixed with the transition counter; the counter's share is chosen on validation."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from distill.baselines import names
 from distill.data.dataset import Examples
+from distill.evaluation.cold import ColdTargets
 from distill.evaluation.measures import compare_ndcg, measure_lists, measure_reach
 from distill.evaluation.systems import Ranked
 from distill.metrics import coordination, coverage
@@ -27,6 +28,7 @@ class ResultTable:
         vectors: embeddings for diversity [n_items, dim].
         counts: interactions of each item in the training part [n_items].
         reachable: whether counting finds the target at all [users].
+        cold: the cold items, and the users whose target is one.
         floor: name of the floor; None: rows are not compared with one.
         floor_lists: ranked items of the floor [users, longest cutoff].
         rows: one dictionary a system, as in `metrics.json`.
@@ -39,6 +41,7 @@ class ResultTable:
     vectors: np.ndarray
     counts: np.ndarray
     reachable: np.ndarray
+    cold: ColdTargets
     floor: str | None = None
     floor_lists: np.ndarray | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -66,6 +69,7 @@ class ResultTable:
         row = {"system": name, **self.facts, names.FLOOR_KEY: self.floor}
         row |= measure_lists(items, targets, self.cutoffs, self.vectors, self.counts)
         row |= measure_reach(items, targets, self.reachable, at)
+        row |= self.cold.measure_lists(items, targets, at)
         row |= {"invalid@10": None, "beam_missed@10": None, "kl_to_truth": None, "parameters": None}
         if self.floor_lists is not None and name != self.floor:
             row[f"ndcg@{at}_above_floor"] = compare_ndcg(items, self.floor_lists, targets, at)

@@ -52,6 +52,10 @@ class System(Protocol):
         """Exact log-probabilities of some items, -1 for none [users, k]."""
         ...
 
+    def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
+        """Scores of some items by which the system ranks, its memory included; −inf: never recommended [users, k]."""
+        ...
+
 
 class Ranked(NamedTuple):
     """Ranked items of all users, -1 for none, their scores (both [users, beam width]), and the seconds it took."""

@@ -12,7 +12,7 @@ from distill.baselines.item_scorer import ItemScorer
 from distill.data.dataset import Dataset, Examples
 from distill.data.demo import simulator
 from distill.metrics import kl_to_truth
-from distill.ranking import mask_history
+from distill.ranking import mask_history, scores_of
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of popularity, in a counter that is compared with the truth
 
@@ -24,10 +24,12 @@ class Truth:
     Attributes:
         probabilities: of all users [users, n_items].
         histories: of the first users, for whom distances are measured [first users, length].
+        simulator: what it was read from.
     """
 
     probabilities: np.ndarray
     histories: np.ndarray
+    simulator: simulator.Simulator | None = None
 
     @staticmethod
     def load(dataset: Dataset, examples: Examples, users: int) -> Truth | None:
@@ -35,7 +37,11 @@ class Truth:
         if not (dataset.artifact.folder / simulator.FILE).is_file():
             return None
         known = simulator.Simulator.load(dataset.artifact.folder)
-        return Truth(known.next_item_probabilities(examples.histories), examples.histories[:users])
+        return Truth(known.next_item_probabilities(examples.histories), examples.histories[:users], known)
+
+    def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Probabilities of some items after any histories [users, k]."""
+        return scores_of(self.simulator.next_item_probabilities(histories), items, 0.0)
 
     def kl_of_scores(self, log_probs: np.ndarray) -> float:
         """Mean KL from the truth to a model in nats.

@@ -11,7 +11,7 @@ from distill.evaluation.report.systems import Row
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 
-NOT_AVERAGED = ("users", "seed", "parameters", "exclude_bought")  # facts, not measurements
+NOT_AVERAGED = ("users", "cold_users", "seed", "parameters", "exclude_bought")  # facts, not measurements
 
 
 def read_rows(evaluation: Artifact) -> list[Row]:

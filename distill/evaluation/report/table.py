@@ -103,10 +103,10 @@ def beats_floor(row: Row, floor: Row) -> bool:
 
 
 def target_table(rows: Sequence[Row]) -> Table:
-    """Build the table of Recall@10 by target: reachable by counting or not, and by popularity of the target.
+    """Build the table of Recall@10 by target: reachable by counting or not, by popularity of the target, and cold.
 
-    A target is reachable if the transition counts of the training part link it to an item of the history. Each
-    column's meaning is its size.
+    A target is reachable if the transition counts of the training part link it to an item of the history; it is cold
+    if the training part does not have it. Each column's meaning is its size.
     """
     share = next((row["reachable"] for row in rows if row.get("reachable") is not None), None)
     sizes = ("", "") if share is None else (f"{share:.1%} of users", f"{1 - share:.1%} of users")
@@ -117,7 +117,9 @@ def target_table(rows: Sequence[Row]) -> Table:
     groups = next((row["by_popularity"] for row in rows if isinstance(row.get("by_popularity"), list)), [])
     for group in groups:
         size = f"{group['items']:,} items, {group['users']:,} users"
-        columns.append(Column(f"group {group['group']}", str(group["group"]), size, 1, four_digits))
+        head = "cold" if group["group"] == "unseen" else str(group["group"])
+        columns.append(Column(f"group {group['group']}", head, size, 1, four_digits))
+    columns.append(Column("recall@10_cold_among_cold", "cold among cold", "only cold items ranked", 1, four_digits))
     flat = [
         row | {f"group {group['group']}": group.get("recall@10") for group in row.get("by_popularity") or ()}
         for row in rows
