@@ -1,52 +1,144 @@
-"""Choose the share of a transition memory in a student's recommendations on the validation split."""
+"""Choose the weights of a mixture with memories on the validation split."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 
-from distill.data.dataset import Dataset
+from distill.baselines.mixture import TEMPERATURES
+from distill.data.dataset import PAD, Dataset
+from distill.metrics import MISSED, hit_ranks, ndcg
 from distill.runtime.logs import log
+from student.content_memory import ContentMemory
+from student.memory_mixture import Candidates, MixtureWeights, model_share
 from student.recommender import Recommender
-from student.transition_memory import DISCOUNTS, WEIGHTS, TransitionMemory, best_share
+from student.transition_memory import TransitionMemory
+
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+DISCOUNTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
+CONTENT_WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
-def choose_share(
+def choose_weights(
     student: Recommender,
     memory: TransitionMemory,
     dataset: Dataset,
+    content: ContentMemory | None = None,
     weight: float | None = None,
     discount: float | None = None,
+    content_weight: float | None = None,
     width: int = 20,
     max_users: int = 3000,
-) -> tuple[float, float, dict[tuple[float, float], float]]:
-    """Choose weight and discount of a transition memory by NDCG@10 on validation examples.
+) -> tuple[MixtureWeights, dict[MixtureWeights, float]]:
+    """Choose the weights of a student's memories by NDCG@10 on validation examples.
 
     Args:
-        student: without a memory.
+        student: without memories.
         memory: the counts.
         dataset: has the validation examples.
-        weight, discount: fixed values; None: the best of a grid.
+        content: the texts' embeddings; None: without them.
+        weight, discount, content_weight: fixed values; None: the best of a grid.
         width: beams.
         max_users: validation examples at most.
 
     Returns:
-        Weight, discount, and NDCG@10 of each (weight, discount) that was tried; nothing is tried if both are fixed.
+        The weights, and NDCG@10 of all that were tried; nothing is tried if all are fixed and there is no content
+        memory, whose temperature is always chosen.
+
+    Raises:
+        UserError: the memory is of another catalogue.
     """
-    if weight is not None and discount is not None:
-        return weight, discount, {}
-    longest = max(student.facts["max_history"], memory.settings.last)
+    if content is None and weight is not None and discount is not None:
+        return MixtureWeights(weight, discount), {}
+    longest = max(student.facts["max_history"], memory.settings.last, content.settings.last if content else 0)
     examples = dataset.examples("valid", longest)
     examples = examples.take(np.random.default_rng(0).permutation(len(examples))[:max_users])
-    mixture = student.with_transition_memory(memory)
-    proposals = mixture.candidates(examples.histories, width, student.facts["exclude_bought"])
-    weights = WEIGHTS if weight is None else (weight,)
-    discounts = DISCOUNTS if discount is None else (discount,)
-    (weight, discount), values = best_share(proposals, examples.targets, weights, discounts)
+    mixture = student.with_transition_memory(memory).with_content_memory(content)
+    proposals = mixture.candidates(examples.histories, width, student.facts["exclude_bought"], TEMPERATURES)
+    best, values = best_weights(
+        proposals,
+        examples.targets,
+        WEIGHTS if weight is None else (weight,),
+        DISCOUNTS if discount is None else (discount,),
+        CONTENT_WEIGHTS if content_weight is None else (content_weight,),
+    )
     student_alone, counter_alone = (
-        f"{values[share, 0.0]:.4f}" if (share, 0.0) in values else "not tried" for share in (0.0, 1.0)
+        f"{values[choice]:.4f}" if (choice := MixtureWeights(share)) in values else "not tried" for share in (0.0, 1.0)
     )
     log.info(
-        f"weight {weight}, discount {discount}: NDCG@10 {values[weight, discount]:.4f} on {len(examples)} "
-        f"validation examples; student alone {student_alone}, counter alone {counter_alone}"
+        f"{best.in_words()}: NDCG@10 {values[best]:.4f} on {len(examples)} validation examples; "
+        f"student alone {student_alone}, counter alone {counter_alone}"
     )
-    return weight, discount, values
+    return best, values
+
+
+def best_weights(
+    proposals: Candidates,
+    targets: np.ndarray,
+    weights: Sequence[float] = WEIGHTS,
+    discounts: Sequence[float] = DISCOUNTS,
+    content_weights: Sequence[float] = CONTENT_WEIGHTS,
+    k: int = 10,
+) -> tuple[MixtureWeights, dict[MixtureWeights, float]]:
+    """Choose the weights of a mixture by NDCG@k.
+
+    Args:
+        proposals: for validation users, never for test users; their temperatures are tried too.
+        targets: item numbers [users].
+        weights, discounts, content_weights: the grid; pairs of shares above 1 are left out. Without a content memory
+            only the content weight 0 is tried.
+        k: cut-off.
+
+    Returns:
+        The best weights, of equals those with the smallest content weight, weight and discount; and NDCG@k of all.
+    """
+    values: dict[MixtureWeights, float] = {}
+    if proposals.content is None or 0.0 in content_weights:
+        for weight, discount in itertools.product(weights, discounts):
+            choice = MixtureWeights(weight, discount)
+            lists, _ = proposals.ranked(choice, k)
+            values[choice] = float(ndcg(hit_ranks(lists, targets), k).mean())
+    if proposals.content is not None:
+        shares = [(w, c) for w in weights for c in content_weights if c > 0 and w + c <= 1 + 1e-9]
+        values |= _values_with_content(proposals, targets, shares, discounts, k)
+
+    def preference(choice: MixtureWeights) -> tuple[float, ...]:
+        return values[choice], -choice.content_weight, -choice.weight, -choice.discount
+
+    return max(values, key=preference), values
+
+
+def _values_with_content(
+    proposals: Candidates,
+    targets: np.ndarray,
+    shares: Sequence[tuple[float, float]],
+    discounts: Sequence[float],
+    k: int,
+) -> dict[MixtureWeights, float]:
+    """NDCG@k of all choices with content, from the users whose target is proposed: the others add nothing.
+
+    The rank is counted instead of sorted, with probabilities instead of logarithms: there are thousands of choices.
+    """
+    matches = proposals.items == targets[:, None]
+    users = np.flatnonzero(matches.any(1))
+    place = matches[users].argmax(1)[:, None]
+    is_before = np.arange(proposals.items.shape[1]) < place
+    is_item = proposals.items[users] != PAD
+    probabilities, counter = np.exp(proposals.log_probs[users]), proposals.counter[users]
+    factors = [np.exp(-discount * proposals.familiarity[users]) * is_item for discount in discounts]
+    values = {}
+    for temperature, similar in proposals.content.items():
+        similar = similar[users]
+        for weight, content_weight in shares:
+            rest = model_share(weight, content_weight)
+            mixture = rest * probabilities + weight * counter + content_weight * similar
+            for discount, factor in zip(discounts, factors, strict=True):
+                scores = mixture * factor
+                target = np.take_along_axis(scores, place, axis=1)
+                ranks = ((scores > target) | ((scores == target) & is_before)).sum(1)
+                ranks = np.where(target[:, 0] > 0, ranks, MISSED)
+                choice = MixtureWeights(weight, discount, content_weight, temperature)
+                values[choice] = float(ndcg(ranks, k).sum() / max(len(targets), 1))
+    return values

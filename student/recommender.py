@@ -22,14 +22,15 @@ from distill.data.histories import last_items
 from distill.decoding.beam_search import Beams, score_all, search, to_items
 from distill.decoding.trie import Trie
 from distill.losses import sequence_score
-from distill.ranking import scores_of
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
+from student.content_memory import ContentMemory
 from student.histories import pad_histories
+from student.memory_mixture import Candidates, MixtureWeights, candidates, score_mixture
 from student.models import network_of
 from student.models.layers import among_all
-from student.transition_memory import Candidates, TransitionMemory, candidates, mixed
+from student.transition_memory import TransitionMemory
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
 USERS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # on a CPU about as many as the caches hold
@@ -50,7 +51,8 @@ class Recommender:
 
     Networks read the last `max_history` items of a history, as they were trained; longer histories may be given, and
     all of their items can be excluded. A transition memory, if there is one (`with_transition_memory`), reads as many
-    items as its settings say, and its distribution is mixed in.
+    items as its settings say, and its distribution is mixed in; beside it there may be a content memory
+    (`with_content_memory`).
 
     Args:
         model: the retriever, a network of `student.models`.
@@ -81,6 +83,7 @@ class Recommender:
         users = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
         self.users_at_once = min(users, getattr(model, "users_at_once", users))
         self.transition_memory: TransitionMemory | None = None
+        self.content_memory: ContentMemory | None = None
         self.static_shapes = False  # all batches have one shape, for compiled graphs
 
     @staticmethod
@@ -109,12 +112,15 @@ class Recommender:
         student = Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie)
         if "memory" in facts:
             student = student.with_transition_memory(TransitionMemory.load(folder, facts["memory"]))
+        if "content_memory" in facts:
+            student = student.with_content_memory(ContentMemory.load(folder, facts["content_memory"]))
         return student
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json, model.safetensors, items.parquet, the trie, and ranker and memory if there are any."""
-        if self.transition_memory is not None:
-            self.transition_memory.save(folder)
+        """Write config.json, model.safetensors, items.parquet, the trie, and ranker and memories if there are any."""
+        for memory in (self.transition_memory, self.content_memory):
+            if memory is not None:
+                memory.save(folder)
         for name, model in (("model", self.model), ("ranker", self.ranker)):
             if model is not None:
                 merged = model.merged() if hasattr(model, "merged") else model
@@ -128,19 +134,41 @@ class Recommender:
         write_json(folder / "config.json", {**self.facts, "model": sizes})
 
     def with_transition_memory(self, memory: TransitionMemory | None) -> Recommender:
-        """Return the same student with a transition memory, or without one; the weights are shared.
+        """Return the same student with a transition memory, or without memories; the weights are shared.
 
         Raises:
             UserError: the memory is of another catalogue.
         """
         if memory is not None and memory.counts.shape[0] != len(self.item_ids):
             raise UserError(f"The memory is of {memory.counts.shape[0]} items, the student of {len(self.item_ids)}.")
+        return self._with_memories(memory, self.content_memory if memory is not None else None)
+
+    def with_content_memory(self, content: ContentMemory | None) -> Recommender:
+        """Return the same student with a content memory beside its transition memory, or without one.
+
+        Raises:
+            UserError: there is no transition memory, or the content memory is of another catalogue.
+        """
+        if content is not None and self.transition_memory is None:
+            raise UserError("A content memory needs a transition memory beside it.")
+        if content is not None and len(content.vectors) != len(self.item_ids):
+            raise UserError(f"The content memory is of {len(content.vectors)} items, the student of "
+                            f"{len(self.item_ids)}.")  # fmt: skip
+        return self._with_memories(self.transition_memory, content)
+
+    def _with_memories(self, memory: TransitionMemory | None, content: ContentMemory | None) -> Recommender:
         student = copy.copy(self)
-        student.transition_memory = memory
-        student.facts = {name: value for name, value in self.facts.items() if name != "memory"}
-        if memory is not None:
-            student.facts["memory"] = memory.facts()
+        student.transition_memory, student.content_memory = memory, content
+        parts = {"memory": memory, "content_memory": content}
+        student.facts = {name: value for name, value in self.facts.items() if name not in parts}
+        student.facts |= {name: part.facts() for name, part in parts.items() if part is not None}
         return student
+
+    @property
+    def _content(self) -> ContentMemory | None:
+        """The content memory, unless it has no weight: then nothing of it is computed."""
+        content = self.content_memory
+        return content if content is not None and content.weight else None
 
     def recommend(
         self,
@@ -202,24 +230,39 @@ class Recommender:
             constrained: search valid IDs only; otherwise places with an invalid ID are -1.
 
         Returns:
-            Items, best first, -1 for none, and scores; both [users, width]. With a transition memory the scores are the
-            mixture's log-probabilities, less its discount.
+            Items, best first, -1 for none, and scores; both [users, width]. With memories the scores are the mixture's
+            log-probabilities, less its discount.
         """
         memory = self.transition_memory
         if memory is None or not constrained:
             return self._rank_by_student(histories, width, exclude_bought, constrained)
         items, scores = _empty_lists(len(histories), width)
         for rows, part in batches_by_length(histories, self.users_at_once):
-            lists = self.candidates(part, width, exclude_bought).ranked(memory.weight, width, memory.discount)
+            content = self._content
+            shares = (content.weight, content.temperature) if content else ()
+            weights = MixtureWeights(memory.weight, memory.discount, *shares)
+            lists = self.candidates(part, width, exclude_bought).ranked(weights, width)
             _write_lists((items, scores), rows, lists)
         return items, scores
 
-    def candidates(self, histories: np.ndarray, width: int, exclude_bought: bool = True) -> Candidates:
-        """Collect what student and transition memory propose, with both probabilities; arguments as `rank_items`."""
+    def candidates(
+        self,
+        histories: np.ndarray,
+        width: int,
+        exclude_bought: bool = True,
+        temperatures: Sequence[float] | None = None,
+    ) -> Candidates:
+        """Collect what the student and its memories propose, with all probabilities.
+
+        Args:
+            histories, width, exclude_bought: as for `rank_items`.
+            temperatures: of the content's probabilities; None: the content memory's.
+        """
         items, scores = self._rank_by_student(histories, width, exclude_bought)
         if self.ranker is not None:
             scores = scores * self.trie.levels  # M is a mean
-        return candidates((items, scores), self.score_candidates, self.transition_memory, histories, exclude_bought)
+        beams, memory = (items, scores), self.transition_memory
+        return candidates(beams, self.score_candidates, memory, histories, exclude_bought, self._content, temperatures)
 
     @torch.no_grad()
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -240,12 +283,11 @@ class Recommender:
         return np.where(items == PAD, -np.inf, scores)
 
     def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
-        """Score a few items as `rank_items` ranks them, with the transition memory; arguments as `score_candidates`."""
+        """Score a few items as `rank_items` ranks them, with the memories; arguments as `score_candidates`."""
         log_probs, memory = self.score_candidates(histories, items), self.transition_memory
         if memory is None:
             return log_probs
-        counter = scores_of(memory.probabilities(histories, exclude_bought).toarray(), items, 0.0)
-        return mixed(log_probs, counter, memory.weight) - memory.discount * memory.familiarity[items]
+        return score_mixture(log_probs, memory, self._content, histories, items, exclude_bought)
 
     @torch.no_grad()
     def score_items(self, histories: np.ndarray, exclude_bought: bool | None = None) -> np.ndarray:
@@ -270,9 +312,7 @@ class Recommender:
         memory = self.transition_memory
         if memory is not None:
             exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
-            counter = memory.probabilities(histories, exclude_bought).toarray()
-            scores = mixed(scores, counter, memory.weight) - memory.discount * memory.familiarity
-            scores = scores.astype(np.float32)
+            scores = score_mixture(scores, memory, self._content, histories, None, exclude_bought).astype(np.float32)
         return scores
 
     def compile(self, **options: Any) -> Recommender:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from torch import nn
 
+from distill.baselines import names
+from distill.baselines.content import Content
 from distill.baselines.counting import Transitions
-from distill.data.dataset import PAD, Dataset, Examples
+from distill.baselines.mixture import TEMPERATURES
+from distill.data.dataset import Dataset, Examples
 from distill.evaluation.systems import Ranked, System, batches
 from distill.ranking import scores_of
 from distill.runtime.artifacts import Artifact
+from student.content_memory import ContentMemory
 from student.item_recommender import ItemRecommender
+from student.memory_mixture import Candidates, MixtureWeights, candidates, join_candidates, score_mixture
+from student.memory_tuning import best_weights
 from student.recommender import Recommender
-from student.transition_memory import DISCOUNTS, Candidates, TransitionMemory, best_share, candidates
+from student.transition_memory import TransitionMemory
 
 
 def count_parameters(*models: nn.Module | None) -> int:
@@ -79,43 +87,56 @@ class ItemModelSystem:
 
 
 class MemoryMixture:
-    """Mix a system's beams with a transition memory (`distill.evaluation.systems.TransitionMixture`).
+    """Mix a system's beams with memories that learn nothing (`distill.evaluation.systems.Mixture`).
 
     Args:
         dataset: its training part is counted.
         transitions: the counter, whose settings are taken over.
-        top: how many of the counter's items join the beams.
+        content: the similarity of texts; None: the mixture with the counter only.
+        top: how many items of each memory join the beams.
         batch_size: users at once.
     """
 
-    def __init__(self, dataset: Dataset, transitions: Transitions, top: int, batch_size: int = 256):
+    def __init__(
+        self, dataset: Dataset, transitions: Transitions, content: Content | None, top: int, batch_size: int = 256
+    ):
         self.batch_size = batch_size
         self.memory = TransitionMemory.of(dataset, transitions.settings, top=top)
-        self.weight, self.discount = 0.5, 0.0
+        self.content = ContentMemory.of(content, top=top) if content else None
+        self.names = [names.TRANSITIONS] + [names.COUNTER_CONTENT] * bool(content)
+        self.weights = {name: MixtureWeights(0.5) for name in self.names}
 
-    def tune(self, system: System, beams: Ranked, examples: Examples, exclude_bought: bool) -> str:
-        """Choose weight and discount on validation examples; returns them in words."""
-        proposals = self._proposals(system, beams, examples, exclude_bought, "the counter's share")
-        (self.weight, self.discount), _ = best_share(proposals, examples.targets, discounts=DISCOUNTS)
-        return f"the counter's share is {self.weight}, the discount {self.discount}"
-
-    def rank(
-        self, system: System, beams: Ranked, examples: Examples, beam_width: int, exclude_bought: bool
-    ) -> np.ndarray:
-        """Rank beams and the counter's items by the mixture [users, up to beam_width]."""
-        proposals = self._proposals(system, beams, examples, exclude_bought, f"{system.name}+transitions")
-        return proposals.ranked(self.weight, beam_width, self.discount)[0]
-
-    def _proposals(
+    def propose(
         self, system: System, beams: Ranked, examples: Examples, exclude_bought: bool, title: str
     ) -> Candidates:
-        """The beams and the counter's top items, with the probabilities of both [users, beam width + top]."""
-        items = np.full((len(examples), beams.items.shape[1] + self.memory.top), PAD)
-        log_probs, counter = np.full(items.shape, -np.inf), np.zeros(items.shape)
+        """As `Mixture.propose`."""
+        parts = []
         for rows, histories in batches(examples, self.batch_size, title):
+            lists = beams.items[rows], beams.scores[rows]
             part = candidates(
-                (beams.items[rows], beams.scores[rows]), system.score_candidates, self.memory, histories, exclude_bought
+                lists, system.score_candidates, self.memory, histories, exclude_bought, self.content, TEMPERATURES
             )
-            for whole, values in zip((items, log_probs, counter), part[:3], strict=True):
-                whole[rows, : values.shape[1]] = values
-        return Candidates(items, log_probs, counter, self.memory.familiarity[items])
+            parts.append((rows, part))
+        return join_candidates(parts)
+
+    def tune(self, name: str, proposals: Candidates, targets: np.ndarray) -> str:
+        """As `Mixture.tune`."""
+        if name == names.TRANSITIONS:
+            proposals = proposals.without_content()
+        self.weights[name], _ = best_weights(proposals, targets)
+        return self.weights[name].in_words()
+
+    def rank(self, name: str, proposals: Candidates, beam_width: int) -> np.ndarray:
+        """As `Mixture.rank`."""
+        return proposals.ranked(self.weights[name], beam_width)[0]
+
+    def ranking_scores(
+        self, name: str, system: System, histories: np.ndarray, items: np.ndarray, exclude_bought: bool
+    ) -> np.ndarray:
+        """As `Mixture.ranking_scores`."""
+        weights = self.weights[name]
+        memory, content = replace(self.memory, weight=weights.weight, discount=weights.discount), None
+        if weights.content_weight:
+            content = replace(self.content, weight=weights.content_weight, temperature=weights.temperature)
+        log_probs = system.score_candidates(histories, items)
+        return score_mixture(log_probs, memory, content, histories, items, exclude_bought)

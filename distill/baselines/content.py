@@ -59,6 +59,13 @@ class Content:
         return 1 + self.cosines(histories)
 
     @staticmethod
+    def of_unit_vectors(unit: np.ndarray, settings: ContentSettings) -> Content:
+        """Take over embeddings that are centred and of length 1 already [n_items, dim]."""
+        model = object.__new__(Content)
+        model.unit, model.settings = unit, settings
+        return model
+
+    @staticmethod
     def tune(dataset: Dataset, vectors: np.ndarray, exclude_bought: bool, max_users: int = 5000) -> Content:
         """Choose the settings of `GRID` with the best validation NDCG@10, the first of equals."""
         examples = validation_examples(dataset, max_users)
@@ -68,6 +75,4 @@ class Content:
 
     def with_settings(self, settings: ContentSettings) -> Content:
         """The same embeddings, another way to read histories."""
-        other = object.__new__(Content)
-        other.unit, other.settings = self.unit, settings
-        return other
+        return Content.of_unit_vectors(self.unit, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -118,10 +119,15 @@ class Baselines:
             baselines.append(Baseline(names.GRAPH, walk, walk.settings.in_words()))
         return baselines + self._reading_texts(wanted)
 
+    @cached_property
+    def content(self) -> Content | None:
+        """The similarity of texts; None without texts."""
+        return None if self.texts is None else Content.tune(self.dataset, self.texts, self.exclude_bought)
+
     def _reading_texts(self, wanted: list[str]) -> list[Baseline]:
         if names.CONTENT not in wanted and names.COUNTER_CONTENT not in wanted:
             return []
-        content = Content.tune(self.dataset, self.texts, self.exclude_bought)
+        content = self.content
         baselines = []
         if names.CONTENT in wanted:
             note = f"similarity of texts; {content.settings.in_words()}"

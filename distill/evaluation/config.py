@@ -63,8 +63,8 @@ class BaselineSettings:
     graph: bool = True
     """A row for the walk over the transition graph ranked by similarity; its settings are chosen on validation."""
     content: bool = True
-    """Rows for the similarity of texts, alone and mixed with the counting baseline, where embeddings exist; their
-    settings are chosen on validation."""
+    """Rows for the similarity of texts, alone, mixed with the counting baseline, and both with the teacher, where
+    embeddings exist; their settings are chosen on validation."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,13 @@ class MeasureSettings:
 
 @dataclass(frozen=True)
 class TeacherMixtureSettings:
-    """The row teacher+transitions"""
+    """The rows teacher+transitions and teacher+counter+content"""
 
     mixture_users: NonNegativeInt = 1000
-    """Validation examples on which the counter's share in `teacher+transitions` is chosen; 0 leaves that row out."""
+    """Validation examples on which the shares in `teacher+transitions` and `teacher+counter+content` are chosen; 0
+    leaves these rows out."""
     mixture_top: PositiveInt = 50
-    """How many of the counter's items join the teacher's beams there."""
+    """How many items of the counter, and of the content, join the teacher's beams there."""
 
 
 @dataclass(frozen=True)

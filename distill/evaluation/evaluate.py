@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from distill.baselines import counting, names
+from distill.baselines.content import Content
 from distill.baselines.counting import Transitions
 from distill.baselines.item_scorer import longest_history
 from distill.data.dataset import Dataset, Examples
@@ -17,14 +19,14 @@ from distill.evaluation.cold import MAX_CANDIDATES, ColdTargets, ScoreCandidates
 from distill.evaluation.config import EvaluationSettings
 from distill.evaluation.measures import beam_missed, measure_widths
 from distill.evaluation.result_table import ResultTable
-from distill.evaluation.systems import Ranked, System, TransitionMixture, exact_scores, rank_examples
+from distill.evaluation.systems import Mixture, Ranked, System, exact_scores, rank_examples
 from distill.evaluation.truth import Truth
 from distill.ranking import top_items
 
 SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into memory
 
-# (data set, counter, how many of its items join the beams, batch size) -> mixture
-MakeMixture = Callable[[Dataset, Transitions, int, int], TransitionMixture]
+# (data set, counter, content or None, how many items of each join the beams, batch size) -> mixture
+MakeMixture = Callable[[Dataset, Transitions, Content | None, int, int], Mixture]
 
 
 class Evaluation:
@@ -72,16 +74,18 @@ class Evaluation:
         Args:
             not_learned: names of the systems that learn nothing (`distill.baselines.names`).
             systems: trained systems in the order of their rows; each may be loaded when its turn comes.
-            make_mixture: makes the mixture of the row `teacher+transitions`.
+            make_mixture: makes the mixture of the rows `teacher+transitions` and `teacher+counter+content`.
         """
         self.add_not_learned(not_learned)
         for system in systems:
             ranked = self.rank(system, self.examples)
             self.table.add(system.name, ranked, parameters=system.parameters, **self.measure_model(system, ranked))
             if system.kind == "teacher" and self.settings.mixture_users:
-                top, batch_size = self.settings.mixture_top, self.settings.batch_size
-                mixture = make_mixture(self.dataset, self.baselines.transitions, top, batch_size)
-                self.add_mixture(system, ranked, mixture)
+                content = self.baselines.content if self.settings.content else None
+                sizes = self.settings.mixture_top, self.settings.batch_size
+                self.add_mixtures(
+                    system, ranked, make_mixture(self.dataset, self.baselines.transitions, content, *sizes)
+                )
         return self.table
 
     def add_not_learned(self, wanted: list[str]) -> None:
@@ -131,9 +135,8 @@ class Evaluation:
             row["widths"] = measure_widths(
                 system, several, settings.widths, self.exclude_bought, table.vectors, settings.batch_size
             )
-        return row | self.measure_cold(
-            lambda histories, items: system.ranking_scores(histories, items, self.exclude_bought), searches
-        )
+        score = partial(system.ranking_scores, exclude_bought=self.exclude_bought)
+        return row | self.measure_cold(score, searches)
 
     def measure_cold(
         self, score: ScoreCandidates | None, searches: bool = False, above: float = -np.inf
@@ -149,17 +152,25 @@ class Evaluation:
         feasible = not searches or len(cold.items) <= MAX_CANDIDATES
         return cold.measure_scores(score if feasible else None, self.table.at, self.exclude_bought, above)
 
-    def add_mixture(self, system: System, ranked: Ranked, mixture: TransitionMixture) -> None:
-        """Add the row of the teacher mixed with the transition counter; the counter's share is chosen on validation."""
+    def add_mixtures(self, system: System, ranked: Ranked, mixture: Mixture) -> None:
+        """Add the rows of the teacher mixed with what learns nothing; the weights are chosen on validation."""
         valid = self.dataset.examples("valid", longest_history(self.dataset))
         valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: self.settings.mixture_users])
         beams = self.rank(system, valid, title=f"{system.name} on validation")
-        choice = mixture.tune(system, beams, valid, self.exclude_bought)
+        on_valid = mixture.propose(system, beams, valid, self.exclude_bought, "mixtures on validation")
         started = time.time()
-        items = mixture.rank(system, ranked, self.examples, self.settings.width, self.exclude_bought)
-        both = Ranked(items, np.zeros((len(items), 0)), ranked.seconds + time.time() - started)
-        note = f"{choice}, chosen on {len(valid)} validation examples"
-        self.table.add(f"{system.name}+{names.TRANSITIONS}", both, parameters=system.parameters, note=note)
+        proposals = mixture.propose(system, ranked, self.examples, self.exclude_bought, "mixtures")
+        seconds = ranked.seconds + time.time() - started
+        for name in mixture.names:
+            choice = mixture.tune(name, on_valid, valid.targets)
+            started = time.time()
+            items = mixture.rank(name, proposals, self.settings.width)
+            both = Ranked(items, np.zeros((len(items), 0)), seconds + time.time() - started)
+            further = {"note": f"{choice}, chosen on {len(valid)} validation examples"}
+            further |= self.measure_cold(
+                partial(mixture.ranking_scores, name, system, exclude_bought=self.exclude_bought), searches=True
+            )
+            self.table.add(f"{system.name}+{name}", both, parameters=system.parameters, **further)
 
     def rank(self, system: System, examples: Examples, constrained: bool = True, title: str = "") -> Ranked:
         """Rank items for examples by this evaluation's protocol."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -65,17 +65,31 @@ class Ranked(NamedTuple):
     seconds: float
 
 
-class TransitionMixture(Protocol):
-    """Mixes a system's beams with the transition counter: the row `teacher+transitions`."""
+class Mixture(Protocol):
+    """Mixes a system's beams with what learns nothing: the rows `teacher+transitions` and `teacher+counter+content`.
 
-    def tune(self, system: System, beams: Ranked, examples: Examples, exclude_bought: bool) -> str:
-        """Choose the counter's share on validation examples; returns the choice in words, for a note."""
+    Attributes:
+        names: what the system is mixed with, one row each (`distill.baselines.names`).
+    """
+
+    names: list[str]
+
+    def propose(self, system: System, beams: Ranked, examples: Examples, exclude_bought: bool, title: str) -> Any:
+        """Collect the beams and the items of counter and content, with the probabilities of all of them."""
         ...
 
-    def rank(
-        self, system: System, beams: Ranked, examples: Examples, beam_width: int, exclude_bought: bool
+    def tune(self, name: str, proposals: Any, targets: np.ndarray) -> str:
+        """Choose the weights of a row on proposals for validation examples; returns them in words, for a note."""
+        ...
+
+    def rank(self, name: str, proposals: Any, beam_width: int) -> np.ndarray:
+        """Rank the proposals by the mixture [users, up to beam_width]."""
+        ...
+
+    def ranking_scores(
+        self, name: str, system: System, histories: np.ndarray, items: np.ndarray, exclude_bought: bool
     ) -> np.ndarray:
-        """Rank the union of the beams and the counter's items by the mixture [users, up to beam_width]."""
+        """Scores of some items by which the mixture ranks [users, k]."""
         ...
 
 

@@ -39,9 +39,11 @@ def command_for(kind: str, folder: Path, *options: str) -> str:
     """
     folder = Path(folder)
     run, program = _default_place(kind, folder)
-    if kind == "student" and folder.name.endswith("+memory"):
-        student = folder.with_name(folder.name.removesuffix("+memory"))
+    base = folder.name.removesuffix("+content")
+    if kind == "student" and base.endswith("+memory"):
+        student = folder.with_name(base.removesuffix("+memory"))
         program, config_file, output = f"python scripts/add_memory.py --student {_quoted(student)}", "memory.yaml", None
+        program += " --content true" if base != folder.name else ""
     else:
         config_file = CONFIG_FILES.get(kind, f"{kind}.yaml")
         output = folder if run is None else None

@@ -41,6 +41,9 @@ class Recorder:
     def score_candidates(self, histories, items):
         raise AssertionError("nothing is mixed here")
 
+    def ranking_scores(self, histories, items, exclude_bought):
+        raise AssertionError("no target is cold here")
+
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):

@@ -9,9 +9,11 @@ from unit.test_recommender import N_ITEMS, histories, item_scores, shop
 
 from distill.baselines.counting import TransitionSettings, count_transitions
 from distill.runtime.errors import UserError
+from student.memory_mixture import Candidates, MixtureWeights, candidates, mixed
+from student.memory_tuning import best_weights
 from student.models import BACKBONES
 from student.recommender import Recommender
-from student.transition_memory import Candidates, TransitionMemory, best_share, candidates, mixed
+from student.transition_memory import TransitionMemory
 
 SETTINGS = TransitionSettings(window=3, decay=0.7, recency=0.6, last=4)
 
@@ -180,14 +182,14 @@ def test_the_best_weight():
         familiarity=np.log([[1.0, 1.0, 1.0], [2.0, 1.0, 1.0]]),
     )
     proposals.log_probs[0, 2] = -np.inf
-    best, values = best_share(proposals, np.array([0, 1]), k=1)
-    assert values[best] == 1 and values[0.0, 0.0] == values[1.0, 0.0] == 0.5
+    best, values = best_weights(proposals, np.array([0, 1]), discounts=(0.0,), k=1)
+    assert values[best] == 1 and values[MixtureWeights(0.0)] == values[MixtureWeights(1.0)] == 0.5
     # .55 (1 − w) > .3 (1 − w) + .3 w below .45; .5 (1 − w) + .12 w < .3 (1 − w) + .9 w above .204
-    assert [w for (w, _), value in values.items() if value == 1] == pytest.approx([0.3, 0.4])
-    assert best == (0.3, 0.0)
+    assert [tried.weight for tried, value in values.items() if value == 1] == pytest.approx([0.3, 0.4])
+    assert best == MixtureWeights(0.3, 0.0)
     # without the counter: the second user's item 0, twice as familiar, falls behind item 1 where .5 / 2^β < .3
-    best, values = best_share(proposals, np.array([0, 1]), (0.0,), (0.5, 0.7, 0.8, 1.0), k=1)
-    assert list(values.values()) == [0.5, 0.5, 1.0, 1.0] and best == (0.0, 0.8)
+    best, values = best_weights(proposals, np.array([0, 1]), (0.0,), (0.5, 0.7, 0.8, 1.0), k=1)
+    assert list(values.values()) == [0.5, 0.5, 1.0, 1.0] and best == MixtureWeights(0.0, 0.8)
 
 
 def test_candidates_come_once():
