@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 from collections.abc import Iterator, Sequence
@@ -30,11 +29,11 @@ from student.histories import pad_histories
 from student.memory_mixture import Candidates, MixtureWeights, candidates, score_mixture
 from student.models import network_of
 from student.models.layers import among_all
+from student.threads import few_threads
 from student.transition_memory import TransitionMemory
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
 USERS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # on a CPU about as many as the caches hold
-USERS_PER_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -415,17 +414,3 @@ def _write_lists(lists: tuple[np.ndarray, np.ndarray], rows: np.ndarray, batch_l
     """Write items and scores of a batch, which may be narrower, into those of all users."""
     for whole, part in zip(lists, batch_lists, strict=True):
         whole[rows, : part.shape[1]] = part
-
-
-@contextlib.contextmanager
-def few_threads(users: int) -> Iterator[None]:
-    """Use no more CPU threads than a small batch keeps busy: waking them costs more than they save."""
-    threads = torch.get_num_threads()
-    fewer = min(threads, 1 + users // USERS_PER_THREAD)
-    if fewer < threads:
-        torch.set_num_threads(fewer)
-    try:
-        yield
-    finally:
-        if fewer < threads:
-            torch.set_num_threads(threads)

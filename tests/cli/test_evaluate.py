@@ -168,6 +168,47 @@ def test_a_weight_of_ones_own_and_counts_with_validation(evaluated, tmp_path):
     assert "expected a number from 0 to 1" in refused("add_memory.py", *words, "--weight", "2")
 
 
+def test_a_memory_of_three(evaluated, tmp_path):
+    """The content memory is chosen with the counter's, saved, loaded and evaluated."""
+    words = ("--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED)
+    students = tmp_path / "students"
+    code, _, error = command("add_memory.py", *words, "--content", "true", "--output", students / "three")
+    assert code == 0, error
+    manifest, facts = (json.loads((students / "three" / name).read_text()) for name in ("manifest.json", "config.json"))
+    tried = manifest["facts"]["valid"]
+    best = max(tried, key=lambda choice: choice["ndcg@10"])
+    assert manifest["inputs"].keys() >= {"dataset", "embeddings"}
+    assert facts["memory"]["weight"] == best["weight"] and facts["memory"]["discount"] == best["discount"]
+    content = facts["content_memory"]
+    assert [content["weight"], content["temperature"]] == [best["content_weight"], best["temperature"]]
+    assert len(tried) < 300 and len({(choice["weight"], choice["content_weight"]) for choice in tried}) > 60
+    two = json.loads((evaluated / "students/tiger+memory/manifest.json").read_text())["facts"]["valid"]
+    alone = [choice["ndcg@10"] for choice in tried if not choice["content_weight"]]
+    assert alone == pytest.approx([choice["ndcg@10"] for choice in two])
+    code, _, error = command("add_memory.py", *words, "--content", "true", "--content_weight", "0.3", "--weight", "0.5",
+                             "--discount", "0.1", "--output", students / "fixed")  # fmt: skip
+    assert code == 0, error
+    memory = Recommender.from_pretrained(students / "fixed")
+    assert memory.content_memory.weight == 0.3 and memory.transition_memory.weight == 0.5
+    words = ("--run", evaluated, "--students", students, *COUNTED, "--exact_users", "5", "--output", tmp_path / "out")
+    code, _, error = command("evaluate.py", *words, "--systems", "[transitions, three, fixed]")
+    assert code == 0, error
+    assert systems_of(tmp_path / "out") == ["transitions", "fixed", "three"]
+    rows = {row["system"]: row for row in json.loads((tmp_path / "out/metrics.json").read_text())}
+    assert rows["three"]["ndcg@10"] > 0.2 and rows["three"]["cold_users"] >= 0
+
+
+def test_content_memories_that_are_refused(evaluated, tmp_path):
+    words = ("--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED, "--output", tmp_path / "out")
+    assert "content_weight has no effect without --content true" in refused("add_memory.py", *words,
+                                                                           "--content_weight", "0.2")  # fmt: skip
+    error = refused("add_memory.py", *words, "--content", "true", "--weight", "0.7", "--content_weight", "0.5")
+    assert "weight and content_weight add up to 1.2; together they may be at most 1" in error
+    error = refused("add_memory.py", *words, "--content", "true", "--embeddings", tmp_path / "none")
+    assert "No embeddings at" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_compare(evaluated, tmp_path):
     words = ("--evaluation", evaluated / "evaluation", "--a", "tiger+memory", "--b", "tiger")
     code, out, error = command("compare.py", *words, "--json", tmp_path / "figures")

@@ -320,6 +320,11 @@ def test_students_with_a_memory_name_the_command_that_adds_one(tmp_path):
             "students/dwr+memory",
             "python scripts/add_memory.py --student {run}/students/dwr --run {run}",
         ),
+        (
+            "student",
+            "students/dwr+memory+content",
+            "python scripts/add_memory.py --student {run}/students/dwr --content true --run {run}",
+        ),
         ("baseline", "baselines/gru4rec", "python student/baseline.py --network gru4rec --run {run}"),
         ("baseline", "baselines/sasrec-list", "python student/baseline.py --network sasrec --loss list --run {run}"),
         ("soft_labels", "labels", "python distill/export_soft_labels.py --run {run} --output {run}/labels"),

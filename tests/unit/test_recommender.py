@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from distill.runtime.errors import UserError
 from student.models import BACKBONES
-from student.recommender import Recommender, few_threads
+from student.recommender import Recommender
+from student.threads import few_threads
 
 LEVELS, SIZE, N_ITEMS = 3, 4, 30
 SIZES = {"d_model": 16, "d_ff": 32, "heads": 2, "d_head": 8}
