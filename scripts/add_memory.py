@@ -23,9 +23,6 @@ from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
-from student.memory_mixture import MixtureWeights
-
-FACTS = ("weight", "discount", "content_weight", "temperature")  # of `MixtureWeights`, in the manifest
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def main(config: Config) -> None:
 
     # imported late: they load torch
     from student.content_memory import ContentMemory
-    from student.memory_tuning import choose_weights
+    from student.memory_tuning import choose_weights, describe_choice
     from student.recommender import Recommender
     from student.transition_memory import TransitionMemory
 
@@ -100,11 +97,7 @@ def main(config: Config) -> None:
     if content:
         content = replace(content, weight=weights.content_weight, temperature=weights.temperature)
         student = student.with_content_memory(content)
-    keys = FACTS if content else FACTS[:2]
-    job.facts = {key: getattr(weights, key) for key in keys}
-    job.facts["valid"] = [
-        {key: getattr(tried, key) for key in keys} | {"ndcg@10": value} for tried, value in best_of_shares(values)
-    ]
+    job.facts = describe_choice(weights, values)
     with job.write() as folder:
         student.save_pretrained(folder)
 
@@ -123,16 +116,6 @@ def check(config: Config) -> None:
     shares = (config.weight or 0.0) + (config.content_weight or 0.0)
     if shares > 1:
         raise UserError(f"weight and content_weight add up to {shares:g}; together they may be at most 1.")
-
-
-def best_of_shares(values: dict[MixtureWeights, float]) -> list[tuple[MixtureWeights, float]]:
-    """List all that was tried without content, and of each pair of shares with content the best, to keep it short."""
-    best: dict[tuple[float, ...], MixtureWeights] = {}
-    for tried, value in values.items():
-        key = (tried.weight, tried.content_weight) if tried.content_weight else tried
-        if key not in best or value > values[best[key]]:
-            best[key] = tried
-    return [(tried, values[tried]) for tried in best.values()]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -72,6 +73,25 @@ def choose_weights(
         f"student alone {student_alone}, counter alone {counter_alone}"
     )
     return best, values
+
+
+def describe_choice(weights: MixtureWeights, values: dict[MixtureWeights, float]) -> dict[str, Any]:
+    """Describe what was chosen and tried, for a manifest.
+
+    Without content, all that was tried is listed; with content, of each pair of shares the best: the grid is large.
+    """
+    with_content = any(tried.content_weight for tried in (weights, *values))
+    keys = MixtureWeights._fields if with_content else ("weight", "discount")
+
+    def facts(choice: MixtureWeights) -> dict[str, float]:
+        return {key: getattr(choice, key) for key in keys}
+
+    best: dict[tuple[float, ...], MixtureWeights] = {}
+    for tried, value in values.items():
+        key = (tried.weight, tried.content_weight) if tried.content_weight else tried
+        if key not in best or value > values[best[key]]:
+            best[key] = tried
+    return facts(weights) | {"valid": [facts(tried) | {"ndcg@10": values[tried]} for tried in best.values()]}
 
 
 def best_weights(
