@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from distill.baselines.content import Content
+from distill.baselines.counting import Transitions
 from distill.baselines.mixture import TEMPERATURES
 from distill.data.dataset import PAD, Dataset
 from distill.metrics import MISSED, hit_ranks, ndcg
 from distill.runtime.logs import log
 from student.content_memory import ContentMemory
+from student.memory_config import MemorySettings
 from student.memory_mixture import Candidates, MixtureWeights, model_share
 from student.recommender import Recommender
 from student.transition_memory import TransitionMemory
@@ -22,42 +26,63 @@ DISCOUNTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 CONTENT_WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
+def add_memories(
+    student: Recommender, dataset: Dataset, texts: np.ndarray | None, settings: MemorySettings
+) -> tuple[Recommender, dict[str, Any]]:
+    """Build the memories of a student and choose their weights.
+
+    Args:
+        student: without memories.
+        dataset: counted; its validation part decides.
+        texts: text embeddings [n_items, dim]; None: no content memory.
+        settings: what to mix in, and what is fixed.
+
+    Returns:
+        The student with its memories, and the choice for a manifest (`describe_choice`).
+    """
+    exclude_bought = student.facts["exclude_bought"]
+    counting = settings.transitions or Transitions.tune(dataset, exclude_bought)[0].settings
+    memory, content = TransitionMemory.of(dataset, counting, top=settings.top), None
+    if texts is not None:
+        content = ContentMemory.of(Content.tune(dataset, texts, exclude_bought), top=settings.top)
+    weights, values = choose_weights(student, memory, content, dataset, settings)
+    if settings.with_validation:
+        memory = TransitionMemory.of(dataset, counting, True, top=settings.top)
+    student = student.with_transition_memory(replace(memory, weight=weights.weight, discount=weights.discount))
+    if content:
+        content = replace(content, weight=weights.content_weight, temperature=weights.temperature)
+        student = student.with_content_memory(content)
+    return student, describe_choice(weights, values)
+
+
 def choose_weights(
     student: Recommender,
     memory: TransitionMemory,
+    content: ContentMemory | None,
     dataset: Dataset,
-    content: ContentMemory | None = None,
-    weight: float | None = None,
-    discount: float | None = None,
-    content_weight: float | None = None,
-    width: int = 20,
-    max_users: int = 3000,
+    settings: MemorySettings,
 ) -> tuple[MixtureWeights, dict[MixtureWeights, float]]:
     """Choose the weights of a student's memories by NDCG@10 on validation examples.
 
     Args:
         student: without memories.
         memory: the counts.
+        content: the text embeddings; None: without them.
         dataset: has the validation examples.
-        content: the texts' embeddings; None: without them.
-        weight, discount, content_weight: fixed values; None: the best of a grid.
-        width: beams.
-        max_users: validation examples at most.
+        settings: weights that are fixed, beams and users.
 
     Returns:
         The weights, and NDCG@10 of all that were tried; nothing is tried if all are fixed and there is no content
         memory, whose temperature is always chosen.
-
-    Raises:
-        UserError: the memory is of another catalogue.
     """
+    weight, discount, content_weight = settings.weight, settings.discount, settings.content_weight
     if content is None and weight is not None and discount is not None:
         return MixtureWeights(weight, discount), {}
     longest = max(student.facts["max_history"], memory.settings.last, content.settings.last if content else 0)
     examples = dataset.examples("valid", longest)
-    examples = examples.take(np.random.default_rng(0).permutation(len(examples))[:max_users])
+    examples = examples.take(np.random.default_rng(0).permutation(len(examples))[: settings.valid_users])
     mixture = student.with_transition_memory(memory).with_content_memory(content)
-    proposals = mixture.candidates(examples.histories, width, student.facts["exclude_bought"], TEMPERATURES)
+    proposals = mixture.candidates(examples.histories, settings.width, student.facts["exclude_bought"], TEMPERATURES)
     best, values = best_weights(
         proposals,
         examples.targets,
