@@ -49,8 +49,9 @@ def quiet_libraries() -> None:
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):  # Transformers reads the first
         os.environ.setdefault(name, "1")
     for name in ("transformers.utils.logging", "datasets"):  # imported before: they have read the variables
-        if name in sys.modules:
-            sys.modules[name].disable_progress_bar()
+        module = sys.modules.get(name)
+        if module is not None:
+            module.disable_progress_bar()
 
 
 class progress_bar(tqdm):  # noqa: N801 - named like tqdm, whose arguments it takes

@@ -65,7 +65,10 @@ def test_some_items_without_text(tmp_path):
         (["--embedder", "sentence"], "Embedder sentence needs a model"),
         (["--embedder", "hf", "--model", "empty"], "is not a model that transformers can load"),
         (["--embedder", "sentence", "--model", "empty"], "is no model that sentence-transformers can load"),
-        (["--collaborative_weight", "1.5"], "1.5 does not conform to restriction v>=0 and v<1"),
+        (
+            ["--collaborative_weight", "1.5"],
+            "--collaborative_weight is 1.5; expected a number of at least 0 and below 1",
+        ),
         (["--like", "nowhere"], "No embeddings at nowhere"),
     ],
 )
