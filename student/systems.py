@@ -87,7 +87,7 @@ class ItemModelSystem:
 
 
 class MemoryMixture:
-    """Mix a system's beams with memories that learn nothing (`distill.evaluation.systems.Mixture`).
+    """Mix the beams of one system with memories that learn nothing (`distill.evaluation.systems.Mixture`).
 
     Args:
         dataset: its training part is counted.
@@ -105,6 +105,7 @@ class MemoryMixture:
         self.content = ContentMemory.of(content, top=top) if content else None
         self.names = [names.TRANSITIONS] + [names.COUNTER_CONTENT] * bool(content)
         self.weights = {name: MixtureWeights(0.5) for name in self.names}
+        self._log_probs: dict[tuple[bytes, bytes], np.ndarray] = {}
 
     def propose(
         self, system: System, beams: Ranked, examples: Examples, exclude_bought: bool, title: str
@@ -138,5 +139,7 @@ class MemoryMixture:
         memory, content = replace(self.memory, weight=weights.weight, discount=weights.discount), None
         if weights.content_weight:
             content = replace(self.content, weight=weights.content_weight, temperature=weights.temperature)
-        log_probs = system.score_candidates(histories, items)
-        return score_mixture(log_probs, memory, content, histories, items, exclude_bought)
+        asked = (histories.tobytes(), items.tobytes())  # all rows ask for the same
+        if asked not in self._log_probs:
+            self._log_probs[asked] = system.score_candidates(histories, items)
+        return score_mixture(self._log_probs[asked], memory, content, histories, items, exclude_bought)

@@ -12,7 +12,7 @@ from distill.data.dataset import PAD, Dataset, Examples
 from distill.metrics import hit_ranks, ndcg, recall
 from distill.ranking import mask_history, top_items
 
-MAX_CANDIDATES = 5000  # cold items up to which a system that searches scores them all
+MAX_SCORES = {"student": 1_500_000, "teacher": 50_000}  # of users and cold items, by kind of system: minutes on a CPU
 CANDIDATES_AT_ONCE = 500  # of one user
 SCORES_AT_ONCE = 4000  # of all users: bounds memory
 
@@ -46,6 +46,11 @@ class ColdTargets:
         items = dataset.cold_items()
         is_cold = np.isin(examples.targets, items)
         return ColdTargets(items, is_cold, sample_examples(examples.take(is_cold), limit))
+
+    @property
+    def n_scores(self) -> int:
+        """Number of scores that `measure_scores` asks for."""
+        return len(self.sample) * len(self.items)
 
     def measure_lists(self, lists: np.ndarray, targets: np.ndarray, at: int) -> dict[str, float | int | None]:
         """Compute recall and NDCG of the cold targets among all items; None where no target is cold.

@@ -15,7 +15,7 @@ from distill.baselines.counting import Transitions
 from distill.baselines.item_scorer import longest_history
 from distill.data.dataset import Dataset, Examples
 from distill.evaluation.baseline_systems import Baselines, choose_floor, flattering_figures
-from distill.evaluation.cold import MAX_CANDIDATES, ColdTargets, ScoreCandidates
+from distill.evaluation.cold import MAX_SCORES, ColdTargets, ScoreCandidates
 from distill.evaluation.config import EvaluationSettings
 from distill.evaluation.measures import beam_missed, measure_widths
 from distill.evaluation.result_table import ResultTable
@@ -136,20 +136,20 @@ class Evaluation:
                 system, several, settings.widths, self.exclude_bought, table.vectors, settings.batch_size
             )
         score = partial(system.ranking_scores, exclude_bought=self.exclude_bought)
-        return row | self.measure_cold(score, searches)
+        return row | self.measure_cold(score, system.kind)
 
     def measure_cold(
-        self, score: ScoreCandidates | None, searches: bool = False, above: float = -np.inf
+        self, score: ScoreCandidates | None, kind: str = "baseline", above: float = -np.inf
     ) -> dict[str, float | None]:
         """Measure the ranking of the cold items alone.
 
         Args:
             score: scores given items; None: not measured.
-            searches: each score costs a pass through a network, so that many cold items are not ranked.
+            kind: of the system; where each score costs a pass through a network, there are not many (`MAX_SCORES`).
             above: only items with a higher score are recommended.
         """
         cold = self.table.cold
-        feasible = not searches or len(cold.items) <= MAX_CANDIDATES
+        feasible = cold.n_scores <= MAX_SCORES.get(kind, np.inf)
         return cold.measure_scores(score if feasible else None, self.table.at, self.exclude_bought, above)
 
     def add_mixtures(self, system: System, ranked: Ranked, mixture: Mixture) -> None:
@@ -168,7 +168,7 @@ class Evaluation:
             both = Ranked(items, np.zeros((len(items), 0)), seconds + time.time() - started)
             further = {"note": f"{choice}, chosen on {len(valid)} validation examples"}
             further |= self.measure_cold(
-                partial(mixture.ranking_scores, name, system, exclude_bought=self.exclude_bought), searches=True
+                partial(mixture.ranking_scores, name, system, exclude_bought=self.exclude_bought), system.kind
             )
             self.table.add(f"{system.name}+{name}", both, parameters=system.parameters, **further)
 

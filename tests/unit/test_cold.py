@@ -6,7 +6,7 @@ from unit.test_counting import make
 from unit.test_evaluation import Recorder, evaluation
 
 from distill.data.dataset import PAD
-from distill.evaluation import cold
+from distill.evaluation import cold, evaluate
 from distill.evaluation.cold import ColdTargets
 from distill.evaluation.report.table import target_table
 
@@ -99,3 +99,12 @@ def test_every_row_has_the_figures(tmp_path):
     assert among["recorder"] == 1  # the ten with the highest numbers are the targets
     columns = [column.head for column in target_table(table.rows).columns]
     assert columns[-2:] == ["cold", "cold among cold"]
+
+
+def test_too_many_scores_are_not_asked_for(tmp_path, monkeypatch):
+    """Ten users and 22 cold items make 220 scores."""
+    shop = make(tmp_path, [[*range(user, user + 9), 29, 30 + user] for user in range(10)], n_items=40)
+    for limit, expected in ((220, 1), (219, None)):
+        monkeypatch.setitem(evaluate.MAX_SCORES, "student", limit)
+        (row,) = evaluation(shop).run([], [ColdRecorder()], None).rows
+        assert row["recall@10_cold_among_cold"] == expected and row["recall@10_cold"] is not None
