@@ -83,7 +83,7 @@ def parse(config_class: type[Config], default: str | None = None, argv: Sequence
         UserError: unknown key (the nearest is suggested), wrong type, number out of range, missing value, unreadable
             file.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = _config_first(list(sys.argv[1:] if argv is None else argv))
     parser = _build_parser(config_class, default)
     if default and not any(word == "--config" or word.startswith("--config=") for word in argv):
         argv = ["--config", str(CONFIGS / default), *argv]
@@ -135,6 +135,19 @@ def suggest(word: str, known: Sequence[str]) -> str:
     """'Did you mean …? Available: …' for a word that is not among the known ones."""
     near = difflib.get_close_matches(word, known, n=1)
     return (f"Did you mean {near[0]!r}? " if near else "") + f"Available: {', '.join(known)}."
+
+
+def _config_first(words: list[str]) -> list[str]:
+    """Move --config FILE to the front: the command line overrides the file, wherever the file is named."""
+    front: list[str] = []
+    rest: list[str] = []
+    while words:
+        word, *words = words
+        if word == "--config" and words:
+            front += [word, words.pop(0)]
+        else:
+            (front if word.startswith("--config=") else rest).append(word)
+    return front + rest
 
 
 def _build_parser(config_class: type, default: str | None) -> jsonargparse.ArgumentParser:

@@ -151,6 +151,17 @@ def test_loaded_rows_are_decoded(tmp_path, encoding):
     assert set(table.select_columns(["user", "target"])[:2]) == {"user", "target"}
 
 
+def test_a_set_that_was_just_exported_is_loaded(tmp_path):
+    """One shard beside three JSON files: `datasets` alone would take these for the data."""
+    folder = write_set(tmp_path / "labels", (FIRST,), "u8")
+    (folder / "report.json").write_text("{}")
+    assert len(list(folder.glob("*.json"))) == 3 and len(list(folder.glob("data/*"))) == 1
+    table = hub.load(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert table[0]["probabilities"].shape == (LEVELS, SIZE)
+    with pytest.raises(UserError, match=r"holds no soft labels: no data/\*\.parquet"):
+        hub.load(str(tmp_path))
+
+
 def test_decoding_by_hand(monkeypatch):
     """Two levels of three codewords; scope "all" puts the levels side by side."""
     index = {"encoding": "fp16", "levels": 2, "codebook_size": 3, "scope": "level"}
