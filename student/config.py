@@ -118,7 +118,7 @@ class AugmentationSettings:
     """Augmentation: drop each item of a history with this probability. In one pass its target goes with it."""
     reverse: ClosedUnitInterval = 0.0
     """Augmentation: reverse a history with this probability. In one pass the whole sequence is reversed; its targets
-    have no teacher labels then, so they use the hard loss."""
+    have no teacher labels then, so they use the hard loss, equation (8)."""
     shuffle: NonNegativeInt = 0
     """Augmentation: move items by at most so many places; in one pass, of the whole sequence."""
 
@@ -156,13 +156,13 @@ class SamplerSettings(BatchSettings, AugmentationSettings, LabelSettings):
 
 @dataclass(frozen=True)
 class TeacherLossSettings:
-    """Losses that any network learns from a teacher."""
+    """Losses that any network, over codewords or items, can learn from a teacher."""
 
     temperature: PositiveFloat = 0.7
     """Temperature of the teacher's distributions (paper: 1)."""
     gamma: float = 1.0
-    """γ, weight of the ranking loss beside a generative one, equation (16); of sasrec and gru4rec, weight of all that
-    the teacher teaches."""
+    """γ, weight of the ranking loss beside a generative one, equation (16); for sasrec and gru4rec, weight of the
+    losses over the teacher's candidates."""
     margin: float = 0.001
     """λ of the ranking loss, equation (14)."""
 
@@ -180,8 +180,8 @@ class LossSettings(TeacherLossSettings):
     eta: float = 1.0
     """η, length exponent of M."""
     rank_from: ClosedUnitInterval = 0.0
-    """Share of the training before the ranking loss joins a generative one (paper: 0). Early on it costs time and
-    teaches little: the student cannot tell the candidates apart yet."""
+    """Share of the training before the ranking loss joins a generative one (paper: 0). Early in the
+    training the student cannot tell the candidates apart yet, so the loss costs time and helps little."""
 
 
 @dataclass(frozen=True)

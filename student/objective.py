@@ -40,14 +40,14 @@ class Scores(NamedTuple):
 
 
 def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, ranks: bool, settings: LossSettings) -> Tensor:
-    """Equation (8), (9), (11), (14), or one of these plus γ times (14).
+    """Compute the loss of a phase: equation (8), (9), (11) or (14), or one of the first three plus γ · (14), as (16).
 
     Args:
         model: the network, wrapped or not.
         loss: of the phase.
         batch: one-pass or not.
-        codes: of all items [items, levels].
-        ranks: whether the ranking loss has joined.
+        codes: codewords of all items [n_items, levels].
+        ranks: whether the ranking loss has joined (`rank_from`).
         settings: parameters of the losses.
 
     Returns:
@@ -69,7 +69,7 @@ def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, ranks: bool, sett
 
 
 def generative_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSettings) -> Tensor:
-    """Equation (8), (9) or (11) of each example [n]."""
+    """Compute equation (8), (9) or (11) for each example [n]."""
     if loss.generative == "nll":
         return losses.nll(scores.log_probs, scores.targets)
     if loss.generative == "smooth":
@@ -121,7 +121,10 @@ def codeword_numbers(codes: Tensor, log_probs: Tensor, scope: str) -> Tensor:
 
 
 def spread_levels(teacher: Tensor) -> Tensor:
-    """Log-probabilities per level [n, levels, V] over all levels' codewords, −∞ elsewhere [n, levels, levels · V]."""
+    """Spread log-probabilities of each level [n, levels, V] over all levels' codewords [n, levels, levels · V].
+
+    Codewords of other levels get −∞.
+    """
     batch, levels, size = teacher.shape
     wide = teacher.new_full((batch, levels, levels, size), -torch.inf)
     diagonal = torch.arange(levels, device=teacher.device)
@@ -130,7 +133,7 @@ def spread_levels(teacher: Tensor) -> Tensor:
 
 
 def item_loss(model, loss: str, batch: ItemBatch, device: torch.device, settings: TeacherLossSettings) -> Tensor:
-    """Cross-entropy to the next items, plus γ times the losses over the teacher's candidates.
+    """Compute the cross-entropy to the next items, plus γ times the losses over the teacher's candidates.
 
     Args:
         model: a network over items, wrapped or not.
@@ -149,11 +152,11 @@ def item_loss(model, loss: str, batch: ItemBatch, device: torch.device, settings
     if loss != "ce" and batch.labelled:
         present = batch.candidates != PAD
         chosen = log_probs.gather(1, batch.candidates.clamp(min=0))
-        taught = torch.zeros(len(chosen), device=device)
+        teacher_losses = torch.zeros(len(chosen), device=device)
         if "rank" in loss:
-            taught = taught + losses.rank(chosen, settings.margin, present)
+            teacher_losses = teacher_losses + losses.rank(chosen, settings.margin, present)
         if "list" in loss:
             scores = (batch.scores / settings.temperature).masked_fill(~present, -1e9)
-            taught = taught - (torch.softmax(scores, dim=-1) * present * chosen).sum(-1)
-        value = value + settings.gamma * (taught * present.any(1)).sum() / batch.labelled
+            teacher_losses = teacher_losses - (torch.softmax(scores, dim=-1) * present * chosen).sum(-1)
+        value = value + settings.gamma * (teacher_losses * present.any(1)).sum() / batch.labelled
     return batch.weight * value

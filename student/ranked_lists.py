@@ -40,6 +40,22 @@ class ExampleIndex:
         numbers = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return numbers, (self._keys[numbers] == keys) & (self.targets[numbers] == targets)
 
+    def find_labelled(
+        self, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, labels: LabelStore
+    ) -> np.ndarray:
+        """Look up the numbers of labelled examples [n].
+
+        Raises:
+            UserError: some are no training examples; the message names the labels.
+        """
+        numbers, known = self.find(users, positions, targets)
+        if not known.all():
+            raise UserError(
+                f"{labels.artifact.folder} labels targets that are no training examples of this data set: "
+                "another data set, or another split of it."
+            )
+        return numbers
+
 
 class PriorLists:
     """The candidates of a second set of labels, by training example; they are small, so in memory.

@@ -218,7 +218,7 @@ def test_the_best_epoch_is_kept(root, tmp_path, monkeypatch):
     values, kept = iter([0.1, 0.9, 0.2]), []
 
     def validate(_, model, *__):
-        kept.append(trainer.weights(model))
+        kept.append(trainer.copy_trained_weights(model))
         return next(values)
 
     monkeypatch.setattr(trainer, "validate", validate)
@@ -279,9 +279,8 @@ def test_bad_input(root, tmp_path, changes, message):
     [("alpha", "1.5"), ("batch_size", "0"), ("lr", "0.0"), ("patience", "-1"), ("confidence", "-0.5")],
 )
 def test_values_out_of_range(option, value):
-    with pytest.raises(UserError, match=f'"{option}"(.|\n)*Not of type') as error:
+    with pytest.raises(UserError, match=f"--{option} is {value}; expected a (whole )?number"):
         parse(Config, None, [f"--{option}", value])
-    assert value in str(error.value)
 
 
 @pytest.fixture

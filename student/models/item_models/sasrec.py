@@ -42,7 +42,7 @@ class SASRec(ItemModel):
             nn.init.normal_(table.weight, std=0.02)
 
     def encode(self, histories: Tensor) -> Tensor:
-        """States after each prefix [users, length, dim]. Padding is on the right, where causal attention hides it."""
+        """States after each prefix [users, length, dim]. Padding is on the right, unseen by causal attention."""
         places = torch.arange(histories.shape[1], device=histories.device)
         hidden = self.dropout(self.items(histories) + self.positions(places))
         for layer in self.layers:
