@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -23,8 +23,9 @@ from distill.runtime.errors import UserError
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
 ITEM_BACKBONES = ("sasrec", "gru4rec")
+ItemLoss = Literal["ce", "list", "rank", "list+rank"]
 # the loss of an item model for each variant that it can learn
-ITEM_LOSSES = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
+ITEM_LOSSES: dict[str, ItemLoss] = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ class BaselineConfig(TrainerSettings, BatchSettings, TeacherLossSettings, ItemMo
 
     network: Literal["sasrec", "gru4rec"] = "sasrec"
     """Self-attention, or a recurrent network."""
-    loss: Literal["ce", "list", "rank", "list+rank"] = "ce"
+    loss: ItemLoss = "ce"
     """Cross-entropy to the next items; plus gamma times the cross-entropy to the teacher's candidates (list), the
     ranking loss over them, equation (14), or both."""
     dim: PositiveInt = 64
@@ -310,5 +311,5 @@ def baseline_config(config: Config) -> BaselineConfig:
             f"learns --variant {', '.join(ITEM_LOSSES)}."
         )
     shared = {field.name for field in fields(BaselineConfig)} & {field.name for field in fields(config)}
-    values = {name: getattr(config, name) for name in shared}
-    return BaselineConfig(network=config.backbone, loss=ITEM_LOSSES[config.variant], **values)
+    values: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    return BaselineConfig(**values | {"network": config.backbone, "loss": ITEM_LOSSES[config.variant]})

@@ -70,7 +70,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def find(name: str, labels: str = "ref") -> Variant:
+def find(name: str, labels: Literal["ref", "top", "random", "rank"] = "ref") -> Variant:
     """Find a variant by name, with the targets of the alignment study (4.6).
 
     Args:

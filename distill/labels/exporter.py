@@ -255,7 +255,8 @@ class LabelProgress(progress_bar):
 
     def update(self, n: float | None = 1) -> bool | None:
         """Count n more targets."""
-        counted, shown = self.counters(), {}
+        counted: dict[str, int] = self.counters()
+        shown: dict[str, str] = {}
         if "tokens" in counted:
             shown["tokens_s"] = f"{counted['tokens'] / (time.time() - self.started):,.0f}"
         if counted.get("cached_tokens"):

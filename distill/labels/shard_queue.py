@@ -169,8 +169,9 @@ class ShardQueue:
         with exclusive(self.lock_path):
             if not self.folder.is_dir():
                 return True  # another process was faster
-            records = [self.record(number) for number in range(self.shard_count)]
-            if None in records:
+            read = [self.record(number) for number in range(self.shard_count)]
+            records = [record for record in read if record is not None]
+            if len(records) < self.shard_count:
                 return False
             write(records)
             removed = self.folder.with_suffix(".tmp")

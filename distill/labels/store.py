@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.dataset import Examples
 from distill.labels.encodings import decode_level
 from distill.labels.schema import INDEX, INDEX_SCHEMA, Columns, Rows
 from distill.labels.writer import read_shard
@@ -60,22 +59,6 @@ class LabelBlock:
         for level in range(self.levels):
             log_probs[:, level] = decode_level(self.columns, self.encoding, level, self.size, rows)
         return log_probs
-
-    def rows_of(self, examples: Examples) -> np.ndarray:
-        """Find the row of each example's label, -1 where it has none [n].
-
-        Raises:
-            UserError: a label's target differs from the example's.
-        """
-        width = int(max(self.positions.max(), examples.positions.max())) + 1
-        keys = self.users.astype(np.int64) * width + self.positions
-        order = np.argsort(keys)
-        wanted = examples.users.astype(np.int64) * width + examples.positions
-        place = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
-        rows = np.where(keys[order][place] == wanted, order[place], -1)
-        if ((rows >= 0) & (self.targets[rows] != examples.targets)).any():
-            raise UserError("The soft labels have other targets than the data set: they belong to another one.")
-        return rows
 
 
 @dataclass(frozen=True)
@@ -163,7 +146,8 @@ class LabelStore:
         """
         shards = self.index["shards"]
         order = range(len(shards)) if rng is None else rng.permutation(len(shards))
-        pending, rows = [], 0
+        pending: list[dict[str, Any]] = []
+        rows = 0
         for number in order:
             if pending and rows + shards[number]["rows"] > buffer_rows:
                 yield self._block(pending)
@@ -183,9 +167,9 @@ class LabelStore:
 
     def _block(self, shards: list[dict[str, Any]]) -> LabelBlock:
         columns = self._columns(shards)
-        keys = [columns.pop(name) for name in ("user", "position", "target")]
+        users, positions, targets = (columns.pop(name) for name in ("user", "position", "target"))
         size = self.codebook_size * (self.levels if self.scope == "all" else 1)
-        return LabelBlock(*keys, self.index["encoding"], size, self.levels, columns)
+        return LabelBlock(users, positions, targets, self.index["encoding"], size, self.levels, columns)
 
 
 def export_command(artifact: Artifact) -> str:

@@ -64,7 +64,7 @@ class TransitionTeacher:
             for power, probs in zip(POWERS, target_probs, strict=True)
             for share in SHARES
         }
-        teacher.power, teacher.share = max(likelihood, key=likelihood.get)
+        teacher.power, teacher.share = max(likelihood, key=lambda pair: likelihood[pair])
         return teacher
 
     def on(self, dataset: Dataset) -> TransitionTeacher:
