@@ -248,19 +248,19 @@ class BatchSampler:
         return weights, np.where(ranked, confidence, 0)
 
     def _ranks(self, block: LabelBlock, label_rows: np.ndarray) -> np.ndarray:
-        """Rank of the reference in the list that is ranked [n]."""
+        """Find the rank of the reference in the list that is ranked [n]."""
         if self.prior is None:
             return reference_ranks(block.scores(label_rows), self.settings.candidates)
         return self.prior.ranks[self._examples(block, label_rows)]
 
     def _candidates(self, block: LabelBlock, label_rows: np.ndarray) -> np.ndarray:
-        """Candidates that are ranked, best first [n, k]."""
+        """Return the candidates that are ranked, best first [n, k]."""
         if self.prior is None:
             return block.candidates(label_rows)[:, : self.settings.candidates].astype(np.int64)
         return self.prior.candidates[self._examples(block, label_rows)].astype(np.int64)
 
     def _examples(self, block: LabelBlock, label_rows: np.ndarray) -> np.ndarray:
-        """Numbers of labelled examples among the training examples [n]."""
+        """Look up the numbers of labelled examples among the training examples [n]."""
         keys = (block.users[label_rows], block.positions[label_rows], block.targets[label_rows])
         return self.index.find(*keys)[0]
 

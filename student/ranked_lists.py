@@ -27,7 +27,7 @@ class ExampleIndex:
         self._keys = self.keys(self.users, self.positions)
 
     def keys(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """One sortable number per example [n]."""
+        """Encode each example as one sortable number [n]."""
         return users.astype(np.int64) * self._width + positions
 
     def find(self, users: np.ndarray, positions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

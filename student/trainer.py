@@ -261,7 +261,7 @@ def clone_for_ranker(model: torch.nn.Module, acc: Accelerator) -> torch.nn.Modul
 
 
 def is_in_place(model: torch.nn.Module) -> bool:
-    """Whether the model is used without a copy: it is large, and not sharded."""
+    """Tell whether the model is used without a copy: it is large, and not sharded."""
     sharded = any(hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor") for parameter in model.parameters())
     return getattr(model, "in_place", False) and not sharded
 

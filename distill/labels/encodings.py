@@ -100,7 +100,7 @@ ENCODINGS: dict[str, type[Encoding]] = {"fp16": Fp16, "u8": U8, "topk+tail": Top
 
 
 def kl(log_probs: np.ndarray, encoding: str) -> float:
-    """Mean KL in nats from the labels to their decoded form, both normalised over the codewords.
+    """Compute the mean KL in nats from the labels to their decoded form, both normalised over the codewords.
 
     Args:
         log_probs: [n, levels, V].
@@ -116,7 +116,7 @@ def kl(log_probs: np.ndarray, encoding: str) -> float:
 
 
 def column_names(encoding: str) -> list[str]:
-    """Names of an encoding's columns, without the level."""
+    """List the names of an encoding's columns, without the level."""
     return list(ENCODINGS[encoding].encode(np.zeros((1, 1), np.float32)))
 
 

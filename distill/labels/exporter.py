@@ -152,7 +152,7 @@ class Exporter:
         return "\n".join(f"{name:20} {value}" for name, value in rows.items())
 
     def _columns(self, examples: Examples, labels: Labels) -> tuple[Any, ...]:
-        """Arguments of `encode_shard`."""
+        """Collect the arguments of `encode_shard`."""
         codes = self.ids.codes[examples.targets]
         return examples, codes, labels.candidates, labels.scores, labels.log_probs, self.settings.encoding
 
@@ -224,7 +224,7 @@ def join(queue: ShardQueue, overwrite: bool, number: int, processes: int) -> boo
 
 
 def is_complete(job: ArtifactJob) -> bool:
-    """Whether the set is finished and no shard was cut or altered since.
+    """Tell whether the set is finished and no shard was cut or altered since.
 
     Raises:
         SystemExit: with --check, if it is not.

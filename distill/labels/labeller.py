@@ -71,7 +71,7 @@ class Labeller(Protocol):
 def correct(
     beams: np.ndarray, scores: np.ndarray, targets: np.ndarray, target_scores: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Equation (15)'s Correct: put the reference first, then the valid beams without it, in order.
+    """Apply equation (15)'s Correct: the reference first, then the valid beams without it, in order.
 
     Args:
         beams: item numbers, -1 for none [n, width].

@@ -46,15 +46,18 @@ class LabelBlock:
         return len(self.users)
 
     def candidates(self, rows: Rows = slice(None)) -> np.ndarray:
-        """Item numbers of the candidates, the reference first, padded with -1 [m, keep]."""
+        """Return the item numbers of the candidates, the reference first, padded with -1 [m, keep]."""
         return self.columns["candidates"][rows].astype(np.int64)
 
     def scores(self, rows: Rows = slice(None)) -> np.ndarray:
-        """log P(v|S) of the candidates, −∞ for padding [m, keep]."""
+        """Return log P(v|S) of the candidates, −∞ for padding [m, keep]."""
         return self.columns["candidate_scores"][rows]
 
     def log_probs(self, rows: Rows = slice(None)) -> np.ndarray:
-        """Log-probabilities of the codewords over the teacher's whole vocabulary, float16 [m, levels, V]."""
+        """Decode the log-probabilities of the codewords, float16 [m, levels, V].
+
+        They are normalised over the teacher's whole vocabulary.
+        """
         log_probs = np.empty((len(self.targets[rows]), self.levels, self.size), np.float16)
         for level in range(self.levels):
             log_probs[:, level] = decode_level(self.columns, self.encoding, level, self.size, rows)
@@ -173,7 +176,7 @@ class LabelStore:
 
 
 def export_command(artifact: Artifact) -> str:
-    """The command that made a set of labels, without the options of a single call (--overwrite, --shard, ...).
+    """Return the command that made a set of labels, without the options of a single call (--overwrite, --shard, ...).
 
     Args:
         artifact: of kind soft_labels. The command is taken from its manifest; a set that was made from Python gets the

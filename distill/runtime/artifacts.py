@@ -1,6 +1,6 @@
 """Artifacts: folders with a manifest, written whole or not at all.
 
-Every job reads artifacts and writes one. `ArtifactJob` answers "is this work already done?" and makes sure that a
+Every job reads artifacts and writes one. `ArtifactJob` tells whether the work is already done and makes sure that a
 killed run leaves the old artifact, or none, never half of one. A folder without `manifest.json` is unfinished.
 """
 
@@ -252,7 +252,7 @@ class ArtifactJob:
         _write_text(folder / IDENTITY, json.dumps(self.identity, sort_keys=True))
 
     def unfinished_identity(self) -> dict[str, Any] | None:
-        """The identity of the working folder that a killed run left; None where there is none."""
+        """Read the identity of the working folder that a killed run left; None where there is none."""
         with contextlib.suppress(OSError, ValueError):
             return json.loads((self.partial / IDENTITY).read_text())
         with contextlib.suppress(OSError, ValueError, KeyError):  # killed between the last two steps of `finish`
@@ -310,7 +310,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _placement_fields(config: Any) -> set[str]:
-    """Fields that say where and how, not what."""
+    """List the fields that do not change the result: paths, devices, batch sizes of inference."""
     return {
         field.name
         for field in dataclasses.fields(config)

@@ -157,7 +157,7 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _by_launch(self) -> tuple[list[Path], list[Path]]:
-        """The checkpoints that this launch can load, and the others; oldest first."""
+        """List the checkpoints that this launch can load, and the others; oldest first."""
         usable: list[Path] = []
         unusable: list[Path] = []
         for path in self.all():
@@ -216,7 +216,7 @@ class Checkpoints:
         return of_deepspeed if has_frozen and self.acc.distributed_type.value == "DEEPSPEED" else {}
 
     def _optimizer_state(self) -> dict[str, torch.Tensor]:
-        """The optimiser's tensors by PARAMETER/KEY."""
+        """Collect the optimiser's tensors by PARAMETER/KEY."""
         states = self.optimizer.state
         return {
             f"{name}/{key}": value

@@ -57,11 +57,11 @@ class EngineLabeller:
         return np.where(items == PAD, -np.inf, log_probs)
 
     def facts(self) -> dict[str, Any]:
-        """The engine's facts, and the prompt."""
+        """Return the engine's facts, and the prompt."""
         return {**self.engine.facts(), "prompt": self.engine.prompt}
 
     def counters(self) -> dict[str, int]:
-        """What the engine has counted so far: `tokens`, perhaps `cached_tokens` among them."""
+        """Return the engine's counters: `tokens`, perhaps `cached_tokens` among them."""
         return self.engine.counters
 
     def distributions(self, examples: Examples, scope: Scope = "level") -> np.ndarray:

@@ -143,7 +143,7 @@ class Causal(nn.Module):
         return EncodedHistory(keys, values, padding_mask(tokens, states.dtype), lengths, last_state)
 
     def log_probs(self, encoded: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
-        """Log-probabilities of every codeword at every position of candidates, by teacher forcing.
+        """Compute the log-probabilities of every codeword at every position of candidates, by teacher forcing.
 
         Args:
             encoded: histories, from `encode`.
@@ -233,7 +233,7 @@ class Causal(nn.Module):
         return level_log_probs(self.norm(x), self.head, level, scope), present
 
     def relative_bias(self, distance: Tensor, table: nn.Embedding) -> Tensor:
-        """Bias of key-minus-query distances, the lowest value where the key is ahead of the query.
+        """Compute the bias of key-minus-query distances, the lowest value where the key is ahead of the query.
 
         Args:
             distance: [..., queries, keys].
@@ -247,18 +247,18 @@ class Causal(nn.Module):
         return bias.masked_fill((distance > 0).unsqueeze(-3), torch.finfo(bias.dtype).min)
 
     def causal_bias(self, length: int, table: nn.Embedding) -> Tensor:
-        """Bias of a sequence's tokens towards each other [1, heads, length, length]."""
+        """Compute the bias of a sequence's tokens towards each other [1, heads, length, length]."""
         place = torch.arange(length, device=table.weight.device)
         return self.relative_bias(place[None, :] - place[:, None], table)[None]
 
     def history_bias(self, encoded: EncodedHistory, after: int) -> Tensor:
-        """Bias of a token that stands `after` places after the history's end, towards it [batch, heads, 1, length]."""
+        """Compute the bias towards the history of a token `after` places behind its end [batch, heads, 1, length]."""
         at = encoded.lengths[:, None] + after
         place = torch.arange(encoded.mask.shape[-1], device=at.device)
         return self.relative_bias((place - at[..., None]).clamp(max=0), self.bias) + encoded.mask
 
     def candidate_biases(self, tree: PrefixTree, seen: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Biases of candidates towards the history and among each other.
+        """Compute the biases of candidates towards the history and among each other.
 
         Args:
             tree: of the candidates, a row for each group of each history.

@@ -154,7 +154,7 @@ class Large(nn.Module):
         return EncodedHistory(cache, lengths, tokens.shape[1], last_state)
 
     def log_probs(self, encoded: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
-        """Log-probabilities of every codeword at every position of candidates; as `Causal.log_probs`."""
+        """Compute the log-probabilities of every codeword at every position of candidates; as `Causal.log_probs`."""
         batch, k, levels = items.shape
         visible, positions = candidate_attention_mask(encoded.lengths[:, None], k, levels - 1, encoded.width)
         tokens = prefix_tokens(items, self.config.codebook_size).flatten(1)
@@ -217,7 +217,7 @@ class Large(nn.Module):
         return out.last_hidden_state.to(self.head.dtype)
 
     def with_start(self, codes: Tensor) -> Tensor:
-        """Tokens of the start token and histories' codewords, 0 where padded [batch, 1 + items · levels]."""
+        """Put the start token before histories' codewords, as tokens, 0 where padded [batch, 1 + items · levels]."""
         return F.pad(history_tokens(codes, self.config.codebook_size), (1, 0))
 
     def merged(self) -> Large:
