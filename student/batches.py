@@ -77,7 +77,8 @@ class Batch:
             itself is trained [n].
         weights: of the generative loss [n]; `total`: their sum in the whole global batch.
         rank_weights: of the ranking loss, 0 where it is left out [n]; `rank_total`: their sum in the global batch.
-        groups: in one pass, the examples of each row that are ranked, -1 for none [rows, groups].
+        ranked_examples: in one pass, the examples of each row whose candidates are ranked, as numbers in this batch,
+            PAD for none [rows, groups].
         count: examples in the whole global batch.
         last: whether the optimiser step follows.
         one_pass: whether sequences hold the targets.
@@ -94,7 +95,7 @@ class Batch:
     total: float
     rank_weights: Tensor
     rank_total: float
-    groups: Tensor | None
+    ranked_examples: Tensor | None
     count: int
     last: bool
     one_pass: bool
@@ -274,7 +275,7 @@ class BatchSampler:
         local_rows, label_rows = row_number[global_batch.rows[chosen]], global_batch.label_rows[chosen]
         sequences = global_batch.sequences[rows]
         rank_weights = global_batch.rank_weights[chosen] * factor
-        grouped = self.one_pass and self.loss.rank and len(chosen)
+        has_ranked = self.one_pass and self.loss.rank and len(chosen)
         arrays = {
             "sequences": sequences[:, : max(1, (sequences != PAD).sum(1).max())],
             "rows": local_rows,
@@ -283,7 +284,7 @@ class BatchSampler:
             "label_invalid": global_batch.label_invalid[chosen],
             "weights": (global_batch.weights[chosen] * factor).astype(np.float32),
             "rank_weights": rank_weights.astype(np.float32),
-            "groups": group_by_row(local_rows, rank_weights, len(rows)) if grouped else None,
+            "ranked_examples": group_by_row(local_rows, rank_weights, len(rows)) if has_ranked else None,
         }
         if block is not None:
             if self.loss.rank:

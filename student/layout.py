@@ -114,7 +114,7 @@ def sample_position(rows: np.ndarray, weights: np.ndarray, n_rows: int, rng: np.
 
 
 def group_by_row(rows: np.ndarray, weights: np.ndarray, n_rows: int) -> np.ndarray:
-    """List each row's examples that have a weight, padded with PAD [n_rows, groups].
+    """List each row's examples that have a weight, by number, padded with PAD [n_rows, groups].
 
     At least one group: with sharded weights all processes must call the same layers.
     """

@@ -94,8 +94,8 @@ def build_student(config: Config, variant: Variant, folders: list[Path], acc: Ac
 
     def make_loss(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
         def compute(model: nn.Module, batch: Batch, done: float) -> Tensor:
-            ranks = loss.rank and (loss.generative is None or done >= config.rank_from)
-            return batch_loss(model, loss, batch, recommender.codes, ranks, config)
+            with_ranking = loss.rank and (loss.generative is None or done >= config.rank_from)
+            return batch_loss(model, loss, batch, recommender.codes, with_ranking, config)
 
         return compute
 

@@ -44,10 +44,10 @@ class Exporter:
         labeller: the teacher.
         examples: what is labelled, users one after the other.
         ids: the semantic IDs.
-        request: what the teacher is asked for.
+        request: beam width, candidates, scope.
         settings: encoding, size of the shards, and this process's part of them.
         split: the examples' split.
-        sources: what the index says about the teachers and the inputs.
+        sources: facts for the index about the teachers and the inputs.
     """
 
     labeller: Labeller
@@ -158,7 +158,7 @@ class Exporter:
 
 
 def select_examples(dataset: Dataset, settings: ExampleSettings, max_history: int) -> Examples:
-    """Take the examples that the settings ask for.
+    """Select the examples that the settings name.
 
     Raises:
         UserError: there are none, or a target has no history.
@@ -179,8 +179,8 @@ def sample_of_users(examples: Examples, size: int) -> Examples:
     users, first = np.unique(examples.users, return_index=True)
     ends = np.append(first[1:], len(examples))
     order = np.random.default_rng(0).permutation(len(users))
-    enough = 1 + np.searchsorted(np.cumsum((ends - first)[order]), size)
-    rows = np.concatenate([np.arange(first[user], ends[user]) for user in np.sort(order[:enough])])
+    n_users = 1 + np.searchsorted(np.cumsum((ends - first)[order]), size)
+    rows = np.concatenate([np.arange(first[user], ends[user]) for user in np.sort(order[:n_users])])
     return examples.take(rows[:size])
 
 

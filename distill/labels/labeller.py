@@ -16,7 +16,7 @@ Progress = Callable[[int], object]  # called with the number of examples labelle
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """What a teacher is asked for.
+    """What the export requests of a teacher.
 
     Attributes:
         width: beam width.

@@ -176,7 +176,7 @@ class ShardQueue:
             write(records)
             removed = self.folder.with_suffix(".tmp")
             shutil.rmtree(removed, ignore_errors=True)
-            os.replace(self.folder, removed)  # in one step: nobody sees some of the records without the others
+            os.replace(self.folder, removed)  # in one step: no process sees only some of the records
             remove_folder(removed)  # a run that is killed from here on reads the records from the index
             for path in self.job.partial.rglob("*.tmp"):
                 path.unlink()

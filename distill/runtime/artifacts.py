@@ -129,8 +129,8 @@ def check_agreement(*artifacts: Artifact) -> None:
             if expected != actual:
                 remedies = sorted({command_for(each.kind, each.folder) for each in (first, artifact)})
                 raise UserError(
-                    f"{first.folder} and {artifact.folder} do not belong together: the first goes with {name} "
-                    f"{expected}, the second with {name} {actual}. Make again the one that is out of date: "
+                    f"{first.folder} and {artifact.folder} do not belong together: the first was made from {name} "
+                    f"{expected}, the second from {name} {actual}. Make again the one that is out of date: "
                     + " or ".join(remedies)
                 )
 
@@ -140,9 +140,9 @@ class ArtifactJob:
 
     Args:
         kind: of the artifact, a key of `COMMANDS`.
-        config: a dataclass. Fields of type Path and those with `metadata={"identity": False}` say where and how,
-            not what: changing them does not make finished work stale. With `check` (`config.JobSettings`) the job is
-            only asked whether it is finished.
+        config: a dataclass. Fields of type Path and those with `metadata={"identity": False}` do not decide the
+            result: changing them does not make finished work stale. With `check` (`config.JobSettings`) the job only
+            tells whether it is finished.
         output: the folder to write.
         inputs: the artifacts read; checked for agreement.
         extra: further facts that decide the result (sizes and times of raw files).

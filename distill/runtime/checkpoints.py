@@ -251,7 +251,7 @@ def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkp
         kept = checkpoints.all()
         hint = f" The last checkpoint is {kept[-1]}." if kept else ""
         message = f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{hint}"
-        raise UserError(message, everyone=False)
+        raise UserError(message, on_all_processes=False)
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def run(
         main(parse(config_class, default, argv))
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        if rank == "0" or not error.everyone:
+        if rank == "0" or not error.on_all_processes:
             print(f"error{f' in process {rank}' if rank != '0' else ''}: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

@@ -106,7 +106,7 @@ def test_minilm_knows_what_words_mean(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     cosines = found @ found.T
     assert min(cosines[0, 1], cosines[2, 3]) > max(cosines[0, 2], cosines[0, 3], cosines[1, 2], cosines[1, 3]) + 0.2
-    # any sentence-transformers folder goes by the same road
+    # any sentence-transformers folder is loaded likewise
     from distill.semantic_ids.embedders import minilm_folder
 
     words = ["--embedder", "sentence", "--model", minilm_folder(), "--output", "again"]

@@ -263,7 +263,7 @@ def test_every_option_trains(root, tmp_path, variant, changes):
     [
         ({"variant": "dwr", "candidates": 6}, "--candidates asks for 6"),
         ({"variant": "dtw"}, "Did you mean 'dt?w?r'"),
-        ({"variant": "distill", "labels": "top"}, "its labels lie along the real one"),
+        ({"variant": "distill", "labels": "top"}, "its labels are of the real next item's codewords"),
         ({"candidates": 1}, "--candidates is 1; it must be at least 2"),
         ({"seeds": [1, 1]}, "names a seed twice"),
     ],
