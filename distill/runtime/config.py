@@ -33,6 +33,8 @@ from distill.runtime.logs import quiet_libraries
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Config = TypeVar("Config")
 
+HalfOpenUnitInterval = ranges.restricted_number_type("HalfOpenUnitInterval", float, [(">=", 0), ("<", 1)])
+
 EXPECTED = {
     bool: "true or false",
     int: "a whole number",
@@ -45,6 +47,7 @@ EXPECTED = {
     ranges.NonNegativeFloat: "a number of at least 0",
     ranges.ClosedUnitInterval: "a number from 0 to 1",
     ranges.OpenUnitInterval: "a number between 0 and 1",
+    HalfOpenUnitInterval: "a number of at least 0 and below 1",
     type(None): "null",
 }
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from distill.data.config import HalfOpenUnitInterval
+from distill.runtime.config import HalfOpenUnitInterval
 from distill.runtime.errors import UserError
 from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig
 

@@ -65,7 +65,10 @@ def test_some_items_without_text(tmp_path):
         (["--embedder", "sentence"], "Embedder sentence needs a model"),
         (["--embedder", "hf", "--model", "empty"], "is not a model that transformers can load"),
         (["--embedder", "sentence", "--model", "empty"], "is no model that sentence-transformers can load"),
-        (["--collaborative_weight", "1.5"], "1.5 does not conform to restriction v>=0 and v<1"),
+        (
+            ["--collaborative_weight", "1.5"],
+            "collaborative_weight is 1.5; expected a number of at least 0 and below 1",
+        ),
         (["--like", "nowhere"], "No embeddings at nowhere"),
     ],
 )
@@ -194,7 +197,7 @@ def test_items_added_later_lie_in_the_same_space(tmp_path, how):
     np.testing.assert_allclose(found[0], found[22], atol=1e-6)  # the mean
     (tmp_path / "more" / "space.json").rename(tmp_path / "space.json")
     words = ["--dataset", "longer", "--like", "more", "--output", "same"]
-    assert "in which space" in refused("embed_items.py", tmp_path, *words, kind="same")
+    assert "does not record its space" in refused("embed_items.py", tmp_path, *words, kind="same")
     (tmp_path / "space.json").rename(tmp_path / "more" / "space.json")
     # and once more, with nothing new
     assert command("embed_items.py", tmp_path, *words)[0] == 0
