@@ -120,7 +120,7 @@ def read_index(name: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def is_local(name: str) -> bool:
-    """Whether a name is a path rather than a name on the hub."""
+    """Tell whether a name is a path rather than a name on the hub."""
     return name.startswith(("/", "./", "../", "~"))
 
 

@@ -181,15 +181,6 @@ def test_decoding_by_hand(monkeypatch):
     np.testing.assert_allclose(hub.decoder(wide)(stored)["probabilities"], [[[0.5, 0.25], [0.125, 0.5]]], rtol=1e-3)
 
 
-def test_rows_of(folder):
-    found = LabelStore.open(folder).load()
-    asked = examples([3, 0, 1, 2, 0, 2], [2, 1, 1, 1, 7, 2], [9, 5, 4, 7, 3, 2])
-    # (0, 7) must not be taken for (1, …), nor (2, 2) for (2, 1)
-    assert found.rows_of(asked).tolist() == [4, 0, -1, 2, -1, -1]
-    with pytest.raises(UserError, match="have other targets"):
-        found.rows_of(examples([3, 0], [2, 1], [9, 6]))
-
-
 def test_u8_by_hand():
     # 208·√share: 147.08, 104, 104, 0.2; what rounds to 0 is in the tail
     probs = 0.8 * np.array([[0.5, 0.25, 0.249999, 1e-6]])
@@ -266,7 +257,8 @@ def test_blocks_hold_every_row_once_and_users_whole(many, buffer_rows, seed):
     blocks = list(store.blocks(buffer_rows, None if seed is None else np.random.default_rng(seed)))
     largest = max(shard["rows"] for shard in store.index["shards"])
     assert all(len(block) <= max(buffer_rows, largest) for block in blocks)
-    order = np.concatenate([whole.rows_of(examples(b.users, b.positions, b.targets)) for b in blocks])
+    row_of = {key: row for row, key in enumerate(zip(whole.users, whole.positions, whole.targets, strict=True))}
+    order = np.array([row_of[key] for b in blocks for key in zip(b.users, b.positions, b.targets, strict=True)])
     assert sorted(order.tolist()) == list(range(store.rows))
     assert len(np.unique(np.concatenate([np.unique(b.users) for b in blocks]))) == sum(
         len(np.unique(b.users)) for b in blocks
@@ -369,7 +361,7 @@ def test_a_damaged_shard(folder, damage):
     store = LabelStore.open(folder)
     blocks = store.blocks(1)
     assert len(next(blocks)) == 3  # the others are still good
-    command = rf"export_soft_labels\.py --run {folder.parent} --output {folder}$"
+    command = rf"export_soft_labels\.py --output {folder}$"
     with pytest.raises(UserError, match=r"00001\.parquet is damaged .*only damaged shards are made: .*" + command):
         next(blocks)
 
