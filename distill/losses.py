@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def nll(log_probs: Tensor, targets: Tensor) -> Tensor:
-    """Equation (8): negative log-likelihood of the target's codewords.
+    """Compute the negative log-likelihood of the target's codewords, equation (8).
 
     Args:
         log_probs: [..., levels, V].
@@ -26,7 +26,7 @@ def nll(log_probs: Tensor, targets: Tensor) -> Tensor:
 
 
 def smooth(log_probs: Tensor, targets: Tensor, xi: float = 0.1) -> Tensor:
-    """Equations (9) and (10), label smoothing: weight 1 − ξ on the target codeword, ξ / (V − 1) on every other.
+    """Compute label smoothing, equations (9), (10): weight 1 − ξ on the target codeword, ξ / (V − 1) on every other.
 
     Args:
         log_probs: [..., levels, V].
@@ -48,7 +48,7 @@ def distill(
     targets: Tensor | None = None,
     alpha: float = 0.0,
 ) -> Tensor:
-    """Equations (11) and (12): cross-entropy to the teacher's codeword distributions under teacher forcing.
+    """Compute the cross-entropy to the teacher's codeword distributions under teacher forcing, equations (11), (12).
 
     Args:
         log_probs: the student's [..., levels, V].
@@ -66,7 +66,7 @@ def distill(
 
 
 def reference_rank(scores: Tensor) -> Tensor:
-    """Rank of the reference among the teacher's candidates, from 1.
+    """Find the rank of the reference among the teacher's candidates, from 1.
 
     Args:
         scores: the teacher's log P(v|S), the reference first, −∞ for absent candidates [..., k].
@@ -78,12 +78,12 @@ def reference_rank(scores: Tensor) -> Tensor:
 
 
 def confidence(ranks: Tensor, power: float) -> Tensor:
-    """Weight of an example by the teacher's rank of its reference: 1 / rank^power; power 0 weights all equally."""
+    """Weight examples by the teacher's rank of the reference: 1 / rank^power; power 0 weights all equally [...]."""
     return ranks.double() ** -power
 
 
 def sequence_score(log_probs: Tensor, candidates: Tensor, eta: float = 1.0) -> Tensor:
-    """M(v, S) = log P(v|S) / |v|^η (paper 3.2); with η = 1, the mean codeword log-probability.
+    """Compute M(v, S) = log P(v|S) / |v|^η (paper 3.2); with η = 1, the mean codeword log-probability.
 
     Args:
         log_probs: of each candidate under teacher forcing [..., k, levels, V].
@@ -97,12 +97,12 @@ def sequence_score(log_probs: Tensor, candidates: Tensor, eta: float = 1.0) -> T
 
 
 def mean_score(codeword_log_probs: Tensor, eta: float = 1.0) -> Tensor:
-    """M(v, S) from the log-probabilities of a candidate's codewords [..., levels]. Returns [...]."""
+    """Compute M(v, S) from the log-probabilities of a candidate's codewords, [..., levels] → [...]."""
     return codeword_log_probs.sum(-1) / codeword_log_probs.shape[-1] ** eta
 
 
 def rank(scores: Tensor, margin: float = 0.001, present: Tensor | None = None) -> Tensor:
-    """Equation (14), ranking loss: Σ_{i<j} max(0, M(v_j) − M(v_i) + (j − i)·λ) over candidates, best first.
+    """Compute the ranking loss, equation (14): Σ_{i<j} max(0, M(v_j) − M(v_i) + (j − i)·λ), candidates best first.
 
     Args:
         scores: M of each candidate, in the teacher's order [..., k].

@@ -1,6 +1,6 @@
 """Ranking metrics (paper 4.1): pure functions of arrays, full ranking, one relevant item for each user.
 
-Also the one place for significance: bootstrap intervals (`interval`) and paired tests (`paired`).
+Significance is computed here too: bootstrap intervals (`interval`) and paired tests (`paired`).
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ def hit_ranks(lists: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def recall(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Recall@k for each user [users], from `hit_ranks` of lists at least k wide."""
+    """Compute recall@k for each user [users], from `hit_ranks` of lists at least k wide."""
     return (ranks < k).astype(float)
 
 
 def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
-    """NDCG@k for each user [users]: 1 / log2(rank + 2); the ideal DCG is 1."""
+    """Compute NDCG@k for each user [users]: 1 / log2(rank + 2); the ideal DCG is 1."""
     return np.where(ranks < k, 1 / np.log2(ranks + 2.0), 0)
 
 
 def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Reciprocal rank within the first k places for each user [users]."""
+    """Compute the reciprocal rank within the first k places for each user [users]."""
     return np.where(ranks < k, 1 / (ranks + 1.0), 0)
 
 
 def diversity(lists: np.ndarray, embeddings: np.ndarray, k: int) -> np.ndarray:
-    """Equation (17) for each user [users]: 2 / (K(K+1)) Σ_i Σ_{j≥i} (1 − cos(e_i, e_j)); terms with j = i are zero.
+    """Compute equation (17), 2 / (K(K+1)) Σ_i Σ_{j≥i} (1 − cos(e_i, e_j)), for each user [users].
+
+    Terms with j = i are zero.
 
     Args:
         lists: item numbers [users, width]; places with -1 add nothing.
@@ -64,13 +66,13 @@ def diversity(lists: np.ndarray, embeddings: np.ndarray, k: int) -> np.ndarray:
 
 
 def coverage(lists: np.ndarray, teacher_lists: np.ndarray) -> np.ndarray:
-    """Share of the teacher's list that the student's list holds, for each user [users] (paper 4.6, like ROUGE-1)."""
+    """Compute the share of the teacher's list that the student's holds [users] (paper 4.6, like ROUGE-1)."""
     covered = (teacher_lists[:, :, None] == lists[:, None, :]).any(2) & (teacher_lists >= 0)
     return covered.sum(1) / np.maximum((teacher_lists >= 0).sum(1), 1)
 
 
 def coordination(lists: np.ndarray, teacher_lists: np.ndarray) -> np.ndarray:
-    """Longest common subsequence over the teacher's length, for each user [users] (paper 4.6, like ROUGE-L)."""
+    """Compute the longest common subsequence over the teacher's length, for each user [users] (4.6, like ROUGE-L)."""
     equal = (lists[:, :, None] == teacher_lists[:, None, :]) & (teacher_lists >= 0)[:, None, :]
     longest = np.zeros((len(lists), teacher_lists.shape[1] + 1), dtype=int)
     for place in range(lists.shape[1]):
@@ -82,12 +84,12 @@ def coordination(lists: np.ndarray, teacher_lists: np.ndarray) -> np.ndarray:
 
 
 def catalogue_coverage(lists: np.ndarray, n_items: int) -> float:
-    """Share of the catalogue that is recommended to at least one user."""
+    """Compute the share of the catalogue that is recommended to at least one user."""
     return len(np.unique(lists[lists >= 0])) / n_items
 
 
 def gini(lists: np.ndarray, n_items: int) -> float:
-    """Gini index of how often each item is recommended: 0 when all are alike, near 1 when a few fill all lists."""
+    """Compute the Gini index of how often items are recommended: 0 if all are alike, near 1 if a few fill all lists."""
     counts = np.sort(np.bincount(lists[lists >= 0], minlength=n_items))
     if not counts.any():
         return 0.0
@@ -95,7 +97,7 @@ def gini(lists: np.ndarray, n_items: int) -> float:
 
 
 def novelty(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean self-information of a list's items in bits, for each user [users]: −log2 of their share of interactions.
+    """Compute the mean self-information of a list's items, −log2 of their share of interactions, in bits [users].
 
     Args:
         lists: item numbers [users, width]; places with -1 add nothing.
@@ -123,7 +125,7 @@ def popularity_groups(counts: np.ndarray, groups: int = 5) -> np.ndarray:
 
 
 def kl_to_truth(truth: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
-    """KL(truth ‖ model) over items in nats, for each user [users]; infinite where the model excludes a possible item.
+    """Compute KL(truth ‖ model) over items in nats [users]; infinite where the model excludes a possible item.
 
     Args:
         truth: probabilities [users, n_items].
@@ -135,7 +137,7 @@ def kl_to_truth(truth: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
 
 
 def interval(values: np.ndarray, level: float = 0.95, resamples: int = 1000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over users: (low, high).
+    """Compute the percentile bootstrap interval of the mean over users: (low, high).
 
     Args:
         values: one number for each user [users].

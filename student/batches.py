@@ -11,7 +11,8 @@ targets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -76,7 +77,8 @@ class Batch:
             itself is trained [n].
         weights: of the generative loss [n]; `total`: their sum in the whole global batch.
         rank_weights: of the ranking loss, 0 where it is left out [n]; `rank_total`: their sum in the global batch.
-        groups: in one pass, the examples of each row that are ranked, -1 for none [rows, groups].
+        ranked_examples: in one pass, the examples of each row whose candidates are ranked, as numbers in this batch,
+            PAD for none [rows, groups].
         count: examples in the whole global batch.
         last: whether the optimiser step follows.
         one_pass: whether sequences hold the targets.
@@ -93,7 +95,7 @@ class Batch:
     total: float
     rank_weights: Tensor
     rank_total: float
-    groups: Tensor | None
+    ranked_examples: Tensor | None
     count: int
     last: bool
     one_pass: bool
@@ -102,9 +104,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Move all tensors to a device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
-        return Batch(**moved)
+        return move_tensors(self, device)
+
+
+BatchType = TypeVar("BatchType")
+
+
+def move_tensors(batch: BatchType, device: torch.device) -> BatchType:
+    """Copy a dataclass with all of its tensors on a device."""
+    values = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **values)
 
 
 class BatchSampler:
@@ -166,10 +175,10 @@ class BatchSampler:
                 if number <= skip:
                     continue
                 rng = np.random.default_rng([settings.seed, epoch, number, 1])
-                whole = self._global_batch(block, layout, self.index.targets[examples], label_rows, group, rng)
+                global_batch = self._global_batch(block, layout, self.index.targets[examples], label_rows, group, rng)
                 shares = shard_rows(np.arange(len(group)), self.process, self.processes, settings.accumulation)
                 for step, rows in enumerate(shares):
-                    yield self._local_batch(block, whole, rows, last=step == len(shares) - 1)
+                    yield self._local_batch(block, global_batch, rows, last=step == len(shares) - 1)
 
     def _blocks(self, epoch: int) -> Iterator[tuple[LabelBlock | None, np.ndarray, np.ndarray]]:
         """Yield (labels, examples, rows of the labels): what is in memory together, sorted by user and position."""
@@ -179,13 +188,8 @@ class BatchSampler:
         rng = np.random.default_rng([self.settings.seed, epoch])
         for block in self.store.blocks(self.settings.buffer_rows, rng):
             order = np.argsort(self.index.keys(block.users, block.positions), kind="stable")
-            examples, known = self.index.find(block.users[order], block.positions[order], block.targets[order])
-            if not known.all():
-                raise UserError(
-                    f"{self.store.artifact.folder} labels targets that are no training examples of this data set: "
-                    "another data set, or another split of it."
-                )
-            yield block, examples, order
+            keys = block.users[order], block.positions[order], block.targets[order]
+            yield block, self.index.find_labelled(*keys, self.store), order
 
     def _global_batch(
         self,
@@ -233,54 +237,54 @@ class BatchSampler:
         weights, settings = np.ones(len(label_rows)), self.settings
         if block is None:
             return weights, np.zeros(len(label_rows))
-        trust = weights
+        confidence = weights
         if settings.confidence:
             ranks = reference_ranks(block.scores(label_rows), settings.candidates)
-            trust = losses.confidence(torch.from_numpy(ranks), settings.confidence).numpy()
+            confidence = losses.confidence(torch.from_numpy(ranks), settings.confidence).numpy()
             if self.loss.generative_needs_labels:  # tiger and dwr-without-distill must not depend on the teacher here
-                weights = np.where(label_invalid, 1.0, trust)
+                weights = np.where(label_invalid, 1.0, confidence)
         ranked = np.full(len(label_rows), self.loss.rank) & ~label_invalid
         if self.loss.rank and settings.rank_within:
             ranked &= self._ranks(block, label_rows) <= settings.rank_within
-        return weights, np.where(ranked, trust, 0)
+        return weights, np.where(ranked, confidence, 0)
 
     def _ranks(self, block: LabelBlock, label_rows: np.ndarray) -> np.ndarray:
-        """Rank of the reference in the list that is ranked [n]."""
+        """Find the rank of the reference in the list that is ranked [n]."""
         if self.prior is None:
             return reference_ranks(block.scores(label_rows), self.settings.candidates)
         return self.prior.ranks[self._examples(block, label_rows)]
 
     def _candidates(self, block: LabelBlock, label_rows: np.ndarray) -> np.ndarray:
-        """Candidates that are ranked, best first [n, k]."""
+        """Return the candidates that are ranked, best first [n, k]."""
         if self.prior is None:
             return block.candidates(label_rows)[:, : self.settings.candidates].astype(np.int64)
         return self.prior.candidates[self._examples(block, label_rows)].astype(np.int64)
 
     def _examples(self, block: LabelBlock, label_rows: np.ndarray) -> np.ndarray:
-        """Numbers of labelled examples among the training examples [n]."""
+        """Look up the numbers of labelled examples among the training examples [n]."""
         keys = (block.users[label_rows], block.positions[label_rows], block.targets[label_rows])
         return self.index.find(*keys)[0]
 
-    def _local_batch(self, block: LabelBlock | None, whole: GlobalBatch, rows: np.ndarray, last: bool) -> Batch:
+    def _local_batch(self, block: LabelBlock | None, global_batch: GlobalBatch, rows: np.ndarray, last: bool) -> Batch:
         """Cut some rows out of a global batch; without rows, take the first with weight 0."""
         factor = 1.0 if len(rows) else 0.0
         rows = rows if len(rows) else np.arange(1)
-        row_number = np.full(len(whole.sequences), PAD)
+        row_number = np.full(len(global_batch.sequences), PAD)
         row_number[rows] = np.arange(len(rows))
-        chosen = np.flatnonzero(row_number[whole.rows] >= 0)  # examples of these rows
-        local_rows, label_rows = row_number[whole.rows[chosen]], whole.label_rows[chosen]
-        sequences = whole.sequences[rows]
-        rank_weights = whole.rank_weights[chosen] * factor
-        grouped = self.one_pass and self.loss.rank and len(chosen)
+        chosen = np.flatnonzero(row_number[global_batch.rows] >= 0)  # examples of these rows
+        local_rows, label_rows = row_number[global_batch.rows[chosen]], global_batch.label_rows[chosen]
+        sequences = global_batch.sequences[rows]
+        rank_weights = global_batch.rank_weights[chosen] * factor
+        has_ranked = self.one_pass and self.loss.rank and len(chosen)
         arrays = {
             "sequences": sequences[:, : max(1, (sequences != PAD).sum(1).max())],
             "rows": local_rows,
-            "places": whole.places[chosen],
-            "targets": whole.targets[chosen],
-            "label_invalid": whole.label_invalid[chosen],
-            "weights": (whole.weights[chosen] * factor).astype(np.float32),
+            "places": global_batch.places[chosen],
+            "targets": global_batch.targets[chosen],
+            "label_invalid": global_batch.label_invalid[chosen],
+            "weights": (global_batch.weights[chosen] * factor).astype(np.float32),
             "rank_weights": rank_weights.astype(np.float32),
-            "groups": group_by_row(local_rows, rank_weights, len(rows)) if grouped else None,
+            "ranked_examples": group_by_row(local_rows, rank_weights, len(rows)) if has_ranked else None,
         }
         if block is not None:
             if self.loss.rank:
@@ -288,9 +292,9 @@ class BatchSampler:
             if self.loss.generative == "distill":
                 arrays["log_probs"] = block.log_probs(label_rows)
             if self.loss.target != "ref":
-                arrays["targets"] = pick_target(block, label_rows, self.loss.target, whole.draws[chosen])
+                arrays["targets"] = pick_target(block, label_rows, self.loss.target, global_batch.draws[chosen])
         tensors = {name: None if value is None else torch.from_numpy(value) for name, value in arrays.items()}
-        sums = {"total": whole.total, "rank_total": whole.rank_total, "count": len(whole.targets)}
+        sums = {"total": global_batch.total, "rank_total": global_batch.rank_total, "count": len(global_batch.targets)}
         return Batch(**tensors, **sums, last=last, one_pass=self.one_pass)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -23,8 +23,9 @@ from distill.runtime.errors import UserError
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
 ITEM_BACKBONES = ("sasrec", "gru4rec")
+ItemLoss = Literal["ce", "list", "rank", "list+rank"]
 # the loss of an item model for each variant that it can learn
-ITEM_LOSSES = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
+ITEM_LOSSES: dict[str, ItemLoss] = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class AugmentationSettings:
     """Augmentation: drop each item of a history with this probability. In one pass its target goes with it."""
     reverse: ClosedUnitInterval = 0.0
     """Augmentation: reverse a history with this probability. In one pass the whole sequence is reversed; its targets
-    have no teacher labels then, so they use the hard loss."""
+    have no teacher labels then, so they use the hard loss, equation (8)."""
     shuffle: NonNegativeInt = 0
     """Augmentation: move items by at most so many places; in one pass, of the whole sequence."""
 
@@ -156,13 +157,13 @@ class SamplerSettings(BatchSettings, AugmentationSettings, LabelSettings):
 
 @dataclass(frozen=True)
 class TeacherLossSettings:
-    """Losses that any network learns from a teacher."""
+    """Losses that any network, over codewords or items, can learn from a teacher."""
 
     temperature: PositiveFloat = 0.7
     """Temperature of the teacher's distributions (paper: 1)."""
     gamma: float = 1.0
-    """γ, weight of the ranking loss beside a generative one, equation (16); of sasrec and gru4rec, weight of all that
-    the teacher teaches."""
+    """γ, weight of the ranking loss beside a generative one, equation (16); for sasrec and gru4rec, weight of the
+    losses over the teacher's candidates."""
     margin: float = 0.001
     """λ of the ranking loss, equation (14)."""
 
@@ -180,8 +181,8 @@ class LossSettings(TeacherLossSettings):
     eta: float = 1.0
     """η, length exponent of M."""
     rank_from: ClosedUnitInterval = 0.0
-    """Share of the training before the ranking loss joins a generative one (paper: 0). Early on it costs time and
-    teaches little: the student cannot tell the candidates apart yet."""
+    """Share of the training before the ranking loss joins a generative one (paper: 0). Early in the
+    training the student cannot tell the candidates apart yet, so the loss costs time and helps little."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ class BaselineConfig(TrainerSettings, BatchSettings, TeacherLossSettings, ItemMo
 
     network: Literal["sasrec", "gru4rec"] = "sasrec"
     """Self-attention, or a recurrent network."""
-    loss: Literal["ce", "list", "rank", "list+rank"] = "ce"
+    loss: ItemLoss = "ce"
     """Cross-entropy to the next items; plus gamma times the cross-entropy to the teacher's candidates (list), the
     ranking loss over them, equation (14), or both."""
     dim: PositiveInt = 64
@@ -310,5 +311,5 @@ def baseline_config(config: Config) -> BaselineConfig:
             f"learns --variant {', '.join(ITEM_LOSSES)}."
         )
     shared = {field.name for field in fields(BaselineConfig)} & {field.name for field in fields(config)}
-    values = {name: getattr(config, name) for name in shared}
-    return BaselineConfig(network=config.backbone, loss=ITEM_LOSSES[config.variant], **values)
+    values: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    return BaselineConfig(**values | {"network": config.backbone, "loss": ITEM_LOSSES[config.variant]})

@@ -6,7 +6,7 @@ As in `batches.py`, losses are means over a global batch, which is the same for 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from distill.data.dataset import PAD, Dataset
 from distill.labels.store import LabelStore
-from distill.runtime.errors import UserError
-from student.batches import check_labels
+from student.batches import check_labels, move_tensors
 from student.config import BatchSettings
 from student.layout import shard_rows
 from student.ranked_lists import ExampleIndex
@@ -76,9 +75,7 @@ class ItemBatch:
 
     def to(self, device: torch.device) -> ItemBatch:
         """Move all tensors to a device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
-        return ItemBatch(**moved)
+        return move_tensors(self, device)
 
 
 class ItemBatchSampler:
@@ -141,7 +138,7 @@ class ItemBatchSampler:
 
 
 def read_windows(dataset: Dataset, store: LabelStore | None, length: int) -> tuple[Windows, Candidates | None]:
-    """All training sequences in windows, and the teacher's candidates (without its distributions over codewords).
+    """Cut all training sequences into windows, and read the teacher's candidates without its codeword distributions.
 
     Raises:
         UserError: labels of another split or data set, or nothing to train.
@@ -153,12 +150,7 @@ def read_windows(dataset: Dataset, store: LabelStore | None, length: int) -> tup
         return cut_windows(dataset, length, label_rows), None
     columns = store.read("user", "position", "target", "candidates", "candidate_scores")
     index = ExampleIndex(examples, int(np.diff(dataset.offsets).max()))
-    numbers, known = index.find(columns["user"], columns["position"], columns["target"])
-    if not known.all():
-        raise UserError(
-            f"{store.artifact.folder} labels targets that are no training examples of this data set: "
-            "another data set, or another split of it."
-        )
+    numbers = index.find_labelled(columns["user"], columns["position"], columns["target"], store)
     label_rows[dataset.offsets[index.users[numbers]] + index.positions[numbers]] = np.arange(len(numbers))
     candidates = columns["candidates"].astype(np.int64), columns["candidate_scores"].astype(np.float32)
     return cut_windows(dataset, length, label_rows), Candidates(*candidates)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from distill.data.dataset import PAD, batches_by_length
+from distill.data.histories import last_items
+from distill.ranking import mask_history, scores_of, top_items
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
 from student.models.item_models import ITEM_MODELS
@@ -54,16 +56,19 @@ class ItemRecommender:
 
     @torch.inference_mode()
     def score_items(self, histories: np.ndarray) -> np.ndarray:
-        """Log-probabilities of all items after histories padded with -1 on the right [users, n_items]."""
-        weights, limit = self.model.items.weight, self.model.config.max_history
+        """Compute the log-probabilities of all items; the network reads the last `max_history` items of a history.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 on the right [users, length].
+
+        Returns:
+            float32 [users, n_items].
+        """
+        weights = self.model.items.weight
         scores = np.empty((len(histories), len(weights)), np.float32)
-        for rows, batch in batches_by_length(histories, 256):
-            lengths = (batch != PAD).sum(1)
-            first = np.maximum(lengths - limit, 0)  # the network reads the last `limit` items
-            columns = np.minimum(first[:, None] + np.arange(min(batch.shape[1], limit)), batch.shape[1] - 1)
-            recent = torch.from_numpy(np.take_along_axis(batch, columns, axis=1)).to(weights.device)
-            last = torch.from_numpy(lengths - first - 1).to(weights.device)
-            states = self.model(recent)[torch.arange(len(rows)), last]
+        for rows, recent in batches_by_length(last_items(histories, self.model.config.max_history), 256):
+            last = torch.from_numpy((recent != PAD).sum(1) - 1).to(weights.device)
+            states = self.model(torch.from_numpy(recent).to(weights.device))[torch.arange(len(rows)), last]
             scores[rows] = self.model.items(None, states).cpu().numpy()
         return scores
 
@@ -86,12 +91,7 @@ class ItemRecommender:
             part = histories[start : start + 1024]
             part_scores = self.score_items(part)
             if exclude_bought:
-                rows, places = np.nonzero(part != PAD)
-                part_scores[rows, part[rows, places]] = -np.inf
-            best = np.argpartition(-part_scores, min(width, part_scores.shape[1]) - 1, axis=1)[:, :width]
-            values = np.take_along_axis(part_scores, best, axis=1)
-            order = np.lexsort((best, -values), axis=1)
-            items.append(np.take_along_axis(best, order, axis=1))
-            scores.append(np.take_along_axis(values, order, axis=1))
-        items, scores = np.concatenate(items), np.concatenate(scores)
-        return np.where(np.isfinite(scores), items, PAD), scores
+                mask_history(part_scores, part, -np.inf)
+            items.append(top_items(part_scores, width, above=-np.inf))
+            scores.append(scores_of(part_scores, items[-1]))
+        return np.concatenate(items), np.concatenate(scores)

@@ -31,17 +31,17 @@ def make_student(config: Config) -> None:
     folders = [artifact.folder for artifact in inputs]
     output = config.output or config.run / "students" / config.variant
 
-    def train_one(seed: int, output: Path) -> None:
-        once = replace(config, seed=seed, seeds=None)
+    def train_seed(seed: int, output: Path) -> None:
+        seed_config = replace(config, seed=seed, seeds=None)
         extra = check_init(config.init, inputs[1]) if config.init else None
-        job = ArtifactJob("student", once, output, inputs, extra, overwrite=config.overwrite)
+        job = ArtifactJob("student", seed_config, output, inputs, extra, overwrite=config.overwrite)
         if not job.is_finished():
             from student.phases import build_student
             from student.trainer import train
 
-            train(once, job, partial(build_student, once, variant, folders))
+            train(seed_config, job, partial(build_student, seed_config, variant, folders))
 
-    each_seed(config.variant, config.seeds, config.seed, output, train_one)
+    each_seed(config.variant, config.seeds, config.seed, output, train_seed)
 
 
 def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> None:
@@ -56,20 +56,20 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
         inputs.append(read_labels(config))
     folders = [artifact.folder for artifact in inputs]
 
-    def train_one(seed: int, output: Path) -> None:
-        once = replace(config, seed=seed, output=output)
-        job = ArtifactJob("baseline", once, output, inputs, overwrite=config.overwrite)
+    def train_seed(seed: int, output: Path) -> None:
+        seed_config = replace(config, seed=seed, output=output)
+        job = ArtifactJob("baseline", seed_config, output, inputs, overwrite=config.overwrite)
         if not job.is_finished():
             from student.phases import build_item_model
             from student.trainer import train
 
-            train(once, job, partial(build_item_model, once, folders))
+            train(seed_config, job, partial(build_item_model, seed_config, folders))
 
-    each_seed(config.output_folder.name, seeds, config.seed, config.output_folder, train_one)
+    each_seed(config.output_folder.name, seeds, config.seed, config.output_folder, train_seed)
 
 
 def each_seed(
-    title: str, seeds: list[int] | None, seed: int, output: Path, train_one: Callable[[int, Path], None]
+    title: str, seeds: list[int] | None, seed: int, output: Path, train_seed: Callable[[int, Path], None]
 ) -> None:
     """Train once into OUTPUT; or once per seed into OUTPUT-seed0 and so on, then log mean and spread of NDCG@10.
 
@@ -78,15 +78,15 @@ def each_seed(
         seeds: None: train once.
         seed: for that.
         output: folder of the artifact.
-        train_one: trains a seed into a folder, which is finished when it returns, on every process.
+        train_seed: trains a seed into a folder, which is finished when it returns, on every process.
     """
     if not seeds:
-        train_one(seed, output)
+        train_seed(seed, output)
         return
     best = {}
     for number in seeds:
         folder = output.with_name(f"{output.name}-seed{number}")
-        train_one(number, folder)
+        train_seed(number, folder)
         best[number] = max(row["valid_ndcg@10"] for row in last_curve(folder))
     spread = statistics.stdev(best.values()) if len(best) > 1 else 0.0
     parts = ", ".join(f"{value:.4f} (seed {number})" for number, value in best.items())
@@ -94,13 +94,13 @@ def each_seed(
 
 
 def last_curve(folder: Path) -> list[dict[str, float]]:
-    """The curve of the model that ranks: the ranker's, where there is one."""
+    """Read the curve of the last phase: the ranker's, where there is one."""
     curve = json.loads((folder / "curve.json").read_text())
     return curve if isinstance(curve, list) else curve.get("ranker") or curve["retriever"]
 
 
 def read_inputs(config: Config, variant: Variant) -> list[Artifact]:
-    """The data set, the semantic IDs, and the labels that the variant needs."""
+    """Open the data set, the semantic IDs, and the labels that the variant needs."""
     inputs = [
         artifacts.read(config.dataset or config.run / "dataset", "dataset"),
         artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids"),
@@ -113,12 +113,12 @@ def read_inputs(config: Config, variant: Variant) -> list[Artifact]:
 
 
 def read_labels(config: Config | BaselineConfig) -> Artifact:
-    """The soft labels."""
+    """Open the soft labels."""
     return artifacts.read(config.soft_labels or config.run / "soft_labels", "soft_labels")
 
 
 def read_prior(config: Config, variant: Variant) -> Artifact:
-    """The labels whose candidates are ranked in place of the soft labels'.
+    """Open the labels whose candidates are ranked in place of the soft labels'.
 
     Raises:
         UserError: the variant ranks nothing; the labels are missing, with the command that makes them.
@@ -160,7 +160,7 @@ def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
     teacher = artifacts.read(folder, "teacher")
     if teacher.inputs.get("semantic_ids", ids.fingerprint) != ids.fingerprint:
         raise UserError(
-            f"The teacher at {folder} speaks the codewords of semantic_ids {teacher.inputs['semantic_ids']}, the "
-            f"student's are {ids.fingerprint}, at {ids.folder}: another codebook. Tune a teacher on these."
+            f"The teacher at {folder} was tuned on semantic_ids {teacher.inputs['semantic_ids']}, the student's are "
+            f"{ids.fingerprint}, at {ids.folder}: another codebook. Tune a teacher on these."
         )
     return {"init": teacher.fingerprint}

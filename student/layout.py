@@ -60,7 +60,7 @@ def layout_rows(
 
 
 def read_rows(values: np.ndarray, layout: Layout, group: np.ndarray) -> np.ndarray:
-    """Items of some rows, padded with PAD on the right [rows, items]."""
+    """Read the items of some rows, padded with PAD on the right [rows, items]."""
     column = np.arange(layout.lengths[group].max())
     inside = column < layout.lengths[group][:, None]
     index = np.minimum(layout.starts[group][:, None] + column, len(values) - 1)
@@ -68,21 +68,21 @@ def read_rows(values: np.ndarray, layout: Layout, group: np.ndarray) -> np.ndarr
 
 
 def examples_of_rows(layout: Layout, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Examples of some rows, row by row, and the row of each in the group; both [n]."""
+    """List the examples of some rows, row by row, and each one's row within the group; both [n]."""
     counts = np.diff(layout.first)[group]
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(layout.first[group], counts) + within, np.repeat(np.arange(len(group)), counts)
 
 
 def bucket_by_length(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Batches of row numbers with similar lengths, in random order."""
+    """Group rows of similar length into batches of row numbers, in random order."""
     order = np.argsort(lengths + 2 * rng.random(len(lengths)), kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
 def shard_rows(group: np.ndarray, process: int, processes: int, accumulation: int) -> list[np.ndarray]:
-    """A process's rows of a global batch, one part per accumulation step; parts may be empty.
+    """Return a process's rows of a global batch, one part per accumulation step; parts may be empty.
 
     Process r takes every `processes`-th row from the r-th on, and accumulation step a every `accumulation`-th of these.
     """
@@ -114,7 +114,7 @@ def sample_position(rows: np.ndarray, weights: np.ndarray, n_rows: int, rng: np.
 
 
 def group_by_row(rows: np.ndarray, weights: np.ndarray, n_rows: int) -> np.ndarray:
-    """Examples of each row that have a weight, padded with PAD [n_rows, groups].
+    """List each row's examples that have a weight, by number, padded with PAD [n_rows, groups].
 
     At least one group: with sharded weights all processes must call the same layers.
     """

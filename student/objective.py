@@ -39,24 +39,24 @@ class Scores(NamedTuple):
     rank_weights: Tensor | None = None
 
 
-def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, ranks: bool, settings: LossSettings) -> Tensor:
-    """Equation (8), (9), (11), (14), or one of these plus γ times (14).
+def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, with_ranking: bool, settings: LossSettings) -> Tensor:
+    """Compute the loss of a phase: equation (8), (9), (11) or (14), or one of the first three plus γ · (14), as (16).
 
     Args:
         model: the network, wrapped or not.
         loss: of the phase.
         batch: one-pass or not.
-        codes: of all items [items, levels].
-        ranks: whether the ranking loss has joined.
+        codes: codewords of all items [n_items, levels].
+        with_ranking: whether the ranking loss has joined (`rank_from`).
         settings: parameters of the losses.
 
     Returns:
         This process's part of the global batch's loss.
     """
-    batch, ranks = batch.to(codes.device), ranks and batch.rank_total > 0
+    batch, with_ranking = batch.to(codes.device), with_ranking and batch.rank_total > 0
     history = torch.where((batch.sequences != PAD)[..., None], codes[batch.sequences.clamp(min=0)], PAD)
     score = score_one_pass if batch.one_pass else score_prefixes
-    scores = score(model, history, batch, codes, ranks, settings)
+    scores = score(model, history, batch, codes, with_ranking, settings)
     value = 0 * scores.log_probs.sum()  # every process needs a graph, even with nothing to train
     if loss.generative is not None:
         example_losses = generative_loss(loss, scores, batch, settings)
@@ -69,7 +69,7 @@ def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, ranks: bool, sett
 
 
 def generative_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSettings) -> Tensor:
-    """Equation (8), (9) or (11) of each example [n]."""
+    """Compute equation (8), (9) or (11) for each example [n]."""
     if loss.generative == "nll":
         return losses.nll(scores.log_probs, scores.targets)
     if loss.generative == "smooth":
@@ -81,27 +81,31 @@ def generative_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSett
     return torch.where(batch.label_invalid, losses.nll(scores.log_probs, scores.targets), soft)
 
 
-def score_prefixes(model, history: Tensor, batch: Batch, codes: Tensor, ranks: bool, settings: LossSettings) -> Scores:
+def score_prefixes(
+    model, history: Tensor, batch: Batch, codes: Tensor, with_ranking: bool, settings: LossSettings
+) -> Scores:
     """Score each example by itself: its target, and the candidates if they are ranked.
 
     Args:
-        model, batch, codes, ranks, settings: as in `batch_loss`.
+        model, batch, codes, with_ranking, settings: as in `batch_loss`.
         history: codewords of the sequences, PAD for none [rows, items, levels].
     """
-    items = batch.candidates if ranks else batch.targets[:, None]
+    items = batch.candidates if with_ranking else batch.targets[:, None]
     codewords = codes[items.clamp(min=0)]
     log_probs = model(history, codewords, settings.scope)
     numbers = codeword_numbers(codewords, log_probs, settings.scope)
-    candidates = losses.sequence_score(log_probs, numbers, settings.eta) if ranks else None
+    candidates = losses.sequence_score(log_probs, numbers, settings.eta) if with_ranking else None
     return Scores(log_probs[:, 0], numbers[:, 0], candidates, items >= 0, batch.rank_weights)
 
 
-def score_one_pass(model, history: Tensor, batch: Batch, codes: Tensor, ranks: bool, settings: LossSettings) -> Scores:
+def score_one_pass(
+    model, history: Tensor, batch: Batch, codes: Tensor, with_ranking: bool, settings: LossSettings
+) -> Scores:
     """Score the target at every position of each window, and the candidates that are ranked.
 
     The reference candidate is scored from the window itself, so it is not repeated. Arguments as in `score_prefixes`.
     """
-    examples = batch.groups if ranks else None
+    examples = batch.ranked_examples if with_ranking else None
     if examples is None:
         log_probs, _ = model(history, None, settings.scope, Positions(batch.rows, batch.places))
         return Scores(log_probs, codeword_numbers(codes[batch.targets], log_probs, settings.scope))
@@ -121,7 +125,10 @@ def codeword_numbers(codes: Tensor, log_probs: Tensor, scope: str) -> Tensor:
 
 
 def spread_levels(teacher: Tensor) -> Tensor:
-    """Log-probabilities per level [n, levels, V] over all levels' codewords, −∞ elsewhere [n, levels, levels · V]."""
+    """Spread log-probabilities of each level [n, levels, V] over all levels' codewords [n, levels, levels · V].
+
+    Codewords of other levels get −∞.
+    """
     batch, levels, size = teacher.shape
     wide = teacher.new_full((batch, levels, levels, size), -torch.inf)
     diagonal = torch.arange(levels, device=teacher.device)
@@ -130,7 +137,7 @@ def spread_levels(teacher: Tensor) -> Tensor:
 
 
 def item_loss(model, loss: str, batch: ItemBatch, device: torch.device, settings: TeacherLossSettings) -> Tensor:
-    """Cross-entropy to the next items, plus γ times the losses over the teacher's candidates.
+    """Compute the cross-entropy to the next items, plus γ times the losses over the teacher's candidates.
 
     Args:
         model: a network over items, wrapped or not.
@@ -149,11 +156,11 @@ def item_loss(model, loss: str, batch: ItemBatch, device: torch.device, settings
     if loss != "ce" and batch.labelled:
         present = batch.candidates != PAD
         chosen = log_probs.gather(1, batch.candidates.clamp(min=0))
-        taught = torch.zeros(len(chosen), device=device)
+        teacher_losses = torch.zeros(len(chosen), device=device)
         if "rank" in loss:
-            taught = taught + losses.rank(chosen, settings.margin, present)
+            teacher_losses = teacher_losses + losses.rank(chosen, settings.margin, present)
         if "list" in loss:
             scores = (batch.scores / settings.temperature).masked_fill(~present, -1e9)
-            taught = taught - (torch.softmax(scores, dim=-1) * present * chosen).sum(-1)
-        value = value + settings.gamma * (taught * present.any(1)).sum() / batch.labelled
+            teacher_losses = teacher_losses - (torch.softmax(scores, dim=-1) * present * chosen).sum(-1)
+        value = value + settings.gamma * (teacher_losses * present.any(1)).sum() / batch.labelled
     return batch.weight * value

@@ -88,18 +88,20 @@ def build_student(config: Config, variant: Variant, folders: list[Path], acc: Ac
     item_ids, titles = (dataset.items[name].to_pylist() for name in ("item_id", "title"))
     recommender = Recommender(model, ids.codes, item_ids, titles, facts=facts)
     adapters = f" ({sum(p.numel() for p in trainable_state(model).values()):,} train)" if config.lora_rank else ""
-    log.info(f"{config.variant}: {size(model):,} parameters{adapters}, {samplers['retriever'].total:,} examples")
+    log.info(
+        f"{config.variant}: {count_parameters(model):,} parameters{adapters}, {samplers['retriever'].total:,} examples"
+    )
 
-    def loss_of(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
+    def make_loss(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
         def compute(model: nn.Module, batch: Batch, done: float) -> Tensor:
-            ranks = loss.rank and (loss.generative is None or done >= config.rank_from)
-            return batch_loss(model, loss, batch, recommender.codes, ranks, config)
+            with_ranking = loss.rank and (loss.generative is None or done >= config.rank_from)
+            return batch_loss(model, loss, batch, recommender.codes, with_ranking, config)
 
         return compute
 
     schedules = {"retriever": (config.epochs, config.lr), "ranker": (config.ranker_epochs, config.ranker_lr)}
     phases = [
-        Phase(name, f"{config.variant} {name}", *schedules[name], samplers[name], loss_of(loss))
+        Phase(name, f"{config.variant} {name}", *schedules[name], samplers[name], make_loss(loss))
         for name, loss in variant.phases.items()
     ]
     return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width)
@@ -126,7 +128,7 @@ def build_item_model(config: BaselineConfig, folders: list[Path], acc: Accelerat
         model = network(sizes(dataset.n_items, **chosen)).to(acc.device)
     facts = {name: getattr(config, name) for name in ("network", "loss", "seed")}
     facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
-    log.info(f"{config.network}: {size(model):,} parameters, {len(windows.inputs):,} sequences")
+    log.info(f"{config.network}: {count_parameters(model):,} parameters, {len(windows.inputs):,} sequences")
 
     def compute(model: nn.Module, batch: ItemBatch, _: float) -> Tensor:
         return item_loss(model, config.loss, batch, acc.device, config)
@@ -166,11 +168,11 @@ def build_sampler(
 
 
 def validation_users(dataset: Dataset, max_history: int, settings: ValidationSettings) -> Examples:
-    """The same random validation users in every run."""
+    """Draw the validation users, the same in every run."""
     valid = dataset.examples("valid", max_history)
     return valid.take(np.random.default_rng(0).permutation(len(valid))[: settings.valid_users])
 
 
-def size(model: torch.nn.Module) -> int:
-    """Number of parameters."""
+def count_parameters(model: torch.nn.Module) -> int:
+    """Count the parameters of a network."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -27,7 +27,7 @@ class ExampleIndex:
         self._keys = self.keys(self.users, self.positions)
 
     def keys(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """One sortable number per example [n]."""
+        """Encode each example as one sortable number [n]."""
         return users.astype(np.int64) * self._width + positions
 
     def find(self, users: np.ndarray, positions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +39,22 @@ class ExampleIndex:
         keys = self.keys(users, positions)
         numbers = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return numbers, (self._keys[numbers] == keys) & (self.targets[numbers] == targets)
+
+    def find_labelled(
+        self, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, labels: LabelStore
+    ) -> np.ndarray:
+        """Look up the numbers of labelled examples [n].
+
+        Raises:
+            UserError: some are no training examples; the message names the labels.
+        """
+        numbers, known = self.find(users, positions, targets)
+        if not known.all():
+            raise UserError(
+                f"{labels.artifact.folder} labels targets that are no training examples of this data set: "
+                "another data set, or another split of it."
+            )
+        return numbers
 
 
 class PriorLists:

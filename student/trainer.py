@@ -75,7 +75,7 @@ def end_processes_at_exit() -> None:
 
 
 class PhaseTrainer:
-    """Trains one of the recommender's models and leaves it at its best epoch.
+    """Trains one of the recommender's models and keeps the weights of its best epoch.
 
     Args:
         phase: which model, by which loss, on which batches.
@@ -101,7 +101,7 @@ class PhaseTrainer:
         self.progress = self.checkpoints.restore()
         if phase.name == "ranker" and self.progress.best_state is None:
             self.progress.best = self.validate()  # a ranker has to beat the retriever's own order
-            self.progress.best_state = weights(self.model)
+            self.progress.best_state = copy_trained_weights(self.model)
         total = phase.sampler.total
         self.bar = progress_bar(
             total=phase.epochs * total, initial=self.progress.epoch * total + self.progress.counted, desc=phase.title,
@@ -128,7 +128,7 @@ class PhaseTrainer:
             progress.curve.append(row)
             progress.epoch, progress.batch, progress.loss, progress.counted = epoch + 1, 0, 0.0, 0
             if quality > progress.best:
-                progress.best, progress.best_state, progress.waited = quality, weights(self.model), 0
+                progress.best, progress.best_state, progress.waited = quality, copy_trained_weights(self.model), 0
             else:
                 progress.waited += 1
         self.bar.close()
@@ -170,14 +170,14 @@ class PhaseTrainer:
                     self.show(batch.count, waited=batches.waited / (time.perf_counter() - started))
 
     def validate(self) -> float:
-        """NDCG@10 of the validation users, on all processes."""
+        """Compute NDCG@10 over the validation users of all processes."""
         student = self.student
         return validate(student.recommender, self.model, student.valid, self.acc, student.width)
 
     def mean_loss(self) -> float:
-        """Mean of the epoch's losses over its examples, on all processes."""
-        share = torch.tensor(self.progress.loss, dtype=torch.float64, device=self.acc.device)
-        return self.acc.reduce(share, "sum").item() / self.progress.counted
+        """Compute the mean loss of the epoch over the examples of all processes."""
+        process_sum = torch.tensor(self.progress.loss, dtype=torch.float64, device=self.acc.device)
+        return self.acc.reduce(process_sum, "sum").item() / self.progress.counted
 
     def log(self, values: dict[str, float]) -> None:
         """Add to the phase's curves."""
@@ -192,7 +192,12 @@ class PhaseTrainer:
 
 
 def learning_rate(done: float, warmup: float) -> float:
-    """Learning rate as a share of its peak: linear warm-up, then a cosine; `done` is the share of the training."""
+    """Compute the learning rate as a share of its peak: linear warm-up, then a cosine.
+
+    Args:
+        done: share of the training that is done, from 0 to 1.
+        warmup: share of the training in which the rate rises.
+    """
     if done < warmup:
         return done / warmup
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) if warmup < 1 else 1.0
@@ -206,46 +211,46 @@ def validate(
     acc: Accelerator,
     width: int,
 ) -> float:
-    """NDCG@10 of the recommended lists; each process recommends to its share of the users.
+    """Compute NDCG@10 over the validation users, who are divided among the processes.
 
-    A copy of the model recommends, unless the model is large and whole: an engine that keeps weights in pieces would
-    gather them at every call.
+    A copy of the model is used, because a sharding engine would gather the weights at every call. A large model that is
+    not sharded is used as it is.
 
     Args:
-        recommender: see there.
-        model: the recommender's model in training.
-        valid: the users.
+        recommender: holds the model.
+        model: the one of its models that is being trained.
+        valid: the validation users.
         acc: the Accelerator.
         width: items per list.
     """
-    whole = model.eval() if is_in_place(model) else copy_whole(model, acc)
+    validated = model.eval() if is_in_place(model) else copy_whole(model, acc)
     models = recommender.model, recommender.ranker
-    recommender.model, recommender.ranker = (whole if other is model else other for other in models)
-    share = valid.take(slice(acc.process_index, None, acc.num_processes))
-    lists, _ = recommender.rank_items(share.histories, width, recommender.facts["exclude_bought"])
+    recommender.model, recommender.ranker = (validated if each is model else each for each in models)
+    users = valid.take(slice(acc.process_index, None, acc.num_processes))
+    lists, _ = recommender.rank_items(users.histories, width, recommender.facts["exclude_bought"])
     recommender.model, recommender.ranker = models
-    total = torch.tensor(ndcg(hit_ranks(lists, share.targets), 10).sum(), dtype=torch.float64, device=acc.device)
+    total = torch.tensor(ndcg(hit_ranks(lists, users.targets), 10).sum(), dtype=torch.float64, device=acc.device)
     return acc.reduce(total, "sum").item() / len(valid)
 
 
 def active_model(phase: str, recommender: Recommender | ItemRecommender) -> torch.nn.Module:
-    """The recommender's model that a phase trains."""
+    """Return the recommender's model that a phase trains."""
     return recommender.ranker if phase == "ranker" else recommender.model
 
 
-def weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Copy the weights that train to the CPU of every process; called by all."""
+def copy_trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Copy the trainable weights to the CPU of every process; all processes must call it."""
     with gathered(model):
         return {name: value.detach().cpu().clone() for name, value in trainable_state(model).items()}
 
 
 def copy_whole(model: torch.nn.Module, acc: Accelerator) -> torch.nn.Module:
-    """Copy a model, whose weights an engine may keep in pieces, whole to this process; called by all."""
+    """Copy a model to this process, gathering its weights where they are sharded; all processes must call it."""
     with unsharded(acc):
-        whole = type(model)(model.config)
+        copied = type(model)(model.config)
     with gathered(model):
-        whole.load_state_dict(model.state_dict())
-    return whole.to(acc.device).eval()
+        copied.load_state_dict(model.state_dict())
+    return copied.to(acc.device).eval()
 
 
 def clone_for_ranker(model: torch.nn.Module, acc: Accelerator) -> torch.nn.Module:
@@ -256,7 +261,7 @@ def clone_for_ranker(model: torch.nn.Module, acc: Accelerator) -> torch.nn.Modul
 
 
 def is_in_place(model: torch.nn.Module) -> bool:
-    """Whether the model is whole on this process and too large to be copied needlessly."""
+    """Tell whether the model is used without a copy: it is large, and not sharded."""
     sharded = any(hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor") for parameter in model.parameters())
     return getattr(model, "in_place", False) and not sharded
 
@@ -268,7 +273,7 @@ def restore_best(
     best_state: dict[str, Tensor],
     acc: Accelerator,
 ) -> None:
-    """Put the best epoch's weights into the recommender, and free the engine; called by all."""
+    """Put the best epoch's weights into the recommender, and free the engine; all processes must call it."""
     model = active_model(phase, recommender)
     if is_in_place(model) and acc.distributed_type.value not in SHARDED:
         best = acc.unwrap_model(wrapped, keep_fp32_wrapper=False)
@@ -282,11 +287,11 @@ def restore_best(
 
 def finished_phase(phase: Phase, recommender: Recommender | ItemRecommender, folder: Path) -> Curve | None:
     """Load what `save_phase` wrote in a run that broke off in a later phase; None if the phase is not finished."""
-    done = folder / f"{phase.name}-done.safetensors"
-    if not done.is_file():
+    path = folder / f"{phase.name}-done.safetensors"
+    if not path.is_file():
         return None
     model = active_model(phase.name, recommender)
-    model.load_state_dict(load_file(done), strict=False)
+    model.load_state_dict(load_file(path), strict=False)
     model.eval()
     return json.loads((folder / f"{phase.name}-curve.json").read_text())
 
@@ -294,9 +299,10 @@ def finished_phase(phase: Phase, recommender: Recommender | ItemRecommender, fol
 def save_phase(phase: Phase, recommender: Recommender | ItemRecommender, curve: Curve, folder: Path) -> None:
     """Save the curve and the trained weights of a finished phase; the weights last, whole or not at all."""
     write_json(folder / f"{phase.name}-curve.json", curve)
-    done = folder / f"{phase.name}-done.safetensors"
-    save_file(weights(active_model(phase.name, recommender)), done.with_suffix(".partial"))
-    done.with_suffix(".partial").replace(done)
+    path = folder / f"{phase.name}-done.safetensors"
+    partial = path.with_suffix(".partial")
+    save_file(copy_trained_weights(active_model(phase.name, recommender)), partial)
+    partial.replace(path)
 
 
 def save(recommender: Recommender | ItemRecommender, curves: dict[str, Curve], folder: Path, acc: Accelerator) -> None:
@@ -306,5 +312,6 @@ def save(recommender: Recommender | ItemRecommender, curves: dict[str, Curve], f
             path.unlink()
     with unsharded(acc):  # adapters are merged into a newly built model
         recommender.save_pretrained(folder)
-    several = isinstance(recommender, Recommender)  # an item model has one phase, and its file one curve
-    write_json(folder / "curve.json", curves if several else next(iter(curves.values())))
+    # a codeword student has a curve for each phase; an item model has one phase, and its file one curve
+    by_phase = isinstance(recommender, Recommender)
+    write_json(folder / "curve.json", curves if by_phase else next(iter(curves.values())))

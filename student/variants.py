@@ -70,7 +70,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def find(name: str, labels: str = "ref") -> Variant:
+def find(name: str, labels: Literal["ref", "top", "random", "rank"] = "ref") -> Variant:
     """Find a variant by name, with the targets of the alignment study (4.6).
 
     Args:
@@ -90,7 +90,7 @@ def find(name: str, labels: str = "ref") -> Variant:
         return Variant(Loss(None, rank=True))
     if variant.ranker or variant.retriever.rank or variant.retriever.generative == "distill":
         raise UserError(
-            f"--labels {labels} gives {name} another target, but its labels lie along the real one; "
+            f"--labels {labels} gives {name} another target, but its labels are of the real next item's codewords; "
             "take --variant tiger or smooth."
         )
     return Variant(replace(variant.retriever, target=labels))

@@ -5,8 +5,7 @@
 - `items.parquet`: item_id, title, description, brand, categories; row number = item number. If items were withheld from
   training, a boolean column `withheld` marks them.
 - `sequences.parquet`: user_id, items (dense item numbers in time order), timestamps or null. If the data set is split
-by
-  time, train_end and valid_end say where these parts end in the sequence; otherwise the split is leave-one-out.
+  by time, train_end and valid_end say where these parts end in the sequence; otherwise the split is leave-one-out.
 
 Only `Dataset.training_sequences` and `Dataset.examples` use the split.
 """

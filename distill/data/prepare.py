@@ -52,16 +52,15 @@ class PreparedData:
 
 
 def reader_options(settings: PrepareSettings) -> Options:
-    """Fill in the defaults of the format."""
+    """Turn the settings into a reader's options, with the format's defaults where a setting is not given."""
     names = ("rating_column", "duplicates", "k_core", "clean_html")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}
     filled = sources.DEFAULTS.get(settings.format, {}) | given
     core = filled.pop("k_core", 0)
     item_core = core if settings.item_core is None else settings.item_core
-    unchanged = {field.name for field in fields(Options)} - {*names, "user_core", "item_core"}
-    return Options(
-        user_core=core, item_core=item_core, **filled, **{name: getattr(settings, name) for name in unchanged}
-    )
+    without_default = {field.name for field in fields(Options)} - {*names, "user_core", "item_core"}
+    copied = {name: getattr(settings, name) for name in without_default}
+    return Options(user_core=core, item_core=item_core, **filled, **copied)
 
 
 def raw_identity(settings: PrepareSettings) -> dict[str, Any]:
@@ -91,9 +90,9 @@ def prepare(settings: PrepareSettings) -> PreparedData:
     check_unique(source.items["item_id"], "item", source.origin)
     check_unique(source.user_ids, "user", source.origin)
     by_time = settings.split == "global_cut"
-    least, name = (MIN_LENGTH_CUT, "global_cut") if by_time else (MIN_LENGTH, "leave-one-out")
+    min_length, split = (MIN_LENGTH_CUT, "global_cut") if by_time else (MIN_LENGTH, "leave-one-out")
     n_users = len(source.user_ids)
-    source = without_short_users(source, settings.short_users, least, name)
+    source = without_short_users(source, settings.short_users, min_length, split)
     short_users = n_users - len(source.user_ids)
     ends = _cut(source, *moments) if by_time else leave_one_out(source.offsets)
     withheld = None
@@ -140,9 +139,9 @@ def _cut(source: Source, valid_from: float, test_from: float) -> np.ndarray:
 
 def _withhold(source: Source, ends: np.ndarray, withheld: np.ndarray, min_train: int) -> tuple[Source, np.ndarray]:
     keep, ends = remove_from_training(source.values, source.offsets, ends, withheld, min_train)
-    rest = source.take(np.flatnonzero(keep))
+    kept = source.take(np.flatnonzero(keep))
     log.info(
         f"withheld {withheld.sum():,} of {len(withheld):,} items: left out {(~keep).sum():,} of {len(keep):,} "
-        f"interactions and {len(source.user_ids) - len(rest.user_ids):,} users with nothing else to train on"
+        f"interactions and {len(source.user_ids) - len(kept.user_ids):,} users with nothing else to train on"
     )
-    return rest, ends
+    return kept, ends

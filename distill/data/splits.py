@@ -17,11 +17,15 @@ def assign_folds(users: np.ndarray, folds: int) -> np.ndarray:
 
 
 def leave_one_out(offsets: np.ndarray) -> np.ndarray:
-    """Return where training and validation end in each sequence: before its last two items, and its last one [users,
-    2].
+    """Return the positions in each sequence where its training part and its validation part end.
+
+    The validation target is the item before the last, the test target the last.
 
     Args:
         offsets: start of each sequence [users + 1].
+
+    Returns:
+        [users, 2].
     """
     lengths = np.diff(offsets)
     return np.stack([lengths - 2, lengths - 1], axis=1)

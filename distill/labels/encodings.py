@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from distill.labels.schema import Columns, Rows
+
+
+class Encoding(Protocol):
+    """The interface of an encoding: a class with two functions."""
+
+    @staticmethod
+    def encode(log_probs: np.ndarray) -> Columns:
+        """Encode log-probabilities, float32 [n, V], as columns of n rows."""
+        ...
+
+    @staticmethod
+    def decode(columns: Columns, size: int) -> np.ndarray:
+        """Decode to float32 [n, V], V = `size`."""
+        ...
 
 
 class Fp16:
@@ -80,11 +96,11 @@ class TopK:
         return log_probs
 
 
-ENCODINGS = {"fp16": Fp16, "u8": U8, "topk+tail": TopK}
+ENCODINGS: dict[str, type[Encoding]] = {"fp16": Fp16, "u8": U8, "topk+tail": TopK}
 
 
 def kl(log_probs: np.ndarray, encoding: str) -> float:
-    """Mean KL in nats from the labels to their decoded form, both normalised over the codewords.
+    """Compute the mean KL in nats from the labels to their decoded form, both normalised over the codewords.
 
     Args:
         log_probs: [n, levels, V].
@@ -100,7 +116,7 @@ def kl(log_probs: np.ndarray, encoding: str) -> float:
 
 
 def column_names(encoding: str) -> list[str]:
-    """Names of an encoding's columns, without the level."""
+    """List the names of an encoding's columns, without the level."""
     return list(ENCODINGS[encoding].encode(np.zeros((1, 1), np.float32)))
 
 

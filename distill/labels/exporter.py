@@ -44,10 +44,10 @@ class Exporter:
         labeller: the teacher.
         examples: what is labelled, users one after the other.
         ids: the semantic IDs.
-        request: what the teacher is asked for.
+        request: beam width, candidates, scope.
         settings: encoding, size of the shards, and this process's part of them.
         split: the examples' split.
-        sources: what the index says about the teachers and the inputs.
+        sources: facts for the index about the teachers and the inputs.
     """
 
     labeller: Labeller
@@ -152,13 +152,13 @@ class Exporter:
         return "\n".join(f"{name:20} {value}" for name, value in rows.items())
 
     def _columns(self, examples: Examples, labels: Labels) -> tuple[Any, ...]:
-        """Arguments of `encode_shard`."""
+        """Collect the arguments of `encode_shard`."""
         codes = self.ids.codes[examples.targets]
         return examples, codes, labels.candidates, labels.scores, labels.log_probs, self.settings.encoding
 
 
 def select_examples(dataset: Dataset, settings: ExampleSettings, max_history: int) -> Examples:
-    """Take the examples that the settings ask for.
+    """Select the examples that the settings name.
 
     Raises:
         UserError: there are none, or a target has no history.
@@ -179,8 +179,8 @@ def sample_of_users(examples: Examples, size: int) -> Examples:
     users, first = np.unique(examples.users, return_index=True)
     ends = np.append(first[1:], len(examples))
     order = np.random.default_rng(0).permutation(len(users))
-    enough = 1 + np.searchsorted(np.cumsum((ends - first)[order]), size)
-    rows = np.concatenate([np.arange(first[user], ends[user]) for user in np.sort(order[:enough])])
+    n_users = 1 + np.searchsorted(np.cumsum((ends - first)[order]), size)
+    rows = np.concatenate([np.arange(first[user], ends[user]) for user in np.sort(order[:n_users])])
     return examples.take(rows[:size])
 
 
@@ -224,7 +224,7 @@ def join(queue: ShardQueue, overwrite: bool, number: int, processes: int) -> boo
 
 
 def is_complete(job: ArtifactJob) -> bool:
-    """Whether the set is finished and no shard was cut or altered since.
+    """Tell whether the set is finished and no shard was cut or altered since.
 
     Raises:
         SystemExit: with --check, if it is not.
@@ -255,7 +255,8 @@ class LabelProgress(progress_bar):
 
     def update(self, n: float | None = 1) -> bool | None:
         """Count n more targets."""
-        counted, shown = self.counters(), {}
+        counted: dict[str, int] = self.counters()
+        shown: dict[str, str] = {}
         if "tokens" in counted:
             shown["tokens_s"] = f"{counted['tokens'] / (time.time() - self.started):,.0f}"
         if counted.get("cached_tokens"):

@@ -63,17 +63,22 @@ def push(folder: Path, name: str) -> None:
 
 
 def load(name: str, decode: bool = True, **options: Any) -> Any:
-    """Load a pushed set as a `datasets.Dataset`.
+    """Load a set of labels as a `datasets.Dataset`.
 
     Args:
-        name: USER/NAME on the hub, or a folder, as for `push`.
+        name: USER/NAME on the hub; or the folder of a set, pushed or just exported, as a path (see `push`).
         decode: decode rows when they are read (`decoder`); False: the columns as stored (distill/labels/schema.py).
         options: for `datasets.load_dataset`.
     """
     from datasets import load_dataset
 
-    source = str(Path(name).expanduser()) if is_local(name) else name
-    dataset = load_dataset(source, split="train", **options)
+    if is_local(name):  # named file by file: without a card, `datasets` takes the format that most files have
+        shards = sorted(str(path) for path in (Path(name).expanduser() / "data").glob("*.parquet"))
+        if not shards:
+            raise UserError(f"{name} holds no soft labels: no data/*.parquet in it.")
+        dataset = load_dataset("parquet", data_files=shards, split="train", **options)
+    else:
+        dataset = load_dataset(name, split="train", **options)
     return dataset.with_transform(decoder(read_index(name, options.get("revision")))) if decode else dataset
 
 
@@ -115,7 +120,7 @@ def read_index(name: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def is_local(name: str) -> bool:
-    """Whether a name is a path rather than a name on the hub."""
+    """Tell whether a name is a path rather than a name on the hub."""
     return name.startswith(("/", "./", "../", "~"))
 
 

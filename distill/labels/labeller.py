@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from distill.data.dataset import PAD, Examples
 
+Scope = Literal["level", "all"]
 Progress = Callable[[int], object]  # called with the number of examples labelled since the last call
 
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """What a teacher is asked for.
+    """What the export requests of a teacher.
 
     Attributes:
         width: beam width.
@@ -28,7 +29,7 @@ class LabelRequest:
     width: int = 25
     keep: int = 16
     exclude_bought: bool = True
-    scope: str = "level"
+    scope: Scope = "level"
     constrained: bool = True
 
 
@@ -70,7 +71,7 @@ class Labeller(Protocol):
 def correct(
     beams: np.ndarray, scores: np.ndarray, targets: np.ndarray, target_scores: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Equation (15)'s Correct: put the reference first, then the valid beams without it, in order.
+    """Apply equation (15)'s Correct: the reference first, then the valid beams without it, in order.
 
     Args:
         beams: item numbers, -1 for none [n, width].
@@ -114,7 +115,7 @@ def concatenate_labels(parts: Sequence[Labels], order: np.ndarray | None = None)
         parts: the labels.
         order: rows of the joined labels in the order wanted; None: as they come.
     """
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in (field.name for field in fields(Labels)):
         values = [getattr(part, name) for part in parts]
         known = all(value is not None for value in values)

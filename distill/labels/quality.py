@@ -40,7 +40,7 @@ def shard_quality(examples: Examples, labels: Labels, ids: SemanticIDs, request:
 
 
 def level_entropies(log_probs: np.ndarray, ids: SemanticIDs, scope: str) -> tuple[np.ndarray, np.ndarray]:
-    """Entropy in nats of each position's own level, normalised, and the mass that the level has; both [n, levels].
+    """Compute the entropy in nats of each level's normalised distribution, and the level's mass; both [n, levels].
 
     Args:
         log_probs: [n, levels, V].
@@ -69,7 +69,7 @@ def ranks_by_score(scores: np.ndarray) -> np.ndarray:
 
 
 def mean_quality(shards: list[dict[str, float]]) -> dict[str, float]:
-    """Means over all examples; the reference's rank over those whose beams hold it."""
+    """Average over all examples; the reference's rank is averaged over those whose beams hold it."""
     total = sum(shard["targets"] for shard in shards)
     sums = {key: sum(shard[key] for shard in shards) for key in shards[0]}
     means = {key: value / total for key, value in sums.items() if key != "targets"}

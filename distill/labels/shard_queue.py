@@ -3,7 +3,7 @@
 Locks are the operating system's (flock), so a process that dies leaves nothing locked. No result depends on which
 process made which shard: a run may be killed, divided differently and started again any number of times.
 
-Why not the `filelock` library: its path locks replace flock by marker files where flock is missing, and a marker
+The `filelock` library is not used: its path locks replace flock by marker files where flock is missing, and a marker
 outlives a killed process; its shared locks are SQLite databases, while the presence lock here is a shared lock on a
 file that moves with the working folder.
 """
@@ -104,21 +104,21 @@ class ShardQueue:
         return discarded
 
     def record(self, number: int) -> Record | None:
-        """A shard's record; None while it is unfinished."""
+        """Read a shard's record; None while it is unfinished."""
         try:
             return json.loads(self._record_path(number).read_text())
         except (FileNotFoundError, ValueError):
             return None
 
     def count_finished(self) -> int:
-        """How many shards are finished."""
+        """Count the finished shards."""
         return sum(self.record(number) is not None for number in range(self.shard_count))
 
     def make_shards(self, numbers: Sequence[int], make: Callable[[int], Record]) -> bool:
-        """Make the unfinished shards: first those that nobody works on, then those whose owners died meanwhile.
+        """Make the unfinished shards: first those that no process works on, then those of processes that died.
 
         Args:
-            numbers: the shards to look after.
+            numbers: the shards to make.
             make: writes a shard and returns its record.
 
         Returns:
@@ -169,13 +169,14 @@ class ShardQueue:
         with exclusive(self.lock_path):
             if not self.folder.is_dir():
                 return True  # another process was faster
-            records = [self.record(number) for number in range(self.shard_count)]
-            if None in records:
+            read = [self.record(number) for number in range(self.shard_count)]
+            records = [record for record in read if record is not None]
+            if len(records) < self.shard_count:
                 return False
             write(records)
             removed = self.folder.with_suffix(".tmp")
             shutil.rmtree(removed, ignore_errors=True)
-            os.replace(self.folder, removed)  # in one step: nobody sees some of the records without the others
+            os.replace(self.folder, removed)  # in one step: no process sees only some of the records
             remove_folder(removed)  # a run that is killed from here on reads the records from the index
             for path in self.job.partial.rglob("*.tmp"):
                 path.unlink()
@@ -191,13 +192,13 @@ class ShardQueue:
         return record is not None and not self.is_intact(self.job.partial, record)
 
     def _damaged_in(self, folder: Path) -> bool:
-        """Whether a finished artifact has a shard that was cut or altered."""
+        """Tell whether a finished artifact has a shard that was cut or altered."""
         return any(not self.is_intact(folder, record) for record in self.recorded(folder))
 
     def _refuse_if_in_use(self) -> None:
         """Raise a UserError if a process works in the working folder.
 
-        The answer holds as long as `lock_path` is locked: nobody can join meanwhile.
+        While `lock_path` is locked no other process can join, so the result remains true.
         """
         identity = self.job.partial / IDENTITY
         if not identity.is_file():
@@ -274,7 +275,7 @@ def flock_exclusive(file: IO, wait: bool) -> bool:
 
 
 def same_file(path: Path, file: IO) -> bool:
-    """Whether the name still belongs to the open file."""
+    """Tell whether the path still names the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.dataset import Examples
 from distill.labels.encodings import decode_level
 from distill.labels.schema import INDEX, INDEX_SCHEMA, Columns, Rows
 from distill.labels.writer import read_shard
@@ -47,35 +46,22 @@ class LabelBlock:
         return len(self.users)
 
     def candidates(self, rows: Rows = slice(None)) -> np.ndarray:
-        """Item numbers of the candidates, the reference first, padded with -1 [m, keep]."""
+        """Return the item numbers of the candidates, the reference first, padded with -1 [m, keep]."""
         return self.columns["candidates"][rows].astype(np.int64)
 
     def scores(self, rows: Rows = slice(None)) -> np.ndarray:
-        """log P(v|S) of the candidates, −∞ for padding [m, keep]."""
+        """Return log P(v|S) of the candidates, −∞ for padding [m, keep]."""
         return self.columns["candidate_scores"][rows]
 
     def log_probs(self, rows: Rows = slice(None)) -> np.ndarray:
-        """Log-probabilities of the codewords over the teacher's whole vocabulary, float16 [m, levels, V]."""
+        """Decode the log-probabilities of the codewords, float16 [m, levels, V].
+
+        They are normalised over the teacher's whole vocabulary.
+        """
         log_probs = np.empty((len(self.targets[rows]), self.levels, self.size), np.float16)
         for level in range(self.levels):
             log_probs[:, level] = decode_level(self.columns, self.encoding, level, self.size, rows)
         return log_probs
-
-    def rows_of(self, examples: Examples) -> np.ndarray:
-        """Find the row of each example's label, -1 where it has none [n].
-
-        Raises:
-            UserError: a label's target differs from the example's.
-        """
-        width = int(max(self.positions.max(), examples.positions.max())) + 1
-        keys = self.users.astype(np.int64) * width + self.positions
-        order = np.argsort(keys)
-        wanted = examples.users.astype(np.int64) * width + examples.positions
-        place = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
-        rows = np.where(keys[order][place] == wanted, order[place], -1)
-        if ((rows >= 0) & (self.targets[rows] != examples.targets)).any():
-            raise UserError("The soft labels have other targets than the data set: they belong to another one.")
-        return rows
 
 
 @dataclass(frozen=True)
@@ -163,7 +149,8 @@ class LabelStore:
         """
         shards = self.index["shards"]
         order = range(len(shards)) if rng is None else rng.permutation(len(shards))
-        pending, rows = [], 0
+        pending: list[dict[str, Any]] = []
+        rows = 0
         for number in order:
             if pending and rows + shards[number]["rows"] > buffer_rows:
                 yield self._block(pending)
@@ -183,13 +170,13 @@ class LabelStore:
 
     def _block(self, shards: list[dict[str, Any]]) -> LabelBlock:
         columns = self._columns(shards)
-        keys = [columns.pop(name) for name in ("user", "position", "target")]
+        users, positions, targets = (columns.pop(name) for name in ("user", "position", "target"))
         size = self.codebook_size * (self.levels if self.scope == "all" else 1)
-        return LabelBlock(*keys, self.index["encoding"], size, self.levels, columns)
+        return LabelBlock(users, positions, targets, self.index["encoding"], size, self.levels, columns)
 
 
 def export_command(artifact: Artifact) -> str:
-    """The command that made a set of labels, without the options of a single call (--overwrite, --shard, ...).
+    """Return the command that made a set of labels, without the options of a single call (--overwrite, --shard, ...).
 
     Args:
         artifact: of kind soft_labels. The command is taken from its manifest; a set that was made from Python gets the

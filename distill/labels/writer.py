@@ -125,7 +125,7 @@ def write_shard(path: Path, examples: Examples, *labels: Any) -> dict[str, Any]:
 
 
 def is_intact(folder: Path, shard: dict[str, Any]) -> bool:
-    """Whether a shard's file has the checksum of its record in the index."""
+    """Tell whether a shard's file has the checksum of its record in the index."""
     try:
         with open(Path(folder) / "data" / shard["file"], "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == shard["sha256"]

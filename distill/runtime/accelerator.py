@@ -126,7 +126,7 @@ def share(batches: list, acc: Accelerator) -> list:
 
 
 def _tracker(name: str) -> str | None:
-    """The tracker as Accelerate takes it.
+    """Return the tracker in the form that Accelerate takes.
 
     Raises:
         UserError: unknown or not installed.

@@ -1,6 +1,6 @@
 """Artifacts: folders with a manifest, written whole or not at all.
 
-Every job reads artifacts and writes one. `ArtifactJob` answers "is this work already done?" and makes sure that a
+Every job reads artifacts and writes one. `ArtifactJob` tells whether the work is already done and makes sure that a
 killed run leaves the old artifact, or none, never half of one. A folder without `manifest.json` is unfinished.
 """
 
@@ -129,8 +129,8 @@ def check_agreement(*artifacts: Artifact) -> None:
             if expected != actual:
                 remedies = sorted({command_for(each.kind, each.folder) for each in (first, artifact)})
                 raise UserError(
-                    f"{first.folder} and {artifact.folder} do not belong together: the first goes with {name} "
-                    f"{expected}, the second with {name} {actual}. Make again the one that is out of date: "
+                    f"{first.folder} and {artifact.folder} do not belong together: the first was made from {name} "
+                    f"{expected}, the second from {name} {actual}. Make again the one that is out of date: "
                     + " or ".join(remedies)
                 )
 
@@ -140,9 +140,9 @@ class ArtifactJob:
 
     Args:
         kind: of the artifact, a key of `COMMANDS`.
-        config: a dataclass. Fields of type Path and those with `metadata={"identity": False}` say where and how,
-            not what: changing them does not make finished work stale. With `check` (`config.JobSettings`) the job is
-            only asked whether it is finished.
+        config: a dataclass. Fields of type Path and those with `metadata={"identity": False}` do not decide the
+            result: changing them does not make finished work stale. With `check` (`config.JobSettings`) the job only
+            tells whether it is finished.
         output: the folder to write.
         inputs: the artifacts read; checked for agreement.
         extra: further facts that decide the result (sizes and times of raw files).
@@ -252,7 +252,7 @@ class ArtifactJob:
         _write_text(folder / IDENTITY, json.dumps(self.identity, sort_keys=True))
 
     def unfinished_identity(self) -> dict[str, Any] | None:
-        """The identity of the working folder that a killed run left; None where there is none."""
+        """Read the identity of the working folder that a killed run left; None where there is none."""
         with contextlib.suppress(OSError, ValueError):
             return json.loads((self.partial / IDENTITY).read_text())
         with contextlib.suppress(OSError, ValueError, KeyError):  # killed between the last two steps of `finish`
@@ -310,7 +310,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _placement_fields(config: Any) -> set[str]:
-    """Fields that say where and how, not what."""
+    """List the fields that do not change the result: paths, devices, batch sizes of inference."""
     return {
         field.name
         for field in dataclasses.fields(config)

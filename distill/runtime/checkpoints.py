@@ -157,7 +157,7 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _by_launch(self) -> tuple[list[Path], list[Path]]:
-        """The checkpoints that this launch can load, and the others; oldest first."""
+        """List the checkpoints that this launch can load, and the others; oldest first."""
         usable: list[Path] = []
         unusable: list[Path] = []
         for path in self.all():
@@ -216,7 +216,7 @@ class Checkpoints:
         return of_deepspeed if has_frozen and self.acc.distributed_type.value == "DEEPSPEED" else {}
 
     def _optimizer_state(self) -> dict[str, torch.Tensor]:
-        """The optimiser's tensors by PARAMETER/KEY."""
+        """Collect the optimiser's tensors by PARAMETER/KEY."""
         states = self.optimizer.state
         return {
             f"{name}/{key}": value
@@ -251,7 +251,7 @@ def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkp
         kept = checkpoints.all()
         hint = f" The last checkpoint is {kept[-1]}." if kept else ""
         message = f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{hint}"
-        raise UserError(message, everyone=False)
+        raise UserError(message, on_all_processes=False)
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def command_for(kind: str, folder: Path, *options: str) -> str:
 
 
 def _default_place(kind: str, folder: Path) -> tuple[Path | None, str]:
-    """The run whose artifact lies at its kind's default place, None elsewhere; the program and its subject."""
+    """Return the run if the artifact lies at its kind's default place, else None; and the program with its subject."""
     program, name = COMMANDS[kind], folder.name
     if kind not in ("student", "baseline"):
         return (folder.parent if name == kind else None), program
@@ -71,7 +71,7 @@ def _default_place(kind: str, folder: Path) -> tuple[Path | None, str]:
 
 
 def option(name: str) -> str | None:
-    """The value of an option of the running command; None where it is not given."""
+    """Return the value of an option of the running command; None where it is not given."""
     value = None
     for word, following in zip(sys.argv[1:], [*sys.argv[2:], None], strict=False):
         if word == name:
@@ -82,13 +82,13 @@ def option(name: str) -> str | None:
 
 
 def command() -> str:
-    """The command that runs, as one would type it in the current folder."""
+    """Return the running command as one types it in the current folder."""
     launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
     return shlex.join([*launcher.split(), os.path.relpath(sys.argv[0]), *sys.argv[1:]])
 
 
 def commit() -> str | None:
-    """The commit of the code, with -dirty after it where files differ from it; None where that is not known."""
+    """Return the commit of the code, with -dirty after it where files differ from it; None where that is not known."""
     words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

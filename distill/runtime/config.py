@@ -47,8 +47,8 @@ EXPECTED = {
     ranges.PositiveFloat: "a number above 0",
     ranges.NonNegativeFloat: "a number of at least 0",
     ranges.ClosedUnitInterval: "a number from 0 to 1",
-    HalfOpenUnitInterval: "a number of at least 0 and below 1",
     ranges.OpenUnitInterval: "a number between 0 and 1",
+    HalfOpenUnitInterval: "a number of at least 0 and below 1",
     type(None): "null",
 }
 
@@ -83,7 +83,7 @@ def parse(config_class: type[Config], default: str | None = None, argv: Sequence
         UserError: unknown key (the nearest is suggested), wrong type, number out of range, missing value, unreadable
             file.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = _config_first(list(sys.argv[1:] if argv is None else argv))
     parser = _build_parser(config_class, default)
     if default and not any(word == "--config" or word.startswith("--config=") for word in argv):
         argv = ["--config", str(CONFIGS / default), *argv]
@@ -107,7 +107,7 @@ def run(
         main(parse(config_class, default, argv))
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        if rank == "0" or not error.everyone:
+        if rank == "0" or not error.on_all_processes:
             print(f"error{f' in process {rank}' if rank != '0' else ''}: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
@@ -132,9 +132,22 @@ def leave(code: int) -> NoReturn:
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """'Did you mean …? Available: …' for a word that is not among the known ones."""
+    """Write 'Did you mean …? Available: …' for a word that is not among the known ones."""
     near = difflib.get_close_matches(word, known, n=1)
     return (f"Did you mean {near[0]!r}? " if near else "") + f"Available: {', '.join(known)}."
+
+
+def _config_first(words: list[str]) -> list[str]:
+    """Move --config FILE to the front: the command line overrides the file, wherever the file is named."""
+    front: list[str] = []
+    rest: list[str] = []
+    while words:
+        word, *words = words
+        if word == "--config" and words:
+            front += [word, words.pop(0)]
+        else:
+            (front if word.startswith("--config=") else rest).append(word)
+    return front + rest
 
 
 def _build_parser(config_class: type, default: str | None) -> jsonargparse.ArgumentParser:
@@ -195,12 +208,12 @@ def _dictionary_from_pairs(text: str) -> str:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union type; a type that is no union is its only member."""
+    """List the members of a union type; any other type is its only member."""
     return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def _field_types(config_class: type) -> dict[str, Any]:
-    """Field names to types, NAME.FIELD for those of a dataclass inside."""
+    """Map field names to types; NAME.FIELD are the fields of a nested dataclass."""
     kinds = {}
     for name, hint in typing.get_type_hints(config_class).items():
         kinds[name] = hint
@@ -211,7 +224,7 @@ def _field_types(config_class: type) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value with `jsonargparse.typing`'s numbers replaced by Python's."""
+    """Replace `jsonargparse.typing`'s numbers in a value by Python's."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -223,7 +236,7 @@ def _plain(value: Any) -> Any:
 
 
 def _explain(message: str, kinds: dict[str, Any]) -> str:
-    """A parser's message in plain words, or as it is where it is of no known form."""
+    """Write a parser's message in plain words; a message of unknown form is returned unchanged."""
     unknown = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.-]+)", message)
     if unknown:
         word = unknown.group(1) or unknown.group(2)
@@ -243,7 +256,7 @@ def _explain(message: str, kinds: dict[str, Any]) -> str:
 
 
 def _expected(hint: Any) -> str:
-    """What a field's type admits, in words."""
+    """Describe in words what a field's type admits."""
     parts = []
     for part in _alternatives(hint):
         origin, inner = typing.get_origin(part), typing.get_args(part)

@@ -8,9 +8,9 @@ class UserError(Exception):
 
     Args:
         message: what was expected, what was given, what to do.
-        everyone: whether it is raised in all processes of a launch, so that the first alone prints it.
+        on_all_processes: whether all processes of a launch raise it, so that only the first prints it.
     """
 
-    def __init__(self, message: str, everyone: bool = True):
+    def __init__(self, message: str, on_all_processes: bool = True):
         super().__init__(message)
-        self.everyone = everyone
+        self.on_all_processes = on_all_processes

@@ -15,7 +15,7 @@ QUIET_INTERVAL = 60.0  # seconds between two lines of progress in a log that is 
 
 
 class _CurrentStderr(logging.StreamHandler):
-    """Writes to whatever `sys.stderr` is at the moment, so that redirected output is followed."""
+    """Writes to the current `sys.stderr`, so that a later redirection is followed."""
 
     def __init__(self):
         logging.Handler.__init__(self)

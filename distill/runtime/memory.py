@@ -38,4 +38,4 @@ def out_of_memory(advice: str) -> Iterator[None]:
         if not known and not re.search(r"out of memory|not enough memory|can't allocate memory|alloc_cpu", str(error)):
             raise
         reason = (str(error).splitlines() or ["no memory left"])[0]
-        raise UserError(f"Out of memory ({reason}); {advice}.", everyone=False) from None
+        raise UserError(f"Out of memory ({reason}); {advice}.", on_all_processes=False) from None

@@ -13,7 +13,7 @@ SHARDED = ("DEEPSPEED", "FSDP")  # engines that shard the optimiser's states
 
 @contextlib.contextmanager
 def unsharded(acc: Accelerator) -> Iterator[None]:
-    """Hide ZeRO-3 from Transformers and PEFT: inside, they build, load and merge whole models on this process.
+    """Switch off ZeRO-3 in Transformers and PEFT: inside, they build, load and merge full models on this process.
 
     They would otherwise shard a base model while loading it, before its vocabulary has grown, and call for all
     processes where only the first saves.
@@ -37,7 +37,7 @@ def trainable_state(model) -> dict[str, torch.nn.Parameter]:
 
 
 def engine_of(acc: Accelerator) -> str:
-    """Name what holds parameters and optimiser: "whole" on every process, or "DEEPSPEED 2", "DEEPSPEED 3", "FSDP"."""
+    """Name the engine of parameters and optimiser: "whole" (no sharding), "DEEPSPEED 2", "DEEPSPEED 3" or "FSDP"."""
     name = acc.distributed_type.value
     plugin = acc.state.deepspeed_plugin
     if name not in SHARDED:
@@ -47,7 +47,7 @@ def engine_of(acc: Accelerator) -> str:
 
 @contextlib.contextmanager
 def gathered(model) -> Iterator[None]:
-    """Gather whole parameters on every process; called by all. Changes made inside are lost afterwards."""
+    """Gather the full parameters on every process; all processes must call it. Changes made inside are lost."""
     zero_parameters = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
     fsdp_modules = [module for module in model.modules() if hasattr(module, "unshard")]
     if zero_parameters:
@@ -64,17 +64,17 @@ def gathered(model) -> Iterator[None]:
 
 
 def trained_copy(acc: Accelerator, model) -> dict[str, torch.Tensor] | None:
-    """Copy the trained parameters to the CPU of the first process; None on the others; called by all."""
+    """Copy the trained parameters to the CPU of the first process, None on the others; all processes must call it."""
     copy: dict[str, torch.Tensor] = {}
     for name, parameter in trainable_state(model).items():
         with contextlib.ExitStack() as stack:
-            whole: torch.Tensor = parameter
-            if hasattr(parameter, "ds_id"):  # ZeRO-3; one at a time, so that they never lie whole on a GPU
+            full: torch.Tensor = parameter
+            if hasattr(parameter, "ds_id"):  # ZeRO-3; one at a time, so that a GPU never holds all of them
                 from deepspeed import zero
 
                 stack.enter_context(zero.GatheredParameters([parameter]))
             elif hasattr(parameter, "full_tensor"):  # FSDP's DTensor
-                whole = parameter.full_tensor()
+                full = parameter.full_tensor()
             if acc.is_main_process:
-                copy[name] = whole.detach().cpu().clone()
+                copy[name] = full.detach().cpu().clone()
     return copy if acc.is_main_process else None

@@ -101,7 +101,7 @@ def read_space(folder: Path) -> Artifact:
     """
     artifact = artifacts.read(folder, "embeddings")
     if not (artifact.folder / SPACE).is_file():
-        raise UserError(f"{artifact.folder} does not say in which space it lies (no {SPACE}); embed all items again.")
+        raise UserError(f"{artifact.folder} does not record its space (no {SPACE}); embed all items again.")
     return artifact
 
 

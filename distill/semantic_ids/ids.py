@@ -58,10 +58,6 @@ class SemanticIDs:
     def levels(self) -> int:
         return self.codes.shape[1]
 
-    @property
-    def n_distinct(self) -> int:
-        return int(keys(self.codes).max()) + 1
-
     def tokens(self) -> list[str]:
         """List all codeword tokens in level order: `<a_0> … <a_255> <b_0> …`."""
         return [token(level, code) for level in range(self.levels) for code in range(self.codebook_size)]

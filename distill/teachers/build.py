@@ -41,9 +41,9 @@ def build_labeller(
         if name == "llm":
             return language_model(fold)
         if name == "transitions":
-            teacher = transitions.on(data)
-        else:
-            teacher = DistanceTeacher(ids.codes) if name == "distance" else StatisticsTeacher(data)
+            assert transitions is not None
+            return ItemLabeller(transitions.on(data), trie, exclude_bought)
+        teacher = DistanceTeacher(ids.codes) if name == "distance" else StatisticsTeacher(data)
         return ItemLabeller(teacher, trie, exclude_bought)
 
     def build_mixture(fold: int | None) -> Labeller:

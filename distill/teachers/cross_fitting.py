@@ -46,7 +46,7 @@ class FoldedLabeller:
         return log_probs
 
     def facts(self) -> dict[str, Any]:
-        """The first fold's facts, and the number of folds."""
+        """Return the first fold's facts, and the number of folds."""
         return self.labellers[0].facts() | {"folds": len(self.labellers)}
 
     def _folds(self, examples: Examples) -> Iterator[tuple[np.ndarray, Labeller]]:

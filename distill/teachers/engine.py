@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from distill.labels.labeller import Scope
 from distill.semantic_ids.ids import SemanticIDs
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Scope = Literal["level", "all"]
 
 
 class PromptData(Protocol):
@@ -79,4 +78,8 @@ class Engine(Protocol):
         Returns:
             [users, length, levels, ...]; undefined at padding.
         """
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Describe the engine for the index: its name, version, dtype and the like, as JSON values."""
         ...

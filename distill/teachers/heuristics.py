@@ -38,7 +38,7 @@ class DistanceTeacher:
         return normalise_rows(scores)
 
     def facts(self) -> dict[str, Any]:
-        """The temperature."""
+        """Return the temperature."""
         return {"teacher": "distance", "temperature": self.temperature}
 
 
@@ -72,5 +72,5 @@ class StatisticsTeacher:
         return normalise_rows(scores)
 
     def facts(self) -> dict[str, Any]:
-        """The share of popularity."""
+        """Return the share of popularity."""
         return {"teacher": "statistics", "share": self.share}

@@ -30,7 +30,7 @@ class ItemTeacher(Protocol):
         """
 
     def facts(self) -> dict[str, Any]:
-        """The settings that determine the labels, for the index."""
+        """Return the settings that determine the labels, for the index."""
 
 
 class ScoreTeacher:
@@ -54,7 +54,7 @@ class ScoreTeacher:
         return normalise_rows(scores)
 
     def facts(self) -> dict[str, Any]:
-        """The name and the temperature."""
+        """Return the name and the temperature."""
         return {"teacher": self.name, "temperature": self.temperature}
 
 
@@ -107,7 +107,7 @@ class ItemLabeller:
     Args:
         teacher: gives the probabilities.
         trie: the semantic IDs.
-        exclude_bought: whether the teacher is told that items of the history will not be recommended.
+        exclude_bought: passed to the teacher: whether items of the history will not be recommended.
     """
 
     def __init__(self, teacher: ItemTeacher, trie: Trie, exclude_bought: bool):
@@ -145,7 +145,7 @@ class ItemLabeller:
         return log_probs
 
     def facts(self) -> dict[str, Any]:
-        """The teacher's facts."""
+        """Return the teacher's facts."""
         return self.teacher.facts()
 
     def _leaf_probabilities(self, examples: Examples) -> np.ndarray:

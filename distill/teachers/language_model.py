@@ -8,7 +8,7 @@ import numpy as np
 
 from distill.data.dataset import PAD, Dataset, Examples, batches_by_length
 from distill.labels.labeller import LabelRequest, Labels, Progress, correct, target_ranks
-from distill.teachers.engine import Engine
+from distill.teachers.engine import Engine, Scope
 
 
 class EngineLabeller:
@@ -57,14 +57,14 @@ class EngineLabeller:
         return np.where(items == PAD, -np.inf, log_probs)
 
     def facts(self) -> dict[str, Any]:
-        """The engine's facts, and the prompt."""
+        """Return the engine's facts, and the prompt."""
         return {**self.engine.facts(), "prompt": self.engine.prompt}
 
     def counters(self) -> dict[str, int]:
-        """What the engine has counted so far: `tokens`, perhaps `cached_tokens` among them."""
+        """Return the engine's counters: `tokens`, perhaps `cached_tokens` among them."""
         return self.engine.counters
 
-    def distributions(self, examples: Examples, scope: str = "level") -> np.ndarray:
+    def distributions(self, examples: Examples, scope: Scope = "level") -> np.ndarray:
         """Compute the teacher-forced log-probabilities of the targets' codewords, float32 [n, levels, V].
 
         With the prompt "stream" one forward pass labels all targets of a user whose prefixes fit into the history; the
@@ -78,7 +78,7 @@ class EngineLabeller:
         self._label_prompts(examples, np.flatnonzero(~in_stream), scope, log_probs)
         return log_probs
 
-    def _label_streams(self, examples: Examples, rows: np.ndarray, scope: str, log_probs: np.ndarray) -> None:
+    def _label_streams(self, examples: Examples, rows: np.ndarray, scope: Scope, log_probs: np.ndarray) -> None:
         """Fill `log_probs[rows]` by one forward pass over the sequence of each user."""
         users, first = np.unique(examples.users[rows], return_index=True)  # a user's examples are neighbours
         last = np.append(first[1:], len(rows))[: len(first)] - 1
@@ -94,7 +94,7 @@ class EngineLabeller:
                 user_rows = rows[first[user] : last[user] + 1]
                 log_probs[user_rows] = batch_log_probs[row, examples.positions[user_rows]]
 
-    def _label_prompts(self, examples: Examples, rows: np.ndarray, scope: str, log_probs: np.ndarray) -> None:
+    def _label_prompts(self, examples: Examples, rows: np.ndarray, scope: Scope, log_probs: np.ndarray) -> None:
         """Fill `log_probs[rows]` by one prompt an example."""
         for batch, histories in batches_by_length(examples.histories[rows], self.batch_size):
             batch_rows = rows[batch]

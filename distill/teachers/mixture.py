@@ -58,7 +58,7 @@ class MixtureLabeller:
         return mix([part.log_prob(examples, items) for part in self.parts], self.log_weights)
 
     def _score_candidates(self, examples: Examples, part_labels: list[Labels]) -> tuple[np.ndarray, np.ndarray]:
-        """All parts' candidates in ascending order, padded with -1, and their mixed log P(v|S); both [n, width]."""
+        """List all parts' candidates, ascending, padded with -1, and their mixed log P(v|S); both [n, width]."""
         items = distinct(np.concatenate([labels.candidates for labels in part_labels], axis=1))
         part_scores = [
             complete_scores(part, labels, examples, items) for part, labels in zip(self.parts, part_labels, strict=True)
@@ -66,7 +66,7 @@ class MixtureLabeller:
         return items, mix(part_scores, self.log_weights)
 
     def facts(self) -> dict[str, Any]:
-        """The facts and the weight of every part."""
+        """Return the facts and the weight of every part."""
         weights = np.exp(self.log_weights).round(6).tolist()
         parts = zip(weights, self.parts, strict=True)
         return {"teacher": "mixture", "parts": [{"weight": weight, **part.facts()} for weight, part in parts]}

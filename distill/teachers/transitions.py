@@ -64,11 +64,11 @@ class TransitionTeacher:
             for power, probs in zip(POWERS, target_probs, strict=True)
             for share in SHARES
         }
-        teacher.power, teacher.share = max(likelihood, key=likelihood.get)
+        teacher.power, teacher.share = max(likelihood, key=lambda pair: likelihood[pair])
         return teacher
 
     def on(self, dataset: Dataset) -> TransitionTeacher:
-        """A teacher of the same settings that counts another data set."""
+        """Return a teacher of the same settings that counts another data set."""
         return TransitionTeacher(dataset, self.settings, self.power, self.share)
 
     def probabilities(self, examples: Examples, exclude_bought: bool) -> np.ndarray:
@@ -103,11 +103,11 @@ class TransitionTeacher:
         return normalise_rows(self.bought - later + 0.5)
 
     def facts(self) -> dict[str, Any]:
-        """The settings, the power and the share."""
+        """Return the settings, the power and the share."""
         return {"teacher": "transitions", **vars(self.settings), "power": self.power, "share": self.share}
 
     def _counted_part(self, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Where the sequence of each example's user begins in `values`, and its length there; both [n]."""
+        """Find where the sequence of each example's user begins in `values`, and its length; both [n]."""
         first = self.offsets[examples.users]
         return first, self.offsets[examples.users + 1] - first
 

@@ -79,12 +79,12 @@ class Positions(NamedTuple):
 
     Attributes:
         rows, places: item `places[i]` of sequence `rows[i]` is a target, places from 1 [n].
-        groups: candidates of sequence b are scored in place of its items `groups[b]`, -1 for none [batch, groups].
+        candidate_places: places of sequence b's items that groups of candidates replace, -1 for none [batch, groups].
     """
 
     rows: Tensor
     places: Tensor
-    groups: Tensor | None = None
+    candidate_places: Tensor | None = None
 
 
 class Causal(nn.Module):
@@ -102,10 +102,10 @@ class Causal(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
 
-    def forward(self, history: Tensor, items: Tensor | None, scope: str = "level", at: Positions | None = None):
-        """Score candidates after histories by `log_probs`, or whole sequences by `one_pass` if `at` is given."""
-        if at is not None:
-            return self.one_pass(history, items, at, scope)
+    def forward(self, history: Tensor, items: Tensor | None, scope: str = "level", positions: Positions | None = None):
+        """Score candidates after histories by `log_probs`, or whole sequences by `one_pass` (`positions` given)."""
+        if positions is not None:
+            return self.one_pass(history, items, positions, scope)
         return self.log_probs(self.encode(history), items, scope)
 
     def decode(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -143,7 +143,7 @@ class Causal(nn.Module):
         return EncodedHistory(keys, values, padding_mask(tokens, states.dtype), lengths, last_state)
 
     def log_probs(self, encoded: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
-        """Log-probabilities of every codeword at every position of candidates, by teacher forcing.
+        """Compute the log-probabilities of every codeword at every position of candidates, by teacher forcing.
 
         Args:
             encoded: histories, from `encode`.
@@ -158,31 +158,31 @@ class Causal(nn.Module):
         return forced_log_probs(torch.cat([first, states], dim=2), self.head, scope)
 
     def one_pass(
-        self, sequences: Tensor, items: Tensor | None, at: Positions, scope: str = "level"
+        self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
     ) -> tuple[Tensor, Tensor | None]:
         """Score all targets of users' sequences in one pass, and candidates in place of some of them.
 
         Args:
             sequences: codewords of the items, oldest first, targets among them; whole items padded with -1 on the right
                 [batch, items, levels].
-            items: codewords of candidates at the places `at.groups` [batch, groups, k, levels]; None: no candidates.
-            at: which items are targets, and the places of the candidates.
+            items: codewords of candidates at the `candidate_places` [batch, groups, k, levels]; None: no candidates.
+            positions: which items are targets, and the places of the candidates.
             scope: softmax over the "level"'s codewords, or over "all" levels'.
 
         Returns:
             Log-probabilities at each target's positions [n, levels, V], V as for `log_probs`; log-probabilities of the
-            candidates' codewords [batch, groups, k, levels], undefined where a group is -1.
+            candidates' codewords [batch, groups, k, levels], undefined where the place is -1.
         """
-        levels = self.config.levels
+        levels, (rows, places, candidate_places) = self.config.levels, positions
         tokens = history_tokens(sequences, self.config.codebook_size)[:, :-1]  # nothing follows the last codeword
         states, keys, values = self.decode(self.embedding(tokens))
         width, states = states.shape[1], states.flatten(0, 1)
-        before_target = at.rows * width + at.places * levels - 1  # the state that predicts a target's first codeword
+        before_target = rows * width + places * levels - 1  # the state that predicts a target's first codeword
         target_states = states[before_target[:, None] + torch.arange(levels, device=states.device)]
         target_log_probs = forced_log_probs(target_states[:, None], self.head, scope)[:, 0]
         if items is None:
             return target_log_probs, None
-        seen = at.groups.clamp(min=1) * levels  # tokens before each group [batch, groups]
+        seen = candidate_places.clamp(min=1) * levels  # tokens before each group [batch, groups]
         row = torch.arange(len(seen), device=seen.device)[:, None]
         before_group = states[row * width + seen - 1]  # [batch, groups, d_model]
         after = self.continue_history(items, keys, values, seen)
@@ -233,7 +233,7 @@ class Causal(nn.Module):
         return level_log_probs(self.norm(x), self.head, level, scope), present
 
     def relative_bias(self, distance: Tensor, table: nn.Embedding) -> Tensor:
-        """Bias of key-minus-query distances, the lowest value where the key is ahead of the query.
+        """Compute the bias of key-minus-query distances, the lowest value where the key is ahead of the query.
 
         Args:
             distance: [..., queries, keys].
@@ -247,18 +247,18 @@ class Causal(nn.Module):
         return bias.masked_fill((distance > 0).unsqueeze(-3), torch.finfo(bias.dtype).min)
 
     def causal_bias(self, length: int, table: nn.Embedding) -> Tensor:
-        """Bias of a sequence's tokens towards each other [1, heads, length, length]."""
+        """Compute the bias of a sequence's tokens towards each other [1, heads, length, length]."""
         place = torch.arange(length, device=table.weight.device)
         return self.relative_bias(place[None, :] - place[:, None], table)[None]
 
     def history_bias(self, encoded: EncodedHistory, after: int) -> Tensor:
-        """Bias of a token that stands `after` places after the history's end, towards it [batch, heads, 1, length]."""
-        at = encoded.lengths[:, None] + after
-        place = torch.arange(encoded.mask.shape[-1], device=at.device)
-        return self.relative_bias((place - at[..., None]).clamp(max=0), self.bias) + encoded.mask
+        """Compute the bias towards the history of a token `after` places behind its end [batch, heads, 1, length]."""
+        query = encoded.lengths[:, None] + after
+        place = torch.arange(encoded.mask.shape[-1], device=query.device)
+        return self.relative_bias((place - query[..., None]).clamp(max=0), self.bias) + encoded.mask
 
     def candidate_biases(self, tree: PrefixTree, seen: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Biases of candidates towards the history and among each other.
+        """Compute the biases of candidates towards the history and among each other.
 
         Args:
             tree: of the candidates, a row for each group of each history.

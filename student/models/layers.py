@@ -44,7 +44,7 @@ class Attention(nn.Module):
         return self.split_heads(packing.pad(self.k(x))), self.split_heads(packing.pad(self.v(x)))
 
     def split_heads(self, x: Tensor) -> Tensor:
-        """[batch, length, heads · d_head] → [batch, heads, length, d_head]."""
+        """Split heads: [batch, length, heads · d_head] → [batch, heads, length, d_head]."""
         return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
 
@@ -85,7 +85,7 @@ class SelfAttentionLayer(nn.Module):
         return self.feed_forward(x), keys, values
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """Norm, feed-forward, residual."""
+        """Apply norm, feed-forward and residual connection."""
         return x + self.dropout(self.ff(self.norm2(x)))
 
 
@@ -100,18 +100,18 @@ def history_tokens(codes: Tensor, codebook_size: int) -> Tensor:
 
 
 def prefix_tokens(items: Tensor, codebook_size: int) -> Tensor:
-    """Tokens of items' codewords without the last, which nothing follows: [..., levels] → [..., levels - 1]."""
+    """Turn items' codewords into tokens, without the last, which nothing follows: [..., levels] → [..., levels - 1]."""
     return among_all(items[..., :-1], codebook_size) + 1
 
 
 def padding_mask(tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask: the lowest value at padding, 0 elsewhere [batch, 1, 1, length]."""
+    """Build an additive attention mask: the lowest value at padding, 0 elsewhere [batch, 1, 1, length]."""
     mask = torch.zeros(tokens.shape, device=tokens.device, dtype=dtype)
     return mask.masked_fill(tokens == 0, torch.finfo(dtype).min)[:, None, None, :]
 
 
 def level_log_probs(states: Tensor, head: Tensor, level: int, scope: str) -> Tensor:
-    """Log-probabilities of one level's codewords [..., codebook_size].
+    """Compute the log-probabilities of one level's codewords [..., codebook_size].
 
     Args:
         states: [..., d_model].
@@ -126,7 +126,7 @@ def level_log_probs(states: Tensor, head: Tensor, level: int, scope: str) -> Ten
 
 
 def forced_log_probs(states: Tensor, head: Tensor, scope: str) -> Tensor:
-    """Log-probabilities of every codeword at every position of candidates.
+    """Compute the log-probabilities of every codeword at every position of candidates.
 
     Args:
         states: before each codeword [batch, k, levels, d_model].
@@ -142,7 +142,7 @@ def forced_log_probs(states: Tensor, head: Tensor, scope: str) -> Tensor:
 
 
 def chosen_log_probs(states: Tensor, head: Tensor, codes: Tensor, scope: str) -> Tensor:
-    """Log-probabilities of given codewords at the last positions of items.
+    """Compute the log-probabilities of given codewords at the last positions of items.
 
     Args:
         states: before each of these codewords [..., m, d_model].
@@ -163,7 +163,7 @@ def chosen_log_probs(states: Tensor, head: Tensor, codes: Tensor, scope: str) ->
 
 
 def candidate_log_probs(first: Tensor, states: Tensor, head: Tensor, items: Tensor, scope: str) -> Tensor:
-    """Log-probabilities of the codewords of candidates that share one history.
+    """Compute the log-probabilities of the codewords of candidates that share one history.
 
     Args:
         first: state before the candidates, the same for all of them [..., d_model].
@@ -180,7 +180,7 @@ def candidate_log_probs(first: Tensor, states: Tensor, head: Tensor, items: Tens
 
 
 def initialise(module: nn.Module, d_model: int, d_ff: int, heads: int, d_head: int) -> None:
-    """T5's initialisation with factor 1: queries carry the 1/√d that the attention leaves out."""
+    """Initialise as T5 with factor 1: queries carry the 1/√d that the attention leaves out."""
     special = {"q": (d_model * d_head) ** -0.5, "o": (heads * d_head) ** -0.5, "wo": d_ff**-0.5}
     special["embedding"] = special["recency"] = 1.0
     for name, parameter in module.named_parameters():
@@ -190,7 +190,7 @@ def initialise(module: nn.Module, d_model: int, d_ff: int, heads: int, d_head: i
 
 
 def relative_buckets(distance: Tensor, both_ways: bool, buckets: int, max_distance: int) -> Tensor:
-    """T5's bucket of each key-minus-query distance: exact when near, logarithmic when far."""
+    """Return T5's bucket of each key-minus-query distance: exact when near, logarithmic when far."""
     result = torch.zeros_like(distance)
     if both_ways:
         buckets //= 2

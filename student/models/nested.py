@@ -71,18 +71,19 @@ class Nested(Causal):
         return self.start_inner(self.item_states(codes)[torch.arange(len(codes), device=codes.device), last])
 
     def one_pass(
-        self, sequences: Tensor, items: Tensor | None, at: Positions, scope: str = "level"
+        self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
     ) -> tuple[Tensor, Tensor | None]:
         """As `Causal.one_pass`."""
+        rows, places, candidate_places = positions
         states = self.item_states(sequences)
-        targets = self.embedding(prefix_tokens(sequences[at.rows, at.places], self.config.codebook_size))
-        target_states, _, _ = self.decode(torch.cat([states[at.rows, at.places - 1][:, None], targets], dim=1))
+        targets = self.embedding(prefix_tokens(sequences[rows, places], self.config.codebook_size))
+        target_states, _, _ = self.decode(torch.cat([states[rows, places - 1][:, None], targets], dim=1))
         target_log_probs = forced_log_probs(target_states[:, None], self.head, scope)[:, 0]
         if items is None:
             return target_log_probs, None
         row = torch.arange(len(states), device=states.device)[:, None]
-        encoded = self.start_inner(states[row, at.groups.clamp(min=1) - 1].flatten(0, 1))  # a row for each group
+        encoded = self.start_inner(states[row, candidate_places.clamp(min=1) - 1].flatten(0, 1))  # a row for each group
         items = items.flatten(0, 1)
         after = self.continue_history(items[:, None], encoded.keys, encoded.values, encoded.lengths[:, None])[:, 0]
         candidates = candidate_log_probs(encoded.last_state, after, self.head, items, scope)
-        return target_log_probs, candidates.unflatten(0, at.groups.shape)
+        return target_log_probs, candidates.unflatten(0, candidate_places.shape)

@@ -117,7 +117,7 @@ class Seq2Seq(nn.Module):
         return EncodedHistory(list(keys), list(values), mask)
 
     def log_probs(self, encoded: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
-        """Log-probabilities of every codeword at every position of candidates, by teacher forcing.
+        """Compute the log-probabilities of every codeword at every position of candidates, by teacher forcing.
 
         Args:
             encoded: histories, from `encode`.
@@ -166,7 +166,7 @@ class Seq2Seq(nn.Module):
         encoded: EncodedHistory,
         scope: str = "level",
     ) -> tuple[Tensor, list[KeysValues]]:
-        """Log-probabilities of the next codeword of every beam: a pure function of static shapes.
+        """Compute the log-probabilities of the next codeword of every beam: a pure function of static shapes.
 
         Args:
             level: of the codeword; a constant, so that a compiler makes one graph per level.
@@ -188,7 +188,7 @@ class Seq2Seq(nn.Module):
         return level_log_probs(self.decoder_norm(x), self.head, level, scope), present
 
     def history_bias(self, length: int) -> Tensor:
-        """T5's relative bias between the encoder's tokens [heads, length, length]."""
+        """Compute T5's relative bias between the encoder's tokens [heads, length, length]."""
         place = torch.arange(length, device=self.head.device)
         distance = place[None, :] - place[:, None]
         buckets = relative_buckets(distance, True, self.config.buckets, self.config.max_distance)

@@ -1,9 +1,9 @@
-"""Convert the `seq2seq` network to Hugging Face's T5 and back; import it only where transformers is installed."""
+"""Convert the `seq2seq` network to Hugging Face's T5, to compare them; needs transformers."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from student.models.seq2seq import Seq2Seq, Seq2SeqConfig
@@ -49,28 +49,6 @@ def to_t5(model: Seq2Seq) -> T5ForConditionalGeneration:
     weights["lm_head.weight"] = torch.cat([head.new_zeros(1, c.d_model), head.flatten(0, 1)])
     t5.load_state_dict(weights)  # strict: every weight of T5 is one of the student's
     return t5
-
-
-def from_t5(t5: T5ForConditionalGeneration, levels: int, codebook_size: int) -> Seq2Seq:
-    """Build the student with the weights of a T5 over the vocabulary that `to_t5` describes; its recencies are zero.
-
-    Raises:
-        ValueError: another vocabulary, a gated feed-forward, or scaled outputs (T5 1.0 with tied embeddings).
-    """
-    c = t5.config
-    if c.vocab_size != 1 + levels * codebook_size:
-        raise ValueError(f"The T5 has {c.vocab_size} tokens; {levels} levels of {codebook_size} need one more.")
-    if c.feed_forward_proj != "relu" or getattr(c, "scale_decoder_outputs", False):
-        raise ValueError("Only a T5 with a plain ReLU feed-forward and unscaled outputs is a student.")
-    sizes = {name: getattr(c, t5_name) for name, t5_name in SIZES.items()}
-    config = Seq2SeqConfig(levels, codebook_size, **sizes)
-    model = Seq2Seq(config).eval()
-    t5_weights = t5.state_dict()
-    weights: dict[str, Tensor] = {name: t5_weights[t5_name] for t5_name, name in _weight_names(config).items()}
-    weights["head"] = t5_weights["lm_head.weight"][1:].view(levels, codebook_size, -1)
-    weights["recency.weight"] = torch.zeros_like(model.recency.weight)
-    model.load_state_dict(weights)
-    return model
 
 
 def _weight_names(c: Seq2SeqConfig) -> dict[str, str]:

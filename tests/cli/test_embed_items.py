@@ -109,7 +109,7 @@ def test_minilm_knows_what_words_mean(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     cosines = found @ found.T
     assert min(cosines[0, 1], cosines[2, 3]) > max(cosines[0, 2], cosines[0, 3], cosines[1, 2], cosines[1, 3]) + 0.2
-    # any sentence-transformers folder goes by the same road
+    # any sentence-transformers folder is loaded likewise
     from distill.semantic_ids.embedders import minilm_folder
 
     words = ["--embedder", "sentence", "--model", minilm_folder(), "--output", "again"]
@@ -197,7 +197,7 @@ def test_items_added_later_lie_in_the_same_space(tmp_path, how):
     np.testing.assert_allclose(found[0], found[22], atol=1e-6)  # the mean
     (tmp_path / "more" / "space.json").rename(tmp_path / "space.json")
     words = ["--dataset", "longer", "--like", "more", "--output", "same"]
-    assert "in which space" in refused("embed_items.py", tmp_path, *words, kind="same")
+    assert "does not record its space" in refused("embed_items.py", tmp_path, *words, kind="same")
     (tmp_path / "space.json").rename(tmp_path / "more" / "space.json")
     # and once more, with nothing new
     assert command("embed_items.py", tmp_path, *words)[0] == 0

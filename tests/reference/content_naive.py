@@ -1,4 +1,4 @@
-"""Slow readable references of distill/baselines/content.py and mixture.py: plain loops, straight from the formulas."""
+"""Slow, readable versions of distill/baselines/content.py and mixture.py: plain loops, straight from the formulas."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Slow readable reference of distill/baselines/counting.py: loops over pairs, straight from the definitions."""
+"""Slow, readable version of distill/baselines/counting.py: loops over pairs, straight from the definitions."""
 
 import math
 

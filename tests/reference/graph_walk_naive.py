@@ -1,4 +1,4 @@
-"""Slow readable reference of distill/baselines/graph_walk.py: sets and dictionaries, hop by hop."""
+"""Slow, readable version of distill/baselines/graph_walk.py: sets and dictionaries, hop by hop."""
 
 import math
 from itertools import pairwise

@@ -1,10 +1,10 @@
-"""Slow readable twins of distill/sources/refine.py: lists of interactions, one taken away at a time."""
+"""Slow, readable version of distill/data/sources/refine.py: lists of interactions, removed one by one."""
 
 from itertools import combinations
 
 
 def k_core(pairs, user_core, item_core):
-    """Rows that are left when whoever has too few interactions goes, one interaction at a time, until nobody has."""
+    """Remove interactions of users and items that have too few, one by one, until there are none."""
     rows = list(range(len(pairs)))
     while True:
         users = [pairs[row][0] for row in rows]

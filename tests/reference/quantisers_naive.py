@@ -1,4 +1,4 @@
-"""Slow readable twins of distill/quantisers and distill/id_quality.py, written from the definitions."""
+"""Slow, readable versions of distill/semantic_ids/: quantisers/, collisions.py and quality.py."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Slow readable twins of distill/rqvae.py, float64 numpy, written from the definitions."""
+"""Slow, readable versions of distill/semantic_ids/quantisers/rqvae.py and sinkhorn.py; float64 numpy."""
 
 import numpy as np
 

@@ -126,7 +126,7 @@ class TestOutOfMemory:
         with pytest.raises(UserError, match=r"^Out of memory \(.+\); lower --batch_size\.$") as found:  # noqa: SIM117
             with memory.out_of_memory("lower --batch_size"):
                 raise error
-        assert not found.value.everyone and "More" not in str(found.value)
+        assert not found.value.on_all_processes and "More" not in str(found.value)
 
     def test_for_real(self):
         with pytest.raises(UserError, match="Out of memory"), memory.out_of_memory("lower it"):

@@ -23,8 +23,8 @@ class Config:
 
 
 def make(root, name="ids", kind="semantic_ids", config=Config(), text="1", inputs=(), **more):
-    stage = ArtifactJob(kind, config, root / name, inputs, **more)
-    with stage.write() as folder:
+    job = ArtifactJob(kind, config, root / name, inputs, **more)
+    with job.write() as folder:
         (folder / "data.txt").write_text(text)
     return artifacts.read(root / name, kind)
 
@@ -68,8 +68,8 @@ def test_where_and_how_is_no_reason_to_repeat(tmp_path):
 
 def test_a_changed_config_repeats_and_says_why(tmp_path, capsys):
     make(tmp_path)
-    stage = ArtifactJob("semantic_ids", Config(epochs=5), tmp_path / "ids")
-    assert not stage.is_finished()
+    job = ArtifactJob("semantic_ids", Config(epochs=5), tmp_path / "ids")
+    assert not job.is_finished()
     assert "made again, because epochs (3 -> 5) changed" in capsys.readouterr().err
 
 
@@ -111,8 +111,8 @@ def test_check_asks_only_whether_the_work_is_finished(tmp_path):
     assert ArtifactJob("semantic_ids", JobConfig(check=True), tmp_path / "ids").is_finished()
 
 
-def killed(stage, resume=False):
-    with pytest.raises(KeyboardInterrupt), stage.write(resume) as folder:
+def killed(job, resume=False):
+    with pytest.raises(KeyboardInterrupt), job.write(resume) as folder:
         (folder / "half.txt").write_text("half")
         raise KeyboardInterrupt
 
@@ -186,7 +186,7 @@ def test_agreement(tmp_path):
         check_agreement(data, second, labels)
     for part in ("ids2", "labels", "do not belong together", first.fingerprint, second.fingerprint):
         assert part in str(error.value)
-    with pytest.raises(UserError):  # a stage refuses them before it does anything
+    with pytest.raises(UserError):  # a job refuses them before it does anything
         ArtifactJob("student", Config(), tmp_path / "student", [second, labels])
 
 
@@ -195,7 +195,7 @@ def test_grandparents_agree_too(tmp_path):
     ids = make(tmp_path, inputs=[old])
     labels = make(tmp_path, "labels", "soft_labels", inputs=[ids])
     new = make(tmp_path, "dataset", "dataset", text="new")
-    with pytest.raises(UserError, match="goes with dataset"):
+    with pytest.raises(UserError, match="was made from dataset"):
         check_agreement(new, labels)
 
 

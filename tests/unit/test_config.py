@@ -103,6 +103,14 @@ def test_with_config_only_that_file_is_read(demo, style):
     assert parse(Config, "demo.yaml", words) == Config(run=Path("runs/mine"), lr=1e-4, hidden=[2])
 
 
+def test_the_command_line_overrides_the_file_wherever_it_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("steps: 7\ndropout: 0.5\n")
+    for place in (["--config", str(tmp_path / "a.yaml")], [f"--config={tmp_path / 'a.yaml'}"]):
+        for words in ([*place, "--steps", "3"], ["--steps", "3", *place]):
+            config = parse(TrainConfig, None, words)
+            assert (config.steps, config.dropout) == (3, 0.5)
+
+
 def test_the_command_line_wins(demo):
     words = ["--epochs", "7", "--mode=lora", "--output", "x/y"]
     assert parse(Config, "demo.yaml", words) == Config(epochs=7, mode="lora", output=Path("x/y"), tasks={"stream": 2.0})

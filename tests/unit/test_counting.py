@@ -76,7 +76,7 @@ def test_scores(shop, given_settings, with_validation):
 
 
 def test_scores_under_a_split_by_time(tmp_path):
-    """Counts come from before the cut, whoever it was, and the baselines rank several targets of one user."""
+    """Counts come from before the cut, for all users, and the baselines rank several targets of one user."""
     rng = np.random.default_rng(2)
     sequences, ends = [], []
     for _ in range(20):

@@ -261,7 +261,7 @@ def test_trained_saved_loaded_recommends(root, tmp_path, ids, monkeypatch, varia
 
 
 def test_goes_on_where_it_was_broken_off(root, tmp_path, ids):
-    """In the ranker's stage, beside a retriever that lies on the disk by its adapters alone."""
+    """In the ranker's phase, beside a retriever that lies on the disk by its adapters alone."""
     folder = checkpoint(tmp_path / "base", NETWORKS["llama"], ids.tokens())
     config = dataclasses.replace(SETTINGS, run=root, init=folder, lora_rank=2, variant="dtr", checkpoint_every=2)
     train.main(dataclasses.replace(config, output=tmp_path / "whole"))

@@ -145,7 +145,7 @@ def test_the_search_is_one_graph(backbone, ranker):
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("ranker", [False, True])
 def test_the_model_reads_the_last_max_history_items(backbone, ranker):
-    """Students are trained with at most max_history items, here 6; whoever asks with more gets the same scores."""
+    """Students are trained with at most max_history items, here 6; longer histories get the same scores."""
     student = shop(backbone, ranker)
     users = np.full((3, 10), -1)
     users[0, :10], users[1, :7], users[2, :2] = np.arange(10), np.arange(20, 27), [5, 6]

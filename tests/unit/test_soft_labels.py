@@ -151,6 +151,17 @@ def test_loaded_rows_are_decoded(tmp_path, encoding):
     assert set(table.select_columns(["user", "target"])[:2]) == {"user", "target"}
 
 
+def test_a_set_that_was_just_exported_is_loaded(tmp_path):
+    """One shard beside three JSON files: `datasets` alone would take these for the data."""
+    folder = write_set(tmp_path / "labels", (FIRST,), "u8")
+    (folder / "report.json").write_text("{}")
+    assert len(list(folder.glob("*.json"))) == 3 and len(list(folder.glob("data/*"))) == 1
+    table = hub.load(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert table[0]["probabilities"].shape == (LEVELS, SIZE)
+    with pytest.raises(UserError, match=r"holds no soft labels: no data/\*\.parquet"):
+        hub.load(str(tmp_path))
+
+
 def test_decoding_by_hand(monkeypatch):
     """Two levels of three codewords; scope "all" puts the levels side by side."""
     index = {"encoding": "fp16", "levels": 2, "codebook_size": 3, "scope": "level"}
@@ -168,15 +179,6 @@ def test_decoding_by_hand(monkeypatch):
     wide = {"encoding": "fp16", "levels": 2, "codebook_size": 1, "scope": "all"}
     stored = {"log_probs_0": [np.log([0.5, 0.25]).tolist()], "log_probs_1": [np.log([0.125, 0.5]).tolist()]}
     np.testing.assert_allclose(hub.decoder(wide)(stored)["probabilities"], [[[0.5, 0.25], [0.125, 0.5]]], rtol=1e-3)
-
-
-def test_rows_of(folder):
-    found = LabelStore.open(folder).load()
-    asked = examples([3, 0, 1, 2, 0, 2], [2, 1, 1, 1, 7, 2], [9, 5, 4, 7, 3, 2])
-    # (0, 7) must not be taken for (1, …), nor (2, 2) for (2, 1)
-    assert found.rows_of(asked).tolist() == [4, 0, -1, 2, -1, -1]
-    with pytest.raises(UserError, match="have other targets"):
-        found.rows_of(examples([3, 0], [2, 1], [9, 6]))
 
 
 def test_u8_by_hand():
@@ -255,7 +257,8 @@ def test_blocks_hold_every_row_once_and_users_whole(many, buffer_rows, seed):
     blocks = list(store.blocks(buffer_rows, None if seed is None else np.random.default_rng(seed)))
     largest = max(shard["rows"] for shard in store.index["shards"])
     assert all(len(block) <= max(buffer_rows, largest) for block in blocks)
-    order = np.concatenate([whole.rows_of(examples(b.users, b.positions, b.targets)) for b in blocks])
+    row_of = {key: row for row, key in enumerate(zip(whole.users, whole.positions, whole.targets, strict=True))}
+    order = np.array([row_of[key] for b in blocks for key in zip(b.users, b.positions, b.targets, strict=True)])
     assert sorted(order.tolist()) == list(range(store.rows))
     assert len(np.unique(np.concatenate([np.unique(b.users) for b in blocks]))) == sum(
         len(np.unique(b.users)) for b in blocks
@@ -358,7 +361,7 @@ def test_a_damaged_shard(folder, damage):
     store = LabelStore.open(folder)
     blocks = store.blocks(1)
     assert len(next(blocks)) == 3  # the others are still good
-    command = rf"export_soft_labels\.py --run {folder.parent} --output {folder}$"
+    command = rf"export_soft_labels\.py --output {folder}$"
     with pytest.raises(UserError, match=r"00001\.parquet is damaged .*only damaged shards are made: .*" + command):
         next(blocks)
 

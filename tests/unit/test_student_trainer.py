@@ -218,7 +218,7 @@ def test_the_best_epoch_is_kept(root, tmp_path, monkeypatch):
     values, kept = iter([0.1, 0.9, 0.2]), []
 
     def validate(_, model, *__):
-        kept.append(trainer.weights(model))
+        kept.append(trainer.copy_trained_weights(model))
         return next(values)
 
     monkeypatch.setattr(trainer, "validate", validate)
@@ -263,7 +263,7 @@ def test_every_option_trains(root, tmp_path, variant, changes):
     [
         ({"variant": "dwr", "candidates": 6}, "--candidates asks for 6"),
         ({"variant": "dtw"}, "Did you mean 'dt?w?r'"),
-        ({"variant": "distill", "labels": "top"}, "its labels lie along the real one"),
+        ({"variant": "distill", "labels": "top"}, "its labels are of the real next item's codewords"),
         ({"candidates": 1}, "--candidates is 1; it must be at least 2"),
         ({"seeds": [1, 1]}, "names a seed twice"),
     ],
@@ -279,9 +279,8 @@ def test_bad_input(root, tmp_path, changes, message):
     [("alpha", "1.5"), ("batch_size", "0"), ("lr", "0.0"), ("patience", "-1"), ("confidence", "-0.5")],
 )
 def test_values_out_of_range(option, value):
-    with pytest.raises(UserError, match=rf"--{option} is \S+; expected a (whole )?number") as error:
+    with pytest.raises(UserError, match=f"--{option} is {value}; expected a (whole )?number"):
         parse(Config, None, [f"--{option}", value])
-    assert value in str(error.value)
 
 
 @pytest.fixture

@@ -420,7 +420,8 @@ def test_labels_without_a_language_model(shop, codes, tmp_path):
     export.main(config)
     store = LabelStore.open(tmp_path / "soft_labels")
     labels, examples = store.load(), shop.examples("train")
-    rows = labels.rows_of(examples)
+    keys = list(zip(labels.users, labels.positions, strict=True))
+    rows = np.array([keys.index(key) for key in zip(examples.users, examples.positions, strict=True)])
     exclude_bought = shop.resolve_exclude_bought(None)
     ids = SemanticIDs.load(tmp_path / "semantic_ids")
     expected = build.build_labeller(mix, 2, shop, ids, exclude_bought, None).label(

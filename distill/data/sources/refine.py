@@ -68,11 +68,11 @@ def repeated(source: Source, duplicates: Literal["exact", "first"]) -> np.ndarra
         raise UserError(f"{source.origin}: there are no times to compare for --duplicates exact; use first or keep.")
     pairs = source.owners * np.int64(source.items.num_rows) + source.values
     order = np.argsort(pairs, kind="stable")  # within a pair still in time order
-    again = pairs[order][1:] == pairs[order][:-1]
+    follows_equal = pairs[order][1:] == pairs[order][:-1]
     if duplicates == "exact":
-        again &= source.times[order][1:] == source.times[order][:-1]
+        follows_equal &= source.times[order][1:] == source.times[order][:-1]
     is_repeated = np.zeros(len(pairs), dtype=bool)
-    is_repeated[order[1:][again]] = True
+    is_repeated[order[1:][follows_equal]] = True
     return is_repeated
 
 
@@ -86,8 +86,8 @@ def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int)
         item_core: interactions that an item must have.
 
     Returns:
-        Numbers of the kept rows, ascending. The largest set is unique: a row is removed only if no set that fulfils the
-        condition can hold it.
+        Numbers of the kept rows, ascending. The largest set is unique: a row is removed only if no set that meets the
+        condition can contain it.
     """
     rows = np.arange(len(users))
     while True:
@@ -97,25 +97,25 @@ def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int)
         users, items, rows = users[enough], items[enough], rows[enough]
 
 
-def without_short_users(source: Source, short_users: Literal["error", "drop"], least: int, split: str) -> Source:
+def without_short_users(source: Source, short_users: Literal["error", "drop"], min_length: int, split: str) -> Source:
     """Refuse or drop users with fewer items than the split needs.
 
     Args:
         source: the interactions.
         short_users: refuse ("error") or drop such users.
-        least: items that a user must have.
+        min_length: items that a user must have.
         split: name of the split, for the message.
 
     Raises:
         UserError: there are such users and short_users is "error", or no user is left.
     """
-    short = np.flatnonzero(source.lengths < least)
+    short = np.flatnonzero(source.lengths < min_length)
     if len(short) and short_users == "error":
         user = short[0]
         raise UserError(
             f"{source.origin}: user {source.user_ids[user].as_py()!r} has {source.lengths[user]} interactions, {split} "
-            f"needs at least {least} ({len(short)} such users). Remove them, or run with --short_users drop."
+            f"needs at least {min_length} ({len(short)} such users). Remove them, or run with --short_users drop."
         )
     if len(short) == len(source.lengths):
-        raise UserError(f"{source.origin}: no user with at least {least} interactions, expected some.")
-    return source.take(np.flatnonzero(source.lengths[source.owners] >= least)) if len(short) else source
+        raise UserError(f"{source.origin}: no user with at least {min_length} interactions, expected some.")
+    return source.take(np.flatnonzero(source.lengths[source.owners] >= min_length)) if len(short) else source

@@ -9,7 +9,6 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 
 from distill.runtime.errors import UserError
 
-QUANTISERS = ("rqvae", "rkmeans", "pq")
 MAX_LEVELS = 8  # one letter a level, a to h
 
 

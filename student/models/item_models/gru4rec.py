@@ -33,6 +33,9 @@ class GRU4Rec(ItemModel):
         nn.init.normal_(self.items.weight, std=0.02)
 
     def encode(self, histories: Tensor) -> Tensor:
-        """States after each prefix [users, length, dim]. Padding is on the right, so no state has read it."""
+        """Compute the states after each prefix [users, length, dim].
+
+        Padding is on the right, so no state of an item has read it.
+        """
         states, _ = self.gru(self.dropout(self.items(histories)))
         return self.norm(self.dropout(states))

@@ -36,7 +36,7 @@ class ItemModel(nn.Module):
     items: ItemEmbedding
 
     def encode(self, histories: Tensor) -> Tensor:
-        """States after each prefix [users, length, dim]; see `forward`."""
+        """Compute the states after each prefix [users, length, dim]; see `forward`."""
         raise NotImplementedError
 
     def forward(self, histories: Tensor, places: Tensor | None = None) -> Tensor:

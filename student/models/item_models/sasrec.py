@@ -42,7 +42,10 @@ class SASRec(ItemModel):
             nn.init.normal_(table.weight, std=0.02)
 
     def encode(self, histories: Tensor) -> Tensor:
-        """States after each prefix [users, length, dim]. Padding is on the right, where causal attention hides it."""
+        """Compute the states after each prefix [users, length, dim].
+
+        Padding is on the right, so causal attention does not see it.
+        """
         places = torch.arange(histories.shape[1], device=histories.device)
         hidden = self.dropout(self.items(histories) + self.positions(places))
         for layer in self.layers:
@@ -65,7 +68,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[users, length, dim] → the same."""
+        """Transform hidden states [users, length, dim]."""
         heads = self.qkv(self.norms[0](hidden)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         rate = self.rate if self.training else 0.0
         attended = functional.scaled_dot_product_attention(*heads, dropout_p=rate, is_causal=True)

@@ -171,7 +171,7 @@ def check_shared_history(model: Large, base: PreTrainedModel, rows: Tensor, star
         for log_probs in (model(history, items), model.log_probs(model.encode(history), items)):
             centred = log_probs[0] - log_probs[0].mean(-1, keepdim=True)
             if (centred - expected).norm() > tolerance * expected.norm():
-                raise ValueError("candidates beside each other get other probabilities than alone")
+                raise ValueError("candidates scored together get other probabilities than scored alone")
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder} ({base.config.model_type}) cannot be a student: candidates attach to the history by position "

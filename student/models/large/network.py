@@ -113,10 +113,10 @@ class Large(nn.Module):
         token_bytes = 2 * c.num_hidden_layers * heads * width * next(self.trunk.parameters()).element_size()
         return max(1, CACHE_BYTES // (token_bytes * self.config.levels * 40))
 
-    def forward(self, history: Tensor, items: Tensor | None, scope: str = "level", at: Positions | None = None):
+    def forward(self, history: Tensor, items: Tensor | None, scope: str = "level", positions: Positions | None = None):
         """As `Causal.forward`, but candidates are scored in the pass that reads the history, as training needs it."""
-        if at is not None:
-            return self.one_pass(history, items, at, scope)
+        if positions is not None:
+            return self.one_pass(history, items, positions, scope)
         places = (history[..., 0] >= 0).sum(1, keepdim=True)
         states, after = self.read(self.with_start(history), items[:, None], places)
         last = (places * self.config.levels)[..., None].expand(-1, -1, states.shape[-1])
@@ -124,21 +124,21 @@ class Large(nn.Module):
         return forced_log_probs(torch.cat([first, after[:, 0]], dim=2), self.head, scope)
 
     def one_pass(
-        self, sequences: Tensor, items: Tensor | None, at: Positions, scope: str = "level"
+        self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
     ) -> tuple[Tensor, Tensor | None]:
         """As `Causal.one_pass`."""
-        levels = self.config.levels
+        levels, (rows, places, candidate_places) = self.config.levels, positions
         tokens = self.with_start(sequences)[:, :-1]  # nothing follows the last codeword
-        places = None if items is None else at.groups.clamp(min=1)
-        states, after = self.read(tokens, items, places)
+        group_places = None if items is None else candidate_places.clamp(min=1)
+        states, after = self.read(tokens, items, group_places)
         width, states = states.shape[1], states.flatten(0, 1)
-        before_target = at.rows * width + at.places * levels  # the start token stands before the first item
+        before_target = rows * width + places * levels  # the start token stands before the first item
         target_states = states[before_target[:, None] + torch.arange(levels, device=states.device)]
         target_log_probs = forced_log_probs(target_states[:, None], self.head, scope)[:, 0]
         if items is None:
             return target_log_probs, None
-        row = torch.arange(len(places), device=places.device)[:, None]
-        before_group = states[row * width + places * levels]
+        row = torch.arange(len(group_places), device=states.device)[:, None]
+        before_group = states[row * width + group_places * levels]
         return target_log_probs, candidate_log_probs(before_group, after, self.head, items, scope)
 
     def encode(self, codes: Tensor) -> EncodedHistory:
@@ -154,7 +154,7 @@ class Large(nn.Module):
         return EncodedHistory(cache, lengths, tokens.shape[1], last_state)
 
     def log_probs(self, encoded: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
-        """Log-probabilities of every codeword at every position of candidates; as `Causal.log_probs`."""
+        """Compute the log-probabilities of every codeword at every position of candidates; as `Causal.log_probs`."""
         batch, k, levels = items.shape
         visible, positions = candidate_attention_mask(encoded.lengths[:, None], k, levels - 1, encoded.width)
         tokens = prefix_tokens(items, self.config.codebook_size).flatten(1)
@@ -217,7 +217,7 @@ class Large(nn.Module):
         return out.last_hidden_state.to(self.head.dtype)
 
     def with_start(self, codes: Tensor) -> Tensor:
-        """Tokens of the start token and histories' codewords, 0 where padded [batch, 1 + items · levels]."""
+        """Put the start token before histories' codewords, as tokens, 0 where padded [batch, 1 + items · levels]."""
         return F.pad(history_tokens(codes, self.config.codebook_size), (1, 0))
 
     def merged(self) -> Large:
