@@ -41,10 +41,12 @@ def make_evaluations(config: Config, folder: Path, seed: int) -> None:
 
 def _evaluate_ablation(configs: Path, folder: Path, seed: int) -> None:
     """Train the student without DISTILL, and evaluate the four students of table2 on the validation split."""
-    launch = os.environ.get("ACCELERATE_CONFIG", CONFIGS / "accelerate/cpu.yaml")
+    launch = ["--config_file", os.environ.get("ACCELERATE_CONFIG", CONFIGS / "accelerate/cpu.yaml")]
+    if "ACCELERATE_CONFIG" not in os.environ:  # said explicitly, or accelerate warns of its own choice
+        launch += ["--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)]
     common = ("--run", folder, "--seed", seed)
     run_command(
-        *("accelerate", "launch", "--quiet", "--config_file", launch, ROOT / "student/train.py"),
+        *("accelerate", "launch", "--quiet", *launch, ROOT / "student/train.py"),
         *("--variant", WITHOUT_DISTILL, "--config", configs / "student.yaml", *common),
         *("--output", folder / "ablation" / WITHOUT_DISTILL),
     )
