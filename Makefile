@@ -9,7 +9,7 @@ VENV := .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
-PARALLEL_TESTS := tests/unit tests/cli $(wildcard tests/browser)
+PARALLEL_TESTS := tests/cli $(wildcard tests/browser) tests/unit
 SERIAL_TESTS := tests/engines tests/distributed
 VLLM := $(if $(findstring not vllm,$(PYTEST_ARGS)),,$(VENV)/.installed-vllm)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -19,9 +19,9 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 demo: $(VENV)/.installed
 	scripts/run_pipeline.sh configs/demo
 
-# Tests that start several processes run after the others, one at a time: they would starve each other.
+# The slow files (whole commands) come first. Tests that start several processes run after the others, one at a time: they would starve each other.
 test: check $(VLLM)
-	python -m pytest -n $(WORKERS) --dist loadfile $(PARALLEL_TESTS) $(PYTEST_ARGS)
+	python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PARALLEL_TESTS) $(PYTEST_ARGS)
 	python -m pytest $(SERIAL_TESTS) $(PYTEST_ARGS)
 
 test-fast: check
