@@ -178,7 +178,8 @@ class Trainer:
         unwrapped = self.acc.unwrap_model(self.model)
         row = {"epoch": progress.epoch + 1, "loss": mean_loss(progress, self.acc)}
         engine = HFEngine(unwrap_peft(unwrapped), self.data, self.settings.prompt)
-        row |= validate(self.acc, engine, self.dataset, self.settings)
+        with self.acc.autocast():  # the engine calls the trunk, past the forward pass that Accelerate has wrapped
+            row |= validate(self.acc, engine, self.dataset, self.settings)
         self.acc.log({name: value for name, value in row.items() if name != "epoch"}, progress.step)
         progress.curve.append(row)
         progress.epoch, progress.batch, progress.loss, progress.counted = progress.epoch + 1, 0, 0.0, 0
