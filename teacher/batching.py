@@ -78,8 +78,9 @@ def padded_size(samples: Samples, batch: Batch) -> int:
 
 
 def counted_tokens(samples: Samples, batches: list[Batch]) -> np.ndarray:
-    """How many tokens the loss counts in each batch [batches]."""
-    totals = np.concatenate([[0], np.cumsum(samples.counted)])
+    """How many tokens the loss counts in each batch, or the sum of their weights [batches]."""
+    kind = np.int64 if samples.counted.dtype == bool else np.float64
+    totals = np.concatenate([np.zeros(1, kind), np.cumsum(samples.counted, dtype=kind)])
     of_sample = totals[samples.ends] - totals[samples.ends - samples.lengths]
     return np.array([of_sample[np.hstack(batch)].sum() for batch in batches])
 
@@ -87,23 +88,27 @@ def counted_tokens(samples: Samples, batches: list[Batch]) -> np.ndarray:
 def collate(samples: Samples, batch: Batch, pad: int) -> dict[str, np.ndarray]:
     """Build the network's inputs: rows padded on the right, all [rows, length].
 
-    Labels are −100 where the loss counts nothing. Where rows hold several samples, `position_ids` start again with each
-    (and with the padding). Transformers reads the boundaries from them and keeps attention within a sample, as long as
-    it gets neither an attention mask nor a cache (`use_cache=False`).
+    Labels are −100 where the loss counts nothing; `loss_weights` is there where the samples weigh their tokens. Where
+    rows hold several samples, `position_ids` start again with each (and with the padding). Transformers reads the
+    boundaries from them and keeps attention within a sample, as long as it gets neither an attention mask nor a cache
+    (`use_cache=False`).
     """
     shape = len(batch), max(int(samples.lengths[row].sum()) for row in batch)
     tokens, labels = np.full(shape, pad, dtype=np.int64), np.full(shape, -100, dtype=np.int64)
-    positions = np.zeros(shape, dtype=np.int64)
+    positions, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
     for line, row in enumerate(batch):
         end = 0
         for sample in (samples[number] for number in row):
             part = slice(end, end := end + len(sample.tokens))
             tokens[line, part] = sample.tokens
             labels[line, part] = np.where(sample.counted, sample.tokens, -100)
+            weights[line, part] = sample.counted
             labels[line, part.start] = -100  # the sample before must not predict it
             positions[line, part] = np.arange(len(sample.tokens))
         positions[line, end:] = np.arange(shape[1] - end)
     inputs = {"input_ids": tokens, "labels": labels}
+    if samples.counted.dtype != bool:
+        inputs["loss_weights"] = weights
     return inputs | {"position_ids": positions} if any(len(row) > 1 for row in batch) else inputs
 
 

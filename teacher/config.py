@@ -17,6 +17,7 @@ from distill.runtime.errors import UserError
 # The position of a task seeds its random generator: append only. `teacher/tasks.py` implements them.
 TASKS = ("stream", "seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain")
 NOT_IN_IDENTITY = {"identity": False}  # a change of such a field does not make a finished teacher stale
+IN_EXTRA = {"identity": False}  # in the identity only where it is set, so that older teachers are not stale
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,16 @@ class ModelSettings:
     """LoRA's alpha; adapters are scaled by alpha / r."""
     lora_dropout: ClosedUnitInterval = 0.05
     """Dropout on the adapters' input."""
-    init_codewords: Literal["mean", "codebook"] = "mean"
+    init_codewords: Literal["mean", "codebook", "text"] = "mean"
     """Initial embedding rows of the codewords. mean: the mean of the base's rows plus noise (without a base: random,
-    like all rows). codebook: the quantiser's code vectors, projected."""
+    like all rows). codebook: the quantiser's code vectors, projected. text: from the base's embeddings of the texts of
+    the items that have the codeword (needs `base`)."""
     attention_dropout: ClosedUnitInterval = 0.0
     """Dropout on attention weights."""
     chat: bool = False
     """Put prompts into the base model's chat template (needs `base`)."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto: bf16 where there is a `base` and the GPU or processor computes in bf16; no elsewhere."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, far less memory."""
 
@@ -77,6 +79,23 @@ class AugmentationSettings:
     """Share of the `stream` sequences that are reversed, for data whose order says little (same-day purchases)."""
     drop_items: ClosedUnitInterval = 0.0
     """Share of the `stream` sequences' items that are left out."""
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """Text in the `stream` task, and in the prompt of this name."""
+
+    stream_titles: NonNegativeInt = field(default=0, metadata=IN_EXTRA)
+    """Tokens of an item's title that follow its codewords, before a newline; 0: streams of codewords alone."""
+    stream_title_items: NonNegativeInt = field(default=0, metadata=IN_EXTRA)
+    """Only the last so many items of a history carry their titles; 0: all of them."""
+    title_loss: NonNegativeFloat = field(default=0.0, metadata=IN_EXTRA)
+    """Weight of a title's tokens in the loss, where a codeword's is 1."""
+
+    @staticmethod
+    def of(settings: StreamSettings) -> StreamSettings:
+        """These fields of a larger config."""
+        return StreamSettings(settings.stream_titles, settings.stream_title_items, settings.title_loss)
 
 
 @dataclass(frozen=True)
@@ -103,7 +122,7 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
-class SampleSettings(TaskSettings, AugmentationSettings):
+class SampleSettings(TaskSettings, StreamSettings, AugmentationSettings):
     """Everything that decides the training samples, but for the seed."""
 
 
@@ -211,7 +230,8 @@ def check(config: Config) -> None:
     """Refuse combinations of settings that are wrong whatever the data.
 
     Raises:
-        UserError: unknown tasks, a prompt without its task, a fold that does not exist, settings that need a base.
+        UserError: unknown tasks, a prompt without its task, a fold that does not exist, settings that need a base
+            or titles.
     """
     for task in config.tasks:
         if task not in TASKS:
@@ -224,5 +244,11 @@ def check(config: Config) -> None:
         raise UserError(f"--utilisation is {config.utilisation}; expected a share above 0 and up to 1.")
     if config.mode == "qlora" and config.base is None:
         raise UserError("--mode qlora trains beside a base model in 4 bits; give --base.")
+    if config.init_codewords == "text" and config.base is None:
+        raise UserError("--init_codewords text starts from a base model's embeddings; give --base.")
+    if (config.stream_title_items or config.title_loss) and not config.stream_titles:
+        raise UserError("--stream_title_items and --title_loss need titles in the stream; give --stream_titles.")
+    if config.stream_titles and not config.tasks.get("stream"):
+        raise UserError("--stream_titles puts titles into the task 'stream'; give tasks.stream.")
     if config.chat and config.base is None:
         raise UserError("--chat needs a base model with a chat template; give --base.")

@@ -31,7 +31,7 @@ from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.semantic_ids.ids import SemanticIDs
 from teacher import templates
-from teacher.base_model import from_scratch, quantiser_vectors
+from teacher.base_model import from_scratch, item_texts, quantiser_vectors
 from teacher.batching import epoch_batches, padded_size
 from teacher.config import EstimateSettings, ModelSettings
 from teacher.model import adapt, unwrap_peft
@@ -64,6 +64,8 @@ def plan(settings: EstimateSettings, dataset_folder: Path, ids_folder: Path) -> 
         use_chat_template(tokenizer)
     if settings.init_codewords == "codebook":
         quantiser_vectors(ids)  # raises here as it would in the training
+    if settings.init_codewords == "text":
+        item_texts(dataset)
     base_config = settings.base_config if is_estimate else settings.base
     model = on_meta(settings, base_config, settings.max_tokens, tokenizer, new, is_estimate)
     sizes = parameters(model) | {"tokenizer_estimated": is_estimate}
@@ -73,7 +75,10 @@ def plan(settings: EstimateSettings, dataset_folder: Path, ids_folder: Path) -> 
     if positions and sizes["longest"] > positions:
         raise UserError(f"The longest sample has {sizes['longest']} tokens, the base {positions}; lower --max_tokens.")
     stages = 1 if settings.mode == "qlora" else 4
-    sizes["memory"] = [memory(sizes, stage, settings.gpus, settings.precision) for stage in range(stages)]
+    precision = settings.precision  # all of these GPUs have bf16
+    if precision == "auto":
+        precision = "bf16" if settings.base else "no"
+    sizes["memory"] = [memory(sizes, stage, settings.gpus, precision) for stage in range(stages)]
     if settings.mode == "qlora":
         sizes["memory"][0]["weights"] = qlora_weights(model)
     peak, gpu_gib = GPUS[settings.gpu]

@@ -5,15 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data.dataset import Dataset
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
-from teacher.base_model import extend_vocabulary, from_scratch, init_from_codebook, load_base, quantiser_vectors
+from teacher.base_model import (
+    extend_vocabulary,
+    from_scratch,
+    init_from_codebook,
+    init_from_text,
+    item_texts,
+    load_base,
+    quantiser_vectors,
+)
 from teacher.config import ModelSettings
 from teacher.lora import add_lora, load_quantised, merge_adapter
+from teacher.precision import resolve_precision
 from teacher.tokenizer import add_codewords, load_tokenizer, train_tokenizer, use_chat_template
 
 
@@ -39,11 +50,15 @@ def build_model(
     else:
         tokenizer = load_tokenizer(settings.base)
         new = add_codewords(tokenizer, ids)
-        quantised = settings.mode == "qlora"
-        model = load_quantised(settings.base, settings.precision) if quantised else load_base(settings.base)
+        if settings.mode == "qlora":
+            model = load_quantised(settings.base, resolve_precision(settings.precision, settings.base))
+        else:
+            model = load_base(settings.base)
         extend_vocabulary(model, tokenizer, new)
     if settings.init_codewords == "codebook" and new:
         init_from_codebook(model, quantiser_vectors(ids), seed)
+    if settings.init_codewords == "text" and new:
+        init_from_text(model, item_texts(dataset), ids, tokenizer)
     if settings.chat:
         use_chat_template(tokenizer)
     return adapt(model, settings, tokenizer.convert_tokens_to_ids(ids.tokens())), tokenizer
@@ -83,6 +98,17 @@ def save_teacher(model, tokenizer: PreTrainedTokenizerBase, folder: Path, facts:
 def unwrap_peft(model):
     """The causal model inside a PEFT wrapper, adapters in place."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def soft_cap(causal) -> float | None:
+    """The bound of the logits, Gemma 2's `final_logit_softcapping`; None: they are not bounded."""
+    return getattr(causal.config, "final_logit_softcapping", None)
+
+
+def output_logits(causal, hidden: Tensor) -> Tensor:
+    """Logits of the whole vocabulary at hidden states, bounded as the model bounds them; float32 [..., vocabulary]."""
+    logits, cap = causal.get_output_embeddings()(hidden).float(), soft_cap(causal)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def count_parameters(parameters) -> int:

@@ -1,7 +1,8 @@
 """The training tasks as token sequences: LC-Rec's six, and `stream`.
 
 A sample is the token numbers of one sequence and, for each token, whether the loss counts it: the response only, or,
-for `stream`, every codeword of the user's sequence. One forward pass over a stream trains every prefix.
+for `stream`, every codeword of the user's sequence. One forward pass over a stream trains every prefix. A weight of
+titles in the loss (`title_loss`) makes "counted" a number.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from distill.data.dataset import PAD, Dataset
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from teacher import templates, user_intents
-from teacher.config import TASKS, AugmentationSettings, SampleSettings
+from teacher.config import TASKS, AugmentationSettings, SampleSettings, StreamSettings
+from teacher.stream import StreamWriter
 
 PLACEHOLDER = "CONTENT"  # stands for the prompt while the text around it is read from a chat template
 Answer = int | str  # an item, or a text
@@ -26,7 +28,7 @@ Question = tuple[str, Answer]
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sequence: token numbers, and which of them the loss counts; both [length]."""
+    """One training sequence: token numbers, and which of them the loss counts, bool or float weights; both [length]."""
 
     tokens: np.ndarray
     counted: np.ndarray
@@ -43,7 +45,7 @@ class Samples:
         self.lengths = np.array([len(sample.tokens) for sample in samples], dtype=np.int64)
         self.ends = np.cumsum(self.lengths)
         self.tokens = np.concatenate([np.zeros(0, np.int32), *(s.tokens.astype(np.int32) for s in samples)])
-        self.counted = np.concatenate([np.zeros(0, bool), *(sample.counted for sample in samples)])
+        self.counted = np.concatenate([np.zeros(0, bool), *(sample.counted for sample in samples)])  # float if any is
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -63,11 +65,13 @@ class TaskData:
         max_history: items of history.
         max_tokens: longest prompt with its response.
         augmentation: of the streams (`token_dropout` is applied to batches); None: nothing is changed.
+        stream: the text in streams; None: codewords alone.
         intentions_file: intentions and preferences in LC-Rec's form; None: derived from the items' texts.
 
     Attributes:
         token_of: token number of every codeword [levels, codebook_size].
         item_tokens: token numbers of every item's ID [n_items, levels].
+        writer: writes streams.
     """
 
     def __init__(
@@ -79,13 +83,15 @@ class TaskData:
         max_tokens: int,
         augmentation: AugmentationSettings | None = None,
         intentions_file: Path | None = None,
+        stream: StreamSettings | None = None,
     ):
         self.dataset, self.ids, self.tokenizer = dataset, ids, tokenizer
-        self.augmentation = augmentation or AugmentationSettings()
+        self.augmentation, self.stream = augmentation or AugmentationSettings(), stream or StreamSettings()
         self.max_history, self.max_tokens, self.intentions_file = max_history, max_tokens, intentions_file
         codewords = np.array(tokenizer.convert_tokens_to_ids(ids.tokens()))
         self.token_of = codewords.reshape(ids.levels, ids.codebook_size)
         self.item_tokens = np.take_along_axis(self.token_of.T, ids.codes, axis=0)
+        self.writer = StreamWriter.build(self.stream, dataset, tokenizer, self.item_tokens)
         self.texts = dataset.texts()
         self.titles = dataset.items["title"].to_pylist()
         self.descriptions = dataset.items["description"].to_pylist()
@@ -100,7 +106,7 @@ class TaskData:
         if settings.folds:
             dataset = dataset.without_fold(settings.folds, settings.fold)
         limits = settings.max_history, settings.max_tokens
-        return TaskData(dataset, ids, tokenizer, *limits, settings, settings.intentions)
+        return TaskData(dataset, ids, tokenizer, *limits, settings, settings.intentions, settings)
 
     @cached_property
     def fusion_rows(self) -> np.ndarray:
@@ -212,11 +218,14 @@ class TaskData:
 
 def _stream(data: TaskData, weight: float, generator: list[int]) -> list[Sample]:
     """Users' training sequences in windows that share one item; `generator` seeds the random numbers."""
+    title_loss, levels = data.stream.title_loss, data.ids.levels
     longest = min(data.max_history + 1, int(np.diff(data.offsets).max(initial=0)))
-    if 1 + longest * data.ids.levels > data.max_tokens:
+    most_tokens = data.writer.longest(longest, title_loss > 0)
+    if most_tokens > data.max_tokens:
+        titles = " or --stream_titles" if data.stream.stream_titles else ""
         raise UserError(
-            f"A stream of {longest} items takes {1 + longest * data.ids.levels} tokens, --max_tokens is "
-            f"{data.max_tokens}; raise it or lower --max_history."
+            f"A stream of {longest} items takes {most_tokens} tokens, --max_tokens is "
+            f"{data.max_tokens}; raise it or lower --max_history{titles}."
         )
     rng = np.random.default_rng(generator)
     samples = []
@@ -226,12 +235,14 @@ def _stream(data: TaskData, weight: float, generator: list[int]) -> list[Sample]
             items = sequence[first : first + data.max_history + 1]
             if first > 0 and len(items) < 2:
                 continue
-            tokens = np.append(data.tokenizer.bos_token_id, data.item_tokens[items])
-            counted = np.ones(len(tokens), bool)
-            counted[0] = False
-            if first > 0:
-                counted[1 : 1 + data.ids.levels] = False  # the window before has trained this item, with its history
-            samples.append(Sample(tokens, counted))
+            stream = data.writer.sequence(items, last_title=title_loss > 0)
+            counted = stream.codewords
+            if title_loss:
+                counted = np.where(counted, np.float32(1), np.float32(title_loss))
+                counted[0] = 0
+            if first > 0:  # the window before has trained this item, with its history
+                counted[: np.flatnonzero(stream.codewords)[levels]] = 0
+            samples.append(Sample(stream.tokens, counted))
     return _subset(samples, weight, rng)
 
 

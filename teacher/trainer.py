@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,9 @@ from distill.semantic_ids.ids import SemanticIDs
 from teacher.batching import Batch, collate, counted_tokens, epoch_batches, mask_codewords
 from teacher.config import TrainingSettings, ValidationSettings
 from teacher.engines.hf import HFEngine
+from teacher.loss import use_counted_loss
 from teacher.model import build_model, count_parameters, save_teacher, unwrap_peft
+from teacher.precision import log_precision, resolve_precision
 from teacher.tasks import Samples, TaskData
 
 MEMORY = (
@@ -47,12 +49,18 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
     dataset = Dataset.load(dataset_folder)
     ids = SemanticIDs.load(ids_folder, dataset.n_items)
     logs = job.output.parent / "logs"
+    precision = resolve_precision(settings.precision, settings.base)
+    log_precision(settings.precision, precision)
+    settings = replace(settings, precision=precision)
+    job.facts["precision"] = precision
     acc = accelerator(settings.accumulation, settings.precision, settings.seed, settings.clip, settings.tracker, logs)
     with unsharded(acc):
         model, tokenizer = build_model(settings, dataset, ids, settings.max_tokens, settings.seed)
     if settings.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
+    if settings.base or settings.title_loss:  # elsewhere the vocabulary is small
+        use_counted_loss(model)
     trainable = trained_parameters(model)
     n_parameters, n_trainable = count_parameters(model.parameters()), count_parameters(trainable)
     log.info(f"teacher: {n_parameters:,} parameters, {n_trainable:,} train; tasks {settings.tasks}")
@@ -77,6 +85,8 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
             if acc.is_main_process:
                 trained.load_state_dict(progress.best_state, strict=False)
                 facts = {name: getattr(settings, name) for name in ("prompt", "max_history", "max_tokens")}
+                if settings.stream_titles:
+                    facts |= {name: getattr(settings, name) for name in ("stream_titles", "stream_title_items")}
                 save_teacher(trained, tokenizer, folder, facts | {"valid_ndcg@10": progress.best})
                 write_json(folder / "curve.json", progress.curve)
                 checkpoints.remove()
@@ -134,8 +144,8 @@ class Trainer:
                             check_finite("gradient norm", torch.as_tensor(norm), epoch, checkpoints)
                     self.optimizer.step()
                     self.optimizer.zero_grad()
-                progress.loss += loss.item() * int(counts[number])
-                progress.counted += int(counts[number])
+                progress.loss += loss.item() * counts[number].item()
+                progress.counted += counts[number].item()
                 progress.batch += 1
                 tokens_seen += int(samples.lengths[np.hstack(batches[number])].sum())
                 rate = acc.num_processes * tokens_seen / (time.time() - started)
@@ -168,7 +178,8 @@ class Trainer:
         unwrapped = self.acc.unwrap_model(self.model)
         row = {"epoch": progress.epoch + 1, "loss": mean_loss(progress, self.acc)}
         engine = HFEngine(unwrap_peft(unwrapped), self.data, self.settings.prompt)
-        row |= validate(self.acc, engine, self.dataset, self.settings)
+        with self.acc.autocast():  # the engine calls the trunk, past the forward pass that Accelerate has wrapped
+            row |= validate(self.acc, engine, self.dataset, self.settings)
         self.acc.log({name: value for name, value in row.items() if name != "epoch"}, progress.step)
         progress.curve.append(row)
         progress.epoch, progress.batch, progress.loss, progress.counted = progress.epoch + 1, 0, 0.0, 0

@@ -9,6 +9,9 @@ padding than in a whole epoch. A rate counts tokens with their padding, a useful
 
 Memory is the peak of a few steps beyond the code: weights, gradients, optimiser, activations (with gradient
 checkpointing). Loading the base may need more for a moment; that is left out.
+
+On the shape of SmolLM2-135M, `_pretrained.py` compares our step with the float32 loop, the bf16 loop with all logits,
+and the Trainer in bf16.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from benches import resident
+from benches._pretrained import SMOLLM2, compare
 from distill.data import sources
 from distill.data.dataset import Dataset, as_lists, write_dataset
 from distill.runtime import artifacts
@@ -67,6 +71,16 @@ class Config:
     """Batches' worth of samples in a round."""
     repeats: int = 5
     """Measured rounds; medians are reported."""
+    base: bool = True
+    """Compare steps on the shape of a pretrained base too, each in a fresh process."""
+    base_sizes: dict[str, float] = field(default_factory=lambda: dict(SMOLLM2))
+    """That shape: fields of LlamaConfig (default: SmolLM2-135M)."""
+    base_tokens: int = 1024
+    """Tokens a batch there."""
+    base_batches: int = 4
+    """Measured batches of a round there."""
+    base_repeats: int = 2
+    """Rounds there; medians are reported."""
     memory: bool = True
     """Measure the modes' memory too, each in a fresh process."""
     large: dict[str, float] = field(default_factory=lambda: dict(LARGE))
@@ -84,6 +98,9 @@ def main(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = config.run or made_up(Path(folder), config.seed)
         figures = speed(config, run, Path(folder))
+        if config.base:
+            rounds = config.base_tokens, config.base_batches, config.base_repeats
+            figures |= compare(config.base_sizes, run, *rounds, config.seed)
         if config.memory:
             figures |= memory(config, run, Path(folder))
     return figures

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from distill.data.dataset import PAD, Dataset
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
+from teacher.config import StreamSettings
 from teacher.model import check_checkpoint
 from teacher.tasks import TaskData
 
@@ -25,15 +26,14 @@ def prompt_rows(data: TaskData, prompt: str, histories: np.ndarray) -> list[list
     """
     if prompt == "seqrec":
         return [data.seqrec_prompt(history) for history in histories]
-    bos = data.tokenizer.bos_token_id
-    return [[bos, *data.item_tokens[history[history != PAD]].ravel().tolist()] for history in histories]
+    return [data.writer.prompt(history[history != PAD]).tolist() for history in histories]
 
 
 def open_teacher(folder: Path, dataset: Dataset, ids: SemanticIDs) -> tuple[TaskData, str]:
     """Read all but the weights of a checkpoint: `data` and `prompt` of `Engine`.
 
     Raises:
-        UserError: not a merged checkpoint, or without this codebook's tokens.
+        UserError: not a merged checkpoint, or without this codebook's tokens; it reads titles, and no item has a text.
     """
     check_checkpoint(folder)
     facts = json.loads((Path(folder) / "teacher.json").read_text())
@@ -49,4 +49,6 @@ def open_teacher(folder: Path, dataset: Dataset, ids: SemanticIDs) -> tuple[Task
             f"The teacher at {folder} has {rows} rows of embeddings, its tokenizer has codewords up to token {last}: "
             "it was saved before its vocabulary was extended."
         )
-    return TaskData(dataset, ids, tokenizer, facts["max_history"], facts["max_tokens"]), facts["prompt"]
+    stream = StreamSettings(facts.get("stream_titles", 0), facts.get("stream_title_items", 0))
+    data = TaskData(dataset, ids, tokenizer, facts["max_history"], facts["max_tokens"], stream=stream)
+    return data, facts["prompt"]

@@ -22,6 +22,7 @@ from distill.decoding.trie import Trie
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.engines import open_teacher, prompt_rows
+from teacher.model import output_logits
 from teacher.tasks import TaskData
 
 
@@ -113,10 +114,29 @@ class HFEngine:
 
     @torch.inference_mode()
     def stream_logprobs(self, sequences: np.ndarray, scope: str = "level") -> Tensor:
-        """As `Engine.stream_logprobs`, in one forward pass."""
-        prompts, _ = self.prompts(sequences, room=-1)  # the last token is only a target
-        hidden = self.model.base_model(input_ids=prompts[:, :-1]).last_hidden_state
-        return self._codeword_logprobs(hidden.unflatten(1, (sequences.shape[1], self.data.ids.levels)), scope)
+        """As `Engine.stream_logprobs`, in one forward pass.
+
+        Where only the last items of a history carry titles (`stream_title_items`), each prefix is a prompt of its own.
+        """
+        levels, length = self.data.ids.levels, sequences.shape[1]
+        if self.data.stream.stream_title_items:
+            prefixes = [np.where(np.arange(length) < end, sequences, PAD) for end in range(length)]
+            targets = np.maximum(sequences, 0)
+            parts = [self.codeword_logprobs(prefix, targets[:, end], scope) for end, prefix in enumerate(prefixes)]
+            return torch.stack(parts, dim=1)
+        if self.data.writer.titles is None:
+            prompts, _ = self.prompts(sequences, room=-1)  # the last token is only a target
+            hidden = self.model.base_model(input_ids=prompts[:, :-1]).last_hidden_state
+            return self._codeword_logprobs(hidden.unflatten(1, (length, levels)), scope)
+        streams = [self.data.writer.sequence(row[row != PAD]) for row in sequences]
+        tokens, _ = self.padded([stream.tokens.tolist() for stream in streams], room=-1)
+        before = np.zeros((len(streams), length * levels), dtype=np.int64)  # positions that predict the codewords
+        for row, stream in enumerate(streams):
+            places = np.flatnonzero(stream.codewords) - 1
+            before[row, : len(places)] = places
+        hidden = self.model.base_model(input_ids=tokens[:, :-1]).last_hidden_state
+        index = torch.from_numpy(before).to(self.device)[..., None].expand(-1, -1, hidden.shape[-1])
+        return self._codeword_logprobs(hidden.gather(1, index).unflatten(1, (length, levels)), scope)
 
     def facts(self) -> dict[str, str]:
         """Engine, versions and dtype, for the labels' manifest."""
@@ -140,18 +160,24 @@ class HFEngine:
         """
         if room is None:  # histories, not whole sequences: the teacher reads as many items as it was tuned with
             histories, room = last_items(histories, self.data.max_history), self.data.ids.levels - 1
-        if self.prompt == "stream":
-            padded = histories == PAD
-            codes = np.where(padded[..., None], self.pad, self.data.item_tokens[histories])
-            tokens = np.pad(codes.reshape(len(histories), -1), ((0, 0), (1, 0)), constant_values=0)
-            tokens[:, 0] = self.data.tokenizer.bos_token_id
-            lengths = 1 + (~padded).sum(1) * self.data.ids.levels
-        else:
-            rows = prompt_rows(self.data, self.prompt, histories)
-            lengths = np.array([len(row) for row in rows])
-            tokens = np.full((len(rows), lengths.max()), self.pad, dtype=np.int64)
-            for number, row in enumerate(rows):
-                tokens[number, : len(row)] = row
+        if self.prompt != "stream" or self.data.writer.titles is not None:
+            return self.padded(prompt_rows(self.data, self.prompt, histories), room)
+        padding = histories == PAD
+        codes = np.where(padding[..., None], self.pad, self.data.item_tokens[histories])
+        tokens = np.pad(codes.reshape(len(histories), -1), ((0, 0), (1, 0)), constant_values=0)
+        tokens[:, 0] = self.data.tokenizer.bos_token_id
+        return self._on_device(tokens, 1 + (~padding).sum(1) * self.data.ids.levels, room)
+
+    def padded(self, rows: list[list[int]], room: int) -> tuple[Tensor, Tensor]:
+        """Pad rows of token numbers on the right; returns and raises as `prompts`."""
+        lengths = np.array([len(row) for row in rows])
+        tokens = np.full((len(rows), lengths.max()), self.pad, dtype=np.int64)
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)] = row
+        return self._on_device(tokens, lengths, room)
+
+    def _on_device(self, tokens: np.ndarray, lengths: np.ndarray, room: int) -> tuple[Tensor, Tensor]:
+        """Check that the rows fit the model's window, count their tokens, and put them on the device."""
         window = getattr(self.model.config, "max_position_embeddings", None)
         if window and lengths.max() + room > window:
             raise UserError(
@@ -163,7 +189,7 @@ class HFEngine:
 
     def _codeword_logprobs(self, hidden: Tensor, scope: str) -> Tensor:
         """Log-probabilities over the full vocabulary of the codewords [..., levels, codewords]."""
-        logits = self.model.get_output_embeddings()(hidden).float()
+        logits = output_logits(self.model, hidden)
         total = logits.logsumexp(-1, keepdim=True)
         if scope == "all":
             return logits[..., self.token_of.flatten()] - total
@@ -203,5 +229,5 @@ class TreeStep:
                 past_key_values=self.cache,
                 use_cache=True,
             ).last_hidden_state
-        logits = model.get_output_embeddings()(hidden).float()
+        logits = output_logits(model, hidden)
         return logits[..., self.token_of[level]] - logits.logsumexp(-1, keepdim=True)

@@ -126,19 +126,19 @@ class VLLMEngine:
             UserError: a sequence is longer than the model's window, or vLLM dies.
         """
         levels, lengths = self.data.ids.levels, (sequences != PAD).sum(1)
-        wanted = self._wanted(scope)
+        wanted, writer = self._wanted(scope), self.data.writer
         log_probs = torch.zeros(*sequences.shape, *wanted.shape)
-        bos = [self.data.tokenizer.bos_token_id]
-        tokens = [self.data.item_tokens[row[:length]].ravel() for row, length in zip(sequences, lengths, strict=True)]
-        if self.v2:
-            rows = self._forced_at_once([bos] * len(tokens), tokens, wanted)
-            for row, values in enumerate(rows):
-                log_probs[row, : lengths[row]] = values.unflatten(0, (-1, levels))
+        if self.v2 and not writer.title_items:
+            streams = [writer.sequence(row[:length]) for row, length in zip(sequences, lengths, strict=True)]
+            values = self._forced_at_once([s.tokens[:1].tolist() for s in streams], [s.tokens[1:] for s in streams],
+                                          [s.codewords[1:] for s in streams], wanted)  # fmt: skip
+            for row, row_values in enumerate(values):
+                log_probs[row, : lengths[row]] = row_values.unflatten(0, (-1, levels))
             return log_probs
-        places = [(row, start) for row in tokens for start in range(0, len(row), levels)]
+        places = [(row, place) for row, length in enumerate(lengths) for place in range(length)]
         if places:
-            prompts = self.check_lengths([[*bos, *row[:start].tolist()] for row, start in places])
-            forced = np.stack([row[start : start + levels] for row, start in places])
+            prompts = self.check_lengths([writer.prompt(sequences[row, :place]).tolist() for row, place in places])
+            forced = self.data.item_tokens[[sequences[row, place] for row, place in places]]
             log_probs[torch.from_numpy(sequences != PAD)] = self._forced(prompts, forced, scope)
         return log_probs
 
@@ -264,7 +264,8 @@ class VLLMEngine:
         """
         wanted, levels = self._wanted(scope), self.data.ids.levels
         if self.v2:
-            return torch.stack(self._forced_at_once(prompts, list(forced), wanted))
+            codewords = [np.ones(levels, bool)] * len(forced)
+            return torch.stack(self._forced_at_once(prompts, list(forced), codewords, wanted))
         prefixes = [
             [*prompt, *tokens[:level]]
             for prompt, tokens in zip(prompts, forced.tolist(), strict=True)
@@ -273,16 +274,19 @@ class VLLMEngine:
         log_probs = self.next_token_logprobs(prefixes, [wanted[level] for _ in prompts for level in range(levels)])
         return torch.from_numpy(np.stack(log_probs)).unflatten(0, (-1, levels))
 
-    def _forced_at_once(self, prompts: list[list[int]], forced: list[np.ndarray], wanted: np.ndarray) -> list[Tensor]:
+    def _forced_at_once(
+        self, prompts: list[list[int]], forced: list[np.ndarray], codewords: list[np.ndarray], wanted: np.ndarray
+    ) -> list[Tensor]:
         """As `_forced`, by one request a row, which V2 scores while it reads the prompt.
 
         Args:
             prompts: token numbers.
-            forced: token numbers of one ID or several in a row, for each prompt.
+            forced: token numbers of one ID or several in a row, perhaps with titles between them, for each prompt.
+            codewords: which of them are codewords, bool, for each prompt.
             wanted: from `_wanted`.
 
         Returns:
-            For each prompt, [forced tokens, codewords].
+            For each prompt, [forced codewords, codewords].
         """
         from vllm import SamplingParams
 
@@ -291,14 +295,16 @@ class VLLMEngine:
                 max_tokens=1,
                 temperature=0,
                 detokenize=False,
-                prompt_logprob_token_ids=np.tile(wanted, (len(tokens) // len(wanted), 1)),
+                # at a title's tokens, which are not returned, anything may be asked
+                prompt_logprob_token_ids=wanted[np.where(is_codeword, np.cumsum(is_codeword) - 1, 0) % len(wanted)],
                 prompt_logprob_start=len(prompt) - 1,
             )
-            for prompt, tokens in zip(prompts, forced, strict=True)
+            for prompt, is_codeword in zip(prompts, codewords, strict=True)
         ]
         requests = [[*prompt, *tokens.tolist()] for prompt, tokens in zip(prompts, forced, strict=True)]
         self.check_lengths([request[: -len(wanted)] for request in requests])
-        return [torch.tensor(output.prompt_token_id_logprobs) for output in self._generate(requests, params)]
+        outputs = [torch.tensor(output.prompt_token_id_logprobs) for output in self._generate(requests, params)]
+        return [output[torch.from_numpy(kept)] for output, kept in zip(outputs, codewords, strict=True)]
 
 
 class RequestStep:

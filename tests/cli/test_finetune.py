@@ -19,6 +19,7 @@ from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
+from teacher import precision
 from teacher.batching import collate, epoch_batches
 from teacher.config import TASKS, Config
 from teacher.estimate import flops_a_token, memory, plan
@@ -124,6 +125,12 @@ class TestBadInput:
             (["--folds", "3", "--fold", "3"], "--fold 3 of --folds 3"),
             (["--fold", "1"], "--fold 1 of --folds 0"),
             (["--mode", "qlora"], "give --base"),
+            (["--init_codewords", "text"], "give --base"),
+            (["--title_loss", "0.5"], "give --stream_titles"),
+            (["--stream_title_items", "2"], "give --stream_titles"),
+            (["--stream_titles", "-1"], "--stream_titles is -1; expected"),
+            (["--stream_titles", "8", "--tasks.stream", "0", "--prompt", "seqrec"], "give tasks.stream"),
+            (["--precision", "bf8"], "--precision"),
             (["--intentions", "/nowhere/user.json"], "Cannot read /nowhere/user.json"),
         ],
     )
@@ -136,11 +143,50 @@ class TestBadInput:
         make_run(tmp_path, texts=False)
         with pytest.raises(UserError, match="The task 'item2index' needs texts"):
             main(settings(tmp_path))
+        with pytest.raises(UserError, match=r"--stream_titles 5: no item of .* has a text"):
+            main(settings(tmp_path, tasks={"stream": 1.0}, stream_titles=5))
+        make_base(tmp_path, tmp_path / "base")
+        with pytest.raises(UserError, match=r"--init_codewords text: no item of .* has a text"):
+            base = {"base": str(tmp_path / "base"), "precision": "no"}
+            main(settings(tmp_path, tasks={"stream": 1.0}, init_codewords="text", **base))
         assert not list(tmp_path.glob("teacher*/"))
 
 
 def settings(root, **changes):
     return replace(Config(run=root, **SETTINGS), **changes)
+
+
+def identity_of(monkeypatch, config):
+    """The identity of the work that `main` would do."""
+    jobs = []
+    monkeypatch.setattr(ArtifactJob, "is_finished", lambda job: jobs.append(job) or True)
+    main(config)
+    return jobs[0].identity
+
+
+def test_options_of_text_are_in_the_identity_only_where_they_are_set(root, monkeypatch):
+    """So that teachers of before are not trained again; "auto" without a base means float32 on any machine."""
+    plain = identity_of(monkeypatch, settings(root))
+    assert plain["config"]["precision"] == "no" and plain["extra"] == {}
+    assert not {"stream_titles", "stream_title_items", "title_loss"} & plain["config"].keys()
+    titled = identity_of(monkeypatch, settings(root, stream_titles=8, title_loss=0.5))
+    assert titled["extra"] == {"stream_titles": 8, "title_loss": 0.5} and titled["config"] == plain["config"]
+    assert identity_of(monkeypatch, settings(root, base="some/base"))["config"]["precision"] == "auto"
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_precision_chooses_itself(monkeypatch, has_bf16):
+    monkeypatch.setattr(precision, "has_bf16", lambda: has_bf16)
+    assert precision.resolve_precision("auto", "some/base") == ("bf16" if has_bf16 else "no")
+    assert precision.resolve_precision("auto", None) == "no"
+    for chosen in ("no", "bf16", "fp16"):
+        assert precision.resolve_precision(chosen, "some/base") == precision.resolve_precision(chosen, None) == chosen
+
+
+def test_precision_is_said_in_one_line(capsys):
+    precision.log_precision("auto", "bf16")
+    precision.log_precision("fp16", "fp16")
+    assert re.fullmatch(r"precision: bf16 \(the (GPU|processor) has it; .*\)\n", capsys.readouterr().err)
 
 
 def real(root, config):

@@ -15,7 +15,7 @@ from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from distill.teachers.language_model import EngineLabeller
 from teacher.base_model import extend_vocabulary, from_scratch
-from teacher.config import Config
+from teacher.config import Config, StreamSettings
 from teacher.engines.hf import HFEngine
 from teacher.lora import PROJECTIONS, add_lora
 from teacher.model import adapt
@@ -29,7 +29,9 @@ SIZES = {
     "num_key_value_heads": 2, "initializer_range": 0.3,
 }  # fmt: skip
 HISTORIES = np.array([[3, 1, 4, 1], [5, PAD, PAD, PAD], [9, 2, PAD, PAD], [6, 7, 8, PAD]])
-PROMPTS = ("stream", "seqrec")
+FORMS = {"stream": (0, 0), "seqrec": (0, 0), "titles": (9, 0), "last titles": (9, 2)}  # titles' tokens, and items with
+PROMPTS, STREAMS = tuple(FORMS), ("stream", "titles", "last titles")
+NEWLINE = "\n"
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,20 @@ def new_teacher(shop):
 @pytest.fixture(scope="module")
 def engines(shop):
     model, tokenizer = new_teacher(shop)
-    data = TaskData(*shop, tokenizer, MAX_HISTORY, MAX_TOKENS)
-    return {prompt: HFEngine(model, data, prompt) for prompt in PROMPTS}
+    data = {form: TaskData(*shop, tokenizer, MAX_HISTORY, MAX_TOKENS, stream=StreamSettings(*text))
+            for form, text in FORMS.items()}  # fmt: skip
+    return {form: HFEngine(model, data[form], "seqrec" if form == "seqrec" else "stream") for form in FORMS}
 
 
 def prompt_of(engine, history):
     """The prompt's token numbers, made again from words."""
     tokenizer, ids = engine.data.tokenizer, engine.data.ids
     bought = [ids.text(item) for item in history if item != PAD]
-    if engine.prompt == "stream":
+    if engine.data.stream.stream_titles:
+        titles, items = engine.data.titles, [item for item in history if item != PAD]
+        untitled = len(items) - (engine.data.stream.stream_title_items or len(items))
+        text = "".join(f"{ids.text(i)}{f'{titles[i]}{NEWLINE}' * (n >= untitled)}" for n, i in enumerate(items))
+    elif engine.prompt == "stream":
         text = "".join(bought)
     else:
         text = f"The user bought these items, oldest first: {', '.join(bought)}. What comes next? Answer: "
@@ -175,8 +182,9 @@ def test_codeword_logprobs(engines, prompt):
     assert (found.exp().sum(-1) < 1).all()  # of the whole vocabulary
 
 
-def test_a_stream_is_all_of_its_prefixes(engines):
-    engine = engines["stream"]
+@pytest.mark.parametrize("prompt", STREAMS)
+def test_a_stream_is_all_of_its_prefixes(engines, prompt):
+    engine = engines[prompt]
     sequences = np.array([[3, 1, 4, 1, 5], [2, 6, PAD, PAD, PAD], [7, 8, 9, PAD, PAD]])
     found = engine.stream_logprobs(sequences)
     assert found.shape == (3, 5, LEVELS, SIZE)
@@ -202,8 +210,9 @@ def test_exported_distributions(shop, engines, prompt, rows):
         np.testing.assert_allclose(found[row], expected, atol=1e-4)
 
 
-def test_exported_labels(shop, engines):
-    engine = engines["stream"]
+@pytest.mark.parametrize("prompt", STREAMS)
+def test_exported_labels(shop, engines, prompt):
+    engine = engines[prompt]
     examples = shop[0].examples("train", MAX_HISTORY)
     assert (examples.positions > MAX_HISTORY).any() and (examples.positions <= MAX_HISTORY).any()
     labeller, told = EngineLabeller(engine, shop[0], batch_size=4), []

@@ -19,6 +19,7 @@ from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from distill.teachers.language_model import EngineLabeller
 from teacher.base_model import from_scratch
+from teacher.config import StreamSettings
 from teacher.engines.hf import HFEngine
 from teacher.engines.vllm import VLLMEngine
 from teacher.engines.vllm_start import take_devices
@@ -28,13 +29,14 @@ from teacher.tokenizer import add_codewords, train_tokenizer
 pytestmark = pytest.mark.vllm
 
 N_ITEMS, LEVELS, SIZE = 240, 3, 200  # more codewords than one request may ask about
-MAX_HISTORY, MAX_TOKENS = 20, 160
+MAX_HISTORY, MAX_TOKENS = 20, 160  # a title of three tokens: 1 + 20 * (3 + 4) + 3 tokens
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "initializer_range": 0.3,
 }  # fmt: skip
 TWINS = (7, 8)  # two codewords of the last level that the teacher cannot tell apart
-PROMPTS = ("stream", "seqrec")
+FORMS = {"stream": (0, 0), "seqrec": (0, 0), "titles": (3, 0), "last titles": (3, 2)}  # titles' tokens, items with them
+STREAMS = ("stream", "titles", "last titles")
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,26 @@ def engine(shop, checkpoint):
     engine.close()
 
 
-@pytest.fixture(params=PROMPTS)
-def pair(request, shop, checkpoint, engine, monkeypatch):
-    """vLLM and the plain engine on one checkpoint, asked in one way."""
-    monkeypatch.setattr(engine, "prompt", request.param)
-    plain = HFEngine.load(checkpoint, *shop)
-    plain.prompt = request.param
+def ask_as(form, shop, checkpoint, engine, monkeypatch):
+    """vLLM and the plain engine on one checkpoint, asked in one form."""
+    prompt, plain = "seqrec" if form == "seqrec" else "stream", HFEngine.load(checkpoint, *shop)
+    data = TaskData(*shop, engine.data.tokenizer, MAX_HISTORY, MAX_TOKENS, stream=StreamSettings(*FORMS[form]))
+    for name, value in (("prompt", prompt), ("data", data)):
+        monkeypatch.setattr(engine, name, value)
+        setattr(plain, name, value)
     return engine, plain
+
+
+@pytest.fixture(params=FORMS)
+def pair(request, shop, checkpoint, engine, monkeypatch):
+    """vLLM and the plain engine, asked in each form."""
+    return ask_as(request.param, shop, checkpoint, engine, monkeypatch)
+
+
+@pytest.fixture(params=STREAMS)
+def stream_pair(request, shop, checkpoint, engine, monkeypatch):
+    """vLLM and the plain engine, asked by streams."""
+    return ask_as(request.param, shop, checkpoint, engine, monkeypatch)
 
 
 def histories(*lengths):
@@ -215,10 +230,10 @@ def test_codeword_logprobs(pair, scope):
     assert (found.exp().sum(-1) < 1).all()  # of the whole vocabulary: the mass outside is known
 
 
-def test_a_stream_is_all_of_its_prefixes(engine, shop, checkpoint):
+def test_a_stream_is_all_of_its_prefixes(stream_pair):
+    engine, plain = stream_pair
     sequences = histories(5, 1, 3)
-    found = engine.stream_logprobs(sequences)
-    expected = HFEngine.load(checkpoint, *shop).stream_logprobs(sequences)
+    found, expected = engine.stream_logprobs(sequences), plain.stream_logprobs(sequences)
     real = torch.from_numpy(sequences != PAD)
     np.testing.assert_allclose(found[real], expected[real], atol=1e-4)
 

@@ -33,7 +33,7 @@ def build(folder, kind, tied, **changes):
     config = AutoConfig.for_model(kind, **SIZES, vocab_size=OLD, tie_word_embeddings=tied, initializer_range=0.3)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    config = Config(mode="qlora", base=str(folder), **changes)
+    config = Config(mode="qlora", base=str(folder), precision="no", **changes)
     model = load_quantised(config.base, config.precision)
     extend_vocabulary(model, Words(), NEW)
     return adapt(model, config, list(range(OLD, OLD + NEW)))

@@ -58,7 +58,7 @@ def root(tmp_path_factory):
 def run(root, output, **changes):
     """Tune in this process; returns the artifact."""
     base = str(root / "base") if changes.get("mode") == "qlora" else None
-    config = dataclasses.replace(CONFIG, **{"base": base} | changes)
+    config = dataclasses.replace(CONFIG, **{"base": base, "precision": "no"} | changes)
     inputs = [artifacts.read(root / kind, kind) for kind in ("dataset", "semantic_ids")]
     stage = ArtifactJob("teacher", config, output, inputs)
     trainer.tune(config, inputs[0].folder, inputs[1].folder, stage)

@@ -161,7 +161,7 @@ def test_memory_that_does_not_suffice(root, tmp_path, monkeypatch):
     assert not (tmp_path / "teacher").exists()
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_kinds_of_bases(root, tmp_path, kind, mode):
     """A tiny random base without codewords: tuned, saved, read by the engine."""
@@ -175,8 +175,9 @@ def test_kinds_of_bases(root, tmp_path, kind, mode):
         **SIZES,
         num_key_value_heads=1,
         vocab_size=len(tokenizer),
-        tie_word_embeddings=kind == "qwen2",
+        tie_word_embeddings=kind == "qwen2" or kind.startswith("gemma"),
         pad_token_id=None,
+        **({"head_dim": 8} if kind.startswith("gemma") else {}),
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     changes = {"tasks": {"seqrec": 1.0}, "prompt": "seqrec", "epochs": 2, "max_tokens": 128, "mode": mode}
@@ -185,5 +186,47 @@ def test_kinds_of_bases(root, tmp_path, kind, mode):
     assert curve[1]["loss"] < curve[0]["loss"]
     engine = HFEngine.load(teacher.folder, dataset, ids)
     assert engine.model.config.model_type == kind
-    lists, _ = engine.beams(np.array([[0, 1]]), 3)
+    lists, scores = engine.beams(np.array([[0, 1]]), 3)
     assert lists[0, 0] in {2, 3, 4, 5}
+    prompt = engine.data.seqrec_prompt(np.array([0, 1]))
+    forced = engine.data.item_tokens[lists[0, 0]]
+    with torch.no_grad():  # soft-capped logits, where the model caps them
+        log_probs = engine.model(torch.tensor([[*prompt, *forced]])).logits[0].log_softmax(-1)
+    expected = log_probs[range(len(prompt) - 1, len(prompt) + len(forced) - 1), forced].sum().item()
+    assert scores[0, 0] == pytest.approx(expected, abs=1e-4)
+
+
+def base_of(root, folder, **sizes):
+    """A tiny LLaMA without codewords, on disk."""
+    tokenizer = train_tokenizer(make_shop(root)[0].texts(), 300)
+    from_scratch(tokenizer, SIZES | sizes, 256).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("changes", [{}, {"stream_title_items": 1}, {"title_loss": 0.1, "packing": True}], ids=str)
+def test_a_teacher_that_reads_titles(root, tmp_path, changes):
+    """teacher.json says in which form the teacher is asked; validation and engines ask so."""
+    base = base_of(tmp_path / "shop", tmp_path / "base")
+    more = {"base": base, "stream_titles": 4, "tasks": {"stream": 4.0}, "epochs": 2, "init_codewords": "text"}
+    teacher = run(root, tmp_path / "teacher", **more | changes)
+    facts = json.loads((teacher.folder / "teacher.json").read_text())
+    assert facts["stream_titles"] == 4
+    assert facts["stream_title_items"] == changes.get("stream_title_items", 0)
+    curve = json.loads((teacher.folder / "curve.json").read_text())
+    assert curve[1]["loss"] < curve[0]["loss"]
+    dataset, ids = make_shop(tmp_path / "again", users=30)
+    engine = HFEngine.load(teacher.folder, dataset, ids)
+    prompt = engine.data.tokenizer.decode(engine.prompts(np.array([[0, 4]]))[0][0])
+    assert prompt.count("\n") == changes.get("stream_title_items", 2) and f"{ids.text(4)}Long r" in prompt
+    found = trainer.validate(Accelerator(cpu=True), engine, dataset, ValidationSettings(valid_users=10))
+    kept = max(curve, key=lambda row: row["valid_ndcg@10"])
+    assert found["valid_loss"] == pytest.approx(kept["valid_loss"], rel=1e-4)
+
+
+def test_teachers_of_codewords_alone_say_nothing_of_titles(root, tmp_path):
+    teacher = run(root, tmp_path / "teacher", tasks={"stream": 1.0}, epochs=1)
+    assert json.loads((teacher.folder / "teacher.json").read_text()).keys() == {
+        "prompt", "max_history", "max_tokens", "valid_ndcg@10",
+    }  # fmt: skip
+    assert teacher.manifest["facts"]["precision"] == "no"

@@ -1,0 +1,38 @@
+"""The precision of the training: `--precision auto`."""
+
+from __future__ import annotations
+
+import torch
+
+from distill.runtime.logs import log
+
+
+def resolve_precision(precision: str, base: str | None) -> str:
+    """Choose the mixed precision: "no", "bf16" or "fp16".
+
+    "auto" is bf16 where there is a base model and the hardware multiplies in bf16. A small network from random weights
+    stays in float32: it gains little, and its results do not depend on the machine.
+
+    Args:
+        precision: the setting, "auto" or one of the results.
+        base: the base model, None without.
+    """
+    if precision != "auto":
+        return precision
+    return "bf16" if base is not None and has_bf16() else "no"
+
+
+def has_bf16() -> bool:
+    """Tell whether the GPU, or without one the processor, has instructions for bf16 products."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
+
+
+def log_precision(setting: str, chosen: str) -> None:
+    """Say in one line what `--precision auto` has chosen."""
+    if setting == "auto":
+        where = "GPU" if torch.cuda.is_available() else "processor"
+        reason = f"the {where} has it" if chosen == "bf16" else f"the {where} has no bf16, or there is no base"
+        log.info(f"precision: {'float32' if chosen == 'no' else chosen} ({reason}; --precision chooses another)")
