@@ -145,12 +145,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                     logits = logits.div_(cap).tanh_()
                     slope, logits = 1 - logits.square(), logits * cap
                 own = labels[part, None]
-                target = logits.gather(1, own)
-                log_sum = logits.logsumexp(1, keepdim=True)
-                losses = (log_sum - target)[:, 0]
+                log_probs = logits.log_softmax(1)
+                losses = -log_probs.gather(1, own)[:, 0]
                 loss += losses.sum() if weights is None else losses @ weights[part].to(accurate)
-                grad = logits.sub_(log_sum).exp_()  # softmax minus the target, in the logits' memory
-                grad.scatter_add_(1, own, torch.full_like(target, -1.0))
+                grad = log_probs.exp_()  # softmax minus the target
+                grad.scatter_add_(1, own, grad.new_full(own.shape, -1.0))
                 if weights is not None:
                     grad *= weights[part, None]
                 if slope is not None:

@@ -28,7 +28,7 @@ from teacher.config import TrainingSettings, ValidationSettings
 from teacher.engines.hf import HFEngine
 from teacher.loss import use_counted_loss
 from teacher.model import build_model, count_parameters, save_teacher, unwrap_peft
-from teacher.precision import log_precision, resolve_precision
+from teacher.precision import log_precision, resolve_precision, use_plain_attention
 from teacher.tasks import Samples, TaskData
 
 MEMORY = (
@@ -61,6 +61,8 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
         model.gradient_checkpointing_enable()
     if settings.base or settings.title_loss:  # elsewhere the vocabulary is small
         use_counted_loss(model)
+    if precision == "bf16" and acc.device.type == "cpu":
+        use_plain_attention(unwrap_peft(model))
     trainable = trained_parameters(model)
     n_parameters, n_trainable = count_parameters(model.parameters()), count_parameters(trainable)
     log.info(f"teacher: {n_parameters:,} parameters, {n_trainable:,} train; tasks {settings.tasks}")

@@ -24,7 +24,7 @@ from distill.semantic_ids.ids import SemanticIDs
 from teacher.batching import collate, make_batches
 from teacher.config import TrainingSettings
 from teacher.loss import use_counted_loss
-from teacher.precision import has_bf16
+from teacher.precision import has_bf16, use_plain_attention
 from teacher.tasks import TaskData
 from teacher.tokenizer import add_codewords, train_tokenizer
 
@@ -100,6 +100,8 @@ def measure(way: str, fields: dict[str, int], batches: Batches, threads: int) ->
     model = LlamaForCausalLM(LlamaConfig(**fields, tie_word_embeddings=True)).train()
     if counted:
         use_counted_loss(model)
+        if bf16 and not torch.cuda.is_available():
+            use_plain_attention(model)
     seconds = trainer_seconds(model, batches, bf16) if way == "trainer_bf16" else loop_seconds(model, batches, bf16)
     peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else resident("VmHWM")
     return seconds, peak

@@ -1,5 +1,6 @@
 """finetune.py by its real command: killed and started again, refused, and asked what it would take."""
 
+import json
 import os
 import re
 import subprocess
@@ -181,6 +182,19 @@ def test_precision_chooses_itself(monkeypatch, has_bf16):
     assert precision.resolve_precision("auto", None) == "no"
     for chosen in ("no", "bf16", "fp16"):
         assert precision.resolve_precision(chosen, "some/base") == precision.resolve_precision(chosen, None) == chosen
+
+
+def test_a_base_that_reads_titles_by_its_command(root, tmp_path):
+    """In bf16 where this machine has it, validation too; the loss falls."""
+    make_base(root, tmp_path / "base")
+    more = ["--base", tmp_path / "base", "--stream_titles", "6", "--init_codewords", "text", "--packing", "true"]
+    code, _, error = command(root, "--output", tmp_path / "teacher", *more, "--lr", "0.01", "--checkpoint_every", "0")
+    assert code == 0, error
+    assert error.count("precision: ") == 1
+    facts = json.loads((tmp_path / "teacher/manifest.json").read_text())["facts"]
+    assert facts["precision"] == precision.resolve_precision("auto", "base")
+    curve = json.loads((tmp_path / "teacher/curve.json").read_text())
+    assert curve[-1]["loss"] < curve[0]["loss"] - 0.1
 
 
 def test_precision_is_said_in_one_line(capsys):
