@@ -53,7 +53,7 @@ def tuned(tmp_path_factory):
         if not output.exists():
             if not base.exists():
                 make_base(root, base, kind)
-            finetune.main(settings(root, base=str(base), mode=mode, epochs=1, lr=0.05, output=output))
+            finetune.main(settings(root, base=str(base), mode=mode, precision="no", epochs=1, lr=0.05, output=output))
         return output
 
     return root, get
@@ -102,7 +102,7 @@ def test_a_base_that_has_the_codewords(tuned, tmp_path, mode):
     """A teacher tuned further is merged like any other."""
     root, get = tuned
     base, output = get("llama"), tmp_path / "teacher"
-    finetune.main(settings(root, base=str(base), mode=mode, epochs=1, lr=0.05, output=output))
+    finetune.main(settings(root, base=str(base), mode=mode, precision="no", epochs=1, lr=0.05, output=output))
     merge.main(merge.Config(output / "adapter", str(base), tmp_path / "merged"))
     tokens = torch.randint(3, 320, (2, 20))
     found, saved, old = (

@@ -361,7 +361,7 @@ def test_a_damaged_shard(folder, damage):
     store = LabelStore.open(folder)
     blocks = store.blocks(1)
     assert len(next(blocks)) == 3  # the others are still good
-    command = rf"export_soft_labels\.py --output {folder}$"
+    command = rf"export_soft_labels\.py --run {folder.parent} --output {folder}$"
     with pytest.raises(UserError, match=r"00001\.parquet is damaged .*only damaged shards are made: .*" + command):
         next(blocks)
 
