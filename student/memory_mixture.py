@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 from scipy.special import logsumexp
 
 from distill.baselines.mixture import TEMPERATURES
@@ -155,7 +154,7 @@ def candidates(
     """
     items, log_probs = beams
     counter = memory.probabilities(histories, exclude_bought)
-    proposed = [new_items(top_of_rows(counter, memory.top), items)]
+    proposed = [new_items(top_items(counter, memory.top), items)]
     if content:
         cosines = content.cosines(histories, exclude_bought)
         known = np.concatenate([items, *proposed], axis=1)
@@ -206,13 +205,3 @@ def new_items(items: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Replace known items by -1, and drop the columns that are then empty for all users [users, up to k]."""
     items = np.where((items[:, :, None] == known[:, None, :]).any(2), PAD, items)
     return items[:, (items != PAD).any(0)]
-
-
-def top_of_rows(matrix: sp.csr_array, k: int) -> np.ndarray:
-    """Columns of the k largest positive entries of each row, ties by number, -1 for the rest [rows, k]."""
-    top = np.full((matrix.shape[0], k), PAD)
-    for row, (start, end) in enumerate(zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True)):
-        best = np.argsort(-matrix.data[start:end], kind="stable")[:k]
-        best = best[matrix.data[start:end][best] > 0]
-        top[row, : len(best)] = matrix.indices[start:end][best]
-    return top
