@@ -227,6 +227,11 @@ class ArtifactJob:
                 self.lock.acquire()
             if is_main_process():
                 verify(*self.sources)
+        elif self.lock.path.exists() or self._leftovers():  # killed after the artifact was in place
+            with contextlib.suppress(UserError):  # another process holds the lock
+                self.lock.acquire()
+                self._recover()
+                self.lock.release()
         return finished
 
     def _is_finished(self) -> bool:
@@ -309,6 +314,11 @@ class ArtifactJob:
             raise UserError(f"Cannot write to {self.output.parent}: {error.strerror}.") from None
         if not (self.partial / IDENTITY).is_file():
             self.sign(self.partial)
+
+    def _leftovers(self) -> list[Path]:
+        """List the hidden folders that a killed `finish` or `discard` left."""
+        old = hidden(self.output, "old")
+        return [path for path in (old, hidden(old, "removed"), hidden(self.partial, "removed")) if path.exists()]
 
     def _recover(self) -> None:
         """Repair what a killed `finish` or `discard` left."""
