@@ -34,7 +34,7 @@ def make_student(config: Config) -> None:
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, seeds=None)
         extra = check_init(config.init, inputs[1]) if config.init else None
-        job = ArtifactJob("student", seed_config, output, inputs, extra, overwrite=config.overwrite)
+        job = ArtifactJob("student", seed_config, output, inputs, extra, config.overwrite, [config.init])
         if not job.is_finished():
             from student.phases import build_student
             from student.trainer import train

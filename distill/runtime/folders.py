@@ -43,6 +43,8 @@ def check_apart(output: Path, sources: Iterable[Path | str]) -> None:
     place = Path(output).resolve()
     for source in sources:
         read = Path(source).resolve()
+        if not read.exists():  # the name of a model on a hub
+            continue
         if place == read or place in read.parents or read in place.parents:
             relation = "is" if place == read else "contains" if place in read.parents else "lies inside"
             raise UserError(
