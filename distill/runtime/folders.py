@@ -31,7 +31,9 @@ def discard(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Delete what a `discard` of this folder left when it was killed."""
-    shutil.rmtree(hidden(folder, "removed"), ignore_errors=True)
+    removed = hidden(folder, "removed")
+    if removed.exists():
+        shutil.rmtree(removed)
 
 
 def check_apart(output: Path, sources: Iterable[Path | str]) -> None:
@@ -45,7 +47,8 @@ def check_apart(output: Path, sources: Iterable[Path | str]) -> None:
         read = Path(source).resolve()
         if not read.exists():  # the name of a model on a hub
             continue
-        if place == read or place in read.parents or read in place.parents:
+        is_whole = any((read / name).is_file() for name in ("manifest.json", "config.json"))  # an artifact, or a model
+        if place == read or place in read.parents or (read in place.parents and is_whole):
             relation = "is" if place == read else "contains" if place in read.parents else "lies inside"
             raise UserError(
                 f"The output {output} {relation} {source}, which this command reads and would destroy; name another "

@@ -50,17 +50,19 @@ class OutputLock:
         """
         if is_main_process():
             held = _held.get(self.path)
-            file = held.file if held and held.process == os.getpid() else self._open()
-            _held[self.path] = _Held(self._token, os.getpid(), file)
+            if held is None or held.process != os.getpid():
+                missing = [folder for folder in self.path.parents if not folder.exists()]
+                held = _Held(self._token, os.getpid(), self._open(), missing)
+            _held[self.path] = held._replace(token=self._token)
 
     def release(self) -> None:
-        """Release the lock and remove its file."""
+        """Release the lock, and remove its file and the folders that were created for it and are empty."""
         _release(self.path, self._token)
 
     def _open(self) -> IO:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             while True:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 file = open(self.path, "a+")  # noqa: SIM115
                 if not flock_exclusive(file, wait=False):
                     file.seek(0)
@@ -89,6 +91,7 @@ class _Held(NamedTuple):
     token: object
     process: int
     file: IO
+    created: list[Path]
 
 
 _held: dict[Path, _Held] = {}
@@ -100,6 +103,8 @@ def _release(path: Path, token: object) -> None:
         del _held[path]
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+            for folder in held.created:
+                folder.rmdir()
         held.file.close()
 
 
