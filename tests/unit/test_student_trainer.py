@@ -184,6 +184,39 @@ def test_ends_as_an_unbroken_run(root, tmp_path, monkeypatch, capsys, variant, b
     assert {path.name for path in (tmp_path / "broken").iterdir()} == names
 
 
+def test_the_ranker_is_the_same_if_broken_off_before_its_first_checkpoint(root, tmp_path, monkeypatch):
+    """The random generators go on from the end of the retriever's phase."""
+    whole = run(root, tmp_path / "whole", "dtr", backbone="causal")
+
+    def broken(*_):
+        raise BrokenOffError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "clone_for_ranker", broken)
+        with pytest.raises(BrokenOffError):
+            run(root, tmp_path / "broken", "dtr", backbone="causal")
+    assert run(root, tmp_path / "broken", "dtr", backbone="causal").fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("moment", ["phase.json", "ranker.safetensors", "curve.json"])
+def test_broken_off_between_the_files_of_a_phase(root, tmp_path, monkeypatch, moment):
+    whole = run(root, tmp_path / "whole", "dtr", backbone="causal", epochs=1)
+    real = trainer.write_json
+
+    def broken(path, value):
+        if path.name == moment:
+            raise BrokenOffError
+        real(path, value)
+
+    with monkeypatch.context() as patch:
+        if moment == "ranker.safetensors":
+            patch.setattr("student.recommender.save_file", lambda *_: broken(tmp_path / moment, None))
+        patch.setattr(trainer, "write_json", broken)
+        with pytest.raises(BrokenOffError):
+            run(root, tmp_path / "broken", "dtr", backbone="causal", epochs=1)
+    assert run(root, tmp_path / "broken", "dtr", backbone="causal", epochs=1).fingerprint == whole.fingerprint
+
+
 def test_checkpoints_change_nothing(root, tmp_path):
     ones = run(root, tmp_path / "with", "distill")
     others = run(root, tmp_path / "without", "distill", checkpoint_every=0)
