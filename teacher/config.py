@@ -289,9 +289,7 @@ def check_tasks(settings: SampleSettings) -> None:
             raise UserError(f"Unknown task {task!r}. {suggest(task, TASKS)}")
     for task, number in settings.task_samples.items():
         if settings.tasks.get(task) == 0:
-            raise UserError(
-                f"tasks.{task} is 0, task_samples.{task} is {number}; leave one of them out to say whether {task} trains."
-            )
+            raise UserError(f"tasks.{task} is 0 but task_samples.{task} is {number}; leave one of the two out.")
     trained = {task for task, weight in settings.tasks.items() if weight} | set(settings.task_samples)
     if settings.prompt not in trained:
         raise UserError(

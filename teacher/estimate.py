@@ -197,7 +197,7 @@ def parameters(model) -> dict[str, int]:
         "trainable_tensors": len(trained),
         "codeword_rows": codeword_rows,
         "adapters": adapters,
-        "trained_head": head.numel() if head.requires_grad else 0,
+        "trained_head": head.numel() if any(p is head for _, p in trained) else 0,
         "in_products": total - codeword_rows - adapters - input_table,
     }
 

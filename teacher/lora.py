@@ -158,7 +158,7 @@ def holds_tables(adapter: Path) -> bool:
     """
     try:
         with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-            return any(name.endswith(".embed_tokens.weight") for name in file.keys())
+            return any(name.endswith(".embed_tokens.weight") for name in set(file.keys()))
     except (OSError, SafetensorError) as error:
         raise UserError(f"The adapter at {adapter} cannot be read: {error}. Copy it again.") from None
 

@@ -329,7 +329,7 @@ def _fusionseqrec(data: TaskData, row: int, draw: np.ndarray) -> Question:
 
 
 def _itemsearch(data: TaskData, row: int, draw: np.ndarray) -> Question:
-    """Query, in half of the templates with the history → ID; under `search_preferences` some prompts hold what the user likes."""
+    """Query, in half of the templates with the history → ID; under `search_preferences` perhaps with preferences."""
     intent = data.intents[0][row]
     history = data.history_text(intent.history)
     fitting = [template for template in templates.ITEMSEARCH if history or "{history}" not in template]

@@ -133,7 +133,7 @@ ITEMSEARCH_PREFERENCE = [
     "A customer with the orders {history} and these preferences: {preference} searches for {query}. "
     "Which item fits both? Answer: ",
     "Search: {query}. Purchases so far: {history}. Preferences: {preference} The best item is: ",
-    "The user bought {history}. From this we know: {preference} Now the user asks for: {query}. Name the item. Answer: ",
+    "The user bought {history}. Known taste: {preference} Now the user asks for: {query}. Name the item. Answer: ",
     "Fulfil the request {query} of a user who bought {history}. The user's preferences: {preference} The item is: ",
 ]
 
