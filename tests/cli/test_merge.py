@@ -205,7 +205,7 @@ class TestBadInput:
         file, config = (tmp_path / "adapter" / name for name in ("adapter_model.safetensors", "adapter_config.json"))
         whole, rows = file.read_bytes(), config.read_text()
         file.write_bytes(whole[:-50])
-        self.refused(tmp_path, "cannot be read", tmp_path / "adapter", root / "base-llama")
+        self.refused(tmp_path, "does not fit", tmp_path / "adapter", root / "base-llama")
         config.write_text(json.dumps(json.loads(rows) | {"trainable_token_indices": None}))
         self.refused(tmp_path, "cannot be read", tmp_path / "adapter", root / "base-llama")
         file.write_bytes(whole)
