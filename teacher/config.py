@@ -124,7 +124,7 @@ class TaskSettings:
     """Users' intentions and preferences (LC-Rec's user.json), for itemsearch and preferenceobtain (default: derived
     from item texts)."""
     prompt: Literal["stream", "seqrec"] = "stream"
-    """Prompt that asks for recommendations after training; `tasks` must hold the task of this name."""
+    """Prompt that asks for recommendations after training; the task of this name must be among the tasks."""
     max_history: PositiveInt = 20
     """Items of history (paper: 20)."""
     max_tokens: PositiveInt = 256
