@@ -32,7 +32,7 @@ def steps(model, settings: OptimiserSettings, n: int = 2) -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_codeword_rows_take_longer_steps(tied):
-    """Without weight decay, AdamW's steps are proportional to the learning rate: all else moves as without the option."""
+    """Without weight decay, AdamW's steps are proportional to the learning rate; all other rows move as before."""
     plain = steps(network(tied), OptimiserSettings(lr=1e-3, weight_decay=0))
     fast = steps(network(tied), OptimiserSettings(lr=1e-3, weight_decay=0, codeword_lr=5e-3))
     assert fast.keys() == plain.keys()
