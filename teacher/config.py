@@ -163,6 +163,9 @@ class OptimiserSettings:
     """Passes over the tasks."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate (LC-Rec, 7B, all weights, 128 sequences a step: 5e-5)."""
+    codeword_lr: PositiveFloat | None = field(default=None, metadata=IN_EXTRA)
+    """Peak learning rate of the codewords' rows, which start far from where they end; not under DeepSpeed or FSDP
+    (default: `lr`)."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's weight decay."""
     warmup: ClosedUnitInterval = 0.05
