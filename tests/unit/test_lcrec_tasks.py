@@ -224,5 +224,5 @@ def test_a_prompt_whose_task_has_a_number():
 
 def test_options_are_in_the_identity_only_where_they_are_set():
     assert extra_identity(BASE) == {}
-    changes = {"task_samples": {"item2index": 3}, "id_eos": True, "lora_embeddings": "all", "batch_samples": 8}
+    changes = {"task_samples": {"item2index": 3}, "id_eos": True, "lora_embeddings": "all", "codeword_lr": 0.01}
     assert extra_identity(replace(BASE, **changes)) == changes
