@@ -77,8 +77,8 @@ class OutputLock:
                 file.close()  # the previous holder has removed this file
             file.truncate(0)
             started = time.strftime("%Y-%m-%d %H:%M:%S")
-            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": started, "command": command()}
-            file.write(json.dumps(holder) + "\n")
+            facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": started, "command": command()}
+            file.write(json.dumps(facts) + "\n")
             file.flush()
         except OSError as error:
             raise UserError(f"Cannot write to {self.path.parent}: {error.strerror}.") from None
