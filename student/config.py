@@ -223,7 +223,7 @@ class Config(TrainerSettings, SamplerSettings, LossSettings, ItemModelSettings, 
     semantic_ids: Path | None = None
     """Semantic IDs artifact (default: RUN/semantic_ids)."""
     variant: str = "tiger"
-    """tiger, smooth, distill, dtr, dwr, or dwr-without-distill."""
+    """tiger, smooth, distill, dtr, dwr, dtr-smooth, dwr-smooth, or dwr-without-distill."""
     labels: Literal["ref", "top", "random", "rank"] = "ref"
     """The target (alignment study, 4.6): the real next item, the teacher's first, any item of its list, or nothing but
     the order of its list."""

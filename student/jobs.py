@@ -17,7 +17,7 @@ from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from student import variants
 from student.config import BaselineConfig, Config, check_baseline
-from student.variants import Variant
+from student.variants import VARIANTS, Variant
 
 
 def make_student(config: Config) -> None:
@@ -126,7 +126,7 @@ def read_prior(config: Config, variant: Variant) -> Artifact:
     if not variant.ranks:
         raise UserError(
             f"--prior {config.prior} is an order for the ranking loss, and {config.variant} has none; take --variant "
-            "dwr, dtr or dwr-without-distill, or --labels rank."
+            f"{', '.join(name for name, each in VARIANTS.items() if each.ranks)}, or --labels rank."
         )
     folder = config.prior_folder
     mix = "llm=0.5,transitions=0.5" if config.prior == "mixture" else f"{config.prior}=1"

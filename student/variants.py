@@ -65,6 +65,9 @@ VARIANTS: dict[str, Variant] = {
     "distill": Variant(Loss("distill")),
     "dtr": Variant(Loss("distill"), ranker=Loss(None, rank=True)),
     "dwr": Variant(Loss("distill", rank=True)),
+    # the same two on equation (9), which the paper names as an alternative (3.2); Table 1 has (11)
+    "dtr-smooth": Variant(Loss("smooth"), ranker=Loss(None, rank=True)),
+    "dwr-smooth": Variant(Loss("smooth", rank=True)),
     # Table 2: without RANK dwr is distill, without both it is tiger
     "dwr-without-distill": Variant(Loss("nll", rank=True)),
 }
