@@ -17,15 +17,17 @@ class Loss:
         generative: equation (8), (9) or (11), if any.
         rank: whether the ranking loss, equation (14), is part of it.
         target: the item that nll and smooth learn: the real next item, the teacher's first, or any item of its list.
+        pseudo: whether the ranking loss orders pseudo-IDs around the target, which need no labels (Appendix B, 18).
     """
 
     generative: Literal["nll", "smooth", "distill"] | None
     rank: bool = False
     target: Literal["ref", "top", "random"] = "ref"
+    pseudo: bool = False
 
     @property
     def needs_labels(self) -> bool:
-        return self.rank or self.generative_needs_labels
+        return (self.rank and not self.pseudo) or self.generative_needs_labels
 
     @property
     def generative_needs_labels(self) -> bool:
@@ -57,6 +59,11 @@ class Variant:
     @property
     def ranks(self) -> bool:
         return any(loss.rank for loss in self.phases.values())
+
+    def on_pseudo_ids(self) -> Variant:
+        """Return the variant with pseudo-IDs as the candidates of its ranking losses."""
+        ranker = replace(self.ranker, pseudo=self.ranker.rank) if self.ranker else None
+        return Variant(replace(self.retriever, pseudo=self.retriever.rank), ranker)
 
 
 VARIANTS: dict[str, Variant] = {
