@@ -324,7 +324,9 @@ def test_priors_that_cannot_be_taught(priors):
         return str(error.value)
 
     for variant, labels in (("distill", "ref"), ("tiger", "top")):
-        assert f"{variant} has none; take --variant dtr, dwr" in refused(variant=variant, labels=labels, prior="distance")
+        assert f"{variant} has none; take --variant dtr, dwr" in refused(
+            variant=variant, labels=labels, prior="distance"
+        )
     assert "--prior_labels needs its --prior" in refused(prior_labels=priors / "soft_labels-distance")
     message = refused(prior="mixture")
     command = f"distill/export_soft_labels.py --run {priors} --keep {K} --mix llm=0.5,transitions=0.5 --output "
