@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,6 +282,8 @@ def test_seeds(root, tmp_path, capsys):
         ("dwr-without-distill", {"scope": "all"}),
         ("dwr", {"backbone": "causal", "scope": "all", "reverse": 0.5, "shuffle": 2, "drop_items": 0.1}),
         ("tiger", {"backbone": "causal", "reverse": 0.5, "shuffle": 2, "drop_items": 0.1}),
+        ("dwr-smooth", {"prior": "pseudo", "soft_labels": Path("nowhere"), "candidates": 16}),
+        ("dtr-smooth", {"prior": "pseudo", "backbone": "causal", "reverse": 0.5}),
         ("dwr", {"alpha": 0.5, "confidence": 0.5, "rank_within": 2, "rank_from": 0.5, "temperature": 2.0}),
     ],
     ids=str,
@@ -354,7 +357,9 @@ def test_priors_that_cannot_be_taught(priors):
         return str(error.value)
 
     for variant, labels in (("distill", "ref"), ("tiger", "top")):
-        assert f"{variant} has none; take --variant dwr" in refused(variant=variant, labels=labels, prior="distance")
+        assert f"{variant} has none; take --variant dtr, dwr" in refused(
+            variant=variant, labels=labels, prior="distance"
+        )
     assert "--prior_labels needs its --prior" in refused(prior_labels=priors / "soft_labels-distance")
     message = refused(prior="mixture")
     command = f"distill/export_soft_labels.py --run {priors} --keep {K} --mix llm=0.5,transitions=0.5 --output "
@@ -400,4 +405,6 @@ def test_labels_that_cannot_be_read(priors):
 
 def test_variants_of_table_2():
     assert variants.find("dwr-without-distill").retriever == Loss("nll", rank=True)
+    assert variants.find("dwr-smooth").retriever == Loss("smooth", rank=True)
+    assert variants.find("dtr-smooth").phases == {"retriever": Loss("smooth"), "ranker": Loss(None, rank=True)}
     assert variants.find("tiger", "rank").retriever == Loss(None, rank=True)
