@@ -113,9 +113,7 @@ def build_student(
     return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width)
 
 
-def build_item_model(
-    config: BaselineConfig, folders: list[Path], texts: list[Artifact], acc: Accelerator
-) -> Student:
+def build_item_model(config: BaselineConfig, folders: list[Path], texts: list[Artifact], acc: Accelerator) -> Student:
     """Build SASRec or GRU4Rec.
 
     Args:
