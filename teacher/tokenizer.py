@@ -27,14 +27,16 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerBas
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """Load a base model's tokenizer. A missing pad or BOS token (Qwen has no BOS) is replaced by EOS.
+def load_tokenizer(base: str, **options) -> PreTrainedTokenizerBase:
+    """Load a base model's tokenizer; `options` are those of `from_pretrained`.
+
+    A missing pad or BOS token (Qwen has no BOS) is replaced by EOS.
 
     Raises:
         UserError: there is none at that path or name.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base, **options)
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(": ")
         raise UserError(f"No tokenizer at {base!r} ({reason}); expected tokenizer.json or tokenizer.model there.") from None
