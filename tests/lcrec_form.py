@@ -14,11 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from distill.data.dataset import write_dataset
 from distill.runtime.artifacts import ArtifactJob, read, write_json
 from distill.semantic_ids.ids import token, write_codes
+from teacher import import_lcrec
 
 LEVELS, SIZE, N_ITEMS = 3, 12, 16
 USED = ((1, 2, 5, 7, 10), (0, 3, 4), (2, 6, 8, 11))  # codewords of some item; the others are in no vocabulary
+GAPS = np.array([[code not in used for code in range(SIZE)] for used in USED])
 PROMPT = "Below is a task.\n\n### Instruction:\nThe user has bought {history}. What  is next?\n\n### Response:"
-SIZES = {
+SIZES = {  # vLLM has attention on CPUs for heads of 32
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "initializer_range": 0.3, "max_position_embeddings": 256,
 }  # fmt: skip
@@ -103,3 +105,13 @@ def write_checkpoint(folder):
         network.save_pretrained(folder.with_name(name))
         write_tokenizer(folder.with_name(name), model, {} if network is base else added)
     return processor, added
+
+
+def import_checkpoint(root):
+    """Write and import a checkpoint for the run at `root`; returns the teacher's folder."""
+    write_checkpoint(root / "checkpoint")
+    (root / "prompt.txt").write_text(PROMPT + "\n")
+    import_lcrec.main(
+        import_lcrec.Config(checkpoint=root / "checkpoint", prompt=root / "prompt.txt", run=root)
+    )
+    return root / "teacher"

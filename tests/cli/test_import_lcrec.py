@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lcrec_form import LEVELS, N_ITEMS, PROMPT, SIZE, USED, Nothing, make_run, write_checkpoint
+from lcrec_form import GAPS, LEVELS, N_ITEMS, PROMPT, SIZE, USED, Nothing, make_run, write_checkpoint
 from reference.llama_tokens_naive import encode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -30,7 +30,6 @@ from teacher.engines.hf import HFEngine
 
 ROOT = Path(__file__).parents[2]
 HISTORIES = np.array([[3, 1, 14, 9], [5, PAD, PAD, PAD], [9, 2, PAD, PAD]])
-GAPS = np.array([[code not in used for code in range(SIZE)] for used in USED])
 
 
 @pytest.fixture(scope="module")
