@@ -205,7 +205,9 @@ def add_base(delta: PreTrainedModel, base: PreTrainedModel, name: str) -> None:
         if other is not None and other.shape == weight.shape:
             weight += other
         elif other is None or id(weight) not in grown or other.shape[1] != weight.shape[1]:
-            raise UserError(f"--base {name} does not fit the delta: they differ in {key}. Take the base it was made of.")
+            raise UserError(
+                f"--base {name} does not fit the delta: they differ in {key}. Take the base it was made of."
+            )
 
 
 def _tables(model: PreTrainedModel) -> tuple[Any, Any]:

@@ -39,7 +39,9 @@ def load_tokenizer(base: str, **options) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(base, **options)
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(": ")
-        raise UserError(f"No tokenizer at {base!r} ({reason}); expected tokenizer.json or tokenizer.model there.") from None
+        raise UserError(
+            f"No tokenizer at {base!r} ({reason}); expected tokenizer.json or tokenizer.model there."
+        ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.bos_token is None:

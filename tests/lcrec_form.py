@@ -111,7 +111,5 @@ def import_checkpoint(root):
     """Write and import a checkpoint for the run at `root`; returns the teacher's folder."""
     write_checkpoint(root / "checkpoint")
     (root / "prompt.txt").write_text(PROMPT + "\n")
-    import_lcrec.main(
-        import_lcrec.Config(checkpoint=root / "checkpoint", prompt=root / "prompt.txt", run=root)
-    )
+    import_lcrec.main(import_lcrec.Config(checkpoint=root / "checkpoint", prompt=root / "prompt.txt", run=root))
     return root / "teacher"

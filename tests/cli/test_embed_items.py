@@ -209,12 +209,12 @@ def test_fields_of_the_texts(tmp_path):
     titles = [" ".join(reversed(title.split()[:2])) for title in TITLES]  # "tent aurora": the category is the line
     make_dataset(tmp_path, titles)
     every = ["--fields", "title,brand,categories,description"]
-    for words in (["--dim", "4"], ["--dim", "4", *every]):
+    for words in (["--dim", "8"], ["--dim", "8", *every]):
         code, _, error = command("embed_items.py", tmp_path, *words)
         assert code == 0, error
     assert "finished, at" in error
     whole = rows(tmp_path)
-    code, _, error = command("embed_items.py", tmp_path, "--dim", "4", "--fields", "categories")
+    code, _, error = command("embed_items.py", tmp_path, "--dim", "8", "--fields", "categories")
     assert code == 0 and "made again, because fields changed" in error
     by_category = rows(tmp_path).reshape(len(KINDS), len(LINES), -1)
     np.testing.assert_allclose(by_category, np.broadcast_to(by_category[:1], by_category.shape), atol=1e-6)

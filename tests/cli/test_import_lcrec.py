@@ -109,7 +109,9 @@ def test_gaps_have_no_probability(published, shop, engine, scope):
             levels = [level] if scope == "level" else range(LEVELS)
             known = [added[f"<{'abc'[each]}_{code}>"] for each in levels for code in USED[each]]
             expected = log_probs[targets[row], level, known]
-            np.testing.assert_allclose(found[row, level][~torch.from_numpy(gaps[row, level].copy())], expected, atol=1e-4)
+            np.testing.assert_allclose(
+                found[row, level][~torch.from_numpy(gaps[row, level].copy())], expected, atol=1e-4
+            )
     np.testing.assert_allclose(found.softmax(-1).sum(-1), 1, atol=1e-6)  # the student's renormalisation
 
 
