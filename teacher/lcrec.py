@@ -94,8 +94,8 @@ def check_files(folder: Path) -> None:
     if not pickled:
         raise UserError(f"{folder} holds no weights; expected *.safetensors.")
     raise UserError(
-        f"The weights of {folder} are pickled ({pickled[0]}). Pickle can run code while it is read, so only safetensors "
-        "are read here. Convert them in a place without network and secrets, such as a container: "
+        f"The weights of {folder} are pickled ({pickled[0]}). Pickle can run code while it is read, so only "
+        "safetensors are read here. Convert them in a place without network and secrets, such as a container: "
         "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('OLD', dtype='auto')"
         ".save_pretrained('NEW')\", and copy tokenizer.model and the *.json files of the tokenizer to NEW."
     )

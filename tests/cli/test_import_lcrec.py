@@ -1,4 +1,4 @@
-"""import_lcrec.py: a checkpoint in LC-Rec's published form becomes a teacher that labels, and a student learns from it."""
+"""import_lcrec.py: a checkpoint in LC-Rec's published form becomes a teacher; it labels, and a student learns."""
 
 import contextlib
 import io
