@@ -53,6 +53,7 @@ def main(config: Config) -> None:
         inputs=[dataset.artifact],
         extra=extra,
         overwrite=config.overwrite,
+        reads=[config.like, config.model],
     )
     if job.is_finished():
         return

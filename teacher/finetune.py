@@ -35,7 +35,7 @@ def main(config: Config) -> None:
     extra = {"intentions": file_hash(config.intentions)} if config.intentions else {}
     extra |= extra_identity(config)
     output = config.output or config.run / (f"teacher-fold{config.fold}" if config.folds else "teacher")
-    job = ArtifactJob("teacher", config, output, [dataset, ids], extra, overwrite=config.overwrite)
+    job = ArtifactJob("teacher", config, output, [dataset, ids], extra, config.overwrite, [config.base])
     if not job.is_finished():
         from teacher.trainer import tune
 
