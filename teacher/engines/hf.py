@@ -21,7 +21,7 @@ from distill.decoding.tree_attention import BeamTree, additive
 from distill.decoding.trie import Trie
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
-from teacher.engines import open_teacher, prompt_rows
+from teacher.engines import mask_gaps, mask_step, open_teacher, prompt_rows
 from teacher.model import output_logits
 from teacher.tasks import TaskData
 
@@ -32,7 +32,7 @@ class HFEngine:
     Args:
         model: a causal model with codewords in its vocabulary.
         data: knows the prompts and the codewords' token numbers.
-        prompt: kind of prompt, "stream" or "seqrec".
+        prompt: kind of prompt, "stream", "seqrec" or "file".
 
     Attributes:
         counters: tokens that went through the model as prompts.
@@ -64,6 +64,7 @@ class HFEngine:
         """As `Engine.beams`."""
         bought = torch.from_numpy(histories).to(self.device)
         step = TreeStep(self.model, self.token_of, *self.prompts(histories))
+        step = step if constrained else mask_step(step, self.data.gaps)
         beams = search(step, self.trie, bought, width, exclude_bought, constrained)
         items, scores = to_items(beams, self.trie, bought, width, exclude_bought, constrained)
         return items.cpu().numpy(), scores.cpu().numpy()
@@ -192,9 +193,9 @@ class HFEngine:
         logits = output_logits(self.model, hidden)
         total = logits.logsumexp(-1, keepdim=True)
         if scope == "all":
-            return logits[..., self.token_of.flatten()] - total
+            return mask_gaps(logits[..., self.token_of.flatten()] - total, self.data.gaps, scope)
         levels = [logits[..., level, :][..., self.token_of[level]] for level in range(len(self.token_of))]
-        return torch.stack(levels, dim=-2) - total
+        return mask_gaps(torch.stack(levels, dim=-2) - total, self.data.gaps)
 
 
 class TreeStep:
