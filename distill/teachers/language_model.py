@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from distill.data.dataset import PAD, Dataset, Examples, batches_by_length
-from distill.labels.labeller import LabelRequest, Labels, Progress, correct, target_ranks
-from distill.teachers.engine import Engine, Scope
+from distill.labels.labeller import LabelRequest, Labels, Progress, concatenate_labels, correct, target_ranks
+from distill.teachers.engine import Engine, PrefixEngine, Scope
 
-StreamResults = tuple[np.ndarray, np.ndarray, np.ndarray]  # items, scores, log-probabilities of codewords
+Results = tuple[np.ndarray, np.ndarray, np.ndarray]  # items, scores, log-probabilities of codewords
 
 
 class EngineLabeller:
@@ -28,40 +28,33 @@ class EngineLabeller:
 
     def label(self, examples: Examples, request: LabelRequest, progress: Progress) -> Labels:
         """As `Labeller.label`."""
-        n, ids = len(examples), self.engine.data.ids
-        size = ids.codebook_size * (ids.levels if request.scope == "all" else 1)
-        labels = Labels(
-            candidates=np.empty((n, request.keep), np.int64),
-            scores=np.empty((n, request.keep), np.float32),
-            log_probs=np.empty((n, ids.levels, size), np.float32),
-            ranks=np.empty(n, np.int32),
-            invalid=np.empty(n, np.int32),
-        )
-        shared = self._in_stream(examples) & getattr(self.engine, "shares_prefixes", False)
-        for rows, results in self._from_streams(examples, np.flatnonzero(shared), request):
-            self._fill(labels, examples, rows, results, request)
+        rows_of_batches, labels = [], []
+        for rows, results in self._batches(examples, request):
+            rows_of_batches.append(rows)
+            labels.append(self._corrected(examples.take(rows), results, request))
             progress(len(rows))
+        return concatenate_labels(labels, np.argsort(np.concatenate(rows_of_batches)))
+
+    def _batches(self, examples: Examples, request: LabelRequest) -> Iterator[tuple[np.ndarray, Results]]:
+        """Yield rows of the examples, each in one batch, and what the engine computes for them."""
+        shared = self._in_stream(examples) & getattr(self.engine, "shares_prefixes", False)
+        yield from self._from_streams(examples, np.flatnonzero(shared), request)
         rest = np.flatnonzero(~shared)
         log_probs = self.distributions(examples.take(rest), request.scope)
-        for places, histories in batches_by_length(examples.histories[rest], self.batch_size):
-            beams = self.engine.beams(histories, request.width, request.exclude_bought, request.constrained)
-            self._fill(labels, examples, rest[places], (*beams, log_probs[places]), request)
-            progress(len(places))
-        return labels
+        for batch, histories in batches_by_length(examples.histories[rest], self.batch_size):
+            beams, scores = self.engine.beams(histories, request.width, request.exclude_bought, request.constrained)
+            yield rest[batch], (beams, scores, log_probs[batch])
 
-    def _fill(
-        self, labels: Labels, examples: Examples, rows: np.ndarray, results: StreamResults, request: LabelRequest
-    ) -> None:
-        """Correct the beams of some examples, and put their labels into `labels`, in place."""
+    def _corrected(self, examples: Examples, results: Results, request: LabelRequest) -> Labels:
+        """Correct the beams of examples."""
         beams, scores, log_probs = results
-        targets, histories = examples.targets[rows], examples.histories[rows]
-        labels.log_probs[rows] = log_probs
-        labels.invalid[rows] = 0 if request.constrained else (beams == PAD).sum(1)
-        labels.ranks[rows] = target_ranks(beams, targets)
+        invalid = np.zeros(len(beams)) if request.constrained else (beams == PAD).sum(1)
+        ranks = target_ranks(beams, examples.targets)
         if request.exclude_bought and not request.constrained:  # a constrained search has excluded them
-            beams = np.where((beams[:, :, None] == histories[:, None, :]).any(2), PAD, beams)
-        target_scores = self._target_scores(log_probs, targets)
-        labels.candidates[rows], labels.scores[rows] = correct(beams, scores, targets, target_scores, request.keep)
+            beams = np.where((beams[:, :, None] == examples.histories[:, None, :]).any(2), PAD, beams)
+        target_scores = self._target_scores(log_probs, examples.targets)
+        candidates, scores = correct(beams, scores, examples.targets, target_scores, request.keep)
+        return Labels(candidates, scores, log_probs, ranks, invalid.astype(np.int32))
 
     def log_prob(self, examples: Examples, items: np.ndarray) -> np.ndarray:
         """As `Labeller.log_prob`; an engine with `score_candidates` reads a history once for all of its items."""
@@ -112,18 +105,18 @@ class EngineLabeller:
 
     def _from_streams(
         self, examples: Examples, rows: np.ndarray, request: LabelRequest
-    ) -> Iterator[tuple[np.ndarray, StreamResults]]:
+    ) -> Iterator[tuple[np.ndarray, Results]]:
         """Search after every history and read the distributions from one pass over each user's sequence.
 
         A batch is whole users with about `batch_size` examples.
         """
-        users = UserRows(examples, rows)
+        engine, users = cast(PrefixEngine, self.engine), UserRows(examples, rows)
         ends = np.cumsum(users.counts[users.order])
         for batch in np.split(users.order, np.flatnonzero(np.diff(ends // self.batch_size)) + 1):
             if not len(batch):
                 continue
             sequences, batch_rows, row = users.batch(self.dataset, batch)
-            beams, scores, log_probs = self.engine.label_streams(
+            beams, scores, log_probs = engine.label_streams(
                 sequences,
                 row,
                 examples.positions[batch_rows],
