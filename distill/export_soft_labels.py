@@ -33,7 +33,7 @@ def main(config: Config) -> None:
     codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
     teachers = read_teachers(config.teacher or config.run / "teacher", config)
     output = config.output or config.run / "soft_labels"
-    job = ArtifactJob("soft_labels", config, output, [data, codes, *teachers], overwrite=config.overwrite)
+    job = ArtifactJob("soft_labels", config, output, [data, codes, *teachers], overwrite=config.overwrite, shared=True)
     if not (config.dry_run or config.overwrite or config.check):
         job.refuse_change()
     if not config.dry_run and exporter.is_complete(job):

@@ -56,9 +56,8 @@ def main(config: Config) -> None:
     if config.extend is not None:  # made from the earlier data set, so not among the inputs, which must agree
         old = artifacts.read(config.extend, "semantic_ids")
         extra = {"extend": old.fingerprint}
-        if output.resolve() == old.folder.resolve():
-            raise UserError(f"--output is {output}, which --extend reads; name another folder for the longer list.")
-    job = ArtifactJob("semantic_ids", config, output, inputs=inputs, extra=extra, overwrite=config.overwrite)
+    reads = [config.extend, config.index]
+    job = ArtifactJob("semantic_ids", config, output, inputs, extra, config.overwrite, reads)
     if job.is_finished():
         return
     if config.index is not None:

@@ -49,6 +49,7 @@ def main(config: Config) -> None:
         inputs=[dataset.artifact],
         extra={"like": old.fingerprint} if old else {},
         overwrite=config.overwrite,
+        reads=[config.like, config.model],
     )
     if job.is_finished():
         return

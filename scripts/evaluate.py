@@ -13,6 +13,7 @@ from distill.data.dataset import Dataset
 from distill.evaluation.config import EvaluationSettings, InputSettings, check
 from distill.evaluation.evaluate import Evaluation
 from distill.evaluation.inputs import find_inputs, item_vectors, text_vectors
+from distill.evaluation.outside_lists import check_names, content_hash, read_outside_lists
 from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.evaluation.systems import System
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
@@ -36,8 +37,11 @@ def main(config: Config) -> None:
     """Rank, measure, write `metrics.json` and `lists.parquet`."""
     check(config)
     inputs = find_inputs(config, config, config)
+    paths = config.lists or []
+    check_names(paths, [artifact.folder.name for artifact in inputs.learned()])
+    hashes = {f"lists/{path.stem}": content_hash(path) for path in paths}
     output = config.output or config.run / "evaluation"
-    job = ArtifactJob("evaluation", config, output, inputs.artifacts(), overwrite=config.overwrite)
+    job = ArtifactJob("evaluation", config, output, inputs.artifacts(), hashes, overwrite=config.overwrite)
     if job.is_finished():
         return
 
@@ -49,8 +53,11 @@ def main(config: Config) -> None:
     texts = text_vectors(inputs.embeddings, dataset.n_items) if inputs.embeddings else None
     facts = {"dataset": config.run.name, "split": config.split, "seed": config.seed}
     evaluation = Evaluation(config, dataset, vectors, texts, facts)
+    outside = [read_outside_lists(path, dataset, evaluation.examples, config.split) for path in paths]
     systems = load_systems(inputs.learned(), dataset, ids, config.device)
     table = evaluation.run(inputs.not_learned, systems, MemoryMixture)
+    for lists in outside:
+        evaluation.add_outside(lists)
     with job.write() as folder:
         write_json(folder / "metrics.json", table.rows)
         write_ranked_lists(folder / "lists.parquet", table.examples, table.lists)

@@ -34,6 +34,7 @@ from student.layout import (
     sample_position,
     shard_rows,
 )
+from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import ExampleIndex, PriorLists, pick_target, reference_ranks
 from student.variants import Loss
 
@@ -50,6 +51,7 @@ class GlobalBatch:
         label_invalid: see `Batch` [n].
         weights, rank_weights: of the generative and of the ranking loss [n]; `total`, `rank_total`: their sums.
         draws: random numbers in [0, 1) [n].
+        pseudo_ids: codewords of the candidates where these are no items [n, k, levels].
     """
 
     sequences: np.ndarray
@@ -63,6 +65,7 @@ class GlobalBatch:
     rank_weights: np.ndarray
     rank_total: float
     draws: np.ndarray
+    pseudo_ids: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Batch:
         last: whether the optimiser step follows.
         one_pass: whether sequences hold the targets.
         candidates: item numbers, the reference first, PAD for none [n, k].
+        pseudo_ids: codewords of candidates that are no items, in place of `candidates`, the reference first
+            [n, k, levels].
         log_probs: the teacher's, float16 [n, levels, V].
     """
 
@@ -100,6 +105,7 @@ class Batch:
     last: bool
     one_pass: bool
     candidates: Tensor | None = None
+    pseudo_ids: Tensor | None = None
     log_probs: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -126,7 +132,8 @@ class BatchSampler:
         one_pass: whether rows are windows of users' sequences.
         settings: size and order of batches, augmentation, weights.
         process, processes: number of this process, and how many there are.
-        prior: labels whose candidates are ranked in place of the store's; all else stays the store's (Appendix B).
+        prior: labels whose candidates are ranked in place of the store's, or pseudo-IDs (`loss.pseudo`); all else
+            stays the store's (Appendix B).
 
     Attributes:
         total: examples per epoch, on all processes.
@@ -145,15 +152,16 @@ class BatchSampler:
         settings: SamplerSettings,
         process: int = 0,
         processes: int = 1,
-        prior: LabelStore | None = None,
+        prior: LabelStore | PseudoIDs | None = None,
     ):
         self.dataset, self.store, self.loss, self.one_pass, self.settings = dataset, store, loss, one_pass, settings
         self.process, self.processes = process, processes
         self.index = ExampleIndex(dataset.examples("train", 1), int(np.diff(dataset.offsets).max()))
         self.total = len(self.index.targets) if store is None else store.rows
         check_labels(store, self.total)
+        self.pseudo_ids = prior if loss.pseudo else None
         self.prior = None
-        if loss.rank:
+        if loss.rank and not loss.pseudo:
             check_candidates(prior or store, settings.candidates)
             self.prior = PriorLists(prior, store, self.index, settings.candidates) if prior else None
 
@@ -225,9 +233,10 @@ class BatchSampler:
         if self.one_pass and settings.rank_positions == "one":
             rank_weights = sample_position(rows, rank_weights, len(group), rng)
         draws = rng.random(len(examples))
+        pseudo_ids = self.pseudo_ids.draw(targets, rng) if self.pseudo_ids else None
         return GlobalBatch(
             sequences, rows, places, targets, label_rows, label_invalid,
-            weights, float(weights.sum()), rank_weights, rank_total, draws,
+            weights, float(weights.sum()), rank_weights, rank_total, draws, pseudo_ids,
         )  # fmt: skip
 
     def _weights(
@@ -236,7 +245,7 @@ class BatchSampler:
         """Weight examples of the generative loss and of the ranking loss, both [n]."""
         weights, settings = np.ones(len(label_rows)), self.settings
         if block is None:
-            return weights, np.zeros(len(label_rows))
+            return weights, weights if self.loss.rank else np.zeros(len(label_rows))
         confidence = weights
         if settings.confidence:
             ranks = reference_ranks(block.scores(label_rows), settings.candidates)
@@ -244,7 +253,7 @@ class BatchSampler:
             if self.loss.generative_needs_labels:  # tiger and dwr-without-distill must not depend on the teacher here
                 weights = np.where(label_invalid, 1.0, confidence)
         ranked = np.full(len(label_rows), self.loss.rank) & ~label_invalid
-        if self.loss.rank and settings.rank_within:
+        if self.loss.rank and settings.rank_within and not self.loss.pseudo:  # pseudo-IDs: the reference is first
             ranked &= self._ranks(block, label_rows) <= settings.rank_within
         return weights, np.where(ranked, confidence, 0)
 
@@ -284,10 +293,11 @@ class BatchSampler:
             "label_invalid": global_batch.label_invalid[chosen],
             "weights": (global_batch.weights[chosen] * factor).astype(np.float32),
             "rank_weights": rank_weights.astype(np.float32),
+            "pseudo_ids": None if global_batch.pseudo_ids is None else global_batch.pseudo_ids[chosen],
             "ranked_examples": group_by_row(local_rows, rank_weights, len(rows)) if has_ranked else None,
         }
         if block is not None:
-            if self.loss.rank:
+            if self.loss.rank and not self.loss.pseudo:
                 arrays["candidates"] = self._candidates(block, label_rows)
             if self.loss.generative == "distill":
                 arrays["log_probs"] = block.log_probs(label_rows)

@@ -23,6 +23,7 @@ from distill.runtime.errors import UserError
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
 ITEM_BACKBONES = ("sasrec", "gru4rec")
+LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
 # the loss of an item model for each variant that it can learn
 ITEM_LOSSES: dict[str, ItemLoss] = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
@@ -223,13 +224,14 @@ class Config(TrainerSettings, SamplerSettings, LossSettings, ItemModelSettings, 
     semantic_ids: Path | None = None
     """Semantic IDs artifact (default: RUN/semantic_ids)."""
     variant: str = "tiger"
-    """tiger, smooth, distill, dtr, dwr, or dwr-without-distill."""
+    """tiger, smooth, distill, dtr, dwr, dtr-smooth, dwr-smooth, or dwr-without-distill."""
     labels: Literal["ref", "top", "random", "rank"] = "ref"
     """The target (alignment study, 4.6): the real next item, the teacher's first, any item of its list, or nothing but
     the order of its list."""
-    prior: Literal["teacher", "distance", "statistics", "mixture"] = "teacher"
-    """The ranking prior (paper, Appendix B): the order of the soft labels' candidates, or of a second set's. DISTILL
-    always learns the soft labels' distributions."""
+    prior: Literal["teacher", "pseudo", "distance", "statistics", "mixture"] = "teacher"
+    """The ranking prior (paper, Appendix B): the order of the soft labels' candidates, of a second set's, or of
+    pseudo-IDs around the target by distance (18), which need no labels. DISTILL always learns the soft labels'
+    distributions."""
     prior_labels: Path | None = None
     """The second set of labels (default: RUN/soft_labels-PRIOR)."""
     ranker_epochs: PositiveInt = 5
@@ -282,7 +284,7 @@ def check(config: Config) -> None:
         raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
     if config.candidates < 2:
         raise UserError(f"--candidates is {config.candidates}; it must be at least 2.")
-    if config.prior == "teacher" and config.prior_labels:
+    if config.prior not in LABELLED_PRIORS and config.prior_labels:
         raise UserError("--prior_labels needs its --prior: distance, statistics or mixture.")
     if config.seeds is not None and len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"--seeds {config.seeds} names a seed twice.")

@@ -15,7 +15,7 @@ from torch import nn
 from distill.data.dataset import PAD, batches_by_length
 from distill.data.histories import last_items
 from distill.ranking import mask_history, scores_of, top_items
-from distill.runtime.artifacts import write_json
+from distill.runtime.artifacts import verify_folder, write_json
 from distill.runtime.errors import UserError
 from student.models.item_models import ITEM_MODELS
 
@@ -43,6 +43,7 @@ class ItemRecommender:
         folder = Path(folder)
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} is not a baseline: it needs config.json and model.safetensors.")
+        verify_folder(folder)
         facts = json.loads((folder / "config.json").read_text())
         network, sizes = ITEM_MODELS[facts["network"]]
         model = network(sizes(**facts.pop("model")))

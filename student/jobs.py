@@ -16,8 +16,8 @@ from distill.runtime.commands import COMMANDS
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from student import variants
-from student.config import BaselineConfig, Config, check_baseline
-from student.variants import Variant
+from student.config import LABELLED_PRIORS, BaselineConfig, Config, check_baseline
+from student.variants import VARIANTS, Variant
 
 
 def make_student(config: Config) -> None:
@@ -27,6 +27,8 @@ def make_student(config: Config) -> None:
         UserError: an unknown variant; inputs that are missing or do not fit.
     """
     variant = variants.find(config.variant, config.labels)
+    if config.prior == "pseudo":
+        variant = variant.on_pseudo_ids()
     inputs = read_inputs(config, variant)
     folders = [artifact.folder for artifact in inputs]
     output = config.output or config.run / "students" / config.variant
@@ -34,7 +36,7 @@ def make_student(config: Config) -> None:
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, seeds=None)
         extra = check_init(config.init, inputs[1]) if config.init else None
-        job = ArtifactJob("student", seed_config, output, inputs, extra, overwrite=config.overwrite)
+        job = ArtifactJob("student", seed_config, output, inputs, extra, config.overwrite, [config.init])
         if not job.is_finished():
             from student.phases import build_student
             from student.trainer import train
@@ -108,8 +110,23 @@ def read_inputs(config: Config, variant: Variant) -> list[Artifact]:
     if variant.needs_labels:
         inputs.append(read_labels(config))
     if config.prior != "teacher":
-        inputs.append(read_prior(config, variant))
+        check_prior(config, variant)
+    if config.prior in LABELLED_PRIORS:
+        inputs.append(read_prior(config))
     return inputs
+
+
+def check_prior(config: Config, variant: Variant) -> None:
+    """Refuse an order for the ranking loss where there is no ranking loss.
+
+    Raises:
+        UserError: names variants that have one.
+    """
+    if not variant.ranks:
+        raise UserError(
+            f"--prior {config.prior} is an order for the ranking loss, and {config.variant} has none; take --variant "
+            f"{', '.join(name for name, each in VARIANTS.items() if each.ranks)}, or --labels rank."
+        )
 
 
 def read_labels(config: Config | BaselineConfig) -> Artifact:
@@ -117,17 +134,12 @@ def read_labels(config: Config | BaselineConfig) -> Artifact:
     return artifacts.read(config.soft_labels or config.run / "soft_labels", "soft_labels")
 
 
-def read_prior(config: Config, variant: Variant) -> Artifact:
+def read_prior(config: Config) -> Artifact:
     """Open the labels whose candidates are ranked in place of the soft labels'.
 
     Raises:
-        UserError: the variant ranks nothing; the labels are missing, with the command that makes them.
+        UserError: the labels are missing, with the command that makes them.
     """
-    if not variant.ranks:
-        raise UserError(
-            f"--prior {config.prior} is an order for the ranking loss, and {config.variant} has none; take --variant "
-            "dwr, dtr or dwr-without-distill, or --labels rank."
-        )
     folder = config.prior_folder
     mix = "llm=0.5,transitions=0.5" if config.prior == "mixture" else f"{config.prior}=1"
     options = {"run": config.run, "dataset": config.dataset, "semantic_ids": config.semantic_ids}

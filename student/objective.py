@@ -90,12 +90,14 @@ def score_prefixes(
         model, batch, codes, with_ranking, settings: as in `batch_loss`.
         history: codewords of the sequences, PAD for none [rows, items, levels].
     """
-    items = batch.candidates if with_ranking else batch.targets[:, None]
-    codewords = codes[items.clamp(min=0)]
+    if with_ranking:
+        codewords, present = ranked_codewords(batch, codes)
+    else:
+        codewords, present = codes[batch.targets[:, None]], None
     log_probs = model(history, codewords, settings.scope)
     numbers = codeword_numbers(codewords, log_probs, settings.scope)
     candidates = losses.sequence_score(log_probs, numbers, settings.eta) if with_ranking else None
-    return Scores(log_probs[:, 0], numbers[:, 0], candidates, items >= 0, batch.rank_weights)
+    return Scores(log_probs[:, 0], numbers[:, 0], candidates, present, batch.rank_weights)
 
 
 def score_one_pass(
@@ -109,14 +111,21 @@ def score_one_pass(
     if examples is None:
         log_probs, _ = model(history, None, settings.scope, Positions(batch.rows, batch.places))
         return Scores(log_probs, codeword_numbers(codes[batch.targets], log_probs, settings.scope))
-    present, examples = examples >= 0, examples.clamp(min=0)
-    items = batch.candidates[examples]  # [rows, groups, k]
-    positions = Positions(batch.rows, batch.places, torch.where(present, batch.places[examples], PAD))
-    log_probs, others = model(history, codes[items[..., 1:].clamp(min=0)], settings.scope, positions)
+    ranked, examples = examples >= 0, examples.clamp(min=0)
+    codewords, present = (of_example[examples] for of_example in ranked_codewords(batch, codes))  # [rows, groups, k, …]
+    positions = Positions(batch.rows, batch.places, torch.where(ranked, batch.places[examples], PAD))
+    log_probs, others = model(history, codewords[:, :, 1:], settings.scope, positions)
     targets = codeword_numbers(codes[batch.targets], log_probs, settings.scope)
     reference = log_probs.gather(-1, targets[..., None]).squeeze(-1)[examples]
     candidates = losses.mean_score(torch.cat([reference[:, :, None], others], dim=2), settings.eta)
-    return Scores(log_probs, targets, candidates, items >= 0, batch.rank_weights[examples] * present)
+    return Scores(log_probs, targets, candidates, present, batch.rank_weights[examples] * ranked)
+
+
+def ranked_codewords(batch: Batch, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the codewords of the candidates [n, k, levels], and which exist [n, k]."""
+    if batch.pseudo_ids is not None:
+        return batch.pseudo_ids, torch.ones_like(batch.pseudo_ids[..., 0], dtype=torch.bool)
+    return codes[batch.candidates.clamp(min=0)], batch.candidates >= 0
 
 
 def codeword_numbers(codes: Tensor, log_probs: Tensor, scope: str) -> Tensor:

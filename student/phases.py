@@ -17,13 +17,14 @@ from distill.runtime.logs import log
 from distill.runtime.sharding import trainable_state, unsharded
 from distill.semantic_ids.ids import SemanticIDs
 from student.batches import Batch, BatchSampler, check_scope
-from student.config import BaselineConfig, Config, ValidationSettings
+from student.config import LABELLED_PRIORS, BaselineConfig, Config, ValidationSettings
 from student.item_batches import ItemBatch, ItemBatchSampler, read_windows
 from student.item_recommender import ItemRecommender
 from student.models import BACKBONES
 from student.models.causal import Causal
 from student.models.item_models import ITEM_MODELS
 from student.objective import batch_loss, item_loss
+from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import open_prior
 from student.recommender import Recommender
 from student.variants import Loss, Variant
@@ -79,7 +80,7 @@ def build_student(config: Config, variant: Variant, folders: list[Path], acc: Ac
     dataset = Dataset.load(folders[0])
     ids = SemanticIDs.load(folders[1], dataset.n_items)
     store = LabelStore.open(folders[2]) if variant.needs_labels else None
-    samplers = {name: build_sampler(dataset, store, loss, acc, config) for name, loss in variant.phases.items()}
+    samplers = {name: build_sampler(dataset, ids, store, loss, acc, config) for name, loss in variant.phases.items()}
     with unsharded(acc):
         model = build_model(config, ids).to(acc.device)
     facts = {name: getattr(config, name) for name in ("variant", "backbone", "scope", "seed", "max_history")}
@@ -151,7 +152,7 @@ def build_model(config: Config, ids: SemanticIDs) -> nn.Module:
 
 
 def build_sampler(
-    dataset: Dataset, store: LabelStore | None, loss: Loss, acc: Accelerator, config: Config
+    dataset: Dataset, ids: SemanticIDs, store: LabelStore | None, loss: Loss, acc: Accelerator, config: Config
 ) -> BatchSampler:
     """Choose the rows (one pass or prefixes) and the labels of a phase.
 
@@ -163,7 +164,11 @@ def build_sampler(
         one_pass = False  # labels are of targets in their own order
     labels = store if loss.needs_labels else None
     check_scope(labels, loss, config.scope)
-    prior = open_prior(config.prior_folder, config.prior) if loss.rank and config.prior != "teacher" else None
+    prior = None
+    if loss.pseudo:
+        prior = PseudoIDs(ids.codes, ids.codebook_size, config.candidates)
+    elif loss.rank and config.prior in LABELLED_PRIORS:
+        prior = open_prior(config.prior_folder, config.prior)
     return BatchSampler(dataset, labels, loss, one_pass, config, acc.process_index, acc.num_processes, prior)
 
 

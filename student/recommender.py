@@ -21,7 +21,7 @@ from distill.data.histories import last_items
 from distill.decoding.beam_search import Beams, score_all, search, to_items
 from distill.decoding.trie import Trie
 from distill.losses import sequence_score
-from distill.runtime.artifacts import write_json
+from distill.runtime.artifacts import verify_folder, write_json
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
 from student.content_memory import ContentMemory
@@ -95,6 +95,7 @@ class Recommender:
         folder = Path(folder)
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} is not a student: it needs config.json and model.safetensors.")
+        verify_folder(folder)
         facts = json.loads((folder / "config.json").read_text())
         network, config = network_of(facts["backbone"])
         sizes = config(**facts.pop("model"))

@@ -7,6 +7,7 @@ import copy
 import functools
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,14 @@ from distill.data.dataset import Examples
 from distill.metrics import hit_ranks, ndcg
 from distill.runtime.accelerator import accelerator, start_tracker
 from distill.runtime.artifacts import IDENTITY, ArtifactJob, write_json
-from distill.runtime.checkpoints import Checkpoints, check_finite, working_folder
+from distill.runtime.checkpoints import (
+    Checkpoints,
+    check_finite,
+    load_generators,
+    save_generators,
+    working_folder,
+)
+from distill.runtime.folders import discard
 from distill.runtime.logs import log, progress_bar
 from distill.runtime.memory import memory_gib, out_of_memory
 from distill.runtime.sharding import SHARDED, gathered, trainable_state, unsharded
@@ -50,15 +58,17 @@ def train(config: Config | BaselineConfig, job: ArtifactJob, build: Callable[[Ac
         for phase in student.phases:
             if phase.name == "ranker":
                 recommender.ranker = clone_for_ranker(recommender.model, acc)
-            curves[phase.name] = finished_phase(phase, recommender, folder)
+            curves[phase.name] = finished_phase(phase, recommender, folder, acc)
             if curves[phase.name] is None:
                 with out_of_memory(
                     "lower --batch_size and raise --accumulation, or shard by configs/accelerate/zero3.yaml; a large "
                     "student also takes --gradient_checkpointing true, --lora_rank and --precision bf16"
                 ):
-                    curves[phase.name] = PhaseTrainer(phase, student, folder, acc, config).fit()
-                if len(student.phases) > 1 and acc.is_main_process:
-                    save_phase(phase, recommender, curves[phase.name], folder)
+                    phase_trainer = PhaseTrainer(phase, student, folder, acc, config)
+                    curves[phase.name] = phase_trainer.fit()
+                save_phase(phase, recommender, curves[phase.name], folder, acc)
+                if acc.is_main_process:
+                    phase_trainer.checkpoints.remove()
         acc.wait_for_everyone()
         if acc.is_main_process:
             save(recommender, curves, folder, acc)
@@ -134,8 +144,6 @@ class PhaseTrainer:
         self.bar.close()
         log.info(f"{self.phase.title}: best validation NDCG@10 {progress.best:.4f}")
         restore_best(self.phase.name, self.student.recommender, self.wrapped, progress.best_state, self.acc)
-        if self.acc.is_main_process:
-            self.checkpoints.remove()
         return progress.curve
 
     def train_epoch(self, epoch: int) -> None:
@@ -285,33 +293,57 @@ def restore_best(
     acc.wait_for_everyone()
 
 
-def finished_phase(phase: Phase, recommender: Recommender | ItemRecommender, folder: Path) -> Curve | None:
-    """Load what `save_phase` wrote in a run that broke off in a later phase; None if the phase is not finished."""
-    path = folder / f"{phase.name}-done.safetensors"
-    if not path.is_file():
+def finished_phase(
+    phase: Phase, recommender: Recommender | ItemRecommender, folder: Path, acc: Accelerator
+) -> Curve | None:
+    """Load what `save_phase` wrote in a run that broke off later; None if the phase is not finished.
+
+    The random generators go on as after the phase, so that the next one ends as in an unbroken run.
+    """
+    result = folder / f"{phase.name}-done"
+    if not result.is_dir():
         return None
     model = active_model(phase.name, recommender)
-    model.load_state_dict(load_file(path), strict=False)
+    model.load_state_dict(load_file(result / "model.safetensors"), strict=False)
     model.eval()
-    return json.loads((folder / f"{phase.name}-curve.json").read_text())
+    state = json.loads((result / "phase.json").read_text())
+    if state["processes"] == acc.num_processes:
+        load_generators(result, acc.process_index)
+    else:
+        log.info(f"{phase.title}: finished by {state['processes']} processes; what follows draws other random numbers")
+    return state["curve"]
 
 
-def save_phase(phase: Phase, recommender: Recommender | ItemRecommender, curve: Curve, folder: Path) -> None:
-    """Save the curve and the trained weights of a finished phase; the weights last, whole or not at all."""
-    write_json(folder / f"{phase.name}-curve.json", curve)
-    path = folder / f"{phase.name}-done.safetensors"
-    partial = path.with_suffix(".partial")
-    save_file(copy_trained_weights(active_model(phase.name, recommender)), partial)
-    partial.replace(path)
+def save_phase(
+    phase: Phase, recommender: Recommender | ItemRecommender, curve: Curve, folder: Path, acc: Accelerator
+) -> None:
+    """Save curve, trained weights and random generators of a finished phase, whole or not at all.
+
+    All processes must call it.
+    """
+    partial = folder / f"{phase.name}-partial"
+    if acc.is_main_process:
+        discard(partial)
+        partial.mkdir()
+    acc.wait_for_everyone()
+    save_generators(partial, acc.process_index)
+    acc.wait_for_everyone()
+    if acc.is_main_process:
+        save_file(copy_trained_weights(active_model(phase.name, recommender)), partial / "model.safetensors")
+        write_json(partial / "phase.json", {"curve": curve, "processes": acc.num_processes})
+        os.replace(partial, folder / f"{phase.name}-done")
 
 
 def save(recommender: Recommender | ItemRecommender, curves: dict[str, Curve], folder: Path, acc: Accelerator) -> None:
-    """Save recommender and curves in the working folder, without the phases' files."""
+    """Save recommender and curves in the working folder, then remove the phases' folders."""
     for path in folder.iterdir():
-        if path.name != IDENTITY:
+        if path.name != IDENTITY and not path.is_dir():
             path.unlink()
     with unsharded(acc):  # adapters are merged into a newly built model
         recommender.save_pretrained(folder)
     # a codeword student has a curve for each phase; an item model has one phase, and its file one curve
     by_phase = isinstance(recommender, Recommender)
     write_json(folder / "curve.json", curves if by_phase else next(iter(curves.values())))
+    for path in folder.iterdir():
+        if path.is_dir():
+            discard(path)

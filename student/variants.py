@@ -17,15 +17,17 @@ class Loss:
         generative: equation (8), (9) or (11), if any.
         rank: whether the ranking loss, equation (14), is part of it.
         target: the item that nll and smooth learn: the real next item, the teacher's first, or any item of its list.
+        pseudo: whether the ranking loss orders pseudo-IDs around the target, which need no labels (Appendix B, 18).
     """
 
     generative: Literal["nll", "smooth", "distill"] | None
     rank: bool = False
     target: Literal["ref", "top", "random"] = "ref"
+    pseudo: bool = False
 
     @property
     def needs_labels(self) -> bool:
-        return self.rank or self.generative_needs_labels
+        return (self.rank and not self.pseudo) or self.generative_needs_labels
 
     @property
     def generative_needs_labels(self) -> bool:
@@ -58,6 +60,11 @@ class Variant:
     def ranks(self) -> bool:
         return any(loss.rank for loss in self.phases.values())
 
+    def on_pseudo_ids(self) -> Variant:
+        """Return the variant with pseudo-IDs as the candidates of its ranking losses."""
+        ranker = replace(self.ranker, pseudo=self.ranker.rank) if self.ranker else None
+        return Variant(replace(self.retriever, pseudo=self.retriever.rank), ranker)
+
 
 VARIANTS: dict[str, Variant] = {
     "tiger": Variant(Loss("nll")),
@@ -65,6 +72,9 @@ VARIANTS: dict[str, Variant] = {
     "distill": Variant(Loss("distill")),
     "dtr": Variant(Loss("distill"), ranker=Loss(None, rank=True)),
     "dwr": Variant(Loss("distill", rank=True)),
+    # the same two on equation (9), which the paper names as an alternative (3.2); Table 1 has (11)
+    "dtr-smooth": Variant(Loss("smooth"), ranker=Loss(None, rank=True)),
+    "dwr-smooth": Variant(Loss("smooth", rank=True)),
     # Table 2: without RANK dwr is distill, without both it is tiger
     "dwr-without-distill": Variant(Loss("nll", rank=True)),
 }

@@ -16,12 +16,14 @@ def epoch_batches(data: TaskData, settings: TrainingSettings, epoch: int) -> tup
     Raises:
         UserError: a task has no samples, or a stream does not fit `max_tokens`.
     """
-    samples = data.epoch(settings.tasks, settings.seed, epoch)
+    samples = data.epoch(settings.tasks, settings.seed, epoch, settings.task_samples)
     rng = np.random.default_rng([settings.seed, epoch])
-    return samples, make_batches(samples, settings.batch_tokens, rng, settings.packing)
+    return samples, make_batches(samples, settings.batch_tokens, rng, settings.packing, settings.batch_samples)
 
 
-def make_batches(samples: Samples, max_tokens: int, rng: np.random.Generator, packing: bool = False) -> list[Batch]:
+def make_batches(
+    samples: Samples, max_tokens: int, rng: np.random.Generator, packing: bool = False, max_samples: int = 0
+) -> list[Batch]:
     """Deal samples into batches of at most `max_tokens` with their padding (but one row at least), in random order.
 
     Args:
@@ -29,6 +31,7 @@ def make_batches(samples: Samples, max_tokens: int, rng: np.random.Generator, pa
         max_tokens: rows times the longest row.
         rng: decides the order, and which samples of similar length share a batch.
         packing: several samples a row; else one, batched with samples of similar length.
+        max_samples: of a batch without packing; 0: no such limit.
     """
     if packing:
         longest = int(samples.lengths.max(initial=1))
@@ -40,7 +43,8 @@ def make_batches(samples: Samples, max_tokens: int, rng: np.random.Generator, pa
     order = np.argsort(lengths + rng.random(len(lengths)), kind="stable")  # random among equals
     batches: list[Batch] = [[]]
     for row in order:
-        if batches[-1] and (len(batches[-1]) + 1) * lengths[row] > max_tokens:
+        rows = len(batches[-1])
+        if rows and ((rows + 1) * lengths[row] > max_tokens or rows == max_samples):
             batches.append([])
         batches[-1].append([int(row)])
     return [batches[index] for index in rng.permutation(len(batches))]

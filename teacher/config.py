@@ -5,9 +5,9 @@ Each function of `teacher/` takes the group it needs. The text below a field is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -17,7 +17,8 @@ from distill.runtime.errors import UserError
 # The position of a task seeds its random generator: append only. `teacher/tasks.py` implements them.
 TASKS = ("stream", "seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain")
 NOT_IN_IDENTITY = {"identity": False}  # a change of such a field does not make a finished teacher stale
-IN_EXTRA = {"identity": False}  # in the identity only where it is set, so that older teachers are not stale
+# in the identity only where it is not the default, so that older teachers are not stale
+IN_EXTRA = {"identity": False, "in_extra": True}
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,17 @@ class ModelSettings:
     vocab_size: PositiveInt = 1024
     """Without a base: text tokens of the tokenizer trained on the catalogue."""
     mode: Literal["full", "lora", "qlora"] = "full"
-    """full: train all weights. lora: train LoRA adapters and the codewords' embedding rows. qlora: the same, with the
-    base's projections in 4 bits (needs `base`)."""
+    """full: train all weights. lora: train LoRA adapters and the embeddings that `lora_embeddings` names. qlora: the
+    same, with the base's projections in 4 bits (needs `base`)."""
     lora_rank: PositiveInt = 8
     """Rank r of the LoRA adapters."""
     lora_alpha: PositiveInt = 32
     """LoRA's alpha; adapters are scaled by alpha / r."""
     lora_dropout: ClosedUnitInterval = 0.05
     """Dropout on the adapters' input."""
+    lora_embeddings: Literal["codewords", "all"] = field(default="codewords", metadata=IN_EXTRA)
+    """Under LoRA and QLoRA, what trains of the embeddings and an untied head: the codewords' rows, or all rows
+    (LC-Rec)."""
     init_codewords: Literal["mean", "codebook", "text"] = "mean"
     """Initial embedding rows of the codewords. mean: the mean of the base's rows plus noise (without a base: random,
     like all rows). codebook: the quantiser's code vectors, projected. text: from the base's embeddings of the texts of
@@ -92,10 +96,18 @@ class StreamSettings:
     title_loss: NonNegativeFloat = field(default=0.0, metadata=IN_EXTRA)
     """Weight of a title's tokens in the loss, where a codeword's is 1."""
 
-    @staticmethod
-    def of(settings: StreamSettings) -> StreamSettings:
-        """These fields of a larger config."""
-        return StreamSettings(settings.stream_titles, settings.stream_title_items, settings.title_loss)
+
+@dataclass(frozen=True)
+class InstructionSettings:
+    """LC-Rec's forms of the instruction tasks, where the defaults are others."""
+
+    item_fields: Literal["all", "lcrec"] = field(default="all", metadata=IN_EXTRA)
+    """Text of an item in item2index and index2item. all: title, brand, categories and description to the ID, the ID to
+    the title. lcrec: title, description, or both, one of the three drawn for each sample."""
+    search_preferences: bool = field(default=False, metadata=IN_EXTRA)
+    """Let some prompts of itemsearch hold the user's preferences, with the query or without."""
+    id_eos: bool = field(default=False, metadata=IN_EXTRA)
+    """End responses that are IDs with EOS; the loss counts it. Recommendations are asked for as without it."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +117,14 @@ class TaskSettings:
     tasks: dict[str, NonNegativeFloat] = field(default_factory=lambda: {"stream": 1.0})
     """Passes over each task in an epoch: stream, and LC-Rec's seqrec, item2index, index2item, fusionseqrec, itemsearch
     and preferenceobtain."""
+    task_samples: dict[str, PositiveInt] = field(default_factory=dict, metadata=IN_EXTRA)
+    """Samples of a task in an epoch, in place of its passes; drawn anew each epoch (LC-Rec, Instruments: fusionseqrec
+    20000)."""
     intentions: Path | None = None
     """Users' intentions and preferences (LC-Rec's user.json), for itemsearch and preferenceobtain (default: derived
     from item texts)."""
     prompt: Literal["stream", "seqrec"] = "stream"
-    """Prompt that asks for recommendations after training; `tasks` must hold the task of this name."""
+    """Prompt that asks for recommendations after training; the task of this name must be among the tasks."""
     max_history: PositiveInt = 20
     """Items of history (paper: 20)."""
     max_tokens: PositiveInt = 256
@@ -122,7 +137,7 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
-class SampleSettings(TaskSettings, StreamSettings, AugmentationSettings):
+class SampleSettings(TaskSettings, InstructionSettings, StreamSettings, AugmentationSettings):
     """Everything that decides the training samples, but for the seed."""
 
 
@@ -132,6 +147,8 @@ class BatchSettings:
 
     batch_tokens: PositiveInt = 4096
     """Tokens a batch and process, padding included."""
+    batch_samples: NonNegativeInt = field(default=0, metadata=IN_EXTRA)
+    """Most samples of a batch and process, where `batch_tokens` admits more; 0: no such limit (LC-Rec: 8)."""
     packing: bool = False
     """Put several samples into a row, without attention between them: less padding where lengths differ."""
     accumulation: PositiveInt = 1
@@ -146,6 +163,9 @@ class OptimiserSettings:
     """Passes over the tasks."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate (LC-Rec, 7B, all weights, 128 sequences a step: 5e-5)."""
+    codeword_lr: PositiveFloat | None = field(default=None, metadata=IN_EXTRA)
+    """Peak learning rate of the codewords' rows, which start far from where they end; not under DeepSpeed or FSDP
+    (default: `lr`)."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's weight decay."""
     warmup: ClosedUnitInterval = 0.05
@@ -226,29 +246,65 @@ class Config(RunSettings, EstimateSettings, JobSettings):
     """Fine-tune the teacher: accelerate launch teacher/finetune.py [--config FILE] [--field value ...]."""
 
 
+def extra_identity(config: Config) -> dict[str, Any]:
+    """The fields of `IN_EXTRA` that are not their defaults, by name."""
+    extra_fields = [item for item in fields(config) if item.metadata.get("in_extra")]
+    defaults = Config()
+    return {
+        item.name: getattr(config, item.name)
+        for item in extra_fields
+        if getattr(config, item.name) != getattr(defaults, item.name)
+    }
+
+
 def check(config: Config) -> None:
     """Refuse combinations of settings that are wrong whatever the data.
 
     Raises:
-        UserError: unknown tasks, a prompt without its task, a fold that does not exist, settings that need a base
-            or titles.
+        UserError: unknown tasks, options of tasks that are not trained, a prompt without its task, a fold that does not
+            exist, settings that need a base, adapters or titles.
     """
-    for task in config.tasks:
-        if task not in TASKS:
-            raise UserError(f"Unknown task {task!r}. {suggest(task, TASKS)}")
-    if not config.tasks.get(config.prompt):
-        raise UserError(f"The teacher is asked with {config.prompt!r} but not tuned on it; give tasks.{config.prompt}.")
+    check_tasks(config)
     if config.folds == 1 or config.fold >= max(config.folds, 1):
         raise UserError(f"--fold {config.fold} of --folds {config.folds}; expected 2 folds or more, counted from 0.")
     if config.utilisation > 1:
         raise UserError(f"--utilisation is {config.utilisation}; expected a share above 0 and up to 1.")
     if config.mode == "qlora" and config.base is None:
         raise UserError("--mode qlora trains beside a base model in 4 bits; give --base.")
+    if config.lora_embeddings == "all" and config.mode == "full":
+        raise UserError("--lora_embeddings all trains whole embeddings beside adapters; give --mode lora or qlora.")
+    if config.batch_samples and config.packing:
+        raise UserError("--batch_samples limits batches of a sample a row; leave it out or set --packing false.")
     if config.init_codewords == "text" and config.base is None:
         raise UserError("--init_codewords text starts from a base model's embeddings; give --base.")
-    if (config.stream_title_items or config.title_loss) and not config.stream_titles:
-        raise UserError("--stream_title_items and --title_loss need titles in the stream; give --stream_titles.")
-    if config.stream_titles and not config.tasks.get("stream"):
-        raise UserError("--stream_titles puts titles into the task 'stream'; give tasks.stream.")
     if config.chat and config.base is None:
         raise UserError("--chat needs a base model with a chat template; give --base.")
+
+
+def check_tasks(settings: SampleSettings) -> None:
+    """Refuse unknown tasks, and options of tasks that are not trained.
+
+    Raises:
+        UserError: as above.
+    """
+    for task in (*settings.tasks, *settings.task_samples):
+        if task not in TASKS:
+            raise UserError(f"Unknown task {task!r}. {suggest(task, TASKS)}")
+    for task, number in settings.task_samples.items():
+        if settings.tasks.get(task) == 0:
+            raise UserError(f"tasks.{task} is 0 but task_samples.{task} is {number}; leave one of the two out.")
+    trained = {task for task, weight in settings.tasks.items() if weight} | set(settings.task_samples)
+    if settings.prompt not in trained:
+        raise UserError(
+            f"The teacher is asked with {settings.prompt!r} but not tuned on it; give tasks.{settings.prompt}."
+        )
+    if (settings.stream_title_items or settings.title_loss) and not settings.stream_titles:
+        raise UserError("--stream_title_items and --title_loss need titles in the stream; give --stream_titles.")
+    if settings.stream_titles and "stream" not in trained:
+        raise UserError("--stream_titles puts titles into the task 'stream'; give tasks.stream.")
+    if settings.item_fields == "lcrec" and not trained & {"item2index", "index2item"}:
+        raise UserError("--item_fields lcrec is for item2index and index2item; give tasks.item2index.")
+    if settings.search_preferences and "itemsearch" not in trained:
+        raise UserError("--search_preferences is for itemsearch; give tasks.itemsearch.")
+    if settings.id_eos and trained <= {"stream", "preferenceobtain", "index2item"}:
+        raise UserError("--id_eos is for responses that are IDs; give a task that has them, such as tasks.seqrec.")

@@ -11,7 +11,8 @@ steps are those of the training's first epoch. Formulas:
 - QLoRA, which has no stages: half a byte for each weight of a projection, a scale of one byte for each 64 of them,
   4 bytes for each 256 scales, and a few tables for each matrix (Dettmers et al., 2023); 4 bytes for all else.
 - FLOPs a token, padding included, without attention scores and the unpacking of 4-bit weights. Full: 6·N. LoRA and
-  QLoRA: 4·N for forward and the activations' gradients, and 6·A for the adapters, whose weights have gradients too.
+  QLoRA: 4·N for forward and the activations' gradients, 6·A for the adapters, whose weights have gradients too, and
+  2·H for the gradient of an output head that trains as a whole (`lora_embeddings: all`).
   Gradient checkpointing repeats the forward pass: 2·(N + A) more. N counts the parameters of matrix products: all but
   an input table that is not also the output head.
 - Seconds = FLOPs / (GPUs · peak · utilisation). Validation is not counted.
@@ -189,12 +190,14 @@ def parameters(model) -> dict[str, int]:
     config = unwrap_peft(model).config
     input_table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     adapters = sum(p.numel() for name, p in trained if "lora_" in name)
+    head = unwrap_peft(model).get_output_embeddings().weight
     return {
         "parameters": total,
         "trainable": sum(p.numel() for _, p in trained),
         "trainable_tensors": len(trained),
         "codeword_rows": codeword_rows,
         "adapters": adapters,
+        "trained_head": head.numel() if any(p is head for _, p in trained) else 0,
         "in_products": total - codeword_rows - adapters - input_table,
     }
 
@@ -228,7 +231,7 @@ def flops_a_token(sizes: dict[str, Any], mode: str, gradient_checkpointing: bool
     """Floating point operations of one token's training."""
     n, adapters = sizes["in_products"], sizes["adapters"]
     recomputed = 2 * (n + adapters) if gradient_checkpointing else 0
-    return (6 * n if mode == "full" else 4 * n + 6 * adapters) + recomputed
+    return (6 * n if mode == "full" else 4 * n + 6 * adapters + 2 * sizes["trained_head"]) + recomputed
 
 
 def show(sizes: dict[str, Any]) -> None:
@@ -237,7 +240,9 @@ def show(sizes: dict[str, Any]) -> None:
         return
     s = sizes
     full = s["parameters"] == s["trainable"]
-    kinds = "" if full else f" (codeword rows {s['codeword_rows']:,}, adapters {s['adapters']:,})"
+    tables = s["trainable"] - s["adapters"]
+    embeddings = f"codeword rows {tables:,}" if s["codeword_rows"] else f"embeddings {tables:,}"
+    kinds = "" if full else f" ({embeddings}, adapters {s['adapters']:,})"
     padding = 1 - s["tokens"] / s["tokens_padded"]
     lines = [
         f"parameters        {s['parameters']:,}",

@@ -10,14 +10,14 @@ do, so that `--help` and finished work answer at once.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
-from teacher.config import Config, StreamSettings, check
+from teacher.config import Config, check, extra_identity
 
 
 def main(config: Config) -> None:
@@ -33,9 +33,9 @@ def main(config: Config) -> None:
     if config.precision == "auto" and config.base is None:
         config = replace(config, precision="no")  # on every machine, so the identity says it
     extra = {"intentions": file_hash(config.intentions)} if config.intentions else {}
-    extra |= {name: value for name, value in asdict(StreamSettings.of(config)).items() if value}
+    extra |= extra_identity(config)
     output = config.output or config.run / (f"teacher-fold{config.fold}" if config.folds else "teacher")
-    job = ArtifactJob("teacher", config, output, [dataset, ids], extra, overwrite=config.overwrite)
+    job = ArtifactJob("teacher", config, output, [dataset, ids], extra, config.overwrite, [config.base])
     if not job.is_finished():
         from teacher.trainer import tune
 

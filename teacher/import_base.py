@@ -16,6 +16,7 @@ from pathlib import Path
 
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
+from distill.runtime.folders import discard, hidden
 from distill.runtime.logs import log
 
 
@@ -41,16 +42,16 @@ def main(config: Config) -> None:
         return
     if config.output.exists() and any(config.output.iterdir()) and not (config.output / "config.json").is_file():
         raise UserError(f"{config.output} holds something that is no model; name another --output.")
-    partial = config.output.with_name(config.output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    output = config.output.resolve()
+    partial = hidden(output, "new")
+    discard(partial)
     try:
         parameters = convert(source, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(config.output, ignore_errors=True)
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(config.output)
+    discard(output)
+    partial.rename(output)
     log.info(f"base model: wrote {config.output}, {parameters:,} parameters, from {source.name}")
 
 

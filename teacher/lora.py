@@ -7,37 +7,63 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.runtime.errors import UserError
-from teacher.base_model import extend_vocabulary, load_base
+from distill.semantic_ids.ids import LEVEL_NAMES
+from teacher.base_model import extend_vocabulary, load_base, token_tables
 from teacher.tokenizer import load_tokenizer
 
 # dtype of the matrix products with 4-bit weights, by the training's precision
 COMPUTE_DTYPE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CODEWORD = re.compile(rf"<[{LEVEL_NAMES}]_\d+>")  # the token of a codeword
 
 
-def add_lora(model: PreTrainedModel, codeword_rows: list[int], rank: int, alpha: int, dropout: float):
-    """Add LoRA to all seven projections. Of the embeddings (and an untied head) only the codewords' rows train."""
+def add_lora(
+    model: PreTrainedModel,
+    codeword_rows: list[int],
+    rank: int,
+    alpha: int,
+    dropout: float,
+    embeddings: Literal["codewords", "all"] = "codewords",
+):
+    """Add LoRA to all seven projections; of the embeddings (and an untied head) the codewords' rows train, or all rows.
+
+    Whole tables train in place. PEFT's `modules_to_save`, which LC-Rec uses, would keep a frozen copy of each.
+    """
     from peft import LoraConfig, get_peft_model
 
-    tables = ["embed_tokens"] if model.config.tie_word_embeddings else ["embed_tokens", "lm_head"]
+    names = ["embed_tokens"] if model.config.tie_word_embeddings else ["embed_tokens", "lm_head"]
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=PROJECTIONS,
-        trainable_token_indices={name: codeword_rows for name in tables},
+        trainable_token_indices={name: codeword_rows for name in names} if embeddings == "codewords" else None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    tuned = get_peft_model(model, config)
+    if embeddings == "all":
+        for table in token_tables(model):
+            table.requires_grad_(True)
+    return tuned
+
+
+def save_adapter(tuned, folder: Path) -> None:
+    """Save a PEFT model's adapter with what trained of the embeddings: the codewords' rows, or whole tables.
+
+    By default PEFT would always add whole tables, since the vocabulary has grown.
+    """
+    trains_rows = tuned.peft_config["default"].trainable_token_indices
+    tuned.save_pretrained(folder, save_embedding_layers=not trains_rows)
 
 
 def load_quantised(base: str, precision: str) -> PreTrainedModel:
@@ -95,7 +121,7 @@ def merge_adapter(
         UserError: no such base, one of another vocabulary or other sizes, or a damaged adapter.
     """
     tokenizer = load_tokenizer(str(tokenizer_folder))
-    rows = codeword_rows(adapter)
+    rows = codeword_rows(adapter, tokenizer)
     check_vocabulary(tokenizer, rows[0], base)
     model = load_base(base, dtype if dtype == "auto" else getattr(torch, dtype))
     n_tokens = model.get_input_embeddings().num_embeddings
@@ -106,17 +132,35 @@ def merge_adapter(
     return tuned.merge_and_unload(), tokenizer, json.loads((tokenizer_folder / "teacher.json").read_text())
 
 
-def codeword_rows(adapter: Path) -> list[int]:
-    """The embedding rows that an adapter trains, ascending.
+def codeword_rows(adapter: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The codewords' embedding rows, ascending: those that an adapter trains, or the tokenizer's if all rows train.
 
     Raises:
-        UserError: there are none.
+        UserError: the adapter trains none, or is damaged.
     """
     rows = json.loads((adapter / "adapter_config.json").read_text()).get("trainable_token_indices") or {}
     rows = sorted({row for table in rows.values() for row in table}) if isinstance(rows, dict) else sorted(rows)
+    if not rows and holds_tables(adapter):
+        rows = sorted(row for token, row in tokenizer.get_vocab().items() if CODEWORD.fullmatch(token))
     if not rows:
-        raise UserError(f"{adapter} trains no codeword rows (trainable_token_indices); it is no teacher's adapter.")
+        raise UserError(
+            f"{adapter} trains no codeword rows (neither trainable_token_indices nor whole embeddings); it is no "
+            "teacher's adapter."
+        )
     return rows
+
+
+def holds_tables(adapter: Path) -> bool:
+    """Whether an adapter's file holds whole embedding tables.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            return any(name.endswith(".embed_tokens.weight") for name in set(file.keys()))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The adapter at {adapter} cannot be read: {error}. Copy it again.") from None
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path, base: str):
@@ -131,7 +175,7 @@ def load_adapter(model: PreTrainedModel, adapter: Path, base: str):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT only warns of missing tensors; they are refused below
             tuned = PeftModel.from_pretrained(model, str(adapter))
-        expected = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+        expected = get_peft_model_state_dict(tuned, save_embedding_layers=holds_tables(adapter))
         with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
             mismatches = set(file.keys()) ^ expected.keys()
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:

@@ -47,7 +47,7 @@ def main(config: Config) -> None:
             f"Neither {config.adapter} nor the folder above holds the tokenizer and teacher.json that finetune.py "
             "saves there; without them nobody knows the codewords' numbers."
         )
-    job = ArtifactJob("teacher", config, config.output)
+    job = ArtifactJob("teacher", config, config.output, reads=[config.adapter, config.base])
     for folder in folders:
         if (folder / MANIFEST).is_file():  # the merged teacher still belongs to its data and codebook
             job.inputs = artifacts.read(folder, "teacher").inputs

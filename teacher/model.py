@@ -23,7 +23,7 @@ from teacher.base_model import (
     quantiser_vectors,
 )
 from teacher.config import ModelSettings
-from teacher.lora import add_lora, load_quantised, merge_adapter
+from teacher.lora import add_lora, load_quantised, merge_adapter, save_adapter
 from teacher.precision import resolve_precision
 from teacher.tokenizer import add_codewords, load_tokenizer, train_tokenizer, use_chat_template
 
@@ -70,7 +70,8 @@ def adapt(model: PreTrainedModel, settings: ModelSettings, codeword_rows: list[i
         if hasattr(module, "attention_dropout"):  # the layers have copied it from the config
             module.attention_dropout = settings.attention_dropout
     if settings.mode in ("lora", "qlora"):
-        model = add_lora(model, codeword_rows, settings.lora_rank, settings.lora_alpha, settings.lora_dropout)
+        adapters = settings.lora_rank, settings.lora_alpha, settings.lora_dropout
+        model = add_lora(model, codeword_rows, *adapters, settings.lora_embeddings)
     return model
 
 
@@ -81,8 +82,7 @@ def save_teacher(model, tokenizer: PreTrainedTokenizerBase, folder: Path, facts:
     """
     if hasattr(model, "merge_and_unload"):
         adapter = folder / "adapter"
-        # PEFT would add both whole tables, since the vocabulary has grown; the codewords' rows are in the adapter
-        model.save_pretrained(adapter, save_embedding_layers=False)
+        save_adapter(model, adapter)
         tokenizer.save_pretrained(adapter)
         write_json(adapter / "teacher.json", facts)
         if getattr(model, "is_loaded_in_4bit", False):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,12 +19,13 @@ from distill.data.dataset import PAD, Dataset
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from teacher import templates, user_intents
-from teacher.config import TASKS, AugmentationSettings, SampleSettings, StreamSettings
+from teacher.config import TASKS, AugmentationSettings, InstructionSettings, SampleSettings, StreamSettings
 from teacher.stream import StreamWriter
 
 PLACEHOLDER = "CONTENT"  # stands for the prompt while the text around it is read from a chat template
 Answer = int | str  # an item, or a text
 Question = tuple[str, Answer]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,13 @@ class Sample:
 
     tokens: np.ndarray
     counted: np.ndarray
+
+
+class Amount(NamedTuple):
+    """How many samples of a task an epoch has: a number, or passes over all of them."""
+
+    weight: float
+    number: int | None = None
 
 
 class Samples:
@@ -66,6 +75,7 @@ class TaskData:
         max_tokens: longest prompt with its response.
         augmentation: of the streams (`token_dropout` is applied to batches); None: nothing is changed.
         stream: the text in streams; None: codewords alone.
+        forms: of the instruction tasks; None: the defaults.
         intentions_file: intentions and preferences in LC-Rec's form; None: derived from the items' texts.
 
     Attributes:
@@ -84,9 +94,11 @@ class TaskData:
         augmentation: AugmentationSettings | None = None,
         intentions_file: Path | None = None,
         stream: StreamSettings | None = None,
+        forms: InstructionSettings | None = None,
     ):
         self.dataset, self.ids, self.tokenizer = dataset, ids, tokenizer
         self.augmentation, self.stream = augmentation or AugmentationSettings(), stream or StreamSettings()
+        self.forms = forms or InstructionSettings()
         self.max_history, self.max_tokens, self.intentions_file = max_history, max_tokens, intentions_file
         codewords = np.array(tokenizer.convert_tokens_to_ids(ids.tokens()))
         self.token_of = codewords.reshape(ids.levels, ids.codebook_size)
@@ -106,7 +118,7 @@ class TaskData:
         if settings.folds:
             dataset = dataset.without_fold(settings.folds, settings.fold)
         limits = settings.max_history, settings.max_tokens
-        return TaskData(dataset, ids, tokenizer, *limits, settings, settings.intentions, settings)
+        return TaskData(dataset, ids, tokenizer, *limits, settings, settings.intentions, settings, settings)
 
     @cached_property
     def fusion_rows(self) -> np.ndarray:
@@ -120,7 +132,8 @@ class TaskData:
             where = (self.dataset, self.values, self.offsets, self.max_history)
             return user_intents.read_intentions(self.intentions_file, *where)
         words = user_intents.ItemWords(self.dataset)
-        intentions = user_intents.derived_intentions(words, self.examples.histories, self.examples.targets)
+        examples, with_preferences = self.examples, self.forms.search_preferences
+        intentions = user_intents.derived_intentions(words, examples.histories, examples.targets, with_preferences)
         return intentions, user_intents.derived_preferences(words, self.values, self.offsets, self.max_history)
 
     def sizes(self) -> dict[str, int]:
@@ -128,52 +141,57 @@ class TaskData:
         windows = -(-np.diff(self.offsets) // self.max_history)
         return {"stream": int(windows.sum())} | {name: size(self) for name, (size, _) in INSTRUCTIONS.items()}
 
-    def epoch(self, weights: dict[str, float], seed: int, epoch: int) -> Samples:
+    def epoch(self, weights: dict[str, float], seed: int, epoch: int, numbers: dict[str, int] | None = None) -> Samples:
         """Draw one epoch's samples; a weight is the share (or multiple) of a task's full pass.
 
         Args:
             weights: by task name.
             seed: of the run.
             epoch: templates and subsets change with it.
+            numbers: by task name; a task's number of samples, in place of its weight.
 
         Raises:
             UserError: a task has no samples, or a stream does not fit `max_tokens`.
         """
         samples: list[Sample] = []
-        for number, task in enumerate(TASKS):
-            weight = weights.get(task, 0.0)
-            if weight > 0:
-                generator = [seed, epoch, number]
-                samples += _stream(self, weight, generator) if task == "stream" else self._draw(task, weight, generator)
+        for position, task in enumerate(TASKS):
+            amount = Amount(weights.get(task, 0.0), (numbers or {}).get(task))
+            if amount.weight > 0 or amount.number:
+                generator = [seed, epoch, position]
+                samples += _stream(self, amount, generator) if task == "stream" else self._draw(task, amount, generator)
         return Samples(samples)
 
-    def _draw(self, task: str, weight: float, generator: list[int]) -> list[Sample]:
+    def _draw(self, task: str, amount: Amount, generator: list[int]) -> list[Sample]:
         """Samples of an instruction task; `generator` seeds its random numbers."""
         size, make = INSTRUCTIONS[task]
         n = size(self)
         if n == 0:
             raise UserError(
                 f"The task {task!r} needs texts, and {self.intentions_file or self.dataset.artifact.folder} "
-                f"has none for it. Leave tasks.{task} out, or give the data set titles and categories."
+                f"has none for it. Leave {task} out of the tasks, or give the data set titles and categories."
             )
-        rows = _subset(list(range(n)), weight, np.random.default_rng(generator))
+        rows = _subset(list(range(n)), amount, np.random.default_rng(generator))
         passes = np.arange(len(rows)) // n
         # row i of a pass's draws belongs to sample i, whatever else is drawn
         draws = np.random.default_rng([*generator, 1]).random((len(rows) // n * n + n, 3))
         return self.to_samples([make(self, row, draws[turn * n + row]) for row, turn in zip(rows, passes, strict=True)])
 
     def to_samples(self, questions: list[Question]) -> list[Sample]:
-        """Tokenise prompts and their responses, the prompts cut so that both fit `max_tokens`; texts end with EOS."""
+        """Tokenise prompts and their responses, the prompts cut so that both fit `max_tokens`.
+
+        Responses that are texts end with EOS, IDs only under `id_eos`.
+        """
         if not questions:
             return []
+        eos = self.tokenizer.eos_token_id
         texts = [answer for _, answer in questions if isinstance(answer, str)]
         encoded = iter(self.encode(texts)) if texts else iter(())
         samples = []
         for words, (_, answer) in zip(self.encode([prompt for prompt, _ in questions]), questions, strict=True):
             if isinstance(answer, str):
-                response = np.array([*next(encoded)[: self.max_tokens // 2], self.tokenizer.eos_token_id])
+                response = np.array([*next(encoded)[: self.max_tokens // 2], eos])
             else:
-                response = self.item_tokens[answer]
+                response = np.array([*self.item_tokens[answer], *([eos] if self.forms.id_eos else [])])
             prompt = np.array(self.framed(words, len(response)), dtype=np.int64)
             counted = np.concatenate([np.zeros(len(prompt), bool), np.ones(len(response), bool)])
             samples.append(Sample(np.concatenate([prompt, response]), counted))
@@ -216,7 +234,7 @@ class TaskData:
         return tuple(self.encode([part])[0] if part else [] for part in (before, after))
 
 
-def _stream(data: TaskData, weight: float, generator: list[int]) -> list[Sample]:
+def _stream(data: TaskData, amount: Amount, generator: list[int]) -> list[Sample]:
     """Users' training sequences in windows that share one item; `generator` seeds the random numbers."""
     title_loss, levels = data.stream.title_loss, data.ids.levels
     longest = min(data.max_history + 1, int(np.diff(data.offsets).max(initial=0)))
@@ -243,7 +261,7 @@ def _stream(data: TaskData, weight: float, generator: list[int]) -> list[Sample]
             if first > 0:  # the window before has trained this item, with its history
                 counted[: np.flatnonzero(stream.codewords)[levels]] = 0
             samples.append(Sample(stream.tokens, counted))
-    return _subset(samples, weight, rng)
+    return _subset(samples, amount, rng)
 
 
 def _augmented(sequence: np.ndarray, augmentation: AugmentationSettings, rng: np.random.Generator) -> np.ndarray:
@@ -267,13 +285,36 @@ def _seqrec(data: TaskData, row: int, draw: np.ndarray) -> Question:
 def _item2index(data: TaskData, row: int, draw: np.ndarray) -> Question:
     """Text → ID."""
     item = data.with_text[row]
-    return pick(templates.ITEM2INDEX, draw[0]).format(text=data.texts[item]), item
+    if data.forms.item_fields == "all":
+        return pick(templates.ITEM2INDEX, draw[0]).format(text=data.texts[item]), item
+    title, description = _drawn_fields(data, item, draw[1])
+    by_one = templates.ITEM2INDEX_TITLE if title else templates.ITEM2INDEX_DESCRIPTION
+    lines = templates.ITEM2INDEX_BOTH if title and description else by_one
+    return pick(lines, draw[0]).format(title=title, description=description), item
 
 
 def _index2item(data: TaskData, row: int, draw: np.ndarray) -> Question:
-    """ID → title, or all of the text where there is no title."""
+    """ID → title, or all of the text where there is no title; under `item_fields: lcrec` also → description, → both."""
     item = data.with_text[row]
-    return pick(templates.INDEX2ITEM, draw[0]).format(item=data.ids.text(item)), data.titles[item] or data.texts[item]
+    code_text = data.ids.text(item)
+    if data.forms.item_fields == "all":
+        return pick(templates.INDEX2ITEM, draw[0]).format(item=code_text), data.titles[item] or data.texts[item]
+    title, description = _drawn_fields(data, item, draw[1])
+    of_one = templates.INDEX2ITEM_TITLE if title else templates.INDEX2ITEM_DESCRIPTION
+    lines = templates.INDEX2ITEM_BOTH if title and description else of_one
+    return pick(lines, draw[0]).format(item=code_text), "\n\n".join(filter(None, (title, description)))
+
+
+def _drawn_fields(data: TaskData, item: int, draw: float) -> tuple[str, str]:
+    """Title and description of an item with text: by chance both, or one of them empty (LC-Rec).
+
+    An item without a description always has its title alone, one without a title its description; one with neither has
+    the rest of its text as its title.
+    """
+    title, description = data.titles[item] or "", data.descriptions[item] or ""
+    if not (title and description):
+        return (title or data.texts[item], "") if title or not description else ("", description)
+    return pick([(title, ""), ("", description), (title, description)], draw)
 
 
 def _fusionseqrec(data: TaskData, row: int, draw: np.ndarray) -> Question:
@@ -288,11 +329,15 @@ def _fusionseqrec(data: TaskData, row: int, draw: np.ndarray) -> Question:
 
 
 def _itemsearch(data: TaskData, row: int, draw: np.ndarray) -> Question:
-    """Query, in half of the templates with the history → ID."""
+    """Query, in half of the templates with the history → ID; under `search_preferences` perhaps with preferences."""
     intent = data.intents[0][row]
     history = data.history_text(intent.history)
     fitting = [template for template in templates.ITEMSEARCH if history or "{history}" not in template]
-    return pick(fitting, draw[0]).format(query=pick(intent.queries, draw[1]), history=history), intent.item
+    preference = ""
+    if data.forms.search_preferences and history and intent.preferences:
+        fitting, preference = fitting + templates.ITEMSEARCH_PREFERENCE, pick(intent.preferences, draw[2])
+    parts = {"query": pick(intent.queries, draw[1]), "history": history, "preference": preference}
+    return pick(fitting, draw[0]).format(**parts), intent.item
 
 
 def _preferenceobtain(data: TaskData, row: int, draw: np.ndarray) -> Question:
@@ -302,13 +347,14 @@ def _preferenceobtain(data: TaskData, row: int, draw: np.ndarray) -> Question:
     return prompt, pick(intent.texts, draw[1])
 
 
-def pick(choices: list[str], draw: float) -> str:
+def pick(choices: list[T], draw: float) -> T:
     """The choice that a uniform number in [0, 1) falls on."""
     return choices[int(draw * len(choices))]
 
 
-def _subset(rows: list, weight: float, rng: np.random.Generator) -> list:
-    """`weight` passes over the rows: whole ones, and a random part for the fraction."""
+def _subset(rows: list, amount: Amount, rng: np.random.Generator) -> list:
+    """As many passes over the rows as `amount` says: whole ones, and a random part for the fraction."""
+    weight = amount.number / max(len(rows), 1) if amount.number else amount.weight
     whole, part = int(weight), weight - int(weight)
     extra = rng.permutation(len(rows))[: round(part * len(rows))]
     return rows * whole + [rows[index] for index in extra]

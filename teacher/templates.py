@@ -1,7 +1,8 @@
 """Templates of LC-Rec's tasks, written anew.
 
-`{history}` is the user's purchases, oldest first; `{item}` an item's ID; `{text}` its description; `{query}` a search
-query; `{field}` "title" or "description". One template is drawn for each sample (`teacher/tasks.py`).
+`{history}` is the user's purchases, oldest first; `{item}` an item's ID; `{text}` all of its text, `{title}` and
+`{description}` parts of it; `{query}` a search query; `{preference}` what the user likes; `{field}` "title" or
+"description". One template is drawn for each sample (`teacher/tasks.py`).
 """
 
 SEQREC = [
@@ -28,6 +29,33 @@ ITEM2INDEX = [
     "Read the product page and say which item it shows. {text} Answer: ",
 ]
 
+ITEM2INDEX_TITLE = [
+    "Which item is called {title}? Answer: ",
+    "An item has this title: {title}. Name the item. Answer: ",
+    "Give the identifier of {title}: ",
+    "In the catalogue, the title {title} belongs to: ",
+    "A customer asks for {title} by name. The item is: ",
+    "Find the item with the title {title}. Answer: ",
+]
+
+ITEM2INDEX_DESCRIPTION = [
+    "Which item fits this description? {description} Answer: ",
+    "The description of an item reads: {description} Its identifier is: ",
+    "A product page says: {description} Name the item. Answer: ",
+    "Read what a seller writes about an item. {description} Which item is it? Answer: ",
+    "Someone looks for an item like this: {description} The matching item is: ",
+    "Give the identifier of the item that is described here. {description} Answer: ",
+]
+
+ITEM2INDEX_BOTH = [
+    "The item {title} is described as follows. {description} Name the item. Answer: ",
+    "Title: {title}. Description: {description} Identifier: ",
+    "Which item has the title {title} and this description? {description} Answer: ",
+    "A page of the catalogue shows {title}. {description} Which item is on it? Answer: ",
+    "Here are the name and the details of an item. {title}. {description} Its identifier is: ",
+    "Find {title} in the catalogue, described by the seller as: {description} The item is: ",
+]
+
 INDEX2ITEM = [
     "Describe the item {item}. Answer: ",
     "What is {item}? Answer: ",
@@ -37,6 +65,33 @@ INDEX2ITEM = [
     "A customer asks what {item} is. Reply with its title. Answer: ",
     "Write the title of item {item}. Answer: ",
     "In the catalogue, {item} is listed as: ",
+]
+
+INDEX2ITEM_TITLE = [
+    "What is the title of {item}? Answer: ",
+    "{item} is the identifier of an item called: ",
+    "Name the product {item}. Answer: ",
+    "Give the title under which the shop sells {item}. Answer: ",
+    "A customer has {item} in the basket. Its name is: ",
+    "Look up {item} and reply with its title: ",
+]
+
+INDEX2ITEM_DESCRIPTION = [
+    "Describe {item}. Answer: ",
+    "What does the product page of {item} say? Answer: ",
+    "Tell a customer what kind of product {item} is. Answer: ",
+    "Write the description of item {item}. Answer: ",
+    "The details of {item} are: ",
+    "Which properties does {item} have? Answer: ",
+]
+
+INDEX2ITEM_BOTH = [
+    "Give the title and the description of {item}. Answer: ",
+    "Name {item}, then describe it. Answer: ",
+    "Write the product page of {item}, title first. Answer: ",
+    "What is {item} called, and what is it like? Answer: ",
+    "The catalogue's entry for {item}, name and details: ",
+    "A customer asks for all there is to know about {item}. Reply with its title and its description: ",
 ]
 
 FUSION_TO_TEXT = [
@@ -70,6 +125,16 @@ ITEMSEARCH = [
     "Past purchases: {history}. Current request: {query}. The right item is: ",
     "With {history} in the order history, a customer types {query}. Pick the item that suits. Answer: ",
     "Someone who owns {history} wants the following: {query}. Recommend one item. Answer: ",
+]
+
+ITEMSEARCH_PREFERENCE = [
+    "The user bought {history} and likes the following: {preference} Recommend an item. Answer: ",
+    "Past purchases: {history}. Taste of the customer: {preference} The item that suits is: ",
+    "A customer with the orders {history} and these preferences: {preference} searches for {query}. "
+    "Which item fits both? Answer: ",
+    "Search: {query}. Purchases so far: {history}. Preferences: {preference} The best item is: ",
+    "The user bought {history}. Known taste: {preference} Now the user asks for: {query}. Name the item. Answer: ",
+    "Fulfil the request {query} of a user who bought {history}. The user's preferences: {preference} The item is: ",
 ]
 
 PREFERENCEOBTAIN = [

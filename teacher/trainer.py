@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +20,14 @@ from distill.runtime.checkpoints import Checkpoints, Progress, check_finite, wor
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
 from distill.runtime.memory import memory_gib, out_of_memory
-from distill.runtime.sharding import gathered, trained_copy, unsharded
+from distill.runtime.sharding import engine_of, gathered, trained_copy, unsharded
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.batching import Batch, collate, counted_tokens, epoch_batches, mask_codewords
 from teacher.config import TrainingSettings, ValidationSettings
 from teacher.engines.hf import HFEngine
 from teacher.loss import use_counted_loss
 from teacher.model import build_model, count_parameters, save_teacher, unwrap_peft
+from teacher.optimiser import build_optimizer, warmup_cosine_schedule
 from teacher.precision import log_precision, resolve_precision, use_plain_attention
 from teacher.tasks import Samples, TaskData
 
@@ -70,8 +70,9 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
     data = TaskData.of(settings, dataset, ids, tokenizer)
     epochs = [epoch_batches(data, settings, epoch) for epoch in range(settings.epochs)]
     steps = count_steps(epochs, acc)
-    decay = settings.weight_decay
-    optimizer = torch.optim.AdamW(trainable, settings.lr, betas=(0.9, 0.98), weight_decay=decay, fused=True)
+    if settings.codeword_lr and engine_of(acc) != "whole":
+        raise UserError("--codeword_lr does not run under DeepSpeed or FSDP, which cut the rows; leave it out.")
+    optimizer = build_optimizer(model, settings, data.token_of.ravel().tolist())
     schedule = warmup_cosine_schedule(optimizer, round(settings.warmup * steps), steps)
     model, optimizer = acc.prepare(model, optimizer)
 
@@ -210,21 +211,6 @@ def count_steps(epochs: list[Epoch], acc: Accelerator) -> int:
             f"{acc.gradient_accumulation_steps}; lower --batch_tokens."
         )
     return sum(shares) // acc.gradient_accumulation_steps
-
-
-def warmup_cosine_schedule(optimizer, warmup_steps: int, steps: int) -> LambdaLR:
-    """Linear warm-up, then a cosine to 0.
-
-    As `transformers.get_cosine_schedule_with_warmup`, whose import brings in PEFT and bitsandbytes.
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return step / max(1, warmup_steps)
-        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-    return LambdaLR(optimizer, factor)
 
 
 def batch_weight(number: int, counts: np.ndarray, acc: Accelerator) -> float:

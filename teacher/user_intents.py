@@ -8,7 +8,7 @@ They are read from a file of LC-Rec's form, or derived from the items' texts by 
   least three letters and no digit; the brand's do not count.
 - Its *queries* are "kind from brand", "kind, words" and "words", as far as it has these.
 - A user's *preference* names the three kinds and the three brands that are most frequent in the history; where the
-  items have neither, their words.
+  items have neither, their words. Beside a query it is that of the purchases before the item.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distill.data.dataset import Dataset
+from distill.data.dataset import PAD, Dataset
 from distill.runtime.errors import UserError
 
 FORM = (
@@ -35,11 +35,12 @@ FORM = (
 
 @dataclass(frozen=True)
 class Intention:
-    """A user's intention: the purchases before it, its texts, and the item that was bought."""
+    """A user's intention: the purchases before it, its texts, the item that was bought, and the user's preferences."""
 
     history: np.ndarray
     queries: list[str]
     item: int
+    preferences: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,24 @@ def most_frequent(values: list[str], count: int = 3) -> str:
     return ", ".join(value for value, _ in Counter(value for value in values if value).most_common(count))
 
 
-def derived_intentions(words: ItemWords, histories: np.ndarray, targets: np.ndarray) -> list[Intention]:
+def derived_intentions(
+    words: ItemWords, histories: np.ndarray, targets: np.ndarray, with_preferences: bool = False
+) -> list[Intention]:
     """An intention for every training example whose target's text gives a query.
 
     Args:
         words: of the items.
         histories: item numbers, padded with -1 [examples, length].
         targets: item numbers [examples].
+        with_preferences: give each intention the preference of its history.
     """
     queries = {item: words.queries(item) for item in np.unique(targets).tolist()}
-    pairs = zip(histories, targets.tolist(), strict=True)
-    return [Intention(history, queries[item], item) for history, item in pairs if queries[item]]
+    intentions = []
+    for history, item in zip(histories, targets.tolist(), strict=True):
+        if queries[item]:
+            preference = words.preference(history[history != PAD]) if with_preferences else ""
+            intentions.append(Intention(history, queries[item], item, [preference] if preference else []))
+    return intentions
 
 
 def derived_preferences(
@@ -171,10 +179,11 @@ def read_intentions(
             )
         texts = _texts(path, user, queries)
         if texts:
-            intentions.append(Intention(bought[max(0, places[-1] - max_history) : places[-1]], texts, int(item)))
+            history = bought[max(0, places[-1] - max_history) : places[-1]]
+            intentions.append(Intention(history, texts, int(item), _texts(path, user, explicit.get(user, []))))
     for user, entry in explicit.items():
         history = _bought(path, user, number_of, values, offsets)[-max_history:]
-        texts = _texts(path, user, entry if isinstance(entry, list) else [entry]) if len(history) else []
+        texts = _texts(path, user, entry) if len(history) else []
         if texts:
             preferences.append(Preference(history, texts))
     return intentions, preferences
@@ -195,8 +204,9 @@ def _bought(path: Path, user: str, number_of: dict[str, int], values: np.ndarray
     return values[offsets[number_of[user]] : offsets[number_of[user] + 1]]
 
 
-def _texts(path: Path, user: str, texts: list) -> list[str]:
-    """The texts without those that are blank."""
+def _texts(path: Path, user: str, entry: Any) -> list[str]:
+    """The texts of an entry, a text or a list of them, without those that are blank."""
+    texts = entry if isinstance(entry, list) else [entry]
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{path}: user {user!r} has {str(texts)[:80]} where texts belong; {FORM}.")
     return [text.strip() for text in texts if text.strip()]

@@ -89,6 +89,7 @@ class Dataset:
             UserError: missing, unfinished or damaged files.
         """
         artifact = artifacts.read(folder, "dataset")
+        artifacts.verify(artifact)
         items = read_parquet(Path(folder) / "items.parquet", ("item_id", *TEXT_COLUMNS))
         table = read_parquet(Path(folder) / "sequences.parquet", ("user_id", "items"))
         column = table["items"].combine_chunks()

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from distill.data.dataset import TEXT_COLUMNS, Dataset
 from distill.runtime.errors import UserError
+from distill.runtime.folders import discard, hidden
 from distill.runtime.parquet import read_parquet
 
 
@@ -26,12 +27,12 @@ def new_folder(output: Path) -> Iterator[Path]:
         UserError: `output` is not empty, or cannot be written.
     """
     check_free(output)
-    partial = output.with_name(output.resolve().name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = hidden(output.resolve(), "new")
     try:
+        discard(partial)
         partial.mkdir(parents=True)
         yield partial
-        os.replace(partial, output)
+        os.replace(partial, output.resolve())
     except OSError as error:
         raise UserError(f"Cannot write {output}: {error.strerror}.") from None
     finally:

@@ -64,7 +64,9 @@ def lists_of(folder: Path, system: str) -> tuple[RankedLists, np.ndarray]:
     Raises:
         UserError: no such evaluation or system.
     """
-    evaluation = read_ranked_lists(artifacts.read(folder, "evaluation").folder / "lists.parquet")
+    artifact = artifacts.read(folder, "evaluation")
+    artifacts.verify(artifact)
+    evaluation = read_ranked_lists(artifact.folder / "lists.parquet")
     if system not in evaluation.lists:
         raise UserError(f"Unknown system {system!r} in {folder}. {suggest(system, list(evaluation.lists))}")
     return evaluation, evaluation.lists[system]

@@ -31,6 +31,9 @@ class InputSettings:
     """Folder of student artifacts (default: RUN/students)."""
     baselines: Path | None = None
     """Folder of trained baselines, which may be empty (default: RUN/baselines)."""
+    lists: list[Path] | None = None
+    """Ranked lists of systems outside this project, a row each, named by the file: parquet with the columns user_id,
+    items (item ids, best first) and, if wanted, scores."""
     systems: list[str] | None = None
     """Names of the systems to evaluate: students, trained baselines, `teacher`, and those that learn nothing. Where
     none of the latter is named, all of them are evaluated (default: all systems there are)."""

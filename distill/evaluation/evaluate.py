@@ -18,6 +18,7 @@ from distill.evaluation.baseline_systems import Baselines, choose_floor, flatter
 from distill.evaluation.cold import MAX_SCORES, ColdTargets, ScoreCandidates
 from distill.evaluation.config import EvaluationSettings
 from distill.evaluation.measures import beam_missed, measure_widths
+from distill.evaluation.outside_lists import OutsideLists
 from distill.evaluation.result_table import ResultTable
 from distill.evaluation.systems import Mixture, Ranked, System, exact_scores, rank_examples
 from distill.evaluation.truth import Truth
@@ -171,6 +172,12 @@ class Evaluation:
                 partial(mixture.ranking_scores, name, system, exclude_bought=self.exclude_bought), system.kind
             )
             self.table.add(f"{system.name}+{name}", both, parameters=system.parameters, **further)
+
+    def add_outside(self, lists: OutsideLists) -> None:
+        """Add the row of a system that ranked elsewhere; lists tell neither parameters nor time."""
+        ranked = Ranked(lists.items, np.zeros((len(lists.items), 0)), 0.0)
+        note = lists.note(self.examples, self.exclude_bought)
+        self.table.add(lists.name, ranked, note=note, users_per_s=None, **self.measure_cold(None))
 
     def rank(self, system: System, examples: Examples, constrained: bool = True, title: str = "") -> Ranked:
         """Rank items for examples by this evaluation's protocol."""

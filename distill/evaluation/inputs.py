@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 from distill.baselines import names
 from distill.data.demo import simulator
 from distill.evaluation.config import BaselineSettings, InputSettings, ProtocolSettings
+from distill.evaluation.ranked_lists import ASKED
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
 from distill.runtime.commands import command_for
@@ -63,6 +65,7 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
     table = config.embeddings or config.run / "embeddings"
     embeddings = artifacts.read(table, "embeddings") if config.embeddings or table.exists() else None
 
+    check_names([*students, *item_models])
     not_learned = available_baselines(dataset, embeddings, baselines, protocol)
     learned = [path.name for path in (*students, *item_models)] + ["teacher"] * has_teacher
     for name in config.systems or ():
@@ -86,6 +89,23 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
     )
 
 
+def check_names(folders: Sequence[Path]) -> None:
+    """Refuse folders of trained systems that are named like another row of the table, which they would replace.
+
+    Raises:
+        UserError: a baseline without training, the teacher or its mixtures, a column of `lists.parquet`, or two alike.
+    """
+    mixtures = [f"teacher+{name}" for name in (names.TRANSITIONS, names.COUNTER_CONTENT)]
+    taken = {name: "names a row of its own" for name in (*names.NOT_LEARNED, "teacher", *mixtures)}
+    taken |= {name: "names a column of lists.parquet" for name in ASKED}
+    for folder in folders:
+        if folder.name in taken:
+            raise UserError(
+                f"{folder} cannot be evaluated under its name: {folder.name!r} {taken[folder.name]}. Rename the folder."
+            )
+        taken[folder.name] = f"is {folder} too"
+
+
 def available_baselines(
     dataset: Artifact, embeddings: Artifact | None, baselines: BaselineSettings, protocol: ProtocolSettings
 ) -> list[str]:
@@ -102,7 +122,7 @@ def available_baselines(
 
 def folders_in(folder: Path) -> list[Path]:
     """Artifacts below a folder: first those of the paper's table in its order, then the others by name."""
-    paths = [path for path in Path(folder).glob("*") if (path / artifacts.MANIFEST).is_file()]
+    paths = [path for path in Path(folder).glob("*") if artifacts.is_finished_folder(path)]
     last = len(PAPER_ORDER)
     order = {name: place for place, name in enumerate(PAPER_ORDER)}
     return sorted(paths, key=lambda path: (order.get(path.name, last), path.name))

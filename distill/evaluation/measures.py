@@ -95,7 +95,7 @@ def measure_widths(
     vectors: np.ndarray,
     batch_size: int,
 ) -> list[dict[str, float]]:
-    """NDCG, diversity and share of invalid semantic IDs of all beams, for several beam widths.
+    """NDCG and diversity of the first 10, diversity and share of invalid semantic IDs of all beams, for several widths.
 
     Args:
         system: searches with beams.
@@ -113,7 +113,9 @@ def measure_widths(
         ranks = hit_ranks(valid, examples.targets)
         results.append({
             "width": width,
+            "recall@10": float(recall(ranks, min(10, width)).mean()),
             "ndcg@10": float(ndcg(ranks, min(10, width)).mean()),
+            "diversity@10": float(metrics.diversity(valid, vectors, min(10, width)).mean()),
             "diversity": float(metrics.diversity(valid, vectors, width).mean()),
             "invalid": float((free < 0).mean()),
         })  # fmt: skip

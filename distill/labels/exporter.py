@@ -102,6 +102,7 @@ class Exporter:
         """Label and write one shard; returns its record in the index, with its quality."""
         examples = self.examples.take(slice(self.bounds[number], self.bounds[number + 1]))
         labels = self.labeller.label(examples, self.request, progress)
+        check_numbers(examples, labels)
         data.mkdir(exist_ok=True)
         record = write_shard(data / f"{number:05d}.parquet", *self._columns(examples, labels))
         return record | {"quality": shard_quality(examples, labels, self.ids, self.request)}
@@ -155,6 +156,22 @@ class Exporter:
         """Collect the arguments of `encode_shard`."""
         codes = self.ids.codes[examples.targets]
         return examples, codes, labels.candidates, labels.scores, labels.log_probs, self.settings.encoding
+
+
+def check_numbers(examples: Examples, labels: Labels) -> None:
+    """Refuse labels that hold NaN or +∞, as those of a damaged teacher do.
+
+    Raises:
+        UserError: names the first example; shards before it are kept.
+    """
+    bad = ~(labels.scores < np.inf).all(1) | ~(labels.log_probs < np.inf).all((1, 2))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise UserError(
+            f"The teacher's labels of user {examples.users[row]}, position {examples.positions[row]}, hold NaN or "
+            "infinity: its weights may be damaged, or their type too narrow (--dtype float32). Nothing of this shard "
+            "was written."
+        )
 
 
 def select_examples(dataset: Dataset, settings: ExampleSettings, max_history: int) -> Examples:

@@ -2,10 +2,6 @@
 
 Locks are the operating system's (flock), so a process that dies leaves nothing locked. No result depends on which
 process made which shard: a run may be killed, divided differently and started again any number of times.
-
-The `filelock` library is not used: its path locks replace flock by marker files where flock is missing, and a marker
-outlives a killed process; its shared locks are SQLite databases, while the presence lock here is a shared lock on a
-file that moves with the working folder.
 """
 
 from __future__ import annotations
@@ -24,6 +20,7 @@ from typing import IO, Any
 
 from distill.runtime.artifacts import IDENTITY, MANIFEST, ArtifactJob, write_json
 from distill.runtime.errors import UserError
+from distill.runtime.locks import exclusive, flock_exclusive, lock_path, open_for_locking, same_file
 
 Record = dict[str, Any]  # what the index says of one shard
 
@@ -60,7 +57,7 @@ class ShardQueue:
     ):
         self.job, self.shard_count, self.recorded, self.is_intact = job, shard_count, recorded, is_intact
         self.folder = job.partial / "parts"
-        self.lock_path = job.output.with_name(job.output.name + ".lock")
+        self.lock_path = lock_path(job.output)
         self.presence: IO | None = None
 
     def join(self, fresh: bool = False) -> bool:
@@ -221,30 +218,6 @@ class ShardQueue:
         os.replace(temporary, self.folder)
 
 
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Let one process at a time into the block; the lock file is removed at the end.
-
-    Raises:
-        UserError: the lock file cannot be created or locked.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = open(path, "w")  # noqa: SIM115
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if same_file(path, file):
-                break
-            file.close()  # the previous owner removed this file while we waited for its lock
-    except OSError as error:
-        raise UserError(f"Cannot write to {path.parent}: {error.strerror}.") from None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
-
-
 def remove_folder(folder: Path, attempts: int = 50) -> None:
     """Delete a folder; over NFS a file that another process is about to close keeps it alive for a moment."""
     while folder.exists():
@@ -255,28 +228,3 @@ def remove_folder(folder: Path, attempts: int = 50) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EBUSY, errno.ENOENT) or not attempts:
                 raise
             time.sleep(0.1)
-
-
-def open_for_locking(path: Path) -> IO:
-    """Open an existing file for reading and writing.
-
-    Over NFS flock becomes fcntl's lock, which needs a writable descriptor to exclude and a readable one to share.
-    """
-    return open(path, "r+")
-
-
-def flock_exclusive(file: IO, wait: bool) -> bool:
-    """Lock an open, writable file for this process alone; False if another process holds it and `wait` is False."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (BlockingIOError, PermissionError):  # held elsewhere: EAGAIN, over some networks EACCES
-        return False
-    return True
-
-
-def same_file(path: Path, file: IO) -> bool:
-    """Tell whether the path still names the open file."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False

@@ -2,31 +2,33 @@
 
 Every job reads artifacts and writes one. `ArtifactJob` tells whether the work is already done and makes sure that a
 killed run leaves the old artifact, or none, never half of one. A folder without `manifest.json` is unfinished.
+docs/guarantees.md lists what is promised.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import resource
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.runtime import checksums
+from distill.runtime.checksums import IDENTITY, MANIFEST, fingerprint
 from distill.runtime.commands import command, command_for, commit
 from distill.runtime.errors import UserError
+from distill.runtime.folders import check_apart, discard, hidden, sweep
+from distill.runtime.locks import OutputLock, is_main_process
 from distill.runtime.logs import log
 
 SCHEMA = 2
-MANIFEST = "manifest.json"
-IDENTITY = "identity.json"  # in a working folder: the identity of the job that fills it
+CHECKED_BY_INDEX = ("data/",)  # shards of labels: their index has checksums, which are compared on reading
 
 
 @dataclass(frozen=True)
@@ -58,20 +60,6 @@ class Artifact:
             return f"{self.kind}/{self.role}"
         several = self.kind in ("student", "baseline") or (self.kind == "teacher" and self.config.get("folds"))
         return f"{self.kind}/{self.folder.name}" if several else self.kind
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash the names and bytes of all files below `folder` but the manifest; times do not count."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if name in (MANIFEST, IDENTITY):
-            continue
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def read(folder: Path, kind: str, make: str | None = None) -> Artifact:
@@ -116,6 +104,40 @@ def _read_manifest(folder: Path, kind: str, make: str) -> dict[str, Any]:
     return manifest
 
 
+def verify(*artifacts: Artifact) -> None:
+    """Compare the files of artifacts with the checksums in their manifests; older manifests have none.
+
+    Nothing is compared with `--no_verify` or where the environment sets LOHREC_NO_VERIFY.
+
+    Raises:
+        UserError: a file is missing, cut or altered; the message names it and the command that makes the artifact.
+    """
+    if checksums.is_switched_off():
+        return
+    for artifact in artifacts:
+        damage = checksums.find_damage(artifact.folder, artifact.manifest.get("files", {}))
+        if damage:
+            make = command_for(artifact.kind, artifact.folder, "--overwrite")
+            raise UserError(f"{damage}. Make the {artifact.kind} again with: {make}")
+
+
+def verify_folder(folder: Path) -> None:
+    """Compare the files of a folder with its manifest, if it has a readable one: models are also loaded without.
+
+    Raises:
+        UserError: as `verify`.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        manifest = json.loads((Path(folder) / MANIFEST).read_text())
+        verify(Artifact(Path(folder), manifest["kind"], "", {}, {}, manifest))
+
+
+def is_finished_folder(folder: Path) -> bool:
+    """Tell whether a folder holds a finished artifact, and is none that a killed run has left."""
+    is_leftover = folder.name.startswith(".") or folder.suffix == ".partial"
+    return not is_leftover and (folder / MANIFEST).is_file()
+
+
 def check_agreement(*artifacts: Artifact) -> None:
     """Refuse artifacts that were made from different versions of the same input (labels of another codebook).
 
@@ -143,10 +165,12 @@ class ArtifactJob:
         config: a dataclass. Fields of type Path and those with `metadata={"identity": False}` do not decide the
             result: changing them does not make finished work stale. With `check` (`config.JobSettings`) the job only
             tells whether it is finished.
-        output: the folder to write.
+        output: the folder to write; of a symbolic link, the folder that it names, so that the link stays.
         inputs: the artifacts read; checked for agreement.
         extra: further facts that decide the result (sizes and times of raw files).
         overwrite: repeat finished work.
+        reads: further files and folders that are read (a base model), which the output must not touch.
+        shared: several processes write the output together and lock parts of it themselves (`ShardQueue`).
 
     Attributes:
         partial: the working folder.
@@ -162,9 +186,15 @@ class ArtifactJob:
         inputs: Sequence[Artifact] = (),
         extra: dict[str, Any] | None = None,
         overwrite: bool = False,
+        reads: Iterable[Path | str | None] = (),
+        shared: bool = False,
     ):
         check_agreement(*inputs)
-        self.kind, self.output, self.overwrite = kind, Path(output), overwrite
+        check_apart(output, [artifact.folder for artifact in inputs] + [path for path in reads if path])
+        self.kind, self.overwrite, self.shared, self.sources = kind, overwrite, shared, inputs
+        is_named = Path(output).name not in ("", "..") and not Path(output).is_symlink()
+        self.output = Path(output) if is_named else Path(output).resolve()
+        self.lock = OutputLock(self.output)
         self.check_only = getattr(config, "check", False)
         self.partial = self.output.with_name(self.output.name + ".partial")
         self.config = _jsonable(dataclasses.asdict(config))
@@ -181,13 +211,27 @@ class ArtifactJob:
     def is_finished(self) -> bool:
         """Tell whether the output exists and was made by this config from these inputs; logs it, or what changed.
 
+        If it is not, the work begins: the lock of the output is taken, and the inputs are verified.
+
         Raises:
-            UserError: the output folder holds something that is not an artifact of this kind.
+            UserError: the output folder, or the working folder, holds something else; another process writes the
+                output; an input is damaged.
             SystemExit: with `--check`, if the work is not finished.
         """
         finished = self._is_finished()
         if self.check_only and not finished:
             sys.exit(1)
+        if not finished:
+            self._refuse_foreign_folder()
+            if not self.shared:
+                self.lock.acquire()
+            if is_main_process():
+                verify(*self.sources)
+        elif self.lock.path.exists() or self._leftovers():  # killed after the artifact was in place
+            with contextlib.suppress(UserError):  # another process holds the lock
+                self.lock.acquire()
+                self._recover()
+                self.lock.release()
         return finished
 
     def _is_finished(self) -> bool:
@@ -207,6 +251,24 @@ class ArtifactJob:
             return True
         log.info(f"{self.kind}: made again, because {difference} changed")
         return False
+
+    def _refuse_foreign_folder(self) -> None:
+        """Refuse a working folder that no job has made.
+
+        Raises:
+            UserError: it would have to be deleted.
+        """
+        marks = (IDENTITY, f"{IDENTITY}.tmp", MANIFEST)
+        if not self.partial.exists() and not self.partial.is_symlink():
+            return
+        is_ours = self.partial.is_dir() and not self.partial.is_symlink()
+        if is_ours and any(self.partial.iterdir()):
+            is_ours = any((self.partial / name).is_file() for name in marks)
+        if not is_ours:
+            raise UserError(
+                f"{self.partial} is needed as a working folder, and no command of this project has made it. Move it "
+                "away, or name another --output."
+            )
 
     def refuse_change(self) -> None:
         """Refuse to replace output or unfinished work of another identity: for work too expensive to lose unasked.
@@ -231,21 +293,40 @@ class ArtifactJob:
 
         With `resume`, a working folder left by a killed run of the same identity is kept and given again.
         """
-        self.begin(resume and not self.overwrite)
-        yield self.partial
-        self.finish()
+        self.lock.acquire()
+        try:
+            self.begin(resume and not self.overwrite)
+            yield self.partial
+            self.finish()
+        finally:
+            self.lock.release()
 
     def begin(self, resume: bool = False) -> None:
         """Create the working folder, the first half of `write`."""
+        self._refuse_foreign_folder()
+        self._recover()
         is_same = self.unfinished_identity() == self.identity
-        if self.partial.exists() and not (resume and is_same):
-            shutil.rmtree(self.partial)
+        if not (resume and is_same):
+            discard(self.partial)
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"Cannot write to {self.output.parent}: {error.strerror}.") from None
         if not (self.partial / IDENTITY).is_file():
             self.sign(self.partial)
+
+    def _leftovers(self) -> list[Path]:
+        """List the hidden folders that a killed `finish` or `discard` left."""
+        old = hidden(self.output, "old")
+        return [path for path in (old, hidden(old, "removed"), hidden(self.partial, "removed")) if path.exists()]
+
+    def _recover(self) -> None:
+        """Repair what a killed `finish` or `discard` left."""
+        sweep(self.partial)
+        old = hidden(self.output, "old")
+        if old.exists() and not self.output.exists():  # killed between the two renames of `finish`
+            os.replace(old, self.output)
+        discard(old)
 
     def sign(self, folder: Path) -> None:
         """Write this job's identity into a working folder."""
@@ -265,6 +346,7 @@ class ArtifactJob:
             "kind": self.kind,
             "schema": SCHEMA,
             "fingerprint": fingerprint(self.partial),
+            "files": checksums.checksums(self.partial, leave_out=CHECKED_BY_INDEX),
             "inputs": self.inputs,
             "identity": self.identity,
             "config": self.config,
@@ -277,12 +359,12 @@ class ArtifactJob:
         }
         write_json(self.partial / MANIFEST, manifest)
         (self.partial / IDENTITY).unlink()
-        old = self.output.with_name(self.output.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
+        old = hidden(self.output, "old")
+        discard(old)
         if self.output.exists():
             os.replace(self.output, old)
         os.replace(self.partial, self.output)
-        shutil.rmtree(old, ignore_errors=True)
+        discard(old)
         log.info(f"{self.kind}: wrote {self.output} in {manifest['seconds']:.0f} s")
 
 

@@ -3,12 +3,14 @@
 A checkpoint is a folder `step-NNNNNNNN` of safetensors (trained parameters, optimiser, best parameters so far, torch's
 random generators) and JSON (position, curve, schedule, the other generators; one file for each process). Where
 DeepSpeed or FSDP shard parameters and optimiser, the shards lie in `engine/` in that engine's format. A checkpoint is
-written under a temporary name and renamed: whenever the run is killed, the last folder of that name is complete.
+written under a temporary name and renamed, and renamed again before it is removed: whenever the run is killed, the
+folders of that name are complete. Their files have checksums; one that is damaged all the same is skipped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -21,13 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 
-from distill.runtime.artifacts import ArtifactJob, identity_difference
+from distill.runtime.artifacts import IDENTITY, ArtifactJob, identity_difference
+from distill.runtime.checksums import checksums, find_damage
 from distill.runtime.errors import UserError
+from distill.runtime.folders import discard
 from distill.runtime.logs import log
 from distill.runtime.sharding import SHARDED, engine_of, trainable_state
 
+STATE = "state.json"  # written last; holds the checksums of the other files
 SHARED_FIELDS = ("step", "epoch", "batch", "best", "waited", "curve")  # of Progress: equal on all processes
 
 
@@ -61,8 +67,11 @@ class Progress:
 class Checkpoints:
     """Saves and restores a run.
 
+    Checkpoints belong to a run (the identity of its job), a model and a launch; others are not loaded.
+
     Args:
-        folder: of the checkpoints, shared by all processes; created on the first save.
+        folder: of the checkpoints, shared by all processes; created on the first save. It lies in the job's working
+            folder, which holds the identity.
         every: optimiser steps between two; 0: none.
         keep: how many of the last are kept.
         acc: the Accelerator.
@@ -90,6 +99,7 @@ class Checkpoints:
         self.model, self.optimizer, self.schedule = acc.unwrap_model(model), optimizer, schedule
         self.sharded = acc.distributed_type.value in SHARDED
         self.launch = {"processes": acc.num_processes, "engine": engine_of(acc)}
+        self.launch |= {"model": name, "run": _run_of(folder.parent)}
 
     def due(self, progress: Progress) -> bool:
         """Tell whether to save after this step."""
@@ -112,35 +122,30 @@ class Checkpoints:
         if not self.acc.is_main_process:
             return
         self._save_shared_state(partial, progress)
-        shutil.rmtree(complete, ignore_errors=True)
+        discard(complete)
         os.replace(partial, complete)
         _, unusable = self._by_launch()
         for path in unusable:
-            shutil.rmtree(path)
+            discard(path)
         for path in self.all()[: -self.keep]:
-            shutil.rmtree(path)
+            discard(path)
 
     def restore(self) -> Progress:
-        """Go back to the last checkpoint of such a launch, or start afresh; called by all processes.
+        """Go back to the last whole checkpoint of this run and launch, or start afresh; called by all processes.
 
-        Checkpoints of another number of processes or another engine cannot be loaded. They are removed by the first
+        Checkpoints of another run, number of processes or engine cannot be loaded. They are removed by the first
         `save`, not here: the launch may be a mistake, and loses nothing if it is stopped before.
         """
-        usable, unusable = self._by_launch()
-        if not usable:
-            for path in unusable[-1:]:
-                state = _read_state(path)
-                differences = [
-                    f"{what} {state[what]}, this run {now}" for what, now in self.launch.items() if state[what] != now
-                ]
-                log.info(f"starting afresh: {path.name} has {' and '.join(differences)}")
+        choice = [self._choose() if self.acc.is_main_process else None]
+        if self.acc.num_processes > 1:
+            broadcast_object_list(choice)
+        if choice[0] is None:
             return Progress()
-        folder = usable[-1]
+        folder = self.folder / choice[0]
         state = _read_state(folder)
-        process_state = json.loads((folder / f"process-{self.acc.process_index}.json").read_text())
         self._load_parameters(folder)
         self._load_rates(state)
-        _set_generators(process_state, load_file(folder / f"generators-{self.acc.process_index}.safetensors"))
+        process_state = load_generators(folder, self.acc.process_index)
         best = folder / "best.safetensors"
         wants_best = self.best_everywhere or self.acc.is_main_process
         progress = Progress(
@@ -154,7 +159,27 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Remove all; the run is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        discard(self.folder)
+
+    def _choose(self) -> str | None:
+        """Choose the checkpoint to go on from, and delete what a killed run left; logs why others are not used."""
+        for path in self.folder.glob(".step-*"):
+            shutil.rmtree(path)
+        usable, unusable = self._by_launch()
+        for folder in reversed(usable):
+            damage = find_damage(folder, _read_state(folder).get("files", {}))
+            if not damage:
+                return folder.name
+            log.info(f"{self.name}: {folder.name} is skipped: {damage}")
+        for path in unusable[-1:]:
+            state = _read_state(path)
+            differences = [
+                f"{what} {state.get(what)}, this run {now}"
+                for what, now in self.launch.items()
+                if state.get(what, now) != now
+            ]
+            log.info(f"starting afresh: {path.name} has {' and '.join(differences) or f'no readable {STATE}'}")
+        return None
 
     def _by_launch(self) -> tuple[list[Path], list[Path]]:
         """List the checkpoints that this launch can load, and the others; oldest first."""
@@ -162,16 +187,14 @@ class Checkpoints:
         unusable: list[Path] = []
         for path in self.all():
             state = _read_state(path)
-            matches = all(state[what] == now for what, now in self.launch.items())
+            # older checkpoints name neither model nor run
+            matches = bool(state) and all(state.get(what, now) == now for what, now in self.launch.items())
             (usable if matches else unusable).append(path)
         return usable, unusable
 
     def _save_process_state(self, folder: Path, progress: Progress) -> None:
         """Write what differs between processes: losses, generators and, under a sharding engine, the shards."""
-        rank = self.acc.process_index
-        save_file(_torch_generators(), folder / f"generators-{rank}.safetensors")
-        losses = {"loss": progress.loss, "counted": progress.counted}
-        (folder / f"process-{rank}.json").write_text(json.dumps(losses | _generators()))
+        save_generators(folder, self.acc.process_index, loss=progress.loss, counted=progress.counted)
         if self.sharded:
             self.acc.save_state(folder / "engine", **self._engine_options(exclude_frozen_parameters=True))
 
@@ -188,7 +211,7 @@ class Checkpoints:
             "lr": [group["lr"] for group in self.optimizer.param_groups],
             "scaler": self.acc.scaler.state_dict() if self.acc.scaler is not None else None,
         }
-        (folder / "state.json").write_text(json.dumps(state))
+        (folder / STATE).write_text(json.dumps(state | {"files": checksums(folder)}))
 
     def _load_parameters(self, folder: Path) -> None:
         """Load the trained parameters and the optimiser's state."""
@@ -255,29 +278,44 @@ def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkp
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "state.json").read_text())
+    """Read the state of a checkpoint; empty if it is damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        state = json.loads((folder / STATE).read_text())
+        return state if isinstance(state, dict) else {}
+    return {}
+
+
+def _run_of(folder: Path) -> str | None:
+    """Hash the identity of the job that fills a working folder; None outside one."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256((folder / IDENTITY).read_bytes()).hexdigest()[:16]
+    return None
 
 
 def _saveable(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
-def _torch_generators() -> dict[str, torch.Tensor]:
+def save_generators(folder: Path, rank: int, **facts: float) -> None:
+    """Save the states of torch's, NumPy's and Python's generators of process `rank`, and facts about the process."""
     states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def _generators() -> dict[str, list]:
+    states |= {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    save_file(states, folder / f"generators-{rank}.safetensors")
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
-    return {"python": [version, list(numbers), gauss], "numpy": [kind, np.asarray(keys).tolist(), *rest]}
+    generators = {"python": [version, list(numbers), gauss], "numpy": [kind, np.asarray(keys).tolist(), *rest]}
+    (folder / f"process-{rank}.json").write_text(json.dumps(facts | generators))
 
 
-def _set_generators(process_state: dict[str, Any], states: dict[str, torch.Tensor]) -> None:
+def load_generators(folder: Path, rank: int) -> dict[str, Any]:
+    """Set the generators to the states that `save_generators` saved; returns the facts."""
+    facts = json.loads((folder / f"process-{rank}.json").read_text())
+    states = load_file(folder / f"generators-{rank}.safetensors")
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
-    version, numbers, gauss = process_state["python"]
+    version, numbers, gauss = facts.pop("python")
     random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = process_state["numpy"]
+    kind, keys, *rest = facts.pop("numpy")
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    return facts

@@ -27,6 +27,7 @@ from typing import Any, NoReturn, TypeVar
 import jsonargparse
 from jsonargparse import typing as ranges
 
+from distill.runtime import checksums
 from distill.runtime.errors import UserError
 from distill.runtime.logs import quiet_libraries
 
@@ -66,6 +67,8 @@ class JobSettings:
     """Repeat the work even if it is finished."""
     check: bool = field(default=False, metadata={"identity": False})
     """Do nothing; exit code 0 if the work is finished, else 1."""
+    no_verify: bool = field(default=False, metadata={"identity": False})
+    """Do not compare the files that are read with their checksums (all commands: set LOHREC_NO_VERIFY=1)."""
 
 
 def parse(config_class: type[Config], default: str | None = None, argv: Sequence[str] | None = None) -> Config:
@@ -104,7 +107,10 @@ def run(
     code = 0
     quiet_libraries()
     try:
-        main(parse(config_class, default, argv))
+        config = parse(config_class, default, argv)
+        if getattr(config, "no_verify", False):
+            os.environ[checksums.SWITCH] = "1"
+        main(config)
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or not error.on_all_processes:

@@ -46,6 +46,7 @@ class SemanticIDs:
             UserError: missing or damaged, or not of a catalogue of `n_items` items.
         """
         artifact = artifacts.read(folder, "semantic_ids")
+        artifacts.verify(artifact)
         table = read_parquet(Path(folder) / "codes.parquet", ("item_id", "codes"))
         column = table["codes"].combine_chunks()
         codes = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(len(column), -1)

@@ -106,7 +106,7 @@ def test_extension_refuses_what_does_not_fit(tmp_path):
     error = refused_extension("--dataset", "double", "--embeddings", "twins")
     assert "share the prefix" in error and "only 8 codes" in error
     code, _, error = command("build_semantic_ids.py", tmp_path, "--extend", "semantic_ids")
-    assert code == 2 and "which --extend reads" in error
+    assert code == 2 and "which this command reads and would destroy" in error
     index = write_json(tmp_path / "index.json", good_index())
     assert command("build_semantic_ids.py", tmp_path, "--index", index, "--output", "imported")[0] == 0
     words = ["--extend", "imported", "--output", "longer"]

@@ -233,6 +233,34 @@ def test_different_users_are_not_compared(evaluated, tmp_path):
     assert "evaluated on different users or targets (50 and 30" in refused("compare.py", *words)
 
 
+def test_lists_of_other_systems(evaluated, tmp_path):
+    """A row from lists that hold the target at rank 3 for half of the users and not at all for the others."""
+    examples = Dataset.load(evaluated / "dataset").examples("test", 9)
+    lists = []
+    for user, (history, target) in enumerate(zip(examples.histories.tolist(), examples.targets.tolist(), strict=True)):
+        others = [item for item in range(N_ITEMS) if item not in (*history, target)]
+        lists.append(others[:2] + [target] * (user % 2))
+    table = {"user_id": [f"u{user}" for user in range(50)], "items": [[IDS[item] for item in row] for row in lists]}
+    pq.write_table(pa.table(table), tmp_path / "peer.parquet")
+    words = ("--run", evaluated, *COUNTED, "--output", tmp_path / "out", "--lists", tmp_path / "peer.parquet")
+    code, _, error = command("evaluate.py", *words, "--systems", "[popularity]")
+    assert code == 0, error
+    row = json.loads((tmp_path / "out/metrics.json").read_text())[-1]
+    assert systems_of(tmp_path / "out") == ["popularity", "peer"]
+    assert row["recall@1"] == 0 and row["recall@5"] == row["recall@20"] == 0.5
+    assert row["ndcg@10"] == pytest.approx(0.25) and row["mrr@20"] == pytest.approx(0.5 / 3)  # 1 / log2(4), 1 / 3
+    assert row["note"] == "ranked outside this project" and row["users_per_s"] is row["parameters"] is None
+    assert row["ndcg@10_above_floor"].keys() >= {"difference", "low", "high", "p"} and len(row["by_popularity"]) == 6
+    code, _, error = command("evaluate.py", *words, "--systems", "[popularity]")
+    assert code == 0 and "finished, at" in error
+    pq.write_table(pa.table(table | {"items": table["items"][::-1]}), tmp_path / "peer.parquet")
+    code, _, error = command("evaluate.py", *words, "--systems", "[popularity]")
+    assert code == 0 and "made again, because lists/peer changed" in error
+    (tmp_path / "peer.parquet").rename(tmp_path / "tiger.parquet")
+    error = refused("evaluate.py", *words[:-1], tmp_path / "tiger.parquet")
+    assert "would be the row 'tiger', which there is already" in error
+
+
 def systems_of(folder):
     return [row["system"] for row in json.loads((folder / "metrics.json").read_text())]
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, LlamaForCausalLM
 from distill.data.dataset import Dataset, write_dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.config import parse
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from teacher import precision
@@ -227,13 +228,25 @@ def scales(model):
 
 
 @pytest.mark.parametrize(
-    ("mode", "base"), [("full", False), ("lora", False), ("full", True), ("lora", True), ("qlora", True)]
+    ("mode", "base", "embeddings"),
+    [
+        ("full", False, "codewords"),
+        ("lora", False, "codewords"),
+        ("lora", False, "all"),
+        ("full", True, "codewords"),
+        ("lora", True, "codewords"),
+        ("lora", True, "all"),
+        ("qlora", True, "codewords"),
+        ("qlora", True, "all"),
+    ],
 )
 @pytest.mark.parametrize("packing", [False, True])
-def test_the_plan_of_a_training_that_runs(root, tmp_path, mode, base, packing):
+def test_the_plan_of_a_training_that_runs(root, tmp_path, mode, base, embeddings, packing):
+    """Without a base the tables are tied, with this one they are not."""
     if base:
         make_base(root, tmp_path / "base")
-    config = settings(root, mode=mode, base=str(tmp_path / "base") if base else None, packing=packing)
+    base = str(tmp_path / "base") if base else None
+    config = settings(root, mode=mode, base=base, packing=packing, lora_embeddings=embeddings)
     found = plan(config, root / "dataset", root / "semantic_ids")
     model, _, data = real(root, config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -271,7 +284,9 @@ def test_tied_and_untied_products(root, tmp_path):
 
 def test_formulas():
     found = {"parameters": 1000, "trainable": 100, "trainable_tensors": 5, "in_products": 800, "adapters": 60}
+    found["trained_head"] = 0
     assert flops_a_token(found, "lora", False) == 3560 and flops_a_token(found, "lora", True) == 5280
+    assert flops_a_token(found | {"trained_head": 40}, "lora", False) == 3640
     full = found | {"adapters": 0}
     assert flops_a_token(full, "full", False) == 4800 and flops_a_token(full, "full", True) == 6400
     rows = [memory(found, stage, 4, "bf16") for stage in range(4)]
@@ -293,6 +308,38 @@ def test_llama_7b_without_its_weights(root, tmp_path):
     assert not list(tmp_path.iterdir()) and {path.name for path in root.iterdir()} == {
         "dataset", "semantic_ids", "teacher.yaml",
     }  # fmt: skip
+
+
+def test_llama_7b_with_whole_embeddings(root):
+    """Both tables train in place: 32,000 rows and the codewords, of 4,096; the head's gradient is 2 FLOPs a weight."""
+    table = (32_000 + LEVELS * SIZE) * 4096
+    adapters = 32 * 8 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    file = ROOT / "configs/llama-7b/config.json"
+    changes = {"base": "no/where", "base_config": file, "mode": "lora", "lora_embeddings": "all"}
+    found = plan(settings(root, **changes), root / "dataset", root / "semantic_ids")
+    assert found["trainable"] == 2 * table + adapters
+    assert found["parameters"] == 6_738_415_616 + 2 * LEVELS * SIZE * 4096 + adapters
+    assert found["trained_head"] == table
+    assert found["memory"][0]["gradients"] == 4 * found["trainable"]
+    rows = plan(settings(root, **changes | {"lora_embeddings": "codewords"}), root / "dataset", root / "semantic_ids")
+    assert found["in_products"] == rows["in_products"]
+    assert found["flops_a_token"] == rows["flops_a_token"] + 2 * table
+
+
+def test_lc_recs_recipe(root, capsys):
+    """The dry run takes the config; a step has 8 GPUs x 8 samples x 2 batches."""
+    path = ROOT / "configs/llama-7b/teacher-lcrec.yaml"
+    words = ["--config", path, "--run", root, "--dry_run", "--gpus", "8", "--task_samples.fusionseqrec", "3000"]
+    config = parse(Config, argv=[str(word) for word in words])
+    assert (config.lr, config.mode, config.epochs, config.id_eos) == (5e-5, "full", 4, True)
+    assert (config.item_fields, config.search_preferences, config.prompt) == ("lcrec", True, "seqrec")
+    assert 8 * config.batch_samples * config.accumulation == 128
+    assert config.batch_tokens >= config.batch_samples * config.max_tokens  # so that every batch can have eight
+    main(replace(config, base_config=ROOT / config.base_config))
+    out = capsys.readouterr().out
+    data = real(root, settings(root, max_history=20))[2]
+    size = sum(data.sizes()[task] for task in ("seqrec", "item2index", "index2item", "itemsearch", "preferenceobtain"))
+    assert f"samples           {size + 3000:,} an epoch" in out and f"{(size + 3000) // 8 // 16} an epoch" in out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file
 from test_finetune import ENVIRONMENT, ROOT, make_run, settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -44,16 +45,17 @@ def make_base(root, folder, kind, rows=400, **changes):
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """(run, (kind, mode) -> teacher tuned with LoRA or QLoRA); tuned when first asked for."""
+    """(run, (kind, mode, embeddings) -> teacher tuned with LoRA or QLoRA); tuned when first asked for."""
     root = tmp_path_factory.mktemp("run")
     make_run(root)
 
-    def get(kind, mode="lora"):
-        output, base = root / f"{kind}-{mode}", root / f"base-{kind}"
+    def get(kind, mode="lora", embeddings="codewords"):
+        output, base = root / f"{kind}-{mode}-{embeddings}", root / f"base-{kind}"
         if not output.exists():
             if not base.exists():
                 make_base(root, base, kind)
-            finetune.main(settings(root, base=str(base), mode=mode, precision="no", epochs=1, lr=0.05, output=output))
+            more = {"precision": "no", "epochs": 1, "lr": 0.05, "lora_embeddings": embeddings}
+            finetune.main(settings(root, base=str(base), mode=mode, output=output, **more))
         return output
 
     return root, get
@@ -65,13 +67,14 @@ def logits(model, tokens):
 
 
 TEACHERS = [*((kind, "lora") for kind in KINDS), ("llama", "qlora"), ("qwen2", "qlora")]
+WHOLE = [(kind, mode, "all") for kind in ("llama", "qwen2") for mode in ("lora", "qlora")]  # untied and tied tables
 
 
-@pytest.mark.parametrize(("kind", "mode"), TEACHERS)
-def test_logits_of_the_unmerged_model(tuned, tmp_path, kind, mode):
+@pytest.mark.parametrize(("kind", "mode", "embeddings"), [*((*pair, "codewords") for pair in TEACHERS), *WHOLE])
+def test_logits_of_the_unmerged_model(tuned, tmp_path, kind, mode, embeddings):
     """A QLoRA's adapter goes into the base itself, not its 4-bit image."""
     root, get = tuned
-    teacher, base = get(kind, mode), root / f"base-{kind}"
+    teacher, base = get(kind, mode, embeddings), root / f"base-{kind}"
     merge.main(merge.Config(teacher / "adapter", str(base), tmp_path / "merged"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -121,6 +124,23 @@ def test_only_adapters_and_codeword_rows_are_in_the_file(tuned, kind, mode):
         assert len(names) - len(rows) == 2 * 2 * len(PROJECTIONS)
         assert len(rows) == (1 if KINDS[kind] else 2) and all("trainable_tokens_delta" in name for name in rows)
         assert all(file.get_tensor(name).shape == (3 * 8, 16) for name in rows)
+
+
+@pytest.mark.parametrize(("kind", "mode", "embeddings"), WHOLE)
+def test_whole_tables_train_and_are_in_the_file(tuned, kind, mode, embeddings):
+    """Rows of words too, in the adapter as in the merged teacher; tied tables stay one."""
+    root, get = tuned
+    teacher = get(kind, mode, embeddings)
+    saved, merged = load_file(teacher / "adapter/adapter_model.safetensors"), load_file(teacher / "model.safetensors")
+    base = load_file(root / f"base-{kind}/model.safetensors")
+    tables = {name: saved[name] for name in saved if "lora_" not in name}
+    assert set(tables) == {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"}
+    for name, table in tables.items():
+        name = name.removeprefix("base_model.model.")
+        name = "model.embed_tokens.weight" if KINDS[kind] else name
+        assert torch.equal(table, merged[name])
+        assert (table[:300] - base[name][:300]).abs().max() > 0.01
+    assert ("lm_head.weight" in merged) != KINDS[kind]
 
 
 def test_by_its_command_in_another_precision(tuned, tmp_path):
@@ -182,11 +202,13 @@ class TestBadInput:
     def test_a_damaged_adapter(self, tuned, tmp_path):
         root, get = tuned
         shutil.copytree(get("llama") / "adapter", tmp_path / "adapter")
-        file = tmp_path / "adapter/adapter_model.safetensors"
-        file.write_bytes(file.read_bytes()[:-50])
+        file, config = (tmp_path / "adapter" / name for name in ("adapter_model.safetensors", "adapter_config.json"))
+        whole, rows = file.read_bytes(), config.read_text()
+        file.write_bytes(whole[:-50])
         self.refused(tmp_path, "does not fit", tmp_path / "adapter", root / "base-llama")
-        config = tmp_path / "adapter/adapter_config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"trainable_token_indices": None}))
+        config.write_text(json.dumps(json.loads(rows) | {"trainable_token_indices": None}))
+        self.refused(tmp_path, "cannot be read", tmp_path / "adapter", root / "base-llama")
+        file.write_bytes(whole)
         self.refused(tmp_path, "trains no codeword rows", tmp_path / "adapter", root / "base-llama")
 
     def test_no_base(self, tuned, tmp_path):

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from cli.by_command import ROOT, command_of
 
+from distill.data.dataset import write_dataset
 from distill.evaluation.reproduction import pipeline
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.config import run
@@ -91,12 +94,111 @@ def test_commands(tmp_path, monkeypatch):
     ]
 
 
+def test_the_papers_settings_beside(tmp_path):
+    """Rows of the students with the paper's settings follow, beside the same published figures; nothing else does."""
+    evaluation(tmp_path / "r/evaluation", TABLE1)
+    evaluation(tmp_path / "r/evaluation-paper", {"transitions": 0.2, "tiger": 0.12, "dwr": 0.22})
+    words = ("--dataset", "instruments", "--run", tmp_path / "r", "--make", "false", "--settings", "paper")
+    code, out, error = reproduce("table1", *words)
+    assert code == 0, error
+    lines = [line for line in out.splitlines() if line.startswith("|")][2:]
+    names = [line.split(" | ")[0].strip("| ") for line in lines]
+    assert names == [*TABLE1, "tiger, paper's settings", "dwr, paper's settings"]
+    assert lines[-1].startswith("| dwr, paper's settings | 0.2200 | 0.3200 |") and "| 0.1013 | 0.1230 |" in lines[-1]
+    evaluation(tmp_path / "r/evaluation-valid", TABLE2, split="valid")
+    evaluation(tmp_path / "r/evaluation-ablation", {"dwr-without-distill": 0.15}, split="valid")
+    evaluation(tmp_path / "r/evaluation-paper-valid", TABLE2 | {"dwr-without-distill": 0.17}, split="valid")
+    code, out, error = reproduce("table2", *words)
+    assert code == 0, error
+    lines = [line for line in out.splitlines() if line.startswith("|")][2:]
+    names = ["DWR", "w/o DISTILL", "w/o RANK", "w/o all"]
+    expected = names + [f"{name}, paper's settings" for name in names]
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == expected
+    assert lines[5].startswith("| w/o DISTILL, paper's settings | 0.2700 |") and "0.1092" in lines[5]
+
+
+def with_widths(folder, diversity):
+    """An evaluation of students at two beam widths: the given Diversity@10 at the first, half of it at the second."""
+    rows = []
+    for system, value in diversity.items():
+        points = [{"width": 10 * (1 + place), "recall@10": 0.3, "ndcg@10": 0.2, "diversity@10": value / (1 + place),
+                   "diversity": 0.9, "invalid": place / 4} for place in range(2)]  # fmt: skip
+        rows.append({"system": system, "users": 40, "widths": points})
+    with ArtifactJob("evaluation", Nothing(), folder).write() as output:
+        write_json(output / "metrics.json", [{"system": "popularity", "users": 40}, *rows])
+
+
+def test_figures_over_the_beam_width(tmp_path):
+    students = {"tiger": 0.4, "smooth": 0.5, "distill": 0.6, "dtr": 0.7, "dwr": 0.8}
+    with_widths(tmp_path / "r/evaluation-widths", students)
+    with_widths(tmp_path / "r-seed1/evaluation-widths", students | {"tiger": 0.6})
+    words = ("--dataset", "instruments", "--run", tmp_path / "r", "--make", "false")
+    code, out, error = reproduce("figure1", *words, "--seeds", "[0, 1]")
+    assert code == 0, error
+    lines = [line for line in out.splitlines() if line.startswith("| tiger")]
+    assert lines == [
+        "| tiger | 10 | 0.3000 | 0.2000 | 0.5000 ± 0.1414 | 0.0000 | – |",
+        "| tiger | 20 | 0.3000 | 0.2000 | 0.2500 ± 0.0707 | 0.2500 | 0.2913 |",
+    ]
+    assert "codewords of other levels are invalid too" in out and "Table 2 (validation split, beam width 20)" in out
+    code, out, error = reproduce("figure3", *words)
+    assert code == 0, error
+    assert [line.split(" | ")[:3] for line in out.splitlines() if line.startswith("| dwr")] == [
+        ["| dwr", "10", "0.8000"], ["| dwr", "20", "0.4000"]]  # fmt: skip
+    for name in ("figure1", "figure3"):
+        assert (tmp_path / f"r/reproduce/{name}.png").read_bytes().startswith(b"\x89PNG")
+    with open(tmp_path / "r/reproduce/figure3.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10 and rows[9]["paper_diversity@10"] == "0.3711" and "Table 2" in rows[9]["source"]
+    with_widths(tmp_path / "s/evaluation-widths", {"tiger": 0.4})
+    code, _, error = reproduce("figure3", "--run", tmp_path / "s", "--make", "false")
+    assert code == 2 and "has no smooth at several beam widths" in error
+
+
+def test_table3(tmp_path):
+    """Three users, four items, ten interactions."""
+    with ArtifactJob("dataset", Nothing(), tmp_path / "r/dataset").write() as folder:
+        sequences = [np.array(row) for row in ([0, 1, 2, 3], [1, 2, 3], [3, 0, 1])]
+        write_dataset(folder, pa.table({"item_id": list("abcd")}), ["u", "v", "w"], sequences)
+    code, out, error = reproduce("table3", "--dataset", "arts", "--run", tmp_path / "r", "--make", "false")
+    assert code == 0, error
+    assert "| this run | 3 | 4 | 10 | 16.67% | 3.33 |" in out
+    assert "| LOHRec, EMNLP Findings 2025, Table 3 | 45,142 | 20,957 | 390,832 | 99.96% | 8.66 |" in out
+    assert (tmp_path / "r/reproduce/table3.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_commands_of_the_papers_settings_and_figures(tmp_path, monkeypatch):
+    module, calls = command_of("reproduce.py"), []
+    monkeypatch.setattr(pipeline, "run_command", lambda *words: calls.append([str(word) for word in words]))
+
+    def called(*words):
+        calls.clear()
+        with pytest.raises(SystemExit):  # nothing was made
+            run(module.main, module.Config, None, ["--dataset", "instruments", "--run", str(tmp_path / "r"), *words])
+        return [" ".join(call) for call in calls]
+
+    _, *trained, evaluated = called("--table", "table1", "--settings", "paper")
+    assert len(trained) == 5
+    configs = f"--config {ROOT / 'configs/instruments/student.yaml'} --config {ROOT / 'configs/paper/student.yaml'}"
+    assert (
+        f"--variant dwr {configs} --preset small --run {tmp_path / 'r'} --seed 0" in trained[4]
+    )  # the data set's sizes
+    assert trained[4].endswith(f"--output {tmp_path / 'r/students-paper/dwr'}")
+    assert evaluated.endswith(f"--output {tmp_path / 'r/evaluation-paper'}")
+    assert "--preset lohrec-13m" in called("--table", "table2", "--settings", "paper", "--preset", "lohrec-13m")[-2]
+    widths = called("--table", "figure3", "--widths", "5,10", "--width_users", "70")[-1]
+    assert "--widths [5, 10]" in widths and "--users 70 --width_users 70" in widths and "evaluation-widths" in widths
+    assert len(called("--table", "table3", "--input", "DATA")) == 1 and calls[0][-2:] == ["--input", "DATA"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("figure1", "--settings", "paper"), "--settings paper is for table1 and table2"),
+        (("table1", "--dataset", "paper"), "Unknown dataset 'paper'"),
         (("table1", "--dataset", "instrumets"), "Did you mean 'instruments'?"),
         (("table1", "--seeds", "[1, 1]"), "each once, got [1, 1]"),
-        (("table3",), "table3"),
+        (("table4",), "table4"),
         (("table1", "--make", "false", "--run", "/nowhere/at/all"), "No evaluation at"),
     ],
 )

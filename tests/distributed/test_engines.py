@@ -188,16 +188,29 @@ def test_killed_or_not(root, broken):
         assert (root / "ddp" / name).read_bytes() == (broken("ddp")[0] / name).read_bytes()
 
 
-@pytest.mark.parametrize(("mode", "engine"), [("lora", "zero3"), ("full", "zero3"), ("full", "ddp")])
-def test_a_base_on_two_processes(root, mode, engine):
-    """The loss at counted positions alone; under ZeRO-3 a base whose table grows. Adapters make larger steps: 1e-3."""
+@pytest.mark.parametrize(
+    ("mode", "engine", "embeddings"),
+    [
+        ("lora", "zero3", "codewords"),
+        ("lora", "zero3", "all"),
+        ("full", "zero3", "codewords"),
+        ("full", "ddp", "codewords"),
+    ],
+)
+def test_a_base_on_two_processes(root, mode, engine, embeddings):
+    """The loss at counted positions alone; under ZeRO-3 a base whose table grows. Adapters make larger steps: 1e-3.
+
+    With whole embeddings also LC-Rec's options: samples do not depend on the process.
+    """
     config = LlamaConfig(**SETTINGS["sizes"], vocab_size=320, tie_word_embeddings=False)
     LlamaForCausalLM(config).save_pretrained(root / "base")
     train_tokenizer(["-"], 320).save_pretrained(root / "base")
     lora = {"lora_dropout": 0.0, "lr": 0.005} if mode == "lora" else {"epochs": 3}
-    changes = {"base": str(root / "base"), "precision": "no", "mode": mode} | lora
+    changes = {"base": str(root / "base"), "precision": "no", "mode": mode, "lora_embeddings": embeddings} | lora
+    if embeddings == "all":
+        changes |= {"id_eos": True, "task_samples": {"seqrec": 50}, "batch_samples": 6}
     more = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
-    outputs = root / f"base-{mode}-{engine}", root / f"base-{mode}-one-{engine}"
+    outputs = root / f"base-{mode}-{embeddings}-{engine}", root / f"base-{mode}-{embeddings}-one-{engine}"
     code, said = launch(LAUNCHERS[engine], root, outputs[0], *more)
     assert code == 0, said
     main(replace(Config(run=root, **SETTINGS | changes), output=outputs[1], accumulation=2))

@@ -18,7 +18,7 @@ from teacher.base_model import extend_vocabulary, from_scratch
 from teacher.config import Config, StreamSettings
 from teacher.engines.hf import HFEngine
 from teacher.lora import PROJECTIONS, add_lora
-from teacher.model import adapt
+from teacher.model import adapt, count_parameters
 from teacher.tasks import TaskData
 from teacher.tokenizer import add_codewords, train_tokenizer
 
@@ -338,6 +338,37 @@ def test_lora_trains_codewords_and_adapters_only(shop, tied):
             assert not torch.equal(after[name], before[name]), name
         elif "embed" not in name and "lm_head" not in name:
             assert torch.equal(after[name], before[name]), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_trains_whole_tables(shop, tied):
+    """All rows move, those of words too; tied tables stay one tensor, and no copy of a table is kept."""
+    model, tokenizer = new_teacher(shop)
+    config = model.config
+    config.tie_word_embeddings = tied
+    torch.manual_seed(1)
+    model = type(model)(config)
+    before, n_before = model.get_input_embeddings().weight.detach().clone(), count_parameters(model.parameters())
+    tuned = add_lora(model, tokenizer.convert_tokens_to_ids(shop[1].tokens()), 2, 8, 0.0, "all")
+    trained = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    adapters = {name for name in trained if "lora_" in name}
+    prefix = "base_model.model."
+    tables = {f"{prefix}model.embed_tokens.weight", *([] if tied else [f"{prefix}lm_head.weight"])}
+    assert trained - adapters == tables
+    n_adapters = sum(parameter.numel() for name, parameter in tuned.named_parameters() if name in adapters)
+    assert count_parameters(tuned.parameters()) == n_before + n_adapters
+    tokens = torch.arange(len(tokenizer))[None]
+    tuned.train()
+    for _ in range(2):
+        step_once(tuned, tokens)
+    with torch.no_grad():
+        unmerged = tuned.eval()(input_ids=tokens).logits
+        merged = tuned.merge_and_unload()
+        torch.testing.assert_close(merged(input_ids=tokens).logits, unmerged, rtol=0, atol=1e-4)
+    table, head = merged.get_input_embeddings().weight, merged.get_output_embeddings().weight
+    moved = (table != before).any(dim=1)
+    moved[tokenizer.pad_token_id] = True  # the padding's row has no gradient
+    assert moved.all() and (table is head) == tied
 
 
 def test_new_rows_start_near_the_mean(shop):

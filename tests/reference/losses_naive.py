@@ -73,7 +73,7 @@ def sequence_score(log_probs, codes, eta):
 
 def rank(scores, margin, present):
     """Equation (14) for one example: candidates 1 … k, best first."""
-    total = 0 * scores.sum()
+    total = 0 * scores[0]
     for i in range(len(scores)):
         for j in range(i + 1, len(scores)):
             if present[i] and present[j]:

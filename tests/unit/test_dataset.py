@@ -215,8 +215,9 @@ def test_refusals(tmp_path, items, users, sequences, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_damaged_files(tmp_path):
+def test_damaged_files(tmp_path, monkeypatch):
     make(tmp_path)
+    monkeypatch.setenv("LOHREC_NO_VERIFY", "1")  # as of earlier versions, whose manifests have no checksums
     path = tmp_path / "dataset" / "sequences.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"sequences\.parquet is not a readable parquet file"):

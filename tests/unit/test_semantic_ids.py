@@ -45,5 +45,5 @@ def test_refuses_ids_of_another_catalogue(folder):
 def test_refuses_a_truncated_file(folder):
     path = folder / "codes.parquet"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"codes\.parquet is not a readable parquet file"):
+    with pytest.raises(UserError, match=r"codes\.parquet is damaged: it has 50 bytes"):
         SemanticIDs.load(folder)

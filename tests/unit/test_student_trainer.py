@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +185,39 @@ def test_ends_as_an_unbroken_run(root, tmp_path, monkeypatch, capsys, variant, b
     assert {path.name for path in (tmp_path / "broken").iterdir()} == names
 
 
+def test_the_ranker_is_the_same_if_broken_off_before_its_first_checkpoint(root, tmp_path, monkeypatch):
+    """The random generators go on from the end of the retriever's phase."""
+    whole = run(root, tmp_path / "whole", "dtr", backbone="causal")
+
+    def broken(*_):
+        raise BrokenOffError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "clone_for_ranker", broken)
+        with pytest.raises(BrokenOffError):
+            run(root, tmp_path / "broken", "dtr", backbone="causal")
+    assert run(root, tmp_path / "broken", "dtr", backbone="causal").fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("moment", ["phase.json", "ranker.safetensors", "curve.json"])
+def test_broken_off_between_the_files_of_a_phase(root, tmp_path, monkeypatch, moment):
+    whole = run(root, tmp_path / "whole", "dtr", backbone="causal", epochs=1)
+    real = trainer.write_json
+
+    def broken(path, value):
+        if path.name == moment:
+            raise BrokenOffError
+        real(path, value)
+
+    with monkeypatch.context() as patch:
+        if moment == "ranker.safetensors":
+            patch.setattr("student.recommender.save_file", lambda *_: broken(tmp_path / moment, None))
+        patch.setattr(trainer, "write_json", broken)
+        with pytest.raises(BrokenOffError):
+            run(root, tmp_path / "broken", "dtr", backbone="causal", epochs=1)
+    assert run(root, tmp_path / "broken", "dtr", backbone="causal", epochs=1).fingerprint == whole.fingerprint
+
+
 def test_checkpoints_change_nothing(root, tmp_path):
     ones = run(root, tmp_path / "with", "distill")
     others = run(root, tmp_path / "without", "distill", checkpoint_every=0)
@@ -248,6 +282,8 @@ def test_seeds(root, tmp_path, capsys):
         ("dwr-without-distill", {"scope": "all"}),
         ("dwr", {"backbone": "causal", "scope": "all", "reverse": 0.5, "shuffle": 2, "drop_items": 0.1}),
         ("tiger", {"backbone": "causal", "reverse": 0.5, "shuffle": 2, "drop_items": 0.1}),
+        ("dwr-smooth", {"prior": "pseudo", "soft_labels": Path("nowhere"), "candidates": 16}),
+        ("dtr-smooth", {"prior": "pseudo", "backbone": "causal", "reverse": 0.5}),
         ("dwr", {"alpha": 0.5, "confidence": 0.5, "rank_within": 2, "rank_from": 0.5, "temperature": 2.0}),
     ],
     ids=str,
@@ -321,7 +357,9 @@ def test_priors_that_cannot_be_taught(priors):
         return str(error.value)
 
     for variant, labels in (("distill", "ref"), ("tiger", "top")):
-        assert f"{variant} has none; take --variant dwr" in refused(variant=variant, labels=labels, prior="distance")
+        assert f"{variant} has none; take --variant dtr, dwr" in refused(
+            variant=variant, labels=labels, prior="distance"
+        )
     assert "--prior_labels needs its --prior" in refused(prior_labels=priors / "soft_labels-distance")
     message = refused(prior="mixture")
     command = f"distill/export_soft_labels.py --run {priors} --keep {K} --mix llm=0.5,transitions=0.5 --output "
@@ -367,4 +405,6 @@ def test_labels_that_cannot_be_read(priors):
 
 def test_variants_of_table_2():
     assert variants.find("dwr-without-distill").retriever == Loss("nll", rank=True)
+    assert variants.find("dwr-smooth").retriever == Loss("smooth", rank=True)
+    assert variants.find("dtr-smooth").phases == {"retriever": Loss("smooth"), "ranker": Loss(None, rank=True)}
     assert variants.find("tiger", "rank").retriever == Loss(None, rank=True)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, get_cosine_schedule_w
 from distill.metrics import hit_ranks, ndcg, recall
 from distill.runtime import errors
 from distill.runtime.config import parse
-from teacher import trainer
+from teacher import optimiser, trainer
 from teacher.base_model import from_scratch
 from teacher.batching import counted_tokens, make_batches
 from teacher.config import Config, ValidationSettings
@@ -123,7 +123,7 @@ def test_configs_choose_the_epoch_as_they_evaluate():
 def test_schedule(warmup, steps):
     """Bit for bit that of transformers."""
     rates = []
-    for make in (trainer.warmup_cosine_schedule, get_cosine_schedule_with_warmup):
+    for make in (optimiser.warmup_cosine_schedule, get_cosine_schedule_with_warmup):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.3)
         schedule = make(optimizer, warmup, steps)
         rates.append([])

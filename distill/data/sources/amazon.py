@@ -8,6 +8,7 @@ parent_asin, timestamp in milliseconds, rating), or the `NAME.csv` of 2023 with 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,13 @@ def read(folder: Path, options: Options) -> Source:
         UserError: as `files`; cut-off files, too many malformed lines, reviews without metadata, items without text.
     """
     reviews, *metadata = files(folder, options)
-    rows = _csv(reviews) if ".csv" in reviews.suffixes else _json(reviews, options.max_bad_lines)
+    if ".csv" in reviews.suffixes:
+        rows, where = _csv(reviews)
+    else:
+        rows, where = _json(reviews, options.max_bad_lines), None  # its lines have been checked
     users, named = numbered(rows["user"]), numbered(rows["item"])
     items, numbers = pa.table({"item_id": named.dictionary}), named.indices.to_numpy()
-    source = group(items, users, numbers, rows["time"].to_numpy(), rows["rating"].to_numpy(), str(reviews))
+    source = group(items, users, numbers, rows["time"].to_numpy(), rows["rating"].to_numpy(), str(reviews), where)
     if not len(source.values):
         raise UserError(f"{reviews}: expected reviews, found none.")
     source = refine(source, options)
@@ -116,16 +120,20 @@ def _review_row(line: dict[str, Any]) -> dict[str, Any]:
             )
         try:
             row[name or RATING[0]] = kind(line[name]) if name else None
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise MalformedError(f"expected a number as {name}, got {line[name]!r}") from None
     return row
 
 
 def _whole(value: Any) -> int:
-    return int(float(value))
+    number = int(float(value))
+    if abs(number) >= 2**53:  # no float64 can hold it exactly
+        raise ValueError(value)
+    return number
 
 
-def _csv(path: Path) -> pa.Table:
+def _csv(path: Path) -> tuple[pa.Table, Callable[[int], str]]:
+    """Read reviews of 2023; returns them and a function row -> place for messages."""
     names = [USER[0], ITEM[0], RATING[0], TIME[0]]
     try:
         table = TextTable.read(path, ",", quoted=True, only=names, ids=names[:2])
@@ -144,9 +152,8 @@ def _csv(path: Path) -> pa.Table:
     user, item = (need_ids(table.columns, name, f"{path}:1", hint) for name in names[:2])
     check_ids(user, "user", table.where, unique=False)
     check_ids(item, "item", table.where, unique=False)
-    return pa.table(
-        {"user": user, "item": item, "time": pc.divide(numbers[TIME[0]], 1000), "rating": numbers[RATING[0]]}
-    )
+    time = pc.divide(numbers[TIME[0]], 1000)
+    return pa.table({"user": user, "item": item, "time": time, "rating": numbers[RATING[0]]}), table.where
 
 
 def _with_texts(items: pa.Table, path: Path, options: Options) -> pa.Table:

@@ -14,6 +14,8 @@ from distill.data.dataset import TEXT_COLUMNS
 from distill.data.sources.numbering import is_blank
 from distill.runtime.errors import UserError
 
+MAX_SECONDS = 2.0**63  # times are stored as int64
+
 
 @dataclass(frozen=True)
 class Options:
@@ -109,6 +111,7 @@ def group(
     times: np.ndarray | None,
     ratings: np.ndarray | None = None,
     origin: str = "",
+    where: Callable[[int], str] | None = None,
 ) -> Source:
     """Group rows of interactions into sequences; rows of equal time keep their order.
 
@@ -119,10 +122,16 @@ def group(
         times: seconds [n], or None if the rows are in time order.
         ratings: [n] or None.
         origin: where the rows come from.
+        where: row -> place in a file, for messages (default: origin).
 
     Returns:
         A source with the users in order of first appearance.
+
+    Raises:
+        UserError: a time that is none.
     """
+    if times is not None:
+        check_times(times, where or (lambda row: origin))
     codes = users.indices.to_numpy()
     order = np.argsort(codes, kind="stable") if times is None else _by_time(codes, times)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(users.dictionary)))])
@@ -135,6 +144,24 @@ def group(
         None if ratings is None else ratings[order],
         origin,
     )
+
+
+def check_times(times: np.ndarray, where: Callable[[int], str]) -> None:
+    """Refuse times that are NaN, infinite or too large to be stored, which would be sorted to a user's end.
+
+    Args:
+        times: seconds [n].
+        where: row -> place in a file, for the message.
+
+    Raises:
+        UserError: names the first such row.
+    """
+    bad = np.flatnonzero(~(np.abs(times) < MAX_SECONDS))
+    if len(bad):
+        raise UserError(
+            f"{where(int(bad[0]))}: expected a time in seconds, got {times[bad[0]]} ({len(bad)} such rows). Mend or "
+            "remove the line."
+        )
 
 
 def _by_time(codes: np.ndarray, times: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def read(folder: Path, options: Options) -> Source:
     genres = pc.replace_substring(pc.if_else(pc.equal(genres, "(no genres listed)"), "", genres), "|", ", ")
     items = pa.table({"item_id": known.take(pa.array(kept)), "title": title, "categories": genres})
     check_texts(items, lambda item: film_where(int(kept[item])), options.empty_text)
-    return group(items, users, values, times, stars, str(ratings))
+    return group(items, users, values, times, stars, str(ratings), where)
 
 
 def _table(path: Path, names: list[str]) -> tuple[pa.Table, Callable[[int], str]]:

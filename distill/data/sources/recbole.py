@@ -124,7 +124,7 @@ def _read_plain(paths: dict[str, Path], options: Options) -> Source:
         ratings = to_numbers(column, inter.where, "a rating")
     if ".item" not in paths:
         items = pa.table({"item_id": named.dictionary})
-        return group(items, users, named.indices.to_numpy(), times, ratings, str(inter.path))
+        return group(items, users, named.indices.to_numpy(), times, ratings, str(inter.path), inter.where)
     table = TextTable.read(paths[".item"], typed=True)
     known = need_column(table.columns, "item_id", f"{table.path}:1")
     check_ids(known, "item", table.where, unique=True)
@@ -138,4 +138,4 @@ def _read_plain(paths: dict[str, Path], options: Options) -> Source:
             items[name] = table.columns[column].combine_chunks().take(pa.array(kept))
     if len(items) > 1:
         check_texts(pa.table(items), lambda item: table.where(int(kept[item])), options.empty_text)
-    return group(pa.table(items), users, values, times, ratings, str(inter.path))
+    return group(pa.table(items), users, values, times, ratings, str(inter.path), inter.where)

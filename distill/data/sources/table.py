@@ -84,7 +84,7 @@ def read(folder: Path, options: Options) -> Source:
             raise UserError(f"{paths[1]}: expected a column of texts ({', '.join(TEXT_COLUMNS)}), found none.")
         check_texts(pa.table(items), item_where, options.empty_text)
     numbers = number_items(named, known, where, str(paths[-1]))
-    return group(pa.table(items), users, numbers, times, ratings, str(paths[0]))
+    return group(pa.table(items), users, numbers, times, ratings, str(paths[0]), where)
 
 
 def _read(path: Path, only: list[str] | None = None, ids: Sequence[str] = ()) -> tuple[pa.Table, Callable[[int], str]]:

@@ -92,7 +92,9 @@ def find_artifacts(root: Path, dataset: Artifact, evaluation: Artifact) -> dict[
     artifacts_by_name = {"dataset": dataset}
     order = list(COMMANDS)
     folders = [path.parent for under in ("", "baselines/", "students/") for path in root.glob(f"{under}*/{MANIFEST}")]
-    for folder in sorted(folder for folder in folders if folder.suffix not in (".old", ".partial")):
+    for folder in sorted(
+        folder for folder in folders if artifacts.is_finished_folder(folder) and folder.suffix != ".old"
+    ):
         manifest = read_json(folder / MANIFEST, None)
         kind = manifest.get("kind") if isinstance(manifest, dict) else None
         if kind in order and kind not in ("dataset", "evaluation", "report"):

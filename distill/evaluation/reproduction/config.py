@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from jsonargparse.typing import PositiveInt
+
 
 @dataclass(frozen=True)
 class Config:
-    """Reproduce a table of the paper: python scripts/reproduce.py table1|table2 --dataset NAME [--field value ...]."""
+    """Reproduce a table or figure of the paper: python scripts/reproduce.py table1 --dataset NAME [--field value]."""
 
-    table: Literal["table1", "table2"] = "table1"
-    """Which table; may be given first, without the option's name."""
+    table: Literal["table1", "table2", "table3", "figure1", "figure3"] = "table1"
+    """Which table or figure; may be given first, without the option's name."""
     dataset: str = "demo"
     """A folder of configs/."""
     run: Path | None = None
@@ -21,12 +23,22 @@ class Config:
     """Raw data, for prepare_data."""
     index: Path | None = None
     """Semantic IDs as LC-Rec publishes them, for build_semantic_ids."""
+    settings: Literal["config", "paper"] = "config"
+    """table1, table2: the students of configs/DATASET/student.yaml alone; or beside them the same students with the
+    values that the paper gives, configs/paper/student.yaml (RUN/students-paper)."""
+    preset: str | None = None
+    """Sizes of the students with the paper's settings (default: those of configs/DATASET/student.yaml; the paper's:
+    lohrec-13m)."""
+    widths: list[PositiveInt] = field(default_factory=lambda: [10, 20, 50, 100])
+    """figure1, figure3: beam widths (paper: 10, 20, 50 and 100)."""
+    width_users: PositiveInt = 1000
+    """figure1, figure3: test users."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Of everything that is trained."""
     make: bool = True
     """Run what is missing; otherwise only gather evaluations that exist."""
     output: Path | None = None
-    """Where table1.csv, .md and .png go (default: RUN/reproduce)."""
+    """Where TABLE.csv, .md and .png go (default: RUN/reproduce)."""
 
     def runs(self) -> list[Path]:
         """Return the folder of each seed's run."""

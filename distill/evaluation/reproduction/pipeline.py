@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from distill.evaluation.reproduction.config import Config
 from distill.runtime.config import CONFIGS
 from distill.runtime.processes import run_command
@@ -14,6 +16,14 @@ from distill.runtime.processes import run_command
 ROOT = CONFIGS.parent
 EVALUATIONS = {"table1": ("evaluation",), "table2": ("evaluation-valid", "evaluation-ablation")}  # folders of a run
 WITHOUT_DISTILL = "dwr-without-distill"  # the one student of table2 that the pipeline does not train
+
+PAPER_EVALUATIONS = {"table1": "evaluation-paper", "table2": "evaluation-paper-valid"}  # of students-paper
+PAPER_STUDENTS = {
+    "table1": ("tiger", "smooth", "distill", "dtr", "dwr"),
+    "table2": ("dwr", WITHOUT_DISTILL, "distill", "tiger"),
+}
+WIDTHS = "evaluation-widths"
+WIDTH_STUDENTS = ("tiger", "smooth", "distill", "dtr", "dwr")
 
 
 def make_evaluations(config: Config, folder: Path, seed: int) -> None:
@@ -37,28 +47,67 @@ def make_evaluations(config: Config, folder: Path, seed: int) -> None:
     run_command("bash", ROOT / "scripts/run_pipeline.sh", configs, "--run", folder, "--seed", seed, *raw, *extras)
     if config.table == "table2":
         _evaluate_ablation(configs, folder, seed)
+    if config.settings == "paper" and config.table in PAPER_STUDENTS:
+        _evaluate_paper_settings(config, folder, seed)
+    if config.table in ("figure1", "figure3"):
+        _evaluate_widths(config, folder, seed)
+
+
+def make_dataset(config: Config, folder: Path) -> None:
+    """Prepare the data set, all that table3 needs.
+
+    Raises:
+        UserError: the command failed.
+    """
+    raw: list[Any] = ["--input", config.input] if config.input else []
+    data = CONFIGS / config.dataset / "data.yaml"
+    run_command(sys.executable, ROOT / "scripts/prepare_data.py", "--config", data, "--run", folder, *raw)
+
+
+def _train(*words: Any) -> None:
+    launch = ["--config_file", os.environ.get("ACCELERATE_CONFIG", CONFIGS / "accelerate/cpu.yaml")]
+    if "ACCELERATE_CONFIG" not in os.environ:  # said explicitly, or accelerate warns of its own choice
+        launch += ["--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)]
+    run_command("accelerate", "launch", "--quiet", *launch, ROOT / "student/train.py", *words)
+
+
+def _evaluate(configs: Path, *words: Any) -> None:
+    run_command(sys.executable, ROOT / "scripts/evaluate.py", "--config", configs / "evaluate.yaml", *words)
+
+
+def _evaluate_paper_settings(config: Config, folder: Path, seed: int) -> None:
+    """Train and evaluate the table's students with the values that the paper gives; the others are the data set's."""
+    configs, students = CONFIGS / config.dataset, folder / "students-paper"
+    common = ("--run", folder, "--seed", seed)
+    preset = config.preset or yaml.safe_load((configs / "student.yaml").read_text()).get("preset", "demo")
+    for variant in PAPER_STUDENTS[config.table]:
+        both = ("--config", configs / "student.yaml", "--config", CONFIGS / "paper/student.yaml")
+        _train("--variant", variant, *both, "--preset", preset, *common, "--output", students / variant)
+    split = ("--split", "valid") if config.table == "table2" else ()
+    systems = f"[{', '.join(PAPER_STUDENTS[config.table])}]"
+    output = folder / PAPER_EVALUATIONS[config.table]
+    _evaluate(configs, *common, *split, "--students", students, "--systems", systems, "--output", output)
+
+
+def _evaluate_widths(config: Config, folder: Path, seed: int) -> None:
+    """Measure diversity and invalid IDs of the students at several beam widths."""
+    users = ("--users", config.width_users, "--width_users", config.width_users)
+    off = ("--exact_users", 0, "--mixture_users", 0, "--kl_users", 1)
+    words = ("--widths", f"{config.widths}", "--systems", f"[{', '.join(WIDTH_STUDENTS)}]", *users, *off)
+    _evaluate(CONFIGS / config.dataset, "--run", folder, "--seed", seed, *words, "--output", folder / WIDTHS)
 
 
 def _evaluate_ablation(configs: Path, folder: Path, seed: int) -> None:
     """Train the student without DISTILL, and evaluate the four students of table2 on the validation split."""
-    launch = ["--config_file", os.environ.get("ACCELERATE_CONFIG", CONFIGS / "accelerate/cpu.yaml")]
-    if "ACCELERATE_CONFIG" not in os.environ:  # said explicitly, or accelerate warns of its own choice
-        launch += ["--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)]
     common = ("--run", folder, "--seed", seed)
-    run_command(
-        *("accelerate", "launch", "--quiet", *launch, ROOT / "student/train.py"),
-        *("--variant", WITHOUT_DISTILL, "--config", configs / "student.yaml", *common),
-        *("--output", folder / "ablation" / WITHOUT_DISTILL),
-    )
+    output = folder / "ablation" / WITHOUT_DISTILL
+    _train("--variant", WITHOUT_DISTILL, "--config", configs / "student.yaml", *common, "--output", output)
     for evaluation, students, systems in (
         ("evaluation-valid", "students", "[tiger, distill, dwr]"),
         ("evaluation-ablation", "ablation", f"[{WITHOUT_DISTILL}]"),
     ):
-        run_command(
-            *(sys.executable, ROOT / "scripts/evaluate.py", "--config", configs / "evaluate.yaml", *common),
-            *("--split", "valid", "--students", folder / students, "--systems", systems),
-            *("--output", folder / evaluation),
-        )
+        words = ("--split", "valid", "--students", folder / students, "--systems", systems)
+        _evaluate(configs, *common, *words, "--output", folder / evaluation)
 
 
 def make_report(config: Config, runs: list[Path], output: Path) -> None:

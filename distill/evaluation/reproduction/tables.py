@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation.reproduction.config import Config
-from distill.evaluation.reproduction.pipeline import EVALUATIONS, WITHOUT_DISTILL
+from distill.evaluation.reproduction.pipeline import EVALUATIONS, PAPER_EVALUATIONS, PAPER_STUDENTS, WITHOUT_DISTILL
 from distill.evaluation.reproduction.published import LC_REC, LOHREC, published_figures, source
 from distill.runtime import artifacts
 from distill.runtime.errors import UserError
@@ -40,22 +40,39 @@ HEADS = {
     "recall@10_unreachable": "R@10 unreachable",
 }
 ABLATION = {"dwr": "DWR", WITHOUT_DISTILL: "w/o DISTILL", "distill": "w/o RANK", "tiger": "w/o all"}
+PAPER_SETTINGS = ", paper's settings"  # ends the name of a student's row
 
 
 def label(table: str, system: str) -> str:
     """Name a system as the paper's table does."""
-    return ABLATION[system] if table == "table2" else system
+    if table != "table2":
+        return system
+    name = system.removesuffix(PAPER_SETTINGS)
+    return ABLATION[name] + system.removeprefix(name)
 
 
-def read_run(folder: Path, table: str) -> list[Row]:
-    """Read the rows of a run's evaluations.
+def read_run(folder: Path, config: Config) -> list[Row]:
+    """Read the rows of a run's evaluations, those of the paper's settings last.
 
     Raises:
         UserError: an evaluation is missing.
     """
-    evaluations = [artifacts.read(folder / name, "evaluation") for name in EVALUATIONS[table]]
-    files = [evaluation.folder / "metrics.json" for evaluation in evaluations]
-    return [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+    rows = [row for name in EVALUATIONS[config.table] for row in read_rows(folder / name)]
+    if config.settings == "paper":
+        systems = PAPER_STUDENTS[config.table]
+        paper = [row for row in read_rows(folder / PAPER_EVALUATIONS[config.table]) if row["system"] in systems]
+        rows += [row | {"system": row["system"] + PAPER_SETTINGS} for row in paper]
+    return rows
+
+
+def read_rows(evaluation: Path) -> list[Row]:
+    """Read the rows of an evaluation.
+
+    Raises:
+        UserError: it is missing.
+    """
+    folder = artifacts.read(evaluation, "evaluation").folder
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def gather(runs: Sequence[Sequence[Row]], config: Config) -> list[Row]:
@@ -67,23 +84,30 @@ def gather(runs: Sequence[Sequence[Row]], config: Config) -> list[Row]:
 
     Returns:
         One row per system: KEY, KEY_std where there are several runs, and where figures were published, paper_KEY and
-        `source`. Of table1 all systems of the first run; of table2 the four of the paper.
+        `source`. Of table1 all systems of the first run; of table2 the four of the paper, twice with the paper's
+        settings.
 
     Raises:
         UserError: a system that a run lacks, or that was evaluated on different users or splits.
     """
     by_name = [{row["system"]: row for row in rows} for rows in runs]
+    ablation = [name + suffix for suffix in _suffixes(config) for name in ABLATION]
     rows = []
-    for name in ABLATION if config.table == "table2" else by_name[0]:
+    for name in ablation if config.table == "table2" else by_name[0]:
         for seed, systems in zip(config.seeds, by_name, strict=True):
             if name not in systems:
                 raise UserError(f"The run of seed {seed} has no {name}.")
         row = _average(name, [systems[name] for systems in by_name], METRICS[config.table])
-        published = published_figures(config.table, config.dataset, name)
+        system = name.removesuffix(PAPER_SETTINGS)
+        published = published_figures(config.table, config.dataset, system)
         if published:
-            row |= {f"paper_{key}": value for key, value in published.items()} | {"source": source(name)}
+            row |= {f"paper_{key}": value for key, value in published.items()} | {"source": source(system)}
         rows.append(row)
     return rows
+
+
+def _suffixes(config: Config) -> tuple[str, ...]:
+    return ("", PAPER_SETTINGS) if config.settings == "paper" else ("",)
 
 
 def _average(name: str, rows: Sequence[Row], metrics: Sequence[str]) -> Row:

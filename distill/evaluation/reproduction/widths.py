@@ -1,0 +1,99 @@
+"""Figures 1 and 3 of the paper: accuracy, diversity and invalid IDs over the beam width, as csv, Markdown and PNG.
+
+The paper prints these figures as curves without values. Its text (1, 4.4) says that TIGER's Diversity@10 falls as the
+beams get wider, and that of three LOHRec variants falls more slowly. The published values beside are those of its
+Table 2 (validation split, beam width 20).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.evaluation.reproduction.config import Config
+from distill.evaluation.reproduction.pipeline import WIDTH_STUDENTS, WIDTHS
+from distill.evaluation.reproduction.published import LOHREC, published_figures
+from distill.evaluation.reproduction.tables import Row, format_value, read_rows
+from distill.runtime.errors import UserError
+from distill.runtime.markdown import markdown_table
+
+SYSTEMS = {"figure1": ("tiger",), "figure3": WIDTH_STUDENTS}
+METRICS = {
+    "figure1": {"recall@10": "R@10", "ndcg@10": "N@10", "diversity@10": "Div@10", "invalid": "invalid IDs"},
+    "figure3": {"diversity@10": "Div@10"},
+}
+PAPER_WIDTH = 20  # of the paper's Table 2
+INVALID = (
+    "Invalid: share of all beams that name no item, where each step ranks all codewords of its level, not only the "
+    "trie's children. The paper's decoding ranks the whole vocabulary, where codewords of other levels are invalid "
+    "too.\n"
+)
+
+
+def gather_widths(runs: Sequence[Path], config: Config) -> list[Row]:
+    """Average the measures of each system and beam width over the runs.
+
+    Returns:
+        One row per system and width: the metrics, with several runs KEY_std, and `paper_diversity@10` where published.
+
+    Raises:
+        UserError: an evaluation or a system of it is missing.
+    """
+    tables = [{row["system"]: row for row in read_rows(folder / WIDTHS)} for folder in runs]
+    rows = []
+    for system in SYSTEMS[config.table]:
+        for folder, table in zip(runs, tables, strict=True):
+            if "widths" not in table.get(system, {}):
+                raise UserError(f"{folder / WIDTHS} has no {system} at several beam widths.")
+        for points in zip(*(table[system]["widths"] for table in tables), strict=True):
+            row: Row = {"system": system, "width": points[0]["width"], "users": tables[0][system]["users"]}
+            for key in METRICS[config.table]:
+                values = [point[key] for point in points]
+                row[key] = statistics.fmean(values)
+                if len(values) > 1:
+                    row[f"{key}_std"] = statistics.stdev(values)
+            published = published_figures("table2", config.dataset, system)
+            if published and row["width"] == PAPER_WIDTH:
+                row |= {"paper_diversity@10": published["diversity@10"], "source": f"{LOHREC}, Table 2, validation"}
+            rows.append(row)
+    return rows
+
+
+def render_widths(config: Config, rows: Sequence[Row]) -> str:
+    """Render the rows as Markdown."""
+    metrics = METRICS[config.table]
+    has_published = any("source" in row for row in rows)
+    heads = ["system", "beam width", *metrics.values(), *["published Div@10"] * has_published]
+    lines = []
+    for row in rows:
+        cells = [format_value(row[key], row.get(f"{key}_std")) for key in metrics]
+        published = [format_value(row.get("paper_diversity@10"))] * has_published
+        lines.append([row["system"], str(row["width"]), *cells, *published])
+    title = f"# {config.table}: {config.dataset}, test, {rows[0]['users']:,} users, seeds {config.seeds}\n"
+    notes = [INVALID] if "invalid" in metrics else []
+    if has_published:
+        notes.append(f"Published: {LOHREC}, Table 2 (validation split, beam width {PAPER_WIDTH}).\n")
+    return "\n".join([title, markdown_table(heads, lines), *notes])
+
+
+def draw_widths(path: Path, config: Config, rows: Sequence[Row]) -> None:
+    """Draw each metric over the beam width, one line per system, with published values as dots."""
+    from matplotlib.figure import Figure
+
+    metrics = METRICS[config.table]
+    figure = Figure(figsize=(3.2 * len(metrics) + 1, 3.4), layout="constrained")
+    for axes, (key, head) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
+        for number, system in enumerate(SYSTEMS[config.table]):
+            points = [row for row in rows if row["system"] == system]
+            widths, values = [row["width"] for row in points], [row[key] for row in points]
+            axes.plot(widths, values, "o-", color=f"C{number}", label=system)
+            dots = [(row["width"], row[f"paper_{key}"]) for row in points if f"paper_{key}" in row]
+            if dots:
+                axes.plot(*zip(*dots, strict=True), "x", color=f"C{number}", label=f"{system}, published")
+        axes.set_title(head, loc="left")
+        axes.set_xlabel("beam width")
+        axes.grid(linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*figure.axes[-1 if len(metrics) == 1 else -2].get_legend_handles_labels(), loc="outside right upper")
+    figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -1,0 +1,77 @@
+"""Fingerprint of a folder, and checksums of its files: damage is found before the content is used, by one message."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import xxhash
+
+MANIFEST = "manifest.json"
+IDENTITY = "identity.json"  # in a working folder: the identity of the job that fills it
+SWITCH = "LOHREC_NO_VERIFY"  # environment variable: any value but 0 leaves the check out
+FileRecord = tuple[int, str]  # bytes, xxh3_64
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash the names and bytes of all files below `folder` but the manifest; times do not count."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name in (MANIFEST, IDENTITY):
+            continue
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def checksums(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, FileRecord]:
+    """Compute size and xxh3_64 of all files below a folder but the manifest, by name relative to it.
+
+    Args:
+        folder: where they are.
+        leave_out: names, or beginnings of names, that are not recorded.
+    """
+    records = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name not in (MANIFEST, IDENTITY) and not name.startswith(leave_out):
+            records[name] = path.stat().st_size, checksum(path)
+    return records
+
+
+def checksum(path: Path) -> str:
+    """Compute the xxh3_64 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+
+
+def find_damage(folder: Path, records: Mapping[str, FileRecord]) -> str | None:
+    """Describe the first file that is not what was recorded; None if all are.
+
+    Args:
+        folder: where the files are.
+        records: what `checksums` returned, perhaps read from JSON.
+    """
+    for name, (size, expected) in records.items():
+        path = folder / name
+        try:
+            actual = path.stat().st_size
+            if actual != size:
+                return f"{path} is damaged: it has {actual:,} bytes, {size:,} were written"
+            if checksum(path) != expected:
+                return f"{path} is damaged: its checksum is not the one that was written"
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+    return None
+
+
+def is_switched_off() -> bool:
+    """Tell whether the check was left out by --no_verify or by the environment."""
+    return os.environ.get(SWITCH, "0") not in ("", "0")

@@ -1,0 +1,60 @@
+"""Kills a piece of work at any of its changes to files, by an audit hook; nothing later reaches the disk."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+class KilledError(BaseException):
+    """In place of a kill."""
+
+
+class _Killer:
+    """Counts changes below `root`, and raises at number `at` and at every later one; `events` lists them."""
+
+    root, at, events = None, 0, ()
+
+    def __call__(self, event, args):
+        if self.root is None or not self.is_change(event, args):
+            return
+        self.events.append((event, str(args[0])))
+        if self.at and len(self.events) >= self.at:
+            raise KilledError(f"{event} {args[0]}")
+
+    def is_change(self, event, args):
+        if event == "open":
+            path, mode, flags = args
+            is_write = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool(flags & WRITING)
+            return is_write and isinstance(path, str) and path.startswith(self.root)
+        if event not in CHANGES:
+            return False
+        path = os.fspath(args[0]) if not isinstance(args[0], int) else ""
+        return not os.path.isabs(path) or str(path).startswith(self.root)  # relative: of shutil.rmtree, to a descriptor
+
+
+_killer = _Killer()
+sys.addaudithook(_killer)  # for good, but idle without a root
+
+
+@contextlib.contextmanager
+def changes_below(root: Path, kill_at: int = 0):
+    """List the changes to files below a folder; raise `KilledError` at change number `kill_at`, from 1."""
+    _killer.root, _killer.at, _killer.events = str(root), kill_at, []
+    try:
+        yield _killer.events
+    finally:
+        _killer.root = None
+
+
+def killed(root: Path, work, at: int) -> bool:
+    """Do the work, killed at change number `at`; False if it ended before."""
+    try:
+        with changes_below(root, at):
+            work()
+    except KilledError:
+        return True
+    return False
