@@ -66,7 +66,7 @@ class Engine(Protocol):
 
     Attributes:
         data: the semantic IDs and the length of a history.
-        prompt: form of the prompt, "stream" or "seqrec".
+        prompt: form of the prompt, "stream", "seqrec" or "file".
         counters: what has been computed so far: `tokens`, perhaps `cached_tokens` of them.
     """
 
@@ -100,7 +100,7 @@ class Engine(Protocol):
 
         Returns:
             [rows, levels, codebook_size], or [rows, levels, levels * codebook_size]; what a row lacks to 1 is the mass
-            of other tokens.
+            of other tokens. A codeword that the vocabulary lacks, and no item has, scores -inf.
         """
         ...
 

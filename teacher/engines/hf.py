@@ -21,7 +21,7 @@ from distill.decoding.trie import Trie
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.engine import Scope
-from teacher.engines import open_teacher, prompt_rows
+from teacher.engines import mask_gaps, mask_step, open_teacher, prompt_rows
 from teacher.engines.tree_step import TreeStep, codeword_log_probs, encode, prefixes_of
 from teacher.tasks import TaskData
 
@@ -32,7 +32,7 @@ class HFEngine:
     Args:
         model: a causal model with codewords in its vocabulary.
         data: knows the prompts and the codewords' token numbers.
-        prompt: kind of prompt, "stream" or "seqrec".
+        prompt: kind of prompt, "stream", "seqrec" or "file".
 
     Attributes:
         counters: tokens that went through the model as prompts.
@@ -214,7 +214,8 @@ class HFEngine:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Search the likeliest items; arguments and result as `Engine.beams`."""
         bought = torch.from_numpy(histories).to(self.device)
-        beams = search(step, self.trie, bought, width, exclude_bought, constrained)
+        allowed = step if constrained else mask_step(step, self.data.gaps)
+        beams = search(allowed, self.trie, bought, width, exclude_bought, constrained)
         items, scores = to_items(beams, self.trie, bought, width, exclude_bought, constrained)
         return items.cpu().numpy(), scores.cpu().numpy()
 
@@ -243,5 +244,6 @@ class HFEngine:
         """Log-probabilities over the full vocabulary of the codewords [..., levels, codewords]."""
         log_probs = codeword_log_probs(self.model, hidden, self.token_of)  # [..., position, level, codeword]
         if scope == "all":
-            return log_probs.flatten(-2)
-        return log_probs.diagonal(dim1=-3, dim2=-2).movedim(-1, -2).contiguous()
+            return mask_gaps(log_probs.flatten(-2), self.data.gaps, scope)
+        levels = log_probs.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
+        return mask_gaps(levels.contiguous(), self.data.gaps)
