@@ -46,6 +46,8 @@ def load_tokenizer(base: str, **options) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.bos_token is None:
         tokenizer.bos_token = tokenizer.eos_token
+    if hasattr(tokenizer, "legacy"):  # LLaMA's; transformers would not save it, and the default splits words otherwise
+        tokenizer.init_kwargs["legacy"] = tokenizer.legacy
     return tokenizer
 
 
