@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data.dataset import Dataset
+from distill.runtime import models
 from distill.runtime.errors import UserError
 from distill.semantic_ids import quantisers
 from distill.semantic_ids.ids import SemanticIDs
@@ -38,12 +33,9 @@ def load_base(base: str, dtype: torch.dtype | str = torch.float32, **options) ->
     """Load a pretrained causal model; `options` are those of `from_pretrained`.
 
     Raises:
-        UserError: there is none at that path or name.
+        UserError: there is none at that path or name, or it is not loaded (`distill.runtime.models`).
     """
-    try:
-        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"No base model at {base!r}: {str(error).splitlines()[0]}") from None
+    return models.load_model(base, f"No base model at {base!r}", dtype=dtype, **options)
 
 
 def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from distill.runtime import models as runtime_models
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 
@@ -30,10 +31,7 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none at that path or name.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise UserError(f"No tokenizer at {base!r}: {str(error).splitlines()[0]}") from None
+    tokenizer = runtime_models.load_tokenizer(base, f"No tokenizer at {base!r}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.bos_token is None:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from distill.data.dataset import PAD, Dataset
+from distill.runtime import models
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.config import StreamSettings
@@ -37,7 +37,7 @@ def open_teacher(folder: Path, dataset: Dataset, ids: SemanticIDs) -> tuple[Task
     """
     check_checkpoint(folder)
     facts = json.loads((Path(folder) / "teacher.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = models.load_tokenizer(folder, f"No tokenizer at {folder}")
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in ids.tokens() if token not in vocabulary]
     if missing:

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
 from distill.data.dataset import PAD, Dataset
 from distill.data.histories import last_items
 from distill.decoding.beam_search import score_all, search, to_items
 from distill.decoding.tree_attention import BeamTree, additive
 from distill.decoding.trie import Trie
+from distill.runtime import models
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.engines import open_teacher, prompt_rows
@@ -54,7 +55,7 @@ class HFEngine:
             UserError: not a checkpoint, or without this codebook's tokens.
         """
         data, prompt = open_teacher(folder, dataset, ids)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
+        model = models.load_model(folder, f"No teacher at {folder}", dtype=getattr(torch, dtype)).to(device)
         return HFEngine(model, data, prompt)
 
     @torch.inference_mode()
