@@ -17,7 +17,7 @@ from distill.evaluation.outside_lists import check_names, content_hash, read_out
 from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.evaluation.systems import System
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
-from distill.runtime.config import JobSettings, run
+from distill.runtime.config import JobSettings, Seed, run
 from distill.semantic_ids.ids import SemanticIDs
 
 
@@ -29,7 +29,7 @@ class Config(InputSettings, EvaluationSettings, JobSettings):
     """Where the metrics go (default: RUN/evaluation)."""
     device: str = field(default="auto", metadata={"identity": False})
     """auto, cpu or cuda."""
-    seed: int = 0
+    seed: Seed = 0
     """Named in the table: the seed of the run's trainings."""
 
 

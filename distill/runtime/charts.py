@@ -21,6 +21,7 @@ FIRST_SERIES = 0x0A0B00  # placeholder of the first line or bar; the next ones f
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a name may hold $
     "svg.hashsalt": "report",  # equal charts, equal bytes
     "font.size": 9,
     "text.color": INK,
@@ -118,8 +119,8 @@ def inline_svg(figure: Figure, colours: Sequence[str], name: str, label: str) ->
     series = {_placeholder(number): colour for number, colour in enumerate(colours)}
     for placeholder, colour in (PAGE_COLOURS | series).items():
         svg = svg.replace(placeholder, colour)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
+    svg = re.sub(r'\bid="', lambda _: f'id="{name}-', svg)
+    svg = re.sub(r'(url\(|href=")#', lambda match: f"{match[1]}#{name}-", svg)
     opening = f'<svg role="img" aria-label="{html.escape(label)}"'
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)  # the style sheet sets the size
     return svg.replace("<svg", opening, 1)
