@@ -18,6 +18,7 @@ from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.evaluation.systems import System
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
 from distill.runtime.config import JobSettings, Seed, run
+from distill.runtime.devices import check_device
 from distill.semantic_ids.ids import SemanticIDs
 
 
@@ -44,6 +45,8 @@ def main(config: Config) -> None:
     job = ArtifactJob("evaluation", config, output, inputs.artifacts(), hashes, overwrite=config.overwrite)
     if job.is_finished():
         return
+
+    check_device(config.device)
 
     from student.systems import MemoryMixture  # with torch: slow to import
 

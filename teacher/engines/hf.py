@@ -20,6 +20,7 @@ from distill.decoding.beam_search import score_all, search, to_items
 from distill.decoding.tree_attention import BeamTree, additive
 from distill.decoding.trie import Trie
 from distill.runtime import models
+from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.engines import open_teacher, prompt_rows
@@ -52,8 +53,9 @@ class HFEngine:
         """Load a merged teacher checkpoint.
 
         Raises:
-            UserError: not a checkpoint, or without this codebook's tokens.
+            UserError: not a checkpoint, or without this codebook's tokens, or no such device.
         """
+        check_device(device)
         data, prompt = open_teacher(folder, dataset, ids)
         model = models.load_model(folder, f"No teacher at {folder}", dtype=getattr(torch, dtype)).to(device)
         return HFEngine(model, data, prompt)
