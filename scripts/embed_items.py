@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from distill.data.dataset import Dataset
+from distill.data.dataset import TEXT_FIELDS, Dataset
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
 from distill.semantic_ids.config import EmbedSettings, check_embedder
@@ -42,18 +43,21 @@ def main(config: Config) -> None:
         config = with_settings_of(config, old)
     check_embedder(config)
     dataset = Dataset.load(config.dataset or config.run / "dataset")
+    extra: dict[str, Any] = {"like": old.fingerprint} if old else {}
+    if tuple(config.fields) != TEXT_FIELDS:  # by default not in the identity, so that older embeddings are not stale
+        extra["fields"] = list(config.fields)
     job = ArtifactJob(
         "embeddings",
         config,
         config.output or config.run / "embeddings",
         inputs=[dataset.artifact],
-        extra={"like": old.fingerprint} if old else {},
+        extra=extra,
         overwrite=config.overwrite,
         reads=[config.like, config.model],
     )
     if job.is_finished():
         return
-    catalogue = Catalogue.load(dataset, old)
+    catalogue = Catalogue.load(dataset, old, config.fields)
     catalogue.check_texts(config.empty_text)
     embed(job, catalogue, config)
 

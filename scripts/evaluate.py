@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from distill.data.dataset import Dataset
 from distill.evaluation.config import EvaluationSettings, InputSettings, check
@@ -30,6 +31,8 @@ class Config(InputSettings, EvaluationSettings, JobSettings):
     """Where the metrics go (default: RUN/evaluation)."""
     device: str = field(default="auto", metadata={"identity": False})
     """auto, cpu or cuda."""
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"identity": False})
+    """Type of the teacher's weights; bfloat16 is faster where the processor or GPU has it, and rounds scores."""
     seed: Seed = 0
     """Named in the table: the seed of the run's trainings."""
 
@@ -40,9 +43,11 @@ def main(config: Config) -> None:
     inputs = find_inputs(config, config, config)
     paths = config.lists or []
     check_names(paths, [artifact.folder.name for artifact in inputs.learned()])
-    hashes = {f"lists/{path.stem}": content_hash(path) for path in paths}
+    extra = {f"lists/{path.stem}": content_hash(path) for path in paths}
+    if config.teacher_dtype != "float32":
+        extra["teacher_dtype"] = config.teacher_dtype
     output = config.output or config.run / "evaluation"
-    job = ArtifactJob("evaluation", config, output, inputs.artifacts(), hashes, overwrite=config.overwrite)
+    job = ArtifactJob("evaluation", config, output, inputs.artifacts(), extra, overwrite=config.overwrite)
     if job.is_finished():
         return
 
@@ -57,7 +62,7 @@ def main(config: Config) -> None:
     facts = {"dataset": config.run.name, "split": config.split, "seed": config.seed}
     evaluation = Evaluation(config, dataset, vectors, texts, facts)
     outside = [read_outside_lists(path, dataset, evaluation.examples, config.split) for path in paths]
-    systems = load_systems(inputs.learned(), dataset, ids, config.device)
+    systems = load_systems(inputs.learned(), dataset, ids, config.device, config.teacher_dtype)
     table = evaluation.run(inputs.not_learned, systems, MemoryMixture)
     for lists in outside:
         evaluation.add_outside(lists)
@@ -67,7 +72,7 @@ def main(config: Config) -> None:
 
 
 def load_systems(
-    learned: Iterable[Artifact], dataset: Dataset, ids: SemanticIDs | None, device: str
+    learned: Iterable[Artifact], dataset: Dataset, ids: SemanticIDs | None, device: str, teacher_dtype: str
 ) -> Iterator[System]:
     """Load trained systems, one at a time."""
     import torch
@@ -79,7 +84,7 @@ def load_systems(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     for artifact in learned:
         if artifact.kind == "teacher":
-            yield TeacherSystem(artifact, dataset, ids, device)
+            yield TeacherSystem(artifact, dataset, ids, device, teacher_dtype)
         elif artifact.kind == "baseline":
             yield ItemModelSystem(artifact, device)
         else:

@@ -25,6 +25,7 @@ PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
 ITEM_BACKBONES = ("sasrec", "gru4rec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
+IN_EXTRA = {"identity": False}  # in the identity only where it is set, so that older students are not stale
 # the loss of an item model for each variant that it can learn
 ITEM_LOSSES: dict[str, ItemLoss] = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
 
@@ -39,6 +40,8 @@ class PathSettings:
     """Dataset artifact (default: RUN/dataset)."""
     soft_labels: Path | None = None
     """Soft labels artifact (default: RUN/soft_labels); read only where the loss needs a teacher."""
+    embeddings: Path | None = None
+    """Embeddings artifact whose text part item_text reads (default: RUN/embeddings)."""
     output: Path | None = None
     """Where the result goes (default: RUN/students/VARIANT; for sasrec and gru4rec RUN/baselines/NETWORK, with -LOSS
     where the loss is not ce)."""
@@ -78,6 +81,25 @@ class ItemModelSettings(DropoutSettings):
     """sasrec, gru4rec: size of an item's embedding."""
     layers: PositiveInt | None = field(default=None, metadata={"identity": False})
     """sasrec, gru4rec: layers of the network (default: two, one)."""
+
+
+@dataclass(frozen=True)
+class ItemTextSettings:
+    """Texts of the items as input."""
+
+    item_text: Literal["none", "add", "only"] = field(default="none", metadata=IN_EXTRA)
+    """Read frozen text embeddings of the history's items through a trained projection: add them to the learned
+    embeddings, or read them only, in place of these. sasrec and gru4rec then score items by their texts too. causal
+    takes add; a student with init reads no texts."""
+
+    @property
+    def reads_text(self) -> bool:
+        return self.item_text != "none"
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Facts for the job's identity."""
+        return {"item_text": self.item_text} if self.reads_text else {}
 
 
 @dataclass(frozen=True)
@@ -218,7 +240,9 @@ class TrainerSettings(OptimiserSettings, ValidationSettings, RunSettings):
 
 # dataclasses list the fields of the last base first: paths and network head the --help text
 @dataclass(frozen=True)
-class Config(TrainerSettings, SamplerSettings, LossSettings, ItemModelSettings, ModelSettings, PathSettings):
+class Config(
+    TrainerSettings, SamplerSettings, LossSettings, ItemModelSettings, ItemTextSettings, ModelSettings, PathSettings
+):
     """Train a student: accelerate launch student/train.py --variant NAME [--config FILE] [--field value ...]."""
 
     semantic_ids: Path | None = None
@@ -249,7 +273,9 @@ class Config(TrainerSettings, SamplerSettings, LossSettings, ItemModelSettings, 
 
 
 @dataclass(frozen=True)
-class BaselineConfig(TrainerSettings, BatchSettings, TeacherLossSettings, ItemModelSettings, PathSettings):
+class BaselineConfig(
+    TrainerSettings, BatchSettings, TeacherLossSettings, ItemModelSettings, ItemTextSettings, PathSettings
+):
     """Train a baseline: python student/baseline.py [--network NAME] [--config FILE] [--field value ...]."""
 
     network: Literal["sasrec", "gru4rec"] = "sasrec"
@@ -280,6 +306,14 @@ def check(config: Config) -> None:
         raise UserError(f"--init starts from a causal language model; --backbone {config.backbone} is none.")
     if not config.init and (config.lora_rank or config.gradient_checkpointing):
         raise UserError("--lora_rank and --gradient_checkpointing are for a large student; give --init.")
+    check_item_text(config.item_text, config.embeddings)
+    if config.reads_text and config.init:
+        raise UserError("--item_text is for students without --init: a large student reads codewords alone.")
+    if config.item_text == "only" and config.backbone == "causal":
+        raise UserError(
+            "--item_text only: causal reads the codewords of its targets as history; take --item_text add, or "
+            "--backbone nested or seq2seq."
+        )
     if config.preset not in PRESETS:
         raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
     if config.candidates < 2:
@@ -290,12 +324,23 @@ def check(config: Config) -> None:
         raise UserError(f"--seeds {config.seeds} names a seed twice.")
 
 
+def check_item_text(item_text: str, embeddings: Path | None) -> None:
+    """Refuse embeddings that nothing reads.
+
+    Raises:
+        UserError: says which setting reads them.
+    """
+    if embeddings is not None and item_text == "none":
+        raise UserError(f"--embeddings {embeddings} is read by --item_text add or only, and --item_text is none.")
+
+
 def check_baseline(config: BaselineConfig) -> None:
     """Refuse sizes that a network over items cannot have.
 
     Raises:
         UserError: names the setting and what it may be.
     """
+    check_item_text(config.item_text, config.embeddings)
     if config.dim % 2:
         raise UserError(f"--dim is {config.dim}; expected an even number, for two attention heads.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from distill.runtime.artifacts import verify_folder, write_json
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from student.models.item_models import ITEM_MODELS
+from student.models.item_text import sizes_from_json, sizes_to_json
 
 
 class ItemRecommender:
@@ -48,14 +48,14 @@ class ItemRecommender:
         verify_folder(folder)
         facts = json.loads((folder / "config.json").read_text())
         network, sizes = ITEM_MODELS[facts["network"]]
-        model = network(sizes(**facts.pop("model")))
+        model = network(sizes_from_json(sizes, facts.pop("model")))
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return ItemRecommender(model.to(device).eval(), facts)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
         save_file(self.model.state_dict(), folder / "model.safetensors")
-        write_json(folder / "config.json", {**self.facts, "model": asdict(self.model.config)})
+        write_json(folder / "config.json", {**self.facts, "model": sizes_to_json(self.model.config)})
 
     @torch.inference_mode()
     def score_items(self, histories: np.ndarray) -> np.ndarray:

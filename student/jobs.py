@@ -29,19 +29,20 @@ def make_student(config: Config) -> None:
     variant = variants.find(config.variant, config.labels)
     if config.prior == "pseudo":
         variant = variant.on_pseudo_ids()
-    inputs = read_inputs(config, variant)
+    inputs, texts = read_inputs(config, variant), read_item_texts(config)
     folders = [artifact.folder for artifact in inputs]
     output = config.output or config.run / "students" / config.variant
 
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, seeds=None)
-        extra = check_init(config.init, inputs[1]) if config.init else None
-        job = ArtifactJob("student", seed_config, output, inputs, extra, config.overwrite, [config.init])
+        extra = config.extra | (check_init(config.init, inputs[1]) if config.init else {})
+        reads = [config.init]
+        job = ArtifactJob("student", seed_config, output, [*inputs, *texts], extra, config.overwrite, reads)
         if not job.is_finished():
             from student.phases import build_student
             from student.trainer import train
 
-            train(seed_config, job, partial(build_student, seed_config, variant, folders))
+            train(seed_config, job, partial(build_student, seed_config, variant, folders, texts))
 
     each_seed(config.variant, config.seeds, config.seed, output, train_seed)
 
@@ -56,16 +57,17 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
     inputs = [artifacts.read(config.dataset or config.run / "dataset", "dataset")]
     if config.loss != "ce":
         inputs.append(read_labels(config))
-    folders = [artifact.folder for artifact in inputs]
+    folders, texts = [artifact.folder for artifact in inputs], read_item_texts(config)
 
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, output=output)
-        job = ArtifactJob("baseline", seed_config, output, inputs, overwrite=config.overwrite)
+        every_input = [*inputs, *texts]
+        job = ArtifactJob("baseline", seed_config, output, every_input, config.extra, overwrite=config.overwrite)
         if not job.is_finished():
             from student.phases import build_item_model
             from student.trainer import train
 
-            train(seed_config, job, partial(build_item_model, seed_config, folders))
+            train(seed_config, job, partial(build_item_model, seed_config, folders, texts))
 
     each_seed(config.output_folder.name, seeds, config.seed, config.output_folder, train_seed)
 
@@ -127,6 +129,18 @@ def check_prior(config: Config, variant: Variant) -> None:
             f"--prior {config.prior} is an order for the ranking loss, and {config.variant} has none; take --variant "
             f"{', '.join(name for name, each in VARIANTS.items() if each.ranks)}, or --labels rank."
         )
+
+
+def read_item_texts(config: Config | BaselineConfig) -> list[Artifact]:
+    """Open the embeddings that the student reads; none without --item_text.
+
+    The role holds their fingerprint: they may be others than those of the semantic IDs, and students of different
+    embeddings may stand in one table.
+    """
+    if not config.reads_text:
+        return []
+    artifact = artifacts.read(config.embeddings or config.run / "embeddings", "embeddings")
+    return [replace(artifact, role=f"item_text-{artifact.fingerprint[:8]}")]
 
 
 def read_labels(config: Config | BaselineConfig) -> Artifact:

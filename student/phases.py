@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.data.dataset import Dataset, Examples
+from distill.evaluation.inputs import text_vectors
 from distill.labels.store import LabelStore
+from distill.runtime.artifacts import Artifact
 from distill.runtime.logs import log
 from distill.runtime.sharding import trainable_state, unsharded
 from distill.semantic_ids.ids import SemanticIDs
@@ -23,6 +25,7 @@ from student.item_recommender import ItemRecommender
 from student.models import BACKBONES
 from student.models.causal import Causal
 from student.models.item_models import ITEM_MODELS
+from student.models.item_text import TextConfig, text_of_ids, unit_vectors
 from student.objective import batch_loss, item_loss
 from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import open_prior
@@ -68,13 +71,16 @@ class Student:
     width: int
 
 
-def build_student(config: Config, variant: Variant, folders: list[Path], acc: Accelerator) -> Student:
+def build_student(
+    config: Config, variant: Variant, folders: list[Path], texts: list[Artifact], acc: Accelerator
+) -> Student:
     """Build a student over codewords.
 
     Args:
         config: of the command.
         variant: which losses in which phases.
         folders: of the data set, the semantic IDs and, where the variant needs them, the soft labels.
+        texts: the embeddings that it reads, or none.
         acc: the Accelerator.
     """
     dataset = Dataset.load(folders[0])
@@ -82,7 +88,7 @@ def build_student(config: Config, variant: Variant, folders: list[Path], acc: Ac
     store = LabelStore.open(folders[2]) if variant.needs_labels else None
     samplers = {name: build_sampler(dataset, ids, store, loss, acc, config) for name, loss in variant.phases.items()}
     with unsharded(acc):
-        model = build_model(config, ids).to(acc.device)
+        model = build_model(config, ids, read_unit_vectors(texts, dataset.n_items)).to(acc.device)
     facts = {name: getattr(config, name) for name in ("variant", "backbone", "scope", "seed", "max_history")}
     facts["backbone"] = "large" if config.init else config.backbone
     facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
@@ -108,12 +114,13 @@ def build_student(config: Config, variant: Variant, folders: list[Path], acc: Ac
     return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width)
 
 
-def build_item_model(config: BaselineConfig, folders: list[Path], acc: Accelerator) -> Student:
+def build_item_model(config: BaselineConfig, folders: list[Path], texts: list[Artifact], acc: Accelerator) -> Student:
     """Build SASRec or GRU4Rec.
 
     Args:
         config: of the command.
         folders: of the data set and, where the loss needs a teacher, of the soft labels.
+        texts: the embeddings that it reads, or none.
         acc: the Accelerator.
     """
     if config.threads:
@@ -125,8 +132,12 @@ def build_item_model(config: BaselineConfig, folders: list[Path], acc: Accelerat
     network, sizes = ITEM_MODELS[config.network]
     chosen = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
     chosen = {name: value for name, value in chosen.items() if value is not None}  # otherwise the network's default
+    unit = read_unit_vectors(texts, dataset.n_items)
+    text = None if unit is None else TextConfig(*unit.shape, only=config.item_text == "only")
     with unsharded(acc):
-        model = network(sizes(dataset.n_items, **chosen)).to(acc.device)
+        model = network(sizes(dataset.n_items, text=text, **chosen)).to(acc.device)
+        if unit is not None:
+            model.items.text.set_vectors(unit)
     facts = {name: getattr(config, name) for name in ("network", "loss", "seed")}
     facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
     log.info(f"{config.network}: {count_parameters(model):,} parameters, {len(windows.inputs):,} sequences")
@@ -140,15 +151,37 @@ def build_item_model(config: BaselineConfig, folders: list[Path], acc: Accelerat
     return Student(ItemRecommender(model, facts), [phase], valid, width=10)
 
 
-def build_model(config: Config, ids: SemanticIDs) -> nn.Module:
-    """Build a new network over codewords, or load the language model that it starts from."""
+def build_model(config: Config, ids: SemanticIDs, unit: np.ndarray | None) -> nn.Module:
+    """Build a new network over codewords, or load the language model that it starts from.
+
+    Args:
+        config: of the command.
+        ids: semantic IDs of all items.
+        unit: text embeddings that the network reads, of length 1 [n_items, dim]; None: none.
+    """
     if not config.init:
         network, sizes, presets = BACKBONES[config.backbone]
-        return network(sizes(ids.levels, ids.codebook_size, dropout=config.dropout, **presets[config.preset]))
+        options = presets[config.preset] | {"dropout": config.dropout}
+        if unit is None:
+            return network(sizes(ids.levels, ids.codebook_size, **options))
+        numbers, vectors = text_of_ids(ids.codes, unit, ids.codebook_size)
+        text = TextConfig(*vectors.shape, only=config.item_text == "only")
+        model = network(sizes(ids.levels, ids.codebook_size, text=text, **options))
+        model.text.set_ids(numbers, vectors)
+        return model
     from student.models import large
 
     options = config.lora_rank, config.dropout, config.gradient_checkpointing, config.precision
     return large.load(config.init, ids, config.max_history, *options)
+
+
+def read_unit_vectors(texts: list[Artifact], n_items: int) -> np.ndarray | None:
+    """Read the text embeddings, centred and of length 1 [n_items, dim]; None where there are none.
+
+    Raises:
+        UserError: the embeddings are of another number of items.
+    """
+    return unit_vectors(text_vectors(texts[0], n_items)) if texts else None
 
 
 def build_sampler(

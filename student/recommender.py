@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from student.content_memory import ContentMemory
 from student.histories import pad_histories
 from student.memory_mixture import Candidates, MixtureWeights, candidates, score_mixture
 from student.models import network_of
+from student.models.item_text import sizes_from_json, sizes_to_json
 from student.models.layers import among_all
 from student.threads import few_threads
 from student.transition_memory import TransitionMemory
@@ -62,6 +63,9 @@ class Recommender:
         facts: what is saved beside the weights: backbone, variant, seed, max_history and so on. `scope` is the softmax
             of beams and ranker: over the "level"'s codewords or over "all" levels'.
         trie: of the codes; None: built here.
+
+    Raises:
+        UserError: the networks read texts and lack those of some items.
     """
 
     def __init__(
@@ -79,6 +83,9 @@ class Recommender:
         self.device = model.head.device
         self.item_ids, self.titles = item_ids, titles
         self.codes = torch.from_numpy(codes).to(self.device)
+        for network in (model, ranker):
+            if getattr(network, "text", None) is not None:
+                network.text.check_catalogue(self.codes)
         self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
         users = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
         self.users_at_once = min(users, getattr(model, "users_at_once", users))
@@ -104,7 +111,7 @@ class Recommender:
             what = "It is a teacher." if is_teacher else "It is a baseline." if "network" in facts else ""
             raise UserError(f"{folder} is not a student: its config.json names no backbone. {what}".rstrip())
         network, config = network_of(facts["backbone"])
-        sizes = config(**facts.pop("model"))
+        sizes = sizes_from_json(config, facts.pop("model"))
         models = []
         for name in ("model", "ranker"):
             if (folder / f"{name}.safetensors").is_file():
@@ -132,7 +139,7 @@ class Recommender:
                 merged = model.merged() if hasattr(model, "merged") else model
                 save_file(merged.state_dict(), folder / f"{name}.safetensors")
                 if name == "model":
-                    sizes = asdict(merged.config)
+                    sizes = sizes_to_json(merged.config)
         codes = pa.array(self.codes.cpu().tolist(), pa.list_(pa.int16()))
         columns = {"item_id": pa.array(self.item_ids, pa.string()), "title": pa.array(self.titles, pa.string())}
         pq.write_table(pa.table({**columns, "codes": codes}), folder / "items.parquet")

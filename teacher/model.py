@@ -107,7 +107,12 @@ def soft_cap(causal) -> float | None:
 
 def output_logits(causal, hidden: Tensor) -> Tensor:
     """Logits of the whole vocabulary at hidden states, bounded as the model bounds them; float32 [..., vocabulary]."""
-    logits, cap = causal.get_output_embeddings()(hidden).float(), soft_cap(causal)
+    return bound_logits(causal, causal.get_output_embeddings()(hidden).float())
+
+
+def bound_logits(causal, logits: Tensor) -> Tensor:
+    """Bound logits as the model does."""
+    cap = soft_cap(causal)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

@@ -15,8 +15,8 @@ class TeacherSystem:
 
     kind, name = "teacher", "teacher"
 
-    def __init__(self, artifact: Artifact, dataset: Dataset, ids: SemanticIDs, device: str):
-        self.engine = HFEngine.load(artifact.folder, dataset, ids, device)
+    def __init__(self, artifact: Artifact, dataset: Dataset, ids: SemanticIDs, device: str, dtype: str = "float32"):
+        self.engine = HFEngine.load(artifact.folder, dataset, ids, device, dtype)
         self.parameters = sum(parameter.numel() for parameter in self.engine.model.parameters())
 
     def rank(

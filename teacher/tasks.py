@@ -21,6 +21,7 @@ from distill.semantic_ids.ids import SemanticIDs
 from teacher import templates, user_intents
 from teacher.config import TASKS, AugmentationSettings, InstructionSettings, SampleSettings, StreamSettings
 from teacher.stream import StreamWriter
+from teacher.tokenizer import codeword_tokens
 
 PLACEHOLDER = "CONTENT"  # stands for the prompt while the text around it is read from a chat template
 Answer = int | str  # an item, or a text
@@ -77,9 +78,11 @@ class TaskData:
         stream: the text in streams; None: codewords alone.
         forms: of the instruction tasks; None: the defaults.
         intentions_file: intentions and preferences in LC-Rec's form; None: derived from the items' texts.
+        prompt_text: the text of the prompt "file" (`prompt_file.py`).
 
     Attributes:
         token_of: token number of every codeword [levels, codebook_size].
+        gaps: which codewords the vocabulary lacks, bool [levels, codebook_size]; no item has them.
         item_tokens: token numbers of every item's ID [n_items, levels].
         writer: writes streams.
     """
@@ -95,13 +98,14 @@ class TaskData:
         intentions_file: Path | None = None,
         stream: StreamSettings | None = None,
         forms: InstructionSettings | None = None,
+        prompt_text: str = "",
     ):
         self.dataset, self.ids, self.tokenizer = dataset, ids, tokenizer
         self.augmentation, self.stream = augmentation or AugmentationSettings(), stream or StreamSettings()
         self.forms = forms or InstructionSettings()
         self.max_history, self.max_tokens, self.intentions_file = max_history, max_tokens, intentions_file
-        codewords = np.array(tokenizer.convert_tokens_to_ids(ids.tokens()))
-        self.token_of = codewords.reshape(ids.levels, ids.codebook_size)
+        self.prompt_text = prompt_text
+        self.token_of, self.gaps = codeword_tokens(tokenizer, ids)
         self.item_tokens = np.take_along_axis(self.token_of.T, ids.codes, axis=0)
         self.writer = StreamWriter.build(self.stream, dataset, tokenizer, self.item_tokens)
         self.texts = dataset.texts()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -25,13 +28,17 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerBas
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
-    """Load a base model's tokenizer. A missing pad or BOS token (Qwen has no BOS) is replaced by EOS.
+def load_tokenizer(base: str, **options) -> PreTrainedTokenizerBase:
+    """Load a base model's tokenizer; `options` are those of `from_pretrained`.
+
+    A missing pad or BOS token (Qwen has no BOS) is replaced by EOS.
 
     Raises:
         UserError: there is none at that path or name.
     """
-    tokenizer = runtime_models.load_tokenizer(base, f"No tokenizer at {base!r}")
+    tokenizer = runtime_models.load_tokenizer(
+        base, f"No tokenizer at {base!r}; expected tokenizer.json or tokenizer.model there", **options
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.bos_token is None:
@@ -66,3 +73,46 @@ def add_codewords(tokenizer: PreTrainedTokenizerBase, ids: SemanticIDs) -> int:
             "it was made for another codebook. Start from a base model without codewords."
         )
     return tokenizer.add_tokens(tokens)
+
+
+def codeword_tokens(tokenizer: PreTrainedTokenizerBase, ids: SemanticIDs) -> tuple[np.ndarray, np.ndarray]:
+    """Look up the token numbers of all codewords.
+
+    Returns:
+        Token numbers, and which codewords the vocabulary lacks (gaps), bool; both [levels, codebook_size]. A gap has
+        the number of EOS, so that it can index a table; its probability is 0 (`engines.mask_gaps`).
+    """
+    vocabulary = tokenizer.get_vocab()
+    numbers = np.array([vocabulary.get(token, -1) for token in ids.tokens()], dtype=np.int64)
+    numbers = numbers.reshape(ids.levels, ids.codebook_size)
+    return np.where(numbers < 0, tokenizer.eos_token_id, numbers), numbers < 0
+
+
+def check_codewords(tokenizer: PreTrainedTokenizerBase, ids: SemanticIDs, rows: int, folder: Path | str) -> None:
+    """Check that a checkpoint knows the codewords of all items. Codewords that no item has may be missing.
+
+    Args:
+        tokenizer: the checkpoint's.
+        ids: the items' IDs.
+        rows: rows of the checkpoint's embedding table.
+        folder: the checkpoint, for the message.
+
+    Raises:
+        UserError: it does not, or its embeddings have fewer rows than its tokenizer's codewords need.
+    """
+    token_of, gaps = codeword_tokens(tokenizer, ids)
+    used = np.zeros_like(gaps)
+    used[np.arange(ids.levels), ids.codes] = True
+    missing = used & gaps
+    if missing.any():
+        first = ids.tokens()[int(np.flatnonzero(missing)[0])]
+        raise UserError(
+            f"The teacher at {folder} does not know {gaps.sum()} codewords; {missing.sum()} of them are in IDs of "
+            f"{ids.artifact.folder} (first {first!r}). Take the IDs that it was tuned with."
+        )
+    last = int(token_of[~gaps].max())
+    if last >= rows:
+        raise UserError(
+            f"The teacher at {folder} has {rows} rows of embeddings, its tokenizer has codewords up to token {last}: "
+            "it was saved before its vocabulary was extended."
+        )

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from distill.data.dataset import Dataset
+from distill.data.dataset import PAD, Dataset, batches_by_length
 from distill.metrics import hit_ranks, ndcg, recall
 from distill.runtime.accelerator import accelerator, share, start_tracker
 from distill.runtime.artifacts import ArtifactJob, write_json
@@ -263,16 +263,32 @@ def validate(acc: Accelerator, engine: HFEngine, dataset: Dataset, settings: Val
     per_process = -(-len(rows) // acc.num_processes)
     # every process takes as many, some perhaps the first again: sharded parameters need calls in step
     process_rows = np.resize(rows, per_process * acc.num_processes)[acc.process_index * per_process :][:per_process]
-    examples, values = examples.take(process_rows), []
-    exclude_bought = dataset.resolve_exclude_bought(settings.exclude_bought)
-    for start in range(0, len(examples), 64):
-        part = examples.take(slice(start, start + 64))
-        codes = torch.from_numpy(engine.data.ids.codes[part.targets]).to(engine.device)
-        target_logs = engine.codeword_logprobs(part.histories, part.targets).gather(2, codes[..., None])
-        lists, _ = engine.beams(part.histories, 10, exclude_bought)
-        ranks = hit_ranks(lists, part.targets)
-        values.append(np.stack([-target_logs.mean((1, 2)).cpu().numpy(), ndcg(ranks, 10), recall(ranks, 10)], axis=1))
-    values = np.concatenate(values)
+    examples = examples.take(process_rows)
+    values, exclude_bought = np.empty((len(examples), 3)), dataset.resolve_exclude_bought(settings.exclude_bought)
+    for batch, histories in batches_by_length(examples.histories, 64):
+        targets = examples.targets[batch]
+        target_logs, lists = score_and_rank(engine, histories, targets, exclude_bought)
+        ranks = hit_ranks(lists, targets)
+        values[batch] = np.stack([-target_logs, ndcg(ranks, 10), recall(ranks, 10)], axis=1)
     if acc.num_processes > 1:
         values = acc.gather(torch.from_numpy(values).to(acc.device)).cpu().numpy()[: len(rows)]
     return dict(zip(("valid_loss", "valid_ndcg@10", "valid_recall@10"), values.mean(0).tolist(), strict=True))
+
+
+def score_and_rank(
+    engine: HFEngine, histories: np.ndarray, targets: np.ndarray, exclude_bought: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the targets' mean log p of a codeword [users], and the ten best items [users, up to 10].
+
+    Both come from one pass over each history, where the engine can.
+    """
+    if engine.shares_prefixes:
+        rows, lengths = np.arange(len(histories)), (histories != PAD).sum(1)
+        sequences = np.pad(histories, ((0, 0), (0, 1)), constant_values=PAD)
+        sequences[rows, lengths] = targets
+        lists, _, log_probs = engine.label_streams(sequences, rows, lengths, 10, exclude_bought)
+    else:
+        log_probs = engine.codeword_logprobs(histories, targets)
+        lists, _ = engine.beams(histories, 10, exclude_bought)
+    codes = torch.from_numpy(engine.data.ids.codes[targets]).to(engine.device)
+    return log_probs.gather(2, codes[..., None]).mean((1, 2)).cpu().numpy(), lists

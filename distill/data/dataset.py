@@ -31,6 +31,8 @@ from distill.runtime.parquet import read_parquet
 Split = Literal["train", "valid", "test"]
 PAD = -1  # fills histories on the right
 TEXT_COLUMNS = ("title", "description", "brand", "categories")
+TextField = Literal["title", "brand", "categories", "description"]
+TEXT_FIELDS: tuple[TextField, ...] = ("title", "brand", "categories", "description")  # in the order of `texts`
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,9 @@ class Dataset:
         """Compute the columns of the paper's Table 3."""
         return statistics(self.n_items, self.offsets)
 
-    def texts(self) -> list[str]:
-        """Join title, brand, categories and description of each item to a line; empty if the item has no text."""
-        columns = [self.items[name].to_pylist() for name in ("title", "brand", "categories", "description")]
+    def texts(self, fields: Sequence[str] = TEXT_FIELDS) -> list[str]:
+        """Join title, brand, categories and description, or some of them, to a line an item; empty without text."""
+        columns = [self.items[name].to_pylist() for name in fields]
         return [". ".join(part for part in row if part) for row in zip(*columns, strict=True)]
 
     def _target_ranges(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

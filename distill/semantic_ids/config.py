@@ -7,6 +7,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from distill.data.dataset import TEXT_FIELDS, TextField
 from distill.runtime.config import HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
 from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig
@@ -33,6 +34,9 @@ class TextSettings:
     """Models: items per step."""
     shard_rows: PositiveInt = 2048
     """Models: items per shard; a killed command repeats at most one shard per process."""
+    fields: list[TextField] = field(default_factory=lambda: list(TEXT_FIELDS), metadata={"identity": False})
+    """What of an item's text is embedded, in this order: title, brand, categories, description (paper: title and
+    description)."""
     empty_text: Literal["error", "keep"] = "error"
     """Items without text: stop, or give them the mean embedding."""
     seed: Seed = 0
@@ -99,10 +103,12 @@ class IDSettings(CollisionSettings, QuantiserSettings):
 
 
 def check_embedder(settings: TextSettings) -> None:
-    """Check that a model is named where one is needed.
+    """Check that texts are read, and that a model is named where one is needed.
 
     Raises:
-        UserError: it is not.
+        UserError: no field of the texts, or no model.
     """
+    if not settings.fields:
+        raise UserError("--fields is empty; expected some of " + ", ".join(TEXT_FIELDS) + ".")
     if settings.embedder in ("sentence", "hf") and not settings.model:
         raise UserError(f"Embedder {settings.embedder} needs a model: name its folder or hub name with --model.")

@@ -10,12 +10,13 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from distill.data.dataset import Dataset
+from distill.data.dataset import TEXT_FIELDS, Dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
 from distill.runtime.errors import UserError
@@ -27,7 +28,7 @@ IMPORT_HINT = "bring IDs of your own instead: python scripts/build_semantic_ids.
 SPACE = "space.json"
 # settings that later items take over from earlier embeddings, so that both lie in one space
 SPACE_SETTINGS = (
-    *("embedder", "model", "dim", "min_df", "max_terms", "max_tokens"),
+    *("embedder", "model", "dim", "min_df", "max_terms", "max_tokens", "fields"),
     *("collaborative", "collaborative_weight"),
 )
 Settings = TypeVar("Settings", bound=EmbedSettings)
@@ -52,15 +53,15 @@ class Catalogue:
     old_rows: np.ndarray
 
     @staticmethod
-    def load(dataset: Dataset, old: Artifact | None = None) -> Catalogue:
-        """Collect the items of a data set.
+    def load(dataset: Dataset, old: Artifact | None = None, fields: Sequence[str] = TEXT_FIELDS) -> Catalogue:
+        """Collect the items of a data set, with these fields of their texts.
 
         Raises:
             UserError: none of the items is in the earlier embeddings.
         """
         item_ids = dataset.items["item_id"].to_pylist()
         old_rows = _find_rows(old, item_ids) if old else np.full(len(item_ids), -1)
-        return Catalogue(dataset, item_ids, [text.strip() for text in dataset.texts()], old, old_rows)
+        return Catalogue(dataset, item_ids, [text.strip() for text in dataset.texts(fields)], old, old_rows)
 
     @property
     def new_rows(self) -> np.ndarray:
@@ -107,7 +108,7 @@ def read_space(folder: Path) -> Artifact:
 
 def with_settings_of(settings: Settings, old: Artifact) -> Settings:
     """Take over the settings of earlier embeddings that decide their space."""
-    return dataclasses.replace(settings, **{name: old.config[name] for name in SPACE_SETTINGS})
+    return dataclasses.replace(settings, **{name: old.config[name] for name in SPACE_SETTINGS if name in old.config})
 
 
 def embed(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSettings) -> None:

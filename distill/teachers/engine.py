@@ -25,12 +25,48 @@ class PromptData(Protocol):
     max_history: int
 
 
+class PrefixEngine(Protocol):
+    """An engine that can search after every item of a sequence from one pass over it.
+
+    Attributes:
+        shares_prefixes: whether it can with this teacher.
+    """
+
+    shares_prefixes: bool
+
+    def label_streams(
+        self,
+        sequences: np.ndarray,
+        users: np.ndarray,
+        places: np.ndarray,
+        width: int,
+        exclude_bought: bool = True,
+        constrained: bool = True,
+        scope: Scope = "level",
+    ) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """Compute `beams` and `codeword_logprobs` of items of sequences, each after the items before it.
+
+        Args:
+            sequences: item numbers, padded with -1 on the right [users, length].
+            users: row of `sequences` of each target [targets].
+            places: place of each target in its sequence, from 1 [targets].
+            width: beam width.
+            exclude_bought: as for `beams`.
+            constrained: as for `beams`.
+            scope: as for `codeword_logprobs`.
+
+        Returns:
+            Items and scores as `beams`, log-probabilities as `codeword_logprobs`.
+        """
+        ...
+
+
 class Engine(Protocol):
     """Runs a teacher. All log-probabilities are normalised over the full vocabulary, in float32.
 
     Attributes:
         data: the semantic IDs and the length of a history.
-        prompt: form of the prompt, "stream" or "seqrec".
+        prompt: form of the prompt, "stream", "seqrec" or "file".
         counters: what has been computed so far: `tokens`, perhaps `cached_tokens` of them.
     """
 
@@ -64,7 +100,7 @@ class Engine(Protocol):
 
         Returns:
             [rows, levels, codebook_size], or [rows, levels, levels * codebook_size]; what a row lacks to 1 is the mass
-            of other tokens.
+            of other tokens. A codeword that the vocabulary lacks, and no item has, scores -inf.
         """
         ...
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 
 from distill.data.dataset import PAD, Dataset, Examples, batches_by_length
-from distill.labels.labeller import LabelRequest, Labels, Progress, correct, target_ranks
-from distill.teachers.engine import Engine, Scope
+from distill.labels.labeller import LabelRequest, Labels, Progress, concatenate_labels, correct, target_ranks
+from distill.teachers.engine import Engine, PrefixEngine, Scope
+
+Results = tuple[np.ndarray, np.ndarray, np.ndarray]  # items, scores, log-probabilities of codewords
 
 
 class EngineLabeller:
@@ -25,23 +28,33 @@ class EngineLabeller:
 
     def label(self, examples: Examples, request: LabelRequest, progress: Progress) -> Labels:
         """As `Labeller.label`."""
-        n = len(examples)
-        candidates, scores = np.empty((n, request.keep), np.int64), np.empty((n, request.keep), np.float32)
-        ranks, invalid = np.empty(n, np.int32), np.empty(n, np.int32)
-        log_probs = self.distributions(examples, request.scope)
-        target_scores = self._target_scores(log_probs, examples.targets)
-        for rows, histories in batches_by_length(examples.histories, self.batch_size):
-            targets = examples.targets[rows]
-            beams, beam_scores = self.engine.beams(
-                histories, request.width, request.exclude_bought, request.constrained
-            )
-            invalid[rows] = 0 if request.constrained else (beams == PAD).sum(1)
-            ranks[rows] = target_ranks(beams, targets)
-            if request.exclude_bought and not request.constrained:  # a constrained search has excluded them
-                beams = np.where((beams[:, :, None] == histories[:, None, :]).any(2), PAD, beams)
-            candidates[rows], scores[rows] = correct(beams, beam_scores, targets, target_scores[rows], request.keep)
+        rows_of_batches, labels = [], []
+        for rows, results in self._batches(examples, request):
+            rows_of_batches.append(rows)
+            labels.append(self._corrected(examples.take(rows), results, request))
             progress(len(rows))
-        return Labels(candidates, scores, log_probs, ranks, invalid)
+        return concatenate_labels(labels, np.argsort(np.concatenate(rows_of_batches)))
+
+    def _batches(self, examples: Examples, request: LabelRequest) -> Iterator[tuple[np.ndarray, Results]]:
+        """Yield rows of the examples, each in one batch, and what the engine computes for them."""
+        shared = self._in_stream(examples) & getattr(self.engine, "shares_prefixes", False)
+        yield from self._from_streams(examples, np.flatnonzero(shared), request)
+        rest = np.flatnonzero(~shared)
+        log_probs = self.distributions(examples.take(rest), request.scope)
+        for batch, histories in batches_by_length(examples.histories[rest], self.batch_size):
+            beams, scores = self.engine.beams(histories, request.width, request.exclude_bought, request.constrained)
+            yield rest[batch], (beams, scores, log_probs[batch])
+
+    def _corrected(self, examples: Examples, results: Results, request: LabelRequest) -> Labels:
+        """Correct the beams of examples."""
+        beams, scores, log_probs = results
+        invalid = np.zeros(len(beams)) if request.constrained else (beams == PAD).sum(1)
+        ranks = target_ranks(beams, examples.targets)
+        if request.exclude_bought and not request.constrained:  # a constrained search has excluded them
+            beams = np.where((beams[:, :, None] == examples.histories[:, None, :]).any(2), PAD, beams)
+        target_scores = self._target_scores(log_probs, examples.targets)
+        candidates, scores = correct(beams, scores, examples.targets, target_scores, request.keep)
+        return Labels(candidates, scores, log_probs, ranks, invalid.astype(np.int32))
 
     def log_prob(self, examples: Examples, items: np.ndarray) -> np.ndarray:
         """As `Labeller.log_prob`; an engine with `score_candidates` reads a history once for all of its items."""
@@ -73,26 +86,46 @@ class EngineLabeller:
         ids = self.engine.data.ids
         size = ids.codebook_size * (ids.levels if scope == "all" else 1)
         log_probs = np.empty((len(examples), ids.levels, size), np.float32)
-        in_stream = (examples.positions <= self.engine.data.max_history) & (self.engine.prompt == "stream")
+        in_stream = self._in_stream(examples)
         self._label_streams(examples, np.flatnonzero(in_stream), scope, log_probs)
         self._label_prompts(examples, np.flatnonzero(~in_stream), scope, log_probs)
         return log_probs
 
+    def _in_stream(self, examples: Examples) -> np.ndarray:
+        """Tell which examples one pass over their user's sequence labels: bool [n]."""
+        return (examples.positions <= self.engine.data.max_history) & (self.engine.prompt == "stream")
+
     def _label_streams(self, examples: Examples, rows: np.ndarray, scope: Scope, log_probs: np.ndarray) -> None:
         """Fill `log_probs[rows]` by one forward pass over the sequence of each user."""
-        users, first = np.unique(examples.users[rows], return_index=True)  # a user's examples are neighbours
-        last = np.append(first[1:], len(rows))[: len(first)] - 1
-        lengths = examples.positions[rows][last] + 1
-        order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            sequences = np.full((len(batch), lengths[batch].max()), PAD, np.int64)
-            for row, user in enumerate(batch):
-                sequences[row, : lengths[user]] = self.dataset.sequence(users[user])[: lengths[user]]
+        users = UserRows(examples, rows)
+        for start in range(0, len(users.order), self.batch_size):
+            sequences, batch_rows, row = users.batch(self.dataset, users.order[start : start + self.batch_size])
             batch_log_probs = as_numpy(self.engine.stream_logprobs(sequences, scope))
-            for row, user in enumerate(batch):
-                user_rows = rows[first[user] : last[user] + 1]
-                log_probs[user_rows] = batch_log_probs[row, examples.positions[user_rows]]
+            log_probs[batch_rows] = batch_log_probs[row, examples.positions[batch_rows]]
+
+    def _from_streams(
+        self, examples: Examples, rows: np.ndarray, request: LabelRequest
+    ) -> Iterator[tuple[np.ndarray, Results]]:
+        """Search after every history and read the distributions from one pass over each user's sequence.
+
+        A batch is whole users with about `batch_size` examples.
+        """
+        engine, users = cast(PrefixEngine, self.engine), UserRows(examples, rows)
+        ends = np.cumsum(users.counts[users.order])
+        for batch in np.split(users.order, np.flatnonzero(np.diff(ends // self.batch_size)) + 1):
+            if not len(batch):
+                continue
+            sequences, batch_rows, row = users.batch(self.dataset, batch)
+            beams, scores, log_probs = engine.label_streams(
+                sequences,
+                row,
+                examples.positions[batch_rows],
+                request.width,
+                request.exclude_bought,
+                request.constrained,
+                request.scope,
+            )
+            yield batch_rows, (beams, scores, as_numpy(log_probs))
 
     def _label_prompts(self, examples: Examples, rows: np.ndarray, scope: Scope, log_probs: np.ndarray) -> None:
         """Fill `log_probs[rows]` by one prompt an example."""
@@ -108,6 +141,44 @@ class EngineLabeller:
         if log_probs.shape[2] != ids.codebook_size:  # scope "all": the levels' codewords side by side
             codes = codes + np.arange(ids.levels) * ids.codebook_size
         return np.take_along_axis(log_probs, codes[..., None], axis=2)[..., 0].sum(1)
+
+
+class UserRows:
+    """Examples by user.
+
+    Args:
+        examples: a user's are neighbours.
+        rows: the examples that count.
+
+    Attributes:
+        users: user numbers [users].
+        counts: examples of each user [users].
+        order: rows of `users`, those with the shortest sequences first [users].
+    """
+
+    def __init__(self, examples: Examples, rows: np.ndarray):
+        self.rows = rows
+        self.users, self.first, self.counts = np.unique(examples.users[rows], return_index=True, return_counts=True)
+        last = self.first + self.counts - 1
+        self.lengths = examples.positions[rows][last] + 1  # items up to the last target
+        self.order = np.argsort(self.lengths, kind="stable")
+
+    def batch(self, dataset: Dataset, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Collect the sequences and examples of some users.
+
+        Args:
+            dataset: the sequences.
+            batch: rows of `users`.
+
+        Returns:
+            Sequences padded with -1 on the right [users, length]; the users' examples, and for each the row of its
+            sequence; both [examples].
+        """
+        sequences = np.full((len(batch), self.lengths[batch].max()), PAD, np.int64)
+        for row, user in enumerate(batch):
+            sequences[row, : self.lengths[user]] = dataset.sequence(self.users[user])[: self.lengths[user]]
+        spans = [self.rows[self.first[user] : self.first[user] + self.counts[user]] for user in batch]
+        return sequences, np.concatenate(spans), np.repeat(np.arange(len(batch)), self.counts[batch])
 
 
 def as_numpy(values: Any) -> np.ndarray:

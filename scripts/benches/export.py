@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,15 @@ import pyarrow as pa
 import torch
 
 from benches import interleaved
+from benches._pretrained import clock
 from benches.decode import SIZE, made_up
 from benches.labels import measure_encodings
 from distill.data.dataset import PAD, Dataset, write_dataset
+from distill.labels.exporter import sample_of_users
+from distill.labels.labeller import LabelRequest, Labels, no_progress
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.semantic_ids.ids import SemanticIDs, write_codes
+from distill.teachers.language_model import EngineLabeller
 from teacher.base_model import from_scratch
 from teacher.engines import prompt_rows
 from teacher.engines.hf import HFEngine
@@ -39,6 +45,8 @@ class Config:
     """Beams (paper: 25)."""
     users: int = 32
     """Users of the comparison with `generate`; for distributions 24 times as many: a shard of the export."""
+    targets: int = 64
+    """Targets that are labelled with and without shared prefixes, in float32 and bfloat16."""
     vllm: bool = True
     """Compare on vLLM too."""
     vllm_users: int = 8
@@ -68,6 +76,7 @@ def main(config: Config) -> dict[str, Any]:
         figures |= against_generate(engine, histories[: config.users], config)
         if engine.prompt == "stream":
             figures |= one_pass(engine, dataset, config)
+            figures |= shared_prefixes(engine, run, dataset, ids, config)
         if config.vllm:
             figures |= against_vllm(run, dataset, ids, histories[: config.vllm_users], config)
     return figures | measure_encodings(config.seed, repeats=config.repeats, labels=config.labels)
@@ -197,6 +206,49 @@ def one_pass(engine: HFEngine, dataset: Dataset, config: Config) -> dict[str, fl
         "targets_per_s_per_prefix": len(prefixes) / seconds["prefixes"],
         "ratio_one_pass_tokens": sum(batch.size + len(batch) for batch, _ in asked) / sum(map(np.size, streams)),
         "targets_per_user": len(prefixes) / len(sequences),
+    }
+
+
+class PromptByPrompt(HFEngine):
+    """The `hf` engine with a prompt of its own for each target."""
+
+    shares_prefixes = False
+
+
+def shared_prefixes(engine: HFEngine, run: Path, dataset: Dataset, ids: SemanticIDs, config: Config) -> dict[str, Any]:
+    """Whole labels: a prompt a target in float32, one pass a user in float32, and in bfloat16; and what bits cost.
+
+    The clock counts CPU seconds a thread, so that other work disturbs it less.
+    """
+    examples = sample_of_users(dataset.examples("train", engine.data.max_history), config.targets)
+    low = HFEngine.load(run / "teacher", dataset, ids, config.device, "bfloat16")
+    separate = PromptByPrompt(engine.model, engine.data, engine.prompt)
+    labels: dict[str, Labels] = {}
+
+    def label(way: str, teacher: HFEngine) -> None:
+        labels[way] = EngineLabeller(teacher, dataset).label(examples, LabelRequest(config.width), no_progress)
+
+    ways = {"prompts_float32": separate, "shared_float32": engine, "shared_bfloat16": low}
+    work = {way: partial(label, way, teacher) for way, teacher in ways.items()}
+    seconds = interleaved(work, config.repeats, 0, clock if config.device == "cpu" else time.perf_counter)
+    figures: dict[str, Any] = {f"targets_per_s_{way}": len(examples) / seconds[way] for way in ways}
+    reference = labels["prompts_float32"]
+    for way in list(ways)[1:]:
+        figures[f"ratio_{way}"] = seconds["prompts_float32"] / seconds[way]
+        figures |= {f"{name}_{way}": value for name, value in agreement(reference, labels[way]).items()}
+    return figures
+
+
+def agreement(reference: Labels, labels: Labels) -> dict[str, float]:
+    """Shares of equal top-10 lists (as sets) and likeliest codewords; mean KL of a level, other tokens as one class."""
+    tops = zip(reference.candidates[:, 1:11].tolist(), labels.candidates[:, 1:11].tolist(), strict=True)
+    log_p, log_q = (part.log_probs.astype(np.float64) for part in (reference, labels))
+    p, q = np.exp(log_p), np.exp(log_q)
+    rest_p, rest_q = (np.maximum(1 - part.sum(-1), 1e-12) for part in (p, q))
+    return {
+        "equal_top10": float(np.mean([set(first) == set(second) for first, second in tops])),
+        "equal_codewords": float((log_p.argmax(-1) == log_q.argmax(-1)).mean()),
+        "kl": float(((p * (log_p - log_q)).sum(-1) + rest_p * np.log(rest_p / rest_q)).mean()),
     }
 
 

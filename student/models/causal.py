@@ -3,6 +3,7 @@
 It has the interface of `seq2seq`: `encode` a history, then `log_probs` of candidates or a `step` for beam search. All
 candidates and beams of a user read one copy of the history's keys and values. `one_pass` trains all prefixes of a
 sequence at once: positions are relative and no token sees a later one, so the results equal one pass per prefix.
+The text of an item joins its last token: an earlier one would tell the text of a target to its other codewords.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from student.models.fast_paths import (
     attend_history_and_one_token,
     attend_history_and_tree,
 )
+from student.models.item_text import HistoryText, TextConfig, last_token
 from student.models.layers import (
     SelfAttentionLayer,
     candidate_log_probs,
@@ -55,6 +57,7 @@ class CausalConfig:
     dropout: float = 0.1
     buckets: int = 32
     max_distance: int = 128
+    text: TextConfig | None = None
 
 
 class EncodedHistory(NamedTuple):
@@ -95,6 +98,7 @@ class Causal(nn.Module):
         self.config = config
         c = config
         self.embedding = nn.Embedding(1 + c.levels * c.codebook_size, c.d_model)
+        self.text = HistoryText(c.text, c.d_model, c.codebook_size) if c.text else None
         self.layers = nn.ModuleList(CausalLayer(c) for _ in range(c.layers))
         self.bias = nn.Embedding(c.buckets, c.heads)
         self.norm = nn.RMSNorm(c.d_model, eps=1e-6)
@@ -136,11 +140,24 @@ class Causal(nn.Module):
             codes: codewords of the items, oldest first; whole items padded with -1 on the right [batch, items, levels].
         """
         tokens = history_tokens(codes, self.config.codebook_size)
-        states, keys, values = self.decode(self.embedding(tokens))
+        states, keys, values = self.decode(self.embed_history(codes, tokens))
         lengths = (tokens > 0).sum(1)
         last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])
         last_state = states.gather(1, last).squeeze(1)
-        return EncodedHistory(keys, values, padding_mask(tokens, states.dtype), lengths, last_state)
+        return EncodedHistory(keys, values, padding_mask(tokens > 0, states.dtype), lengths, last_state)
+
+    def embed_history(self, codes: Tensor, tokens: Tensor) -> Tensor:
+        """Embed histories, with the text of each item at its last token.
+
+        Args:
+            codes: as for `encode`.
+            tokens: of these codewords [batch, items · levels].
+
+        Returns:
+            [batch, items · levels, d_model].
+        """
+        embedded = self.embedding(tokens)
+        return embedded if self.text is None else embedded + last_token(self.text(codes), self.config.levels)
 
     def log_probs(self, encoded: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
         """Compute the log-probabilities of every codeword at every position of candidates, by teacher forcing.
@@ -174,8 +191,9 @@ class Causal(nn.Module):
             candidates' codewords [batch, groups, k, levels], undefined where the place is -1.
         """
         levels, (rows, places, candidate_places) = self.config.levels, positions
-        tokens = history_tokens(sequences, self.config.codebook_size)[:, :-1]  # nothing follows the last codeword
-        states, keys, values = self.decode(self.embedding(tokens))
+        tokens = history_tokens(sequences, self.config.codebook_size)
+        embedded = self.embed_history(sequences, tokens)[:, :-1]  # nothing follows the last codeword
+        states, keys, values = self.decode(embedded)
         width, states = states.shape[1], states.flatten(0, 1)
         before_target = rows * width + places * levels - 1  # the state that predicts a target's first codeword
         target_states = states[before_target[:, None] + torch.arange(levels, device=states.device)]

@@ -104,10 +104,13 @@ def prefix_tokens(items: Tensor, codebook_size: int) -> Tensor:
     return among_all(items[..., :-1], codebook_size) + 1
 
 
-def padding_mask(tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Build an additive attention mask: the lowest value at padding, 0 elsewhere [batch, 1, 1, length]."""
-    mask = torch.zeros(tokens.shape, device=tokens.device, dtype=dtype)
-    return mask.masked_fill(tokens == 0, torch.finfo(dtype).min)[:, None, None, :]
+def padding_mask(present: Tensor, dtype: torch.dtype) -> Tensor:
+    """Build an additive attention mask from `present` [batch, length]: the lowest value at padding, 0 elsewhere.
+
+    Returns [batch, 1, 1, length].
+    """
+    mask = torch.zeros(present.shape, device=present.device, dtype=dtype)
+    return mask.masked_fill(~present, torch.finfo(dtype).min)[:, None, None, :]
 
 
 def level_log_probs(states: Tensor, head: Tensor, level: int, scope: str) -> Tensor:
@@ -182,7 +185,7 @@ def candidate_log_probs(first: Tensor, states: Tensor, head: Tensor, items: Tens
 def initialise(module: nn.Module, d_model: int, d_ff: int, heads: int, d_head: int) -> None:
     """Initialise as T5 with factor 1: queries carry the 1/√d that the attention leaves out."""
     special = {"q": (d_model * d_head) ** -0.5, "o": (heads * d_head) ** -0.5, "wo": d_ff**-0.5}
-    special["embedding"] = special["recency"] = 1.0
+    special["embedding"] = special["recency"] = special["projection"] = 1.0
     for name, parameter in module.named_parameters():
         if parameter.dim() > 1:
             layer = name.removesuffix(".weight").rsplit(".", 1)[-1]

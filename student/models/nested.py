@@ -3,7 +3,8 @@
 After RQ-Transformer (Lee et al., 2022). The outer decoder reads an item as one token, the sum of its codewords'
 embeddings, so that a history of 20 items is 20 tokens instead of `causal`'s 80. Its state after an item is the first
 token of the inner decoder, which is a `causal` network; the codewords of the next item follow. Beams and candidates
-therefore attend to that one token only, not to the user's items.
+therefore attend to that one token only, not to the user's items. The text of an item (`text`) is added to its token, or
+replaces the sum.
 """
 
 from __future__ import annotations
@@ -52,12 +53,19 @@ class Nested(Causal):
 
     def item_states(self, codes: Tensor) -> Tensor:
         """Run the outer decoder: states after each item of [batch, items, levels], [batch, items, d_model]."""
-        tokens = history_tokens(codes, self.config.codebook_size).unflatten(1, codes.shape[1:])
-        x = self.dropout(self.embedding(tokens).sum(2))
+        x = self.dropout(self.embed_items(codes))
         bias = self.causal_bias(codes.shape[1], self.outer_bias)
         for layer in self.outer:
             x, _, _ = layer(x, bias)
         return self.outer_norm(x)
+
+    def embed_items(self, codes: Tensor) -> Tensor:
+        """Embed items [batch, items, levels] as the outer decoder reads them [batch, items, d_model]."""
+        if self.text is not None and self.text.only:
+            return self.text(codes)
+        tokens = history_tokens(codes, self.config.codebook_size).unflatten(1, codes.shape[1:])
+        embedded = self.embedding(tokens).sum(2)
+        return embedded if self.text is None else embedded + self.text(codes)
 
     def start_inner(self, states: Tensor) -> EncodedHistory:
         """Run the inner decoder over its first token, the outer decoder's state [batch, d_model]."""

@@ -5,6 +5,7 @@ is encoded once for all candidates and beams of a user.
 
 One addition to T5: a table of recencies, counted in items from the end of the history, is added to the encoder's input.
 Relative biases find the last item, which matters most, only indirectly. With zeros in the table the network is T5.
+Texts of the items (`text`) are added to all tokens of their items, or are the only token of each item.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from student.models.fast_paths import CachedStep, KeysValues, PrefixTree, attend_one_token
+from student.models.item_text import HistoryText, TextConfig
 from student.models.layers import (
     Attention,
     FeedForward,
@@ -59,6 +61,7 @@ class Seq2SeqConfig:
     buckets: int = 32
     max_distance: int = 128
     max_items: int = 32
+    text: TextConfig | None = None
 
 
 class EncodedHistory(NamedTuple):
@@ -83,6 +86,7 @@ class Seq2Seq(nn.Module):
         c = config
         self.embedding = nn.Embedding(1 + c.levels * c.codebook_size, c.d_model)
         self.recency = nn.Embedding(c.max_items, c.d_model)
+        self.text = HistoryText(c.text, c.d_model, c.codebook_size) if c.text else None
         self.encoder = nn.ModuleList(SelfAttentionLayer(c) for _ in range(c.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(c) for _ in range(c.decoder_layers))
         self.encoder_bias = nn.Embedding(c.buckets, c.heads)
@@ -105,16 +109,34 @@ class Seq2Seq(nn.Module):
         Args:
             codes: codewords of the items, oldest first; whole items padded with -1 on the right [batch, items, levels].
         """
-        tokens = history_tokens(codes, self.config.codebook_size)
-        mask = padding_mask(tokens, self.head.dtype)
-        bias = mask + self.history_bias(tokens.shape[1])
-        packing = choose_packing(tokens > 0)
-        x = self.dropout(packing.pack(self.embedding(tokens) + self.recency_embedding(codes)))
+        embedded, present = self.embed_history(codes)
+        mask = padding_mask(present, self.head.dtype)
+        bias = mask + self.history_bias(present.shape[1])
+        packing = choose_packing(present)
+        x = self.dropout(packing.pack(embedded))
         for layer in self.encoder:
             x, _, _ = layer(x, bias, packing)
         x = self.dropout(self.encoder_norm(x))
         keys, values = zip(*(layer.cross.keys_values(x, packing) for layer in self.decoder), strict=True)
         return EncodedHistory(list(keys), list(values), mask)
+
+    def embed_history(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed the encoder's tokens: one for each codeword, or one for each item where only its text is read.
+
+        Args:
+            codes: as for `encode`.
+
+        Returns:
+            [batch, length, d_model], and which tokens are no padding [batch, length].
+        """
+        recency = self.recency_embedding(codes)
+        if self.text is not None and self.text.only:
+            return self.text(codes) + recency, codes[..., 0] >= 0
+        levels, tokens = self.config.levels, history_tokens(codes, self.config.codebook_size)
+        embedded = self.embedding(tokens) + recency.repeat_interleave(levels, dim=1)
+        if self.text is not None:
+            embedded = embedded + self.text(codes).repeat_interleave(levels, dim=1)
+        return embedded, tokens > 0
 
     def log_probs(self, encoded: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
         """Compute the log-probabilities of every codeword at every position of candidates, by teacher forcing.
@@ -195,11 +217,11 @@ class Seq2Seq(nn.Module):
         return self.encoder_bias(buckets).permute(2, 0, 1)
 
     def recency_embedding(self, codes: Tensor) -> Tensor:
-        """Embed how many items stand after each token's item [batch, items · levels, d_model]."""
+        """Embed how many items stand after each item [batch, items, d_model]."""
         c = self.config
         items = (codes[..., 0] >= 0).sum(1, keepdim=True)
         age = (items - 1 - torch.arange(codes.shape[1], device=codes.device)).clamp(0, c.max_items - 1)
-        return self.recency(age).repeat_interleave(c.levels, dim=1)
+        return self.recency(age)
 
 
 class DecoderLayer(nn.Module):

@@ -28,8 +28,10 @@ def to_t5(model: Seq2Seq) -> T5ForConditionalGeneration:
     the student lacks, is zero.
 
     Raises:
-        ValueError: the table of recencies is not zero; T5 has none.
+        ValueError: the table of recencies is not zero, or texts are read; T5 has neither.
     """
+    if model.text is not None:
+        raise ValueError("The student reads texts of the items, and T5 has no such input.")
     if model.recency.weight.abs().max() > 0:
         raise ValueError("The student's table of recencies is not zero, and T5 has none: its logits would differ.")
     c = model.config

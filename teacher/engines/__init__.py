@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from distill.data.dataset import PAD, Dataset
+from distill.decoding.beam_search import Step
 from distill.runtime import models
-from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
+from distill.teachers.engine import Scope
 from teacher.config import StreamSettings
 from teacher.model import check_checkpoint
+from teacher.prompt_file import PROMPT_FILE, fill, read_prompt
 from teacher.tasks import TaskData
+from teacher.tokenizer import check_codewords
 
 
 def prompt_rows(data: TaskData, prompt: str, histories: np.ndarray) -> list[list[int]]:
@@ -21,11 +26,14 @@ def prompt_rows(data: TaskData, prompt: str, histories: np.ndarray) -> list[list
 
     Args:
         data: knows templates and codewords.
-        prompt: "stream" or "seqrec".
+        prompt: "stream", "seqrec", or "file": the text that the user brought (`data.prompt_text`).
         histories: item numbers, oldest first, padded with -1 [users, length].
     """
     if prompt == "seqrec":
         return [data.seqrec_prompt(history) for history in histories]
+    if prompt == "file":
+        texts = [fill(data.prompt_text, data.history_text(history)) for history in histories]
+        return [data.framed(words, data.ids.levels) for words in data.encode(texts)]
     return [data.writer.prompt(history[history != PAD]).tolist() for history in histories]
 
 
@@ -38,17 +46,31 @@ def open_teacher(folder: Path, dataset: Dataset, ids: SemanticIDs) -> tuple[Task
     check_checkpoint(folder)
     facts = json.loads((Path(folder) / "teacher.json").read_text())
     tokenizer = models.load_tokenizer(folder, f"No tokenizer at {folder}")
-    vocabulary = tokenizer.get_vocab()
-    missing = [token for token in ids.tokens() if token not in vocabulary]
-    if missing:
-        raise UserError(f"The teacher at {folder} does not know {len(missing)} codewords (first {missing[0]!r}).")
-    rows = json.loads((Path(folder) / "config.json").read_text()).get("vocab_size", len(vocabulary))
-    last = max(vocabulary[token] for token in ids.tokens())
-    if last >= rows:
-        raise UserError(
-            f"The teacher at {folder} has {rows} rows of embeddings, its tokenizer has codewords up to token {last}: "
-            "it was saved before its vocabulary was extended."
-        )
+    rows = json.loads((Path(folder) / "config.json").read_text()).get("vocab_size", len(tokenizer))
+    check_codewords(tokenizer, ids, rows, folder)
     stream = StreamSettings(facts.get("stream_titles", 0), facts.get("stream_title_items", 0))
-    data = TaskData(dataset, ids, tokenizer, facts["max_history"], facts["max_tokens"], stream=stream)
-    return data, facts["prompt"]
+    text = read_prompt(Path(folder) / PROMPT_FILE) if facts["prompt"] == "file" else ""
+    limits = facts["max_history"], facts["max_tokens"]
+    return TaskData(dataset, ids, tokenizer, *limits, stream=stream, prompt_text=text), facts["prompt"]
+
+
+def mask_gaps(log_probs: Tensor, gaps: np.ndarray, scope: Scope = "level") -> Tensor:
+    """Give codewords that the vocabulary lacks the probability 0.
+
+    Args:
+        log_probs: [..., levels, codebook_size], or [..., levels, levels * codebook_size] under scope "all".
+        gaps: as `TaskData.gaps` [levels, codebook_size].
+        scope: as for `Engine.codeword_logprobs`.
+
+    Returns:
+        The same, -inf at gaps.
+    """
+    if not gaps.any():
+        return log_probs
+    mask = torch.from_numpy(gaps if scope == "level" else gaps.ravel())
+    return log_probs.masked_fill(mask.to(log_probs.device), -torch.inf)
+
+
+def mask_step(step: Step, gaps: np.ndarray) -> Step:
+    """Let a step of an unconstrained beam search never choose codewords that the vocabulary lacks."""
+    return lambda level, parents, codes: mask_gaps(step(level, parents, codes), gaps[level])

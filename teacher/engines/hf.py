@@ -17,14 +17,14 @@ from transformers import DynamicCache
 from distill.data.dataset import PAD, Dataset
 from distill.data.histories import last_items
 from distill.decoding.beam_search import score_all, search, to_items
-from distill.decoding.tree_attention import BeamTree, additive
 from distill.decoding.trie import Trie
 from distill.runtime import models
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
-from teacher.engines import open_teacher, prompt_rows
-from teacher.model import output_logits
+from distill.teachers.engine import Scope
+from teacher.engines import mask_gaps, mask_step, open_teacher, prompt_rows
+from teacher.engines.tree_step import TreeStep, codeword_log_probs, encode, prefixes_of
 from teacher.tasks import TaskData
 
 
@@ -34,7 +34,7 @@ class HFEngine:
     Args:
         model: a causal model with codewords in its vocabulary.
         data: knows the prompts and the codewords' token numbers.
-        prompt: kind of prompt, "stream" or "seqrec".
+        prompt: kind of prompt, "stream", "seqrec" or "file".
 
     Attributes:
         counters: tokens that went through the model as prompts.
@@ -65,11 +65,7 @@ class HFEngine:
         self, histories: np.ndarray, width: int, exclude_bought: bool = True, constrained: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `Engine.beams`."""
-        bought = torch.from_numpy(histories).to(self.device)
-        step = TreeStep(self.model, self.token_of, *self.prompts(histories))
-        beams = search(step, self.trie, bought, width, exclude_bought, constrained)
-        items, scores = to_items(beams, self.trie, bought, width, exclude_bought, constrained)
-        return items.cpu().numpy(), scores.cpu().numpy()
+        return self._search(self._step(histories), histories, width, exclude_bought, constrained)
 
     @torch.inference_mode()
     def score_items(self, histories: np.ndarray) -> np.ndarray:
@@ -77,7 +73,7 @@ class HFEngine:
         scores = []
         for start in range(0, len(histories), 8):
             part = histories[start : start + 8]
-            step = TreeStep(self.model, self.token_of, *self.prompts(part))
+            step = self._step(part)
             scores.append(score_all(step, self.trie, len(part), self.device)[:, self.trie.leaf_of_item].cpu().numpy())
         return np.concatenate(scores)
 
@@ -93,7 +89,7 @@ class HFEngine:
             float32 [rows, k], -inf for none.
         """
         codes = torch.from_numpy(self.data.ids.codes[np.maximum(items, 0)]).to(self.device)
-        step = TreeStep(self.model, self.token_of, *self.prompts(histories))
+        step = self._step(histories)
         total = step(0, None, None).expand(-1, items.shape[1], -1).gather(2, codes[..., :1])[..., 0]
         beams = torch.arange(items.shape[1], device=self.device).expand(items.shape)  # one a candidate
         for level in range(1, codes.shape[2]):
@@ -127,19 +123,41 @@ class HFEngine:
             targets = np.maximum(sequences, 0)
             parts = [self.codeword_logprobs(prefix, targets[:, end], scope) for end, prefix in enumerate(prefixes)]
             return torch.stack(parts, dim=1)
-        if self.data.writer.titles is None:
-            prompts, _ = self.prompts(sequences, room=-1)  # the last token is only a target
-            hidden = self.model.base_model(input_ids=prompts[:, :-1]).last_hidden_state
-            return self._codeword_logprobs(hidden.unflatten(1, (length, levels)), scope)
-        streams = [self.data.writer.sequence(row[row != PAD]) for row in sequences]
-        tokens, _ = self.padded([stream.tokens.tolist() for stream in streams], room=-1)
-        before = np.zeros((len(streams), length * levels), dtype=np.int64)  # positions that predict the codewords
-        for row, stream in enumerate(streams):
-            places = np.flatnonzero(stream.codewords) - 1
-            before[row, : len(places)] = places
-        hidden = self.model.base_model(input_ids=tokens[:, :-1]).last_hidden_state
-        index = torch.from_numpy(before).to(self.device)[..., None].expand(-1, -1, hidden.shape[-1])
-        return self._codeword_logprobs(hidden.gather(1, index).unflatten(1, (length, levels)), scope)
+        states, before, _ = self._read_streams(sequences, use_cache=False)
+        index = before[..., None].expand(-1, -1, states.shape[-1])
+        return self._codeword_logprobs(states.gather(1, index).unflatten(1, (length, levels)), scope)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether `label_streams` can be asked: every history is the beginning of its user's sequence of tokens.
+
+        It is not where only the last items carry titles, nor where layers keep the last tokens alone.
+        """
+        sliding = getattr(self.model.config, "sliding_window", None)
+        all_kept = sliding is None or sliding > self.data.max_tokens
+        return self.prompt == "stream" and not self.data.stream.stream_title_items and all_kept
+
+    @torch.inference_mode()
+    def label_streams(
+        self,
+        sequences: np.ndarray,
+        users: np.ndarray,
+        places: np.ndarray,
+        width: int,
+        exclude_bought: bool = True,
+        constrained: bool = True,
+        scope: Scope = "level",
+    ) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """As `Engine.label_streams`."""
+        levels = self.data.ids.levels
+        states, before, cache = self._read_streams(sequences, use_cache=True)
+        rows = torch.from_numpy(users).to(self.device)
+        place = torch.from_numpy(places).to(self.device)
+        before = before.unflatten(1, (-1, levels))[rows, place]  # positions that predict the targets [targets, levels]
+        log_probs = self._codeword_logprobs(states[rows[:, None], before], scope)
+        step = TreeStep(self.model, self.token_of, prefixes_of(cache, states, rows, before[:, 0] + 1))
+        histories = np.where(np.arange(sequences.shape[1]) < places[:, None], sequences[users], PAD)
+        return *self._search(step, histories, width, exclude_bought, constrained), log_probs
 
     def facts(self) -> dict[str, str]:
         """Engine, versions and dtype, for the labels' manifest."""
@@ -190,47 +208,45 @@ class HFEngine:
         self.counters["tokens"] += int(lengths.sum())
         return torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths).to(self.device)
 
-    def _codeword_logprobs(self, hidden: Tensor, scope: str) -> Tensor:
+    def _step(self, histories: np.ndarray) -> TreeStep:
+        """Encode the prompts of histories and begin a search behind them."""
+        return TreeStep(self.model, self.token_of, encode(self.model, *self.prompts(histories)))
+
+    def _search(
+        self, step: TreeStep, histories: np.ndarray, width: int, exclude_bought: bool, constrained: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Search the likeliest items; arguments and result as `Engine.beams`."""
+        bought = torch.from_numpy(histories).to(self.device)
+        allowed = step if constrained else mask_step(step, self.data.gaps)
+        beams = search(allowed, self.trie, bought, width, exclude_bought, constrained)
+        items, scores = to_items(beams, self.trie, bought, width, exclude_bought, constrained)
+        return items.cpu().numpy(), scores.cpu().numpy()
+
+    def _read_streams(self, sequences: np.ndarray, use_cache: bool) -> tuple[Tensor, Tensor, DynamicCache | None]:
+        """Run whole sequences through the trunk.
+
+        Args:
+            sequences: item numbers, padded with -1 on the right [users, length].
+            use_cache: keep keys and values.
+
+        Returns:
+            Hidden states [users, tokens, dim]; the positions that predict each codeword, undefined at padding
+            [users, length * levels]; the cache.
+        """
+        streams = [self.data.writer.sequence(row[row != PAD]) for row in sequences]
+        tokens, _ = self.padded([stream.tokens.tolist() for stream in streams], room=-1)  # the last is only a target
+        before = np.zeros((len(streams), sequences.shape[1] * self.data.ids.levels), dtype=np.int64)
+        for row, stream in enumerate(streams):
+            positions = np.flatnonzero(stream.codewords) - 1
+            before[row, : len(positions)] = positions
+        cache = DynamicCache(config=self.model.config) if use_cache else None
+        out = self.model.base_model(input_ids=tokens[:, :-1], past_key_values=cache, use_cache=use_cache)
+        return out.last_hidden_state, torch.from_numpy(before).to(self.device), cache
+
+    def _codeword_logprobs(self, hidden: Tensor, scope: Scope) -> Tensor:
         """Log-probabilities over the full vocabulary of the codewords [..., levels, codewords]."""
-        logits = output_logits(self.model, hidden)
-        total = logits.logsumexp(-1, keepdim=True)
+        log_probs = codeword_log_probs(self.model, hidden, self.token_of)  # [..., position, level, codeword]
         if scope == "all":
-            return logits[..., self.token_of.flatten()] - total
-        levels = [logits[..., level, :][..., self.token_of[level]] for level in range(len(self.token_of))]
-        return torch.stack(levels, dim=-2) - total
-
-
-class TreeStep:
-    """`beam_search.Step` of a causal model: beams as a tree in one growing key-value cache.
-
-    Args:
-        model: a causal model.
-        token_of: token number of every codeword [levels, codebook_size].
-        prompts: token numbers, padded on the right [users, tokens].
-        lengths: of the prompts [users].
-    """
-
-    def __init__(self, model, token_of: Tensor, prompts: Tensor, lengths: Tensor):
-        self.model, self.token_of, self.prompts, self.lengths = model, token_of, prompts, lengths
-        self.cache = DynamicCache(config=model.config)
-        self.branches = BeamTree(lengths, prompts.shape[1])
-
-    def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
-        """As `beam_search.Step`."""
-        model = self.model
-        if level == 0:
-            # padding is on the right: causal attention never shows it to a real token
-            out = model.base_model(input_ids=self.prompts, past_key_values=self.cache, use_cache=True)
-            last = (self.lengths - 1)[:, None, None].expand(-1, 1, out.last_hidden_state.shape[-1])
-            hidden = out.last_hidden_state.gather(1, last)
-        else:
-            visible, positions = self.branches.append_beam_tokens(parents)
-            hidden = model.base_model(
-                input_ids=self.token_of[level - 1][codes],
-                attention_mask=additive(visible, model.dtype),
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
-            ).last_hidden_state
-        logits = output_logits(model, hidden)
-        return logits[..., self.token_of[level]] - logits.logsumexp(-1, keepdim=True)
+            return mask_gaps(log_probs.flatten(-2), self.data.gaps, scope)
+        levels = log_probs.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
+        return mask_gaps(levels.contiguous(), self.data.gaps)

@@ -30,7 +30,7 @@ from distill.decoding.trie import Trie
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.engine import Scope
-from teacher.engines import open_teacher, prompt_rows
+from teacher.engines import mask_gaps, open_teacher, prompt_rows
 from teacher.engines.vllm_start import last_line, start_vllm
 from teacher.tasks import TaskData
 
@@ -43,7 +43,7 @@ class VLLMEngine:
     Args:
         llm: a `vllm.LLM`.
         data: knows the prompts and the codewords' token numbers.
-        prompt: kind of prompt, "stream" or "seqrec".
+        prompt: kind of prompt, "stream", "seqrec" or "file".
 
     Attributes:
         counters: since the start: requests, their prompts' tokens, and how many of these came from the prefix cache.
@@ -265,14 +265,15 @@ class VLLMEngine:
         wanted, levels = self._wanted(scope), self.data.ids.levels
         if self.v2:
             codewords = [np.ones(levels, bool)] * len(forced)
-            return torch.stack(self._forced_at_once(prompts, list(forced), codewords, wanted))
+            log_probs = torch.stack(self._forced_at_once(prompts, list(forced), codewords, wanted))
+            return mask_gaps(log_probs, self.data.gaps, scope)
         prefixes = [
             [*prompt, *tokens[:level]]
             for prompt, tokens in zip(prompts, forced.tolist(), strict=True)
             for level in range(levels)
         ]
-        log_probs = self.next_token_logprobs(prefixes, [wanted[level] for _ in prompts for level in range(levels)])
-        return torch.from_numpy(np.stack(log_probs)).unflatten(0, (-1, levels))
+        values = self.next_token_logprobs(prefixes, [wanted[level] for _ in prompts for level in range(levels)])
+        return mask_gaps(torch.from_numpy(np.stack(values)).unflatten(0, (-1, levels)), self.data.gaps, scope)
 
     def _forced_at_once(
         self, prompts: list[list[int]], forced: list[np.ndarray], codewords: list[np.ndarray], wanted: np.ndarray
@@ -308,7 +309,7 @@ class VLLMEngine:
 
 
 class RequestStep:
-    """`beam_search.Step` of a running vLLM: one request a beam, about its children in the trie or all codewords.
+    """`beam_search.Step` of a running vLLM: one request a beam, about its children in the trie or all known codewords.
 
     Args:
         engine: runs the requests.
@@ -352,7 +353,7 @@ class RequestStep:
         """Which codewords each beam asks about: bool [users, beams, codebook_size]."""
         shape = (*self.nodes.shape, self.trie.codebook_size)
         if not self.constrained:
-            return torch.ones(shape, dtype=torch.bool)
+            return torch.from_numpy(~self.engine.data.gaps[level]).expand(shape)
         child, code = self.trie.children(level, self.nodes.clamp(min=0))
         user, beam, place = torch.where((child >= 0) & (self.nodes >= 0)[..., None])
         requested = torch.zeros(shape, dtype=torch.bool)

@@ -202,3 +202,23 @@ def test_items_added_later_lie_in_the_same_space(tmp_path, how):
     # and once more, with nothing new
     assert command("embed_items.py", tmp_path, *words)[0] == 0
     np.testing.assert_array_equal(rows(tmp_path, "same"), found)
+
+
+def test_fields_of_the_texts(tmp_path):
+    """Categories alone: items of a kind are equal. The default's manifest is that of before the option."""
+    titles = [" ".join(reversed(title.split()[:2])) for title in TITLES]  # "tent aurora": the category is the line
+    make_dataset(tmp_path, titles)
+    every = ["--fields", "title,brand,categories,description"]
+    for words in (["--dim", "8"], ["--dim", "8", *every]):
+        code, _, error = command("embed_items.py", tmp_path, *words)
+        assert code == 0, error
+    assert "finished, at" in error
+    whole = rows(tmp_path)
+    code, _, error = command("embed_items.py", tmp_path, "--dim", "8", "--fields", "categories")
+    assert code == 0 and "made again, because fields changed" in error
+    by_category = rows(tmp_path).reshape(len(KINDS), len(LINES), -1)
+    np.testing.assert_allclose(by_category, np.broadcast_to(by_category[:1], by_category.shape), atol=1e-6)
+    assert np.abs(whole[0] - whole[len(LINES)]).max() > 0.01  # another kind of the same line
+    for value, said in (("name", "--fields"), ("[]", "--fields is empty")):
+        code, _, error = command("embed_items.py", tmp_path, "--fields", value)
+        assert code == 2 and said in error

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from lcrec_form import GAPS, import_checkpoint, make_run
 from transformers import GenerationConfig
 
 from distill import export_soft_labels as export
@@ -359,3 +360,23 @@ def test_checkpoints_that_do_not_fit(shop, checkpoint, tmp_path):
     train_tokenizer(["a"], 300).save_pretrained(other)
     with pytest.raises(UserError, match="does not know 600 codewords"):
         VLLMEngine.load(other, *shop)
+
+
+def test_a_published_lcrec_checkpoint(engine, tmp_path):
+    """Gaps among the codewords and a prompt from a file: both engines give the same lists and distributions."""
+    folder = import_checkpoint(make_run(tmp_path))
+    shop = Dataset.load(tmp_path / "dataset"), SemanticIDs.load(tmp_path / "semantic_ids")
+    plain = HFEngine.load(folder, *shop)
+    engine.close()  # one vLLM in a process; this is the file's last test
+    lcrec = VLLMEngine.load(folder, *shop, max_num_seqs=64)
+    rows = np.array([[3, 1, 14, 9], [5, PAD, PAD, PAD], [9, 2, PAD, PAD]])
+    for width, constrained in ((16, True), (30, False)):
+        items, scores = lcrec.beams(rows, width, constrained=constrained)
+        expected_items, expected = plain.beams(rows, width, constrained=constrained)
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
+        same_ranking(items, expected_items, expected)
+    for scope, gaps in (("level", GAPS), ("all", np.tile(GAPS.ravel(), (len(GAPS), 1)))):
+        found = lcrec.codeword_logprobs(rows, np.array([0, 7, 12]), scope)
+        np.testing.assert_allclose(found, plain.codeword_logprobs(rows, np.array([0, 7, 12]), scope), atol=1e-4)
+        assert (np.isneginf(found.numpy()) == gaps).all()
+    lcrec.close()

@@ -11,6 +11,8 @@ FILES = sorted(path for room in HOUSE for path in (ROOT / room).rglob("*.py"))
 ENTRIES = {
     "teacher.finetune",
     "teacher.merge",
+    "teacher.import_base",
+    "teacher.import_lcrec",
     "student.train",
     "student.baseline",
     "distill.export_soft_labels",

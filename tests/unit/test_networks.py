@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from item_texts import text_network
 
 from distill.decoding.beam_search import beam_search, score_all
 from distill.decoding.trie import FullTree, Trie
@@ -26,6 +27,14 @@ NETWORKS = {
     "seq2seq": lambda **changes: Seq2Seq(dataclasses.replace(SMALL, **changes)),
     "causal": lambda **changes: Causal(dataclasses.replace(CAUSAL, **changes)),
     "nested": lambda **changes: Nested(dataclasses.replace(NESTED, **changes)),
+}
+# the same networks with texts of the items, added or alone
+NETWORKS |= {
+    "seq2seq+text": lambda **changes: text_network(Seq2Seq, dataclasses.replace(SMALL, **changes)),
+    "seq2seq text only": lambda **changes: text_network(Seq2Seq, dataclasses.replace(SMALL, **changes), only=True),
+    "causal+text": lambda **changes: text_network(Causal, dataclasses.replace(CAUSAL, **changes)),
+    "nested+text": lambda **changes: text_network(Nested, dataclasses.replace(NESTED, **changes)),
+    "nested text only": lambda **changes: text_network(Nested, dataclasses.replace(NESTED, **changes), only=True),
 }
 
 
@@ -184,9 +193,11 @@ def test_equals_hugging_faces_t5(seq2seq, lengths):
         close(level[:, number], logits[:, number, rows].log_softmax(-1))
 
 
-def test_no_t5_with_recencies(seq2seq):
+def test_no_t5_with_recencies_or_texts(seq2seq):
     with pytest.raises(ValueError, match="recencies"):
         to_t5(seq2seq)
+    with pytest.raises(ValueError, match="reads texts"):
+        to_t5(NETWORKS["seq2seq+text"]())
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

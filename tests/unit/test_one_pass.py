@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from item_texts import text_network
 
 from student.models.causal import Causal, CausalConfig, Positions
 from student.models.nested import Nested, NestedConfig
@@ -13,6 +14,9 @@ SIZES = {"d_model": 24, "d_ff": 40, "heads": 3, "d_head": 8, "dropout": 0}
 NETWORKS = {
     "causal": lambda: Causal(CausalConfig(LEVELS, SIZE, **SIZES, layers=3)),
     "nested": lambda: Nested(NestedConfig(LEVELS, SIZE, **SIZES, outer=2, layers=2)),
+    "causal+text": lambda: text_network(Causal, CausalConfig(LEVELS, SIZE, **SIZES, layers=3)),
+    "nested+text": lambda: text_network(Nested, NestedConfig(LEVELS, SIZE, **SIZES, outer=2, layers=2)),
+    "nested text only": lambda: text_network(Nested, NestedConfig(LEVELS, SIZE, **SIZES, outer=2, layers=2), only=True),
 }
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from student.models.item_models.items import ItemEmbedding, ItemModel
+from student.models.item_models.items import ItemModel, build_items
+from student.models.item_text import TextConfig
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class GRUConfig:
     dim: int = 64
     layers: int = 1
     dropout: float = 0.3
+    text: TextConfig | None = None
 
 
 class GRU4Rec(ItemModel):
@@ -26,11 +28,12 @@ class GRU4Rec(ItemModel):
     def __init__(self, config: GRUConfig):
         super().__init__()
         self.config = config
-        self.items = ItemEmbedding(config.n_items, config.dim)
+        self.items = build_items(config.n_items, config.dim, config.text)
         self.gru = nn.GRU(config.dim, config.dim, config.layers, batch_first=True)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        nn.init.normal_(self.items.weight, std=0.02)
+        for table in self.items.parameters():
+            nn.init.normal_(table, std=0.02)
 
     def encode(self, histories: Tensor) -> Tensor:
         """Compute the states after each prefix [users, length, dim].

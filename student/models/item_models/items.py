@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from student.models.item_text import ProjectedText, TextConfig
 
 
 class ItemEmbedding(nn.Embedding):
@@ -27,13 +30,50 @@ class ItemEmbedding(nn.Embedding):
         return functional.linear(states, self.weight).float().log_softmax(-1)
 
 
+class TextItemEmbedding(nn.Module):
+    """The interface of `ItemEmbedding`; a row is the projected text of an item, plus a learned row unless `text.only`.
+
+    Scores read the same rows, so items that no training sequence holds are recommended by their texts.
+
+    Args:
+        n_items: rows.
+        dim: of the network.
+        text: sizes of the text embeddings.
+    """
+
+    def __init__(self, n_items: int, dim: int, text: TextConfig):
+        super().__init__()
+        self.text, self.dim = ProjectedText(text, dim), dim
+        self.learned = None if text.only else nn.Parameter(torch.empty(n_items, dim))
+
+    @property
+    def weight(self) -> Tensor:
+        """The rows of all items [n_items, dim]."""
+        rows = self.text(torch.arange(len(self.text.vectors), device=self.text.vectors.device))
+        return rows if self.learned is None else rows + self.learned
+
+    def forward(self, items: Tensor | None, states: Tensor | None = None) -> Tensor:
+        """As `ItemEmbedding.forward`."""
+        if states is not None:
+            return functional.linear(states, self.weight).float().log_softmax(-1)
+        rows = self.text(items.clamp(min=0))
+        if self.learned is not None:
+            rows = rows + functional.embedding(items.clamp(min=0), self.learned)
+        return rows * self.dim**0.5
+
+
+def build_items(n_items: int, dim: int, text: TextConfig | None) -> ItemEmbedding | TextItemEmbedding:
+    """Build the embedding of all items, with texts or without."""
+    return TextItemEmbedding(n_items, dim, text) if text else ItemEmbedding(n_items, dim)
+
+
 class ItemModel(nn.Module):
     """A network whose state at each place predicts the next item.
 
-    Subclasses set `items` (an `ItemEmbedding`) and `config`, and define `encode`.
+    Subclasses set `items` and `config`, and define `encode`.
     """
 
-    items: ItemEmbedding
+    items: ItemEmbedding | TextItemEmbedding
 
     def encode(self, histories: Tensor) -> Tensor:
         """Compute the states after each prefix [users, length, dim]; see `forward`."""

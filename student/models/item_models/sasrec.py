@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student.models.item_models.items import ItemEmbedding, ItemModel
+from student.models.item_models.items import ItemModel, build_items
+from student.models.item_text import TextConfig
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class SASRecConfig:
     layers: int = 2
     heads: int = 2
     dropout: float = 0.3
+    text: TextConfig | None = None
 
 
 class SASRec(ItemModel):
@@ -33,13 +35,13 @@ class SASRec(ItemModel):
     def __init__(self, config: SASRecConfig):
         super().__init__()
         self.config = config
-        self.items = ItemEmbedding(config.n_items, config.dim)
+        self.items = build_items(config.n_items, config.dim, config.text)
         self.positions = nn.Embedding(config.max_history, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        for table in (self.items, self.positions):
-            nn.init.normal_(table.weight, std=0.02)
+        for table in (*self.items.parameters(), self.positions.weight):
+            nn.init.normal_(table, std=0.02)
 
     def encode(self, histories: Tensor) -> Tensor:
         """Compute the states after each prefix [users, length, dim].
