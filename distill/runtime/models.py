@@ -104,6 +104,7 @@ def _load(load: Callable[..., Any], source: Path | str, refusal: str, **options:
         TypeError,
         AttributeError,
         ImportError,
+        RuntimeError,
         SafetensorError,
     ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
