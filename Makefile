@@ -2,6 +2,7 @@
 # make demo-llm: the same with a pretrained teacher that reads titles, SmolLM2-135M from the package index.
 # make test: style, types and the test suite.   make test-fast: style, types and the quick unit tests.
 # make lint: format and fix.   make docs: the documentation site, into site/.
+# make audit: known weaknesses of the versions in constraints.txt (needs the network).
 # PIP_ARGS is passed to pip, for example an extra index with CPU builds of torch.
 # PYTEST_ARGS is passed to pytest: with "-m 'not vllm'" the suite does without vLLM, and it is not installed.
 
@@ -17,7 +18,7 @@ SERIAL_TESTS := tests/engines tests/distributed
 VLLM := $(if $(findstring not vllm,$(PYTEST_ARGS)),,$(VENV)/.installed-vllm)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo demo-llm test test-fast check lint docs clean
+.PHONY: demo demo-llm test test-fast check lint docs audit clean
 
 demo: $(VENV)/.installed
 	scripts/run_pipeline.sh configs/demo
@@ -52,6 +53,12 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-docs
 	mkdocs build
+
+# in an environment of its own: it brings versions that the constraints do not know
+audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'pip-audit>=2.9'
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf $(VENV) runs site

@@ -35,6 +35,7 @@ from distill.runtime.config import run
 from distill.runtime.logs import log
 from distill.runtime.markdown import markdown_table
 from distill.runtime.processes import run_command
+from distill.runtime.terminal import cell
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,7 +55,7 @@ def main(config: Config) -> None:
     (config.run / "ablation.md").write_text(head + markdown_table(HEADS, lines, text_columns=(0, 1, 2)))
     table = Table(*HEADS)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(cell, line))
     Console().print(table)
 
 

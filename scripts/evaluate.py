@@ -18,7 +18,8 @@ from distill.evaluation.outside_lists import check_names, content_hash, read_out
 from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.evaluation.systems import System
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
-from distill.runtime.config import JobSettings, run
+from distill.runtime.config import JobSettings, Seed, run
+from distill.runtime.devices import check_device
 from distill.semantic_ids.ids import SemanticIDs
 
 
@@ -32,7 +33,7 @@ class Config(InputSettings, EvaluationSettings, JobSettings):
     """auto, cpu or cuda."""
     teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"identity": False})
     """Type of the teacher's weights; bfloat16 is faster where the processor or GPU has it, and rounds scores."""
-    seed: int = 0
+    seed: Seed = 0
     """Named in the table: the seed of the run's trainings."""
 
 
@@ -49,6 +50,8 @@ def main(config: Config) -> None:
     job = ArtifactJob("evaluation", config, output, inputs.artifacts(), extra, overwrite=config.overwrite)
     if job.is_finished():
         return
+
+    check_device(config.device)
 
     from student.systems import MemoryMixture  # with torch: slow to import
 

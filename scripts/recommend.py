@@ -16,6 +16,7 @@ from typing import Literal
 from jsonargparse.typing import PositiveInt
 
 from distill.runtime.config import run
+from distill.runtime.terminal import cell
 from student.histories import read_histories
 
 
@@ -62,14 +63,13 @@ def print_table(history: list[str], items: list) -> None:
     """Print one list of recommendations as a table."""
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"after {escape(', '.join(history[-5:]))}", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=cell(f"after {', '.join(history[-5:])}"), box=box.SIMPLE_HEAD, title_justify="left")
     for head in ("", "item", "title", "score"):
         table.add_column(head, justify="right" if head in ("", "score") else "left")
     for place, item in enumerate(items, 1):
-        table.add_row(str(place), escape(item.item_id), escape(item.title), f"{item.score:.3f}")
+        table.add_row(str(place), cell(item.item_id), cell(item.title), f"{item.score:.3f}")
     Console().print(table)
 
 

@@ -18,7 +18,7 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
-from distill.runtime.config import JobSettings, suggest
+from distill.runtime.config import HistoryLength, JobSettings, Seed, suggest
 from distill.runtime.errors import UserError
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
@@ -128,9 +128,9 @@ class BatchSettings:
     """Rows per batch, process and accumulation step: examples, or users' sequences where one pass trains them."""
     accumulation: PositiveInt = 1
     """Batches per optimiser step; with N processes a step is over batch_size x accumulation x N rows."""
-    max_history: PositiveInt = 20
+    max_history: HistoryLength = 20
     """Items of history (paper: 20)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights and order."""
 
 
@@ -264,7 +264,7 @@ class Config(
     """Peak learning rate of dtr's ranker phase, which starts from the retriever."""
     width: PositiveInt = 20
     """Beam width in validation."""
-    seeds: list[int] | None = field(default=None, metadata={"identity": False})
+    seeds: list[Seed] | None = field(default=None, metadata={"identity": False})
     """Train once for each seed, into OUTPUT-seed0 and so on; log mean and spread of validation NDCG@10."""
 
     @property

@@ -36,10 +36,10 @@ def read_histories(history: str | None, file: Path | None) -> list[list[str]]:
     if history is not None:
         lines, source = [history], "--history"
     elif str(file) == "-":
-        lines, source = sys.stdin.read().splitlines(), "standard input"
+        lines, source = sys.stdin.read().removeprefix("\ufeff").splitlines(), "standard input"
     else:
         try:
-            lines, source = file.read_text(encoding="utf-8").splitlines(), str(file)
+            lines, source = file.read_text(encoding="utf-8-sig").splitlines(), str(file)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"Cannot read {file}: {getattr(error, 'strerror', None) or error}.") from None
     if not lines:
@@ -56,7 +56,7 @@ def parse_history(line: str, source: str) -> list[str]:
     if line.lstrip().startswith("["):
         try:
             items = [str(item) for item in json.loads(line)]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{source}: not a JSON list of item ids ({error}).") from None
     else:
         items = [item.strip() for item in line.split(",") if item.strip()]

@@ -15,6 +15,7 @@ from distill.data.dataset import PAD, batches_by_length
 from distill.data.histories import last_items
 from distill.ranking import mask_history, scores_of, top_items
 from distill.runtime.artifacts import verify_folder, write_json
+from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from student.models.item_models import ITEM_MODELS
 from student.models.item_text import sizes_from_json, sizes_to_json
@@ -38,8 +39,9 @@ class ItemRecommender:
         """Load what `save_pretrained` wrote.
 
         Raises:
-            UserError: the folder is not a baseline.
+            UserError: the folder is not a baseline, or there is no such device.
         """
+        check_device(device)
         folder = Path(folder)
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} is not a baseline: it needs config.json and model.safetensors.")

@@ -22,6 +22,7 @@ from distill.decoding.beam_search import Beams, score_all, search, to_items
 from distill.decoding.trie import Trie
 from distill.losses import sequence_score
 from distill.runtime.artifacts import verify_folder, write_json
+from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
 from student.content_memory import ContentMemory
@@ -97,13 +98,18 @@ class Recommender:
         """Load what `save_pretrained` wrote; half precision (bfloat16, float16) is for GPUs.
 
         Raises:
-            UserError: the folder is not a student.
+            UserError: the folder is not a student, or there is no such device.
         """
+        check_device(device)
         folder = Path(folder)
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} is not a student: it needs config.json and model.safetensors.")
         verify_folder(folder)
         facts = json.loads((folder / "config.json").read_text())
+        if not {"backbone", "model"} <= facts.keys():
+            is_teacher = (folder / "teacher.json").is_file()
+            what = "It is a teacher." if is_teacher else "It is a baseline." if "network" in facts else ""
+            raise UserError(f"{folder} is not a student: its config.json names no backbone. {what}".rstrip())
         network, config = network_of(facts["backbone"])
         sizes = sizes_from_json(config, facts.pop("model"))
         models = []
@@ -189,8 +195,8 @@ class Recommender:
 
         Args:
             histories: item ids, oldest first. The network reads the last `max_history` of each.
-            k: items per list.
-            width: beams; at least k are used.
+            k: items per list, at most the whole catalogue.
+            width: beams; at least k are used, and at most as many as there are items.
             exclude_bought: exclude all items of the history; by default where no user of the training part has an item
                 twice.
             skip_unknown: ignore unknown item ids; a history of nothing else gets an empty list.
@@ -198,6 +204,7 @@ class Recommender:
         Raises:
             UserError: an unknown item id, or a history without items.
         """
+        k, width = min(k, len(self.item_ids)), min(width, len(self.item_ids))
         numbers = pad_histories(self.item_numbers(histories, skip_unknown))
         exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
         items, scores = self.rank_items(numbers, max(width, k), exclude_bought)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data.dataset import Dataset
+from distill.runtime import models
+from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
 from distill.semantic_ids import quantisers
 from distill.semantic_ids.ids import SemanticIDs
 
 
 def from_scratch(tokenizer: PreTrainedTokenizerBase, sizes: dict[str, float], max_tokens: int) -> LlamaForCausalLM:
-    """A small LLaMA with random weights; `sizes` are numeric fields of LlamaConfig."""
+    """Build a small LLaMA with random weights; `sizes` are numeric fields of LlamaConfig.
+
+    Raises:
+        UserError: an unknown field, or sizes that do not fit together.
+    """
+    check_sizes(sizes)
     fields = {name: int(value) if float(value).is_integer() else value for name, value in sizes.items()}
     fields = {"tie_word_embeddings": True} | fields
     config = LlamaConfig(
@@ -34,16 +35,36 @@ def from_scratch(tokenizer: PreTrainedTokenizerBase, sizes: dict[str, float], ma
     return LlamaForCausalLM(config)
 
 
+def check_sizes(sizes: dict[str, float]) -> None:
+    """Refuse unknown fields, which would leave LLaMA-7B's sizes as they are, and sizes that do not fit together.
+
+    Raises:
+        UserError: as above.
+    """
+    known = LlamaConfig().to_dict()
+    for name, value in sizes.items():
+        if name not in known:
+            raise UserError(f"Unknown field {name!r} in --sizes. {suggest(name, sorted(known))}")
+        is_count = isinstance(known[name], int) and not isinstance(known[name], bool)
+        if is_count and not name.endswith("_id") and (value < 1 or not float(value).is_integer()):
+            raise UserError(f"--sizes: {name} is {value:g}; expected a whole number of at least 1.")
+    width, heads = (int(sizes.get(name, known[name])) for name in ("hidden_size", "num_attention_heads"))
+    keys, head = int(sizes.get("num_key_value_heads", heads)), int(sizes.get("head_dim", width // heads))
+    if heads % keys or ("head_dim" not in sizes and width % heads) or head < 2 or head % 2:
+        raise UserError(
+            f"--sizes: hidden_size {width}, num_attention_heads {heads}, num_key_value_heads {keys}, head_dim {head}; "
+            "expected a width that the heads divide into even parts, and as many heads as keys and values have or a "
+            "multiple."
+        )
+
+
 def load_base(base: str, dtype: torch.dtype | str = torch.float32, **options) -> PreTrainedModel:
     """Load a pretrained causal model; `options` are those of `from_pretrained`.
 
     Raises:
-        UserError: there is none at that path or name.
+        UserError: there is none at that path or name, or it is not loaded (`distill.runtime.models`).
     """
-    try:
-        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"No base model at {base!r}: {str(error).splitlines()[0]}") from None
+    return models.load_model(base, f"No base model at {base!r}", dtype=dtype, **options)
 
 
 def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from distill.runtime.config import JobSettings, suggest
+from distill.runtime.config import HistoryLength, JobSettings, Seed, suggest
 from distill.runtime.errors import UserError
 
 # The position of a task seeds its random generator: append only. `teacher/tasks.py` implements them.
@@ -125,7 +125,7 @@ class TaskSettings:
     from item texts)."""
     prompt: Literal["stream", "seqrec"] = "stream"
     """Prompt that asks for recommendations after training; the task of this name must be among the tasks."""
-    max_history: PositiveInt = 20
+    max_history: HistoryLength = 20
     """Items of history (paper: 20)."""
     max_tokens: PositiveInt = 256
     """Longest sequence in tokens."""
@@ -203,7 +203,7 @@ class GeneralSettings:
 
     tracker: str = field(default="tensorboard", metadata=NOT_IN_IDENTITY)
     """Where the curves go: tensorboard (logs/teacher beside the output), none, or another that Accelerate knows."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of weights, order and templates."""
 
 

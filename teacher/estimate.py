@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from distill.data.dataset import Dataset
+from distill.runtime import models
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.semantic_ids.ids import SemanticIDs
@@ -135,8 +136,8 @@ def tokenizer_of(settings: ModelSettings, base_config: Path | None, dataset: Dat
     if settings.base is None:
         return train_tokenizer(texts, settings.vocab_size), False
     try:
-        AutoTokenizer.from_pretrained(settings.base, local_files_only=True)
-    except (OSError, ValueError):
+        models.load_tokenizer(settings.base, "", local_files_only=True)
+    except UserError:
         if base_config is None:
             raise UserError(
                 f"No base model {settings.base!r} on this machine; for a dry run without it give --base_config FILE, "
@@ -153,10 +154,7 @@ def load_config(where: Path | str) -> PretrainedConfig:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        return AutoConfig.from_pretrained(where, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"No config of a base model at {str(where)!r}: {str(error).splitlines()[0]}") from None
+    return models.load_config(where, f"No config of a base model at {str(where)!r}", local_files_only=True)
 
 
 def on_meta(
@@ -176,7 +174,7 @@ def on_meta(
         if settings.base is None:
             model, rows = from_scratch(tokenizer, settings.sizes, max_tokens), len(tokenizer)
         else:
-            model = AutoModelForCausalLM.from_config(load_config(base_config))
+            model = models.build_causal_model(load_config(base_config))
             rows = model.config.vocab_size + new if is_estimate else len(tokenizer)
             model.resize_token_embeddings(rows, mean_resizing=False)
         return adapt(model, settings, list(range(rows - new, rows)))

@@ -14,6 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.runtime import models
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
 from distill.runtime.folders import discard, hidden
@@ -91,15 +92,10 @@ def convert(source: Path, folder: Path) -> int:
     if importlib.util.find_spec("gguf") is None:
         raise UserError("Reading GGUF files needs the package gguf: pip install gguf")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    try:
-        quantised = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**place)
-    except (ValueError, OSError, KeyError, IndexError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source} is no GGUF model that Transformers can read ({reason}). Was it cut off?") from None
+    refusal = f"{source} is no GGUF model that Transformers can read (was it cut off?)"
+    quantised = models.load_model(source.parent, refusal, gguf_file=source.name, dtype=torch.float32)
+    tokenizer = models.load_tokenizer(source.parent, refusal, gguf_file=source.name)
     settings = quantised.config.to_dict()
     settings.pop("quantization_config", None)  # it makes save_pretrained refuse
     model = type(quantised)(type(quantised.config).from_dict(settings))

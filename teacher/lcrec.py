@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,6 +26,7 @@ from transformers import (
 )
 
 from distill.data.dataset import Dataset
+from distill.runtime import models
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
@@ -173,19 +172,14 @@ def load_weights(folder: Path, base: str | None) -> PreTrainedModel:
     if base is not None and not is_delta:
         raise UserError(f"{folder} holds a whole model, not the difference to one; leave --base out.")
     if base is not None:
-        add_base(model, load_base(base, model.dtype, use_safetensors=True), base)
+        add_base(model, load_base(base, model.dtype), base)
     model.generation_config = GenerationConfig.from_model_config(model.config)  # the stored one may ask to sample
     return model
 
 
 def _load(folder: Path) -> Any:
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} cannot be loaded ({reason}). Is a file missing or cut off?") from None
+    refusal = f"{folder} cannot be loaded (is a file missing or cut off?)"
+    model, report = models.load_model(folder, refusal, dtype="auto", output_loading_info=True)
     if report["missing_keys"]:
         first = min(report["missing_keys"])
         raise UserError(f"{folder} lacks {len(report['missing_keys'])} tensors (first {first}). Is a file missing?")

@@ -167,8 +167,10 @@ def load_adapter(model: PreTrainedModel, adapter: Path, base: str):
     """Put an adapter on its base; returns the PEFT model.
 
     Raises:
-        UserError: the adapter is damaged, or its tensors are not those that the base needs.
+        UserError: the adapter is damaged or no safetensors, or its tensors are not those that the base needs.
     """
+    if not (adapter / "adapter_model.safetensors").is_file():  # PEFT would take adapter_model.bin, which is pickle
+        raise UserError(f"The adapter at {adapter} cannot be read: it holds no adapter_model.safetensors.")
     from peft import PeftModel, get_peft_model_state_dict
 
     try:

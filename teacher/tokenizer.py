@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from distill.runtime import models as runtime_models
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 
@@ -35,13 +36,9 @@ def load_tokenizer(base: str, **options) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none at that path or name.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base, **options)
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(": ")
-        raise UserError(
-            f"No tokenizer at {base!r} ({reason}); expected tokenizer.json or tokenizer.model there."
-        ) from None
+    tokenizer = runtime_models.load_tokenizer(
+        base, f"No tokenizer at {base!r}; expected tokenizer.json or tokenizer.model there", **options
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.bos_token is None:

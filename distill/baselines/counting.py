@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import scipy.sparse as sp
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from distill.baselines.item_scorer import CHUNK, mean_ndcg, recommend, validation_examples
 from distill.data.dataset import PAD, Dataset, Examples
@@ -24,13 +25,13 @@ __all__ = ["GRID", "TransitionSettings", "Transitions", "count_transitions", "re
 class TransitionSettings:
     """How transitions are counted, and how a history is read."""
 
-    window: int = 5
+    window: PositiveInt = 5
     """G: count pairs at most this far apart."""
-    decay: float = 0.7
+    decay: ClosedUnitInterval = 0.7
     """A pair at distance g counts decay^(g-1)."""
-    recency: float = 0.7
+    recency: ClosedUnitInterval = 0.7
     """w: the d-th last item of the history weighs w^d."""
-    last: int = 10
+    last: PositiveInt = 10
     """L: how many of the last items of the history are read."""
 
     def in_words(self) -> str:

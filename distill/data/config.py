@@ -8,7 +8,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from distill.runtime.config import HalfOpenUnitInterval
+from distill.runtime.config import HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
 
 
@@ -23,7 +23,7 @@ class SourceSettings:
     movielens."""
     input: Path | None = None
     """Folder of the raw files; for formats table and amazon also the file of interactions itself."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the demo's shop and users, and of the choice of withheld items."""
     users: PositiveInt = 2000
     """Number of users of the demo."""

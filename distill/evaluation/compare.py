@@ -12,6 +12,7 @@ from distill.metrics import hit_ranks, ndcg, paired, recall
 from distill.runtime import artifacts
 from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
+from distill.runtime.terminal import cell
 
 CUTOFFS = (1, 5, 10, 20)
 
@@ -78,9 +79,9 @@ def print_comparison(comparison: Comparison, system_a: str, system_b: str) -> No
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{system_a} − {system_b}, {comparison.users:,} users", box=box.SIMPLE_HEAD)
+    table = Table(title=cell(f"{system_a} − {system_b}, {comparison.users:,} users"), box=box.SIMPLE_HEAD)
     for head in ("", system_a, system_b, "difference", "95% interval", "p (paired t)"):
-        table.add_column(head, justify="right" if head else "left")
+        table.add_column(cell(head), justify="right" if head else "left")
     for name, values in comparison.metrics.items():
         interval = f"{values['low']:+.4f} … {values['high']:+.4f}"
         means = f"{values['a']:.4f}", f"{values['b']:.4f}", f"{values['difference']:+.4f}"

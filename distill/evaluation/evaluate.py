@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,9 @@ from distill.evaluation.result_table import ResultTable
 from distill.evaluation.systems import Mixture, Ranked, System, exact_scores, rank_examples
 from distill.evaluation.truth import Truth
 from distill.ranking import top_items
+from distill.runtime.errors import UserError
 
+WIDEST = 1000  # beams and lists may be longer than this only where there are more items
 SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into memory
 
 # (data set, counter, content or None, how many items of each join the beams, batch size) -> mixture
@@ -42,6 +45,9 @@ class Evaluation:
         vectors: embeddings for diversity and for the graph walk [n_items, dim].
         texts: text embeddings [n_items, dim]; None: no baseline reads texts.
         facts: what all rows begin with.
+
+    Raises:
+        UserError: lists far longer than the catalogue.
     """
 
     def __init__(
@@ -52,6 +58,11 @@ class Evaluation:
         texts: np.ndarray | None,
         facts: dict[str, Any],
     ):
+        longest, limit = max(settings.cutoffs), max(WIDEST, dataset.n_items)
+        if longest > limit:
+            raise UserError(f"cutoffs asks for lists of {longest}; expected at most {limit}.")
+        widths = sorted({min(width, limit) for width in settings.widths})  # more beams would find nothing more
+        settings = replace(settings, width=min(settings.width, limit), widths=widths)
         self.settings, self.dataset = settings, dataset
         self.examples = dataset.examples(settings.split, longest_history(dataset))
         if settings.users:

@@ -14,6 +14,7 @@ from jsonargparse.typing import PositiveInt
 from distill.baselines import counting
 from distill.data.dataset import Dataset, Examples
 from distill.metrics import hit_ranks, ndcg, recall
+from distill.runtime.config import Seed
 
 METRICS = ("recall@10", "ndcg@10")
 HEADS = ("quantiser", "embedding", "co-occurrence", "R@10", "N@10", "collided", "perplexity", "error", "seeds")
@@ -36,7 +37,7 @@ class Config:
     """Of embed_items.py."""
     collaborative: list[str] = field(default_factory=lambda: ["none", "concat"])
     """Of embed_items.py."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
     """Of quantiser and student together."""
     epochs: PositiveInt = 10
     """Of the student."""

@@ -194,6 +194,8 @@ class ArtifactJob:
         self.kind, self.overwrite, self.shared, self.sources = kind, overwrite, shared, inputs
         is_named = Path(output).name not in ("", "..") and not Path(output).is_symlink()
         self.output = Path(output) if is_named else Path(output).resolve()
+        if not self.output.name:
+            raise UserError(f"--output {output} is the root of the file system; name a folder of its own.")
         self.lock = OutputLock(self.output)
         self.check_only = getattr(config, "check", False)
         self.partial = self.output.with_name(self.output.name + ".partial")

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from distill.runtime.terminal import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -21,6 +23,7 @@ FIRST_SERIES = 0x0A0B00  # placeholder of the first line or bar; the next ones f
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a name may hold $
     "svg.hashsalt": "report",  # equal charts, equal bytes
     "font.size": 9,
     "text.color": INK,
@@ -66,7 +69,7 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, size: tuple[floa
         for number, line in enumerate(lines):
             style = "--" if line.dashed else "-"
             axes.plot(line.x, line.y, style, color=_placeholder(number), linewidth=1.8, marker="o", markersize=2.5)
-        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_title(printable(title), loc="left", fontsize=10)
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -118,9 +121,9 @@ def inline_svg(figure: Figure, colours: Sequence[str], name: str, label: str) ->
     series = {_placeholder(number): colour for number, colour in enumerate(colours)}
     for placeholder, colour in (PAGE_COLOURS | series).items():
         svg = svg.replace(placeholder, colour)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
-    opening = f'<svg role="img" aria-label="{html.escape(label)}"'
+    svg = re.sub(r'\bid="', lambda _: f'id="{name}-', svg)
+    svg = re.sub(r'(url\(|href=")#', lambda match: f"{match[1]}#{name}-", svg)
+    opening = f'<svg role="img" aria-label="{html.escape(printable(label))}"'
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)  # the style sheet sets the size
     return svg.replace("<svg", opening, 1)
 

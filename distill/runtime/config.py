@@ -13,7 +13,9 @@ import argparse
 import atexit
 import dataclasses
 import difflib
+import io
 import json
+import math
 import os
 import re
 import sys
@@ -30,12 +32,18 @@ from jsonargparse import typing as ranges
 from distill.runtime import checksums
 from distill.runtime.errors import UserError
 from distill.runtime.logs import quiet_libraries
+from distill.runtime.terminal import printable
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 Config = TypeVar("Config")
 
 HalfOpenUnitInterval = ranges.restricted_number_type("HalfOpenUnitInterval", float, [(">=", 0), ("<", 1)])
 """A share below 1."""
+Seed = ranges.restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+"""A seed that Python, NumPy, torch and scikit-learn all take."""
+
+HistoryLength = ranges.restricted_number_type("HistoryLength", int, [(">=", 1), ("<=", 100_000)])
+"""Items of a history; more would only fill the memory with positions."""
 
 EXPECTED = {
     bool: "true or false",
@@ -50,6 +58,8 @@ EXPECTED = {
     ranges.ClosedUnitInterval: "a number from 0 to 1",
     ranges.OpenUnitInterval: "a number between 0 and 1",
     HalfOpenUnitInterval: "a number of at least 0 and below 1",
+    HistoryLength: "a whole number from 1 to 100000",
+    Seed: "a whole number from 0 to 4294967295",
     type(None): "null",
 }
 
@@ -83,8 +93,8 @@ def parse(config_class: type[Config], default: str | None = None, argv: Sequence
         argv: the command line (default: this process's).
 
     Raises:
-        UserError: unknown key (the nearest is suggested), wrong type, number out of range, missing value, unreadable
-            file.
+        UserError: unknown key (the nearest is suggested), wrong type, number out of range, nan or an infinite number,
+            missing value, unreadable file.
     """
     argv = _config_first(list(sys.argv[1:] if argv is None else argv))
     parser = _build_parser(config_class, default)
@@ -94,6 +104,9 @@ def parse(config_class: type[Config], default: str | None = None, argv: Sequence
         values = parser.instantiate(parser.parse_args(argv)).as_dict()
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise UserError(_explain(str(error), _field_types(config_class))) from None
+    except RecursionError:
+        raise UserError("The config nests lists or tables too deeply.") from None
+    _check_finite(values)
     return config_class(**{key: _plain(value) for key, value in values.items() if key != "config"})
 
 
@@ -106,15 +119,22 @@ def run(
     """Parse the command line and run `main`; the whole body of every entry's `__main__`."""
     code = 0
     quiet_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal lacks are written as escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         config = parse(config_class, default, argv)
         if getattr(config, "no_verify", False):
             os.environ[checksums.SWITCH] = "1"
         main(config)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `recommend.py | head`; whatever is left to write goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or not error.on_all_processes:
-            print(f"error{f' in process {rank}' if rank != '0' else ''}: {error}", file=sys.stderr)
+            print(f"error{f' in process {rank}' if rank != '0' else ''}: {printable(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here or starts afresh", file=sys.stderr)
@@ -241,12 +261,40 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _check_finite(value: Any, name: str = "") -> None:
+    """Refuse nan and infinite numbers, which the ranges of some types admit.
+
+    Args:
+        value: of a field, or of all fields by name.
+        name: of the field, with dots within a table.
+
+    Raises:
+        UserError: names the field.
+    """
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_finite(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            _check_finite(inner, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--{name} is {float(value)}; expected a finite number.")
+
+
 def _explain(message: str, kinds: dict[str, Any]) -> str:
     """Write a parser's message in plain words; a message of unknown form is returned unchanged."""
     unknown = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.-]+)", message)
     if unknown:
         word = unknown.group(1) or unknown.group(2)
         return f"Unknown config key {word!r}. {suggest(word, [name for name in kinds if '.' not in name])}"
+    shape = re.match(r"Unexpected config: (.*)", message)
+    if shape:
+        return f"The --config file holds {shape.group(1) or 'nothing'}; expected lines of the form NAME: VALUE."
+    nested = re.search(r'Parser key "([\w.]+)".*NestedArg\(key=\'(\w+)\', val=\'?(.*?)\'?\)', message, re.DOTALL)
+    if nested and f"{nested[1]}.{nested[2]}" in kinds:
+        return f"--{nested[1]}.{nested[2]} is {nested[3]}; expected {_expected(kinds[f'{nested[1]}.{nested[2]}'])}."
     key = re.search(r'Parser key "([\w.]+)"', message)
     value = (
         re.search(r"Given value: (.*)", message)

@@ -11,7 +11,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from distill.runtime.terminal import printable
+
 QUIET_INTERVAL = 60.0  # seconds between two lines of progress in a log that is no terminal
+
+
+class _PrintableLines(logging.Formatter):
+    """Messages with their control characters escaped: they hold names and texts of others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _CurrentStderr(logging.StreamHandler):
@@ -19,7 +28,7 @@ class _CurrentStderr(logging.StreamHandler):
 
     def __init__(self):
         logging.Handler.__init__(self)
-        self.setFormatter(logging.Formatter("%(message)s"))
+        self.setFormatter(_PrintableLines("%(message)s"))
 
     @property
     def stream(self) -> Any:

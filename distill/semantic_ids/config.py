@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from distill.data.dataset import TEXT_FIELDS, TextField
-from distill.runtime.config import HalfOpenUnitInterval
+from distill.runtime.config import HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
 from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig
 
@@ -39,7 +39,7 @@ class TextSettings:
     description)."""
     empty_text: Literal["error", "keep"] = "error"
     """Items without text: stop, or give them the mean embedding."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the truncated SVDs."""
 
 
@@ -70,9 +70,9 @@ class QuantiserSettings:
     quantiser: Literal["rqvae", "rkmeans", "pq"] = "pq"
     """rqvae (paper), rkmeans (residual k-means) or pq (product quantisation: levels without an order), which
     recommended best (docs/semantic-ids.md)."""
-    levels: int = 4
+    levels: PositiveInt = 4
     """Codewords of an item."""
-    codebook_size: int = 256
+    codebook_size: PositiveInt = 256
     """Codewords per level (paper: 256)."""
     sample: NonNegativeInt = 65_536
     """Train the quantiser on this many items, drawn at random if there are more; 0: on all. All are encoded."""
@@ -80,7 +80,7 @@ class QuantiserSettings:
     """Settings of rqvae."""
     kmeans: KMeansConfig = field(default_factory=KMeansConfig)
     """Settings of rkmeans and pq."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the training and of the sample."""
 
 

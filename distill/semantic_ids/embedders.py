@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 
+from distill.runtime import models
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
@@ -118,9 +119,11 @@ def sentence_encoder(name: str, batch_size: int) -> Encoder:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError("sentence-transformers is not installed: pip install 'lohrec-distill[sentence]'") from None
+    check_modules(name)
     device, dtype = _placement()
     try:
-        model = SentenceTransformer(name, device=device, model_kwargs={"dtype": dtype})
+        settings = {"dtype": dtype, "use_safetensors": True}
+        model = SentenceTransformer(name, device=device, model_kwargs=settings, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{name} is no model that sentence-transformers can load ({_first_line(error)}).") from None
 
@@ -129,6 +132,34 @@ def sentence_encoder(name: str, batch_size: int) -> Encoder:
         return vectors.float().cpu().numpy()
 
     return encode
+
+
+def check_modules(folder: str) -> None:
+    """Refuse a local sentence-transformers model whose modules are not that package's, or whose weights are pickle.
+
+    `modules.json` names a Python class for each module, and a Dense module names its activation function; both are
+    imported by their names. Hub names pass: there the package checks the classes itself.
+
+    Raises:
+        UserError: as above.
+    """
+    root = Path(folder)
+    if not (root / "modules.json").is_file():
+        return
+    refusal = f"{folder} is no model that sentence-transformers can load"
+    try:
+        modules = json.loads((root / "modules.json").read_text())
+        names = [module["type"] for module in modules if not module["type"].startswith("sentence_transformers.")]
+        for module in modules:
+            path = root / module["path"]
+            models.check_weights(path, refusal)
+            if module["type"].endswith(".Dense"):
+                name = json.loads((path / "config.json").read_text()).get("activation_function", "torch.nn.Tanh")
+                names += [] if name.startswith("torch.nn.") else [name]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{refusal}: its modules.json or a module's config.json cannot be read ({error!r}).") from None
+    if names:
+        raise UserError(f"{refusal}: it names {names[0]}, which is not part of sentence-transformers or torch.nn.")
 
 
 def minilm_folder() -> str:
@@ -155,14 +186,11 @@ def hidden_state_encoder(name: str, batch_size: int, max_tokens: int) -> Encoder
         UserError: no such model.
     """
     import torch
-    from transformers import AutoModel, AutoTokenizer
 
     device, dtype = _placement()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, dtype=dtype).to(device).eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name} is not a model that transformers can load ({_first_line(error)}).") from None
+    refusal = f"{name} is not a model that transformers can load"
+    tokenizer = models.load_tokenizer(name, refusal)
+    model = models.load_model(name, refusal, "any", dtype=dtype).to(device).eval()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"

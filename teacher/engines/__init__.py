@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from distill.data.dataset import PAD, Dataset
 from distill.decoding.beam_search import Step
+from distill.runtime import models
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.engine import Scope
 from teacher.config import StreamSettings
@@ -45,7 +45,7 @@ def open_teacher(folder: Path, dataset: Dataset, ids: SemanticIDs) -> tuple[Task
     """
     check_checkpoint(folder)
     facts = json.loads((Path(folder) / "teacher.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = models.load_tokenizer(folder, f"No tokenizer at {folder}")
     rows = json.loads((Path(folder) / "config.json").read_text()).get("vocab_size", len(tokenizer))
     check_codewords(tokenizer, ids, rows, folder)
     stream = StreamSettings(facts.get("stream_titles", 0), facts.get("stream_title_items", 0))

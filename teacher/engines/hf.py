@@ -12,12 +12,14 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
 from distill.data.dataset import PAD, Dataset
 from distill.data.histories import last_items
 from distill.decoding.beam_search import score_all, search, to_items
 from distill.decoding.trie import Trie
+from distill.runtime import models
+from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.engine import Scope
@@ -51,10 +53,11 @@ class HFEngine:
         """Load a merged teacher checkpoint.
 
         Raises:
-            UserError: not a checkpoint, or without this codebook's tokens.
+            UserError: not a checkpoint, or without this codebook's tokens, or no such device.
         """
+        check_device(device)
         data, prompt = open_teacher(folder, dataset, ids)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
+        model = models.load_model(folder, f"No teacher at {folder}", dtype=getattr(torch, dtype)).to(device)
         return HFEngine(model, data, prompt)
 
     @torch.inference_mode()

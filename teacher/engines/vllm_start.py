@@ -54,6 +54,8 @@ def start_vllm(
     try:
         return LLM(
             model=str(folder),
+            trust_remote_code=False,
+            load_format="safetensors",  # never a pickle file
             dtype=dtype,
             tensor_parallel_size=tensor_parallel_size,
             gpu_memory_utilization=gpu_memory_utilization,

@@ -235,7 +235,7 @@ class TestBadInput:
         folder = self.changed(published, tmp_path)
         file = folder / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-1000])
-        assert "Is a file missing or cut off?" in self.refused(published[0], tmp_path, "--checkpoint", folder)
+        assert "is a file missing or cut off?" in self.refused(published[0], tmp_path, "--checkpoint", folder)
 
     def test_deltas(self, published, tmp_path):
         root = published[0]

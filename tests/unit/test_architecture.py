@@ -142,6 +142,24 @@ def test_no_path_edits_and_no_pickle():
                 assert ast.unparse(node.value) == "False", name
 
 
+def test_models_are_loaded_in_one_place():
+    """`distill.runtime.models` refuses code and pickle files of a model's folder; no other module may load one."""
+    allowed = {
+        ("teacher.lora", "PeftModel.from_pretrained"),  # an adapter, whose file is checked before
+        ("distill.semantic_ids.embedders", "SentenceTransformer"),
+        ("teacher.engines.vllm_start", "LLM"),
+    }
+    loaders = ("from_pretrained", "from_config", "SentenceTransformer", "LLM")
+    for name in TREES.keys() - {"distill.runtime.models"}:
+        for node in ast.walk(TREES[name]):
+            call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if call.split(".")[-1] not in loaders or call.split(".")[0] in ("Recommender", "ItemRecommender"):
+                continue
+            assert (name, call) in allowed, f"{name} line {node.lineno}: {call}"
+            settings = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert call.startswith("Peft") or settings["trust_remote_code"] == "False", f"{name}: {call}"
+
+
 def test_no_entry_shadows_a_library():
     """A script's own folder comes first on the path: scripts/datasets.py would be Hugging Face's `datasets`."""
     taken = {

@@ -182,7 +182,10 @@ def _with_texts(items: pa.Table, path: Path, options: Options) -> pa.Table:
         item = FIRST_FIELD.match(line)
         return item is not None and item[1] not in known
 
-    metadata = pa.concat_tables(read_tables(path, METADATA, select, _metadata_row, options.max_bad_lines, skip))
+    tables = list(read_tables(path, METADATA, select, _metadata_row, options.max_bad_lines, skip))
+    if not tables:
+        raise UserError(f"{path}: expected metadata of items, found none. Leave the file out to go on without texts.")
+    metadata = pa.concat_tables(tables)
     rows = pc.index_in(wanted, value_set=metadata["item_id"].combine_chunks())
     if rows.null_count and options.empty_text == "error":
         first = wanted[int(np.argmax(rows.is_null().to_numpy(zero_copy_only=False)))]

@@ -21,6 +21,9 @@ from distill.data.sources.base import Options, Source, check_texts, find_file
 from distill.data.sources.text_table import TextTable, dense_catalogue
 from distill.runtime.errors import UserError
 
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+LARGEST = 2**63
+SPARSE_FROM = 1_000_000  # items without a catalogue; more need a hundredth as many interactions
 ENDING = re.compile(r"\.(inter\.json|item\.json|item2id)$")
 
 
@@ -53,6 +56,11 @@ def read(folder: Path, options: Options) -> Source:
     else:
         catalogue = by_ending.get(".item.json", inter)
         count = len(texts) or int(values.max(initial=-1)) + 1
+        if not texts and count > max(SPARSE_FROM, 100 * len(values)):
+            raise UserError(
+                f"{inter} names item {count - 1:,}, but has only {len(values):,} interactions: expected items numbered "
+                "from 0 without such gaps, or NAME.item2id or NAME.item.json beside it."
+            )
         ids = pa.array([str(number) for number in range(count)], pa.string())
     outside = np.flatnonzero((values < 0) | (values >= len(ids)))
     if len(outside):
@@ -81,13 +89,21 @@ def _load(path: Path) -> dict[str, Any]:
         return result
 
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        text = path.read_text(encoding="utf-8-sig")
+        value = json.loads(text, object_pairs_hook=unique)
+        if SURROGATE.search(text):  # half of an emoji is valid in JSON, but no text
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{error.lineno}: cut off or no JSON ({error.msg}, column {error.colno}). Get the file again."
         ) from None
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise UserError(f"{path}: a text holds {half}, half of a surrogate pair. Mend it.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start}).") from None
+    except (RecursionError, ValueError) as error:  # a number of thousands of digits
+        raise UserError(f"{path}: cannot be read as JSON ({error}).") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected an object {{...}} at the top, got a {type(value).__name__}.")
     return value
@@ -100,6 +116,8 @@ def _flatten(users: dict[str, Any], path: Path) -> tuple[np.ndarray, np.ndarray]
             raise UserError(
                 f"{_where(path, user)}: expected a list of item numbers for user {user!r}, got {str(row)[:60]}."
             )
+        if not all(-LARGEST <= number < LARGEST for number in row):
+            raise UserError(f"{_where(path, user)}: user {user!r} names an item number of more than 63 bits.")
     values = np.fromiter(itertools.chain.from_iterable(users.values()), dtype=np.int64)
     return values, np.array([len(row) for row in users.values()], dtype=np.int64)
 

@@ -91,6 +91,8 @@ def _table(path: Path, names: list[str]) -> tuple[pa.Table, Callable[[int], str]
                 f"{path}:{number}: malformed or cut off: expected {width} fields, got {line.count(delimiter) + 1}: "
                 f"{line[:80].decode(errors='replace')!r}. Mend or remove the line."
             )
+    if not text.strip():
+        raise UserError(f"{path}: expected lines of {width} fields, found none.")
     columns = [str(number) for number in range(width)]
     table = pacsv.read_csv(
         pa.BufferReader(text.replace(delimiter, b"\x1f")),

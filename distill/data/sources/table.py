@@ -76,6 +76,7 @@ def read(folder: Path, options: Options) -> Source:
         items = {"item_id": known}
     else:
         table, item_where = _read(paths[1])
+        _check_types(table.schema, (options.item_column, *TEXT_COLUMNS), paths[1])
         known = need_column(table, options.item_column, str(paths[1]), "Name it with --item_column.")
         check_ids(known, "item", item_where, unique=True)
         columns = [name for name in TEXT_COLUMNS if name in table.column_names]
@@ -95,9 +96,30 @@ def _read(path: Path, only: list[str] | None = None, ids: Sequence[str] = ()) ->
     return table.columns, table.where
 
 
+def _check_types(schema: pa.Schema, names: Sequence[str], path: Path) -> None:
+    """Refuse columns of ids and texts that hold lists, structs or bytes.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    for field in schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if field.name in names and (
+            pa.types.is_nested(kind)
+            or pa.types.is_binary(kind)
+            or pa.types.is_large_binary(kind)
+            or pa.types.is_fixed_size_binary(kind)
+        ):
+            raise UserError(
+                f"{path}: column {field.name!r} holds {field.type}; expected text or numbers. Convert it, lists for "
+                "example by joining their parts with commas."
+            )
+
+
 def _read_parquet(path: Path, only: list[str] | None, ids: Sequence[str]) -> pa.Table:
     try:
         file = pq.ParquetFile(path)
+        _check_types(file.schema_arrow, ids, path)
         # if a column is missing, read all, so that the message can name them
         narrow = only if set(only or ()) <= set(file.schema_arrow.names) else None
         tables = (pa.table(batch) for batch in file.iter_batches(MERGE_ROWS, columns=narrow))

@@ -9,6 +9,7 @@ from distill.evaluation.report.summary import Summary
 from distill.evaluation.report.table import Line, build_table, footnotes, headline, target_table, verdict
 from distill.runtime.artifacts import Artifact
 from distill.runtime.markdown import markdown_table
+from distill.runtime.terminal import printable
 
 
 def render_markdown(summary: Summary, artifacts: Mapping[str, Artifact], command: str) -> str:
@@ -48,7 +49,7 @@ def render_markdown(summary: Summary, artifacts: Mapping[str, Artifact], command
     costs = [(cost.name, cost.time, cost.memory, cost.created) for cost in list_costs(artifacts)]
     parts += ["## Commands\n", "```\n" + "".join(f"{line}\n" for line in commands) + "```\n", "## Time and memory\n"]
     parts.append(markdown_table(["artifact", "time", "peak memory", "made"], costs, text_columns=(0, 3)))
-    return "\n".join(parts)
+    return printable("\n".join(parts))  # names are of others, and the file is read on terminals
 
 
 def _cells(line: Line) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from distill.evaluation.report.systems import Row
 from distill.evaluation.report.table import Line, build_table, headline, verdict
+from distill.runtime.terminal import cell
 
 FILE_WIDTH = 200  # characters of a line where the output is no terminal
 
@@ -21,15 +21,15 @@ def print_table(rows: Sequence[Row]) -> None:
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)
     content = build_table(rows)
-    table = Table(title=headline(rows), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(title=cell(headline(rows)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("system", no_wrap=True)
     for column in content.columns:
         table.add_column(column.head, justify="right")
     for line in content.lines:
-        cells = [Text(cell.with_spread, style="bold" if cell.best else "") for cell in line.cells]
-        table.add_row(Text(line.label, style=_style(line)), *cells)
+        values = [cell(value.with_spread, "bold" if value.best else "") for value in line.cells]
+        table.add_row(cell(line.label, _style(line)), *values)
     console.print(table)
-    console.print(Text(verdict(rows)))
+    console.print(cell(verdict(rows)))
 
 
 def _style(line: Line) -> str:

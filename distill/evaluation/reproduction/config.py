@@ -8,6 +8,8 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
+from distill.runtime.config import Seed
+
 
 @dataclass(frozen=True)
 class Config:
@@ -33,7 +35,7 @@ class Config:
     """figure1, figure3: beam widths (paper: 10, 20, 50 and 100)."""
     width_users: PositiveInt = 1000
     """figure1, figure3: test users."""
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[Seed] = field(default_factory=lambda: [0])
     """Of everything that is trained."""
     make: bool = True
     """Run what is missing; otherwise only gather evaluations that exist."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.runtime import models
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from student.models.large.lora import add_lora
@@ -79,13 +80,9 @@ def read_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     Raises:
         UserError: the folder holds none.
     """
-    options = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options).eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--init {folder} is no causal language model: {str(error).splitlines()[0]}") from None
-    return base, tokenizer
+    refusal = f"--init {folder} is no causal language model"
+    tokenizer = models.load_tokenizer(folder, refusal, local_files_only=True)
+    return models.load_model(folder, refusal, dtype=dtype, local_files_only=True).eval(), tokenizer
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from distill.decoding.tree_attention import BeamTree, additive, candidate_attention_mask
+from distill.runtime import models
 from student.models.causal import Positions
 from student.models.large.lora import add_lora, merge_lora, without_lora
 from student.models.layers import (
@@ -89,7 +90,7 @@ class Large(nn.Module):
         if is_empty:
             with no_init_weights():
                 network = AutoConfig.for_model(**config.network)
-                trunk = AutoModelForCausalLM.from_config(network, dtype=network.dtype).base_model
+                trunk = models.build_causal_model(network, dtype=network.dtype).base_model
         shape = (config.levels, config.codebook_size, trunk.config.get_text_config().hidden_size)
         self.trunk = trunk
         self.head = nn.Parameter(torch.zeros(shape))
