@@ -86,7 +86,7 @@ def build_student(
     dataset = Dataset.load(folders[0])
     ids = SemanticIDs.load(folders[1], dataset.n_items)
     store = LabelStore.open(folders[2]) if variant.needs_labels else None
-    samplers = {name: build_sampler(dataset, ids, store, loss, acc, config) for name, loss in variant.phases.items()}
+    samplers = {name: build_sampler(dataset, store, loss, acc, config, ids) for name, loss in variant.phases.items()}
     with unsharded(acc):
         model = build_model(config, ids, read_unit_vectors(texts, dataset.n_items)).to(acc.device)
     facts = {name: getattr(config, name) for name in ("variant", "backbone", "scope", "seed", "max_history")}
@@ -185,9 +185,14 @@ def read_unit_vectors(texts: list[Artifact], n_items: int) -> np.ndarray | None:
 
 
 def build_sampler(
-    dataset: Dataset, ids: SemanticIDs, store: LabelStore | None, loss: Loss, acc: Accelerator, config: Config
+    dataset: Dataset,
+    store: LabelStore | None,
+    loss: Loss,
+    acc: Accelerator,
+    config: Config,
+    ids: SemanticIDs | None = None,
 ) -> BatchSampler:
-    """Choose the rows (one pass or prefixes) and the labels of a phase.
+    """Choose the rows (one pass or prefixes) and the labels of a phase; `ids` are needed where it ranks pseudo-IDs.
 
     Raises:
         UserError: labels that do not fit; see `BatchSampler`.
@@ -198,7 +203,7 @@ def build_sampler(
     labels = store if loss.needs_labels else None
     check_scope(labels, loss, config.scope)
     prior = None
-    if loss.pseudo:
+    if loss.pseudo and ids is not None:
         prior = PseudoIDs(ids.codes, ids.codebook_size, config.candidates)
     elif loss.rank and config.prior in LABELLED_PRIORS:
         prior = open_prior(config.prior_folder, config.prior)

@@ -65,7 +65,7 @@ BAD = {
     "no column": (lambda f: write_tables(f, "user,item_id\nu,a\n"), ["--format", "table"], "missing column 'user_id'"),
     "unknown key": (None, ["--sead", "1"], "Unknown config key 'sead'. Did you mean 'seed'?"),
     "wrong type": (None, ["--seed", "x"], "seed"),
-    "negative seed": (None, ["--seed", "-1"], "--seed is -1; expected a whole number of at least 0"),
+    "negative seed": (None, ["--seed", "-1"], "--seed is -1; expected a whole number from 0 to 4294967295"),
     "no users": (None, ["--users", "0"], "--users is 0; expected a whole number of at least 1"),
     "malformed line": (
         lambda f: write_tables(f, HEAD + "u,a,1\nu,b\n"),
