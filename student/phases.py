@@ -203,7 +203,8 @@ def build_sampler(
     labels = store if loss.needs_labels else None
     check_scope(labels, loss, config.scope)
     prior = None
-    if loss.pseudo and ids is not None:
+    if loss.pseudo:
+        assert ids is not None
         prior = PseudoIDs(ids.codes, ids.codebook_size, config.candidates)
     elif loss.rank and config.prior in LABELLED_PRIORS:
         prior = open_prior(config.prior_folder, config.prior)
