@@ -174,6 +174,7 @@ def test_all_items_of_a_long_history_are_excluded(backbone):
 
 def test_compiled_graphs_for_long_histories_are_few():
     """The items to exclude are padded to 6, 12, 24 ... so that the search is captured once for each."""
+    torch.compiler.reset()  # graphs of other test files make the compiler expect shapes that change
     student, graphs = shop(), []
     longs = [[f"i{item}" for item in range(length)] for length in (2, 6, 7, 9, 12)]
     expected = [student.recommend([history], k=5, exclude_bought=True) for history in longs]
