@@ -305,6 +305,8 @@ class TestBadInput:
         (tmp_path / "teacher/model.safetensors").unlink()
         words = [sys.executable, ROOT / "distill/export_soft_labels.py", "--config", configs / "export.yaml"]
         words += ["--run", run, "--teacher", tmp_path / "teacher", "--output", tmp_path / "labels"]
+        assert "teacher/model.safetensors is missing" in refused(*words)
+        words += ["--no_verify", "true"]
         assert "it holds no *.safetensors" in refused(*words)
         (tmp_path / "teacher/config.json").unlink()
         (tmp_path / "teacher/adapter_config.json").write_text("{}")
