@@ -20,15 +20,21 @@ def build_optimizer(model, settings: OptimiserSettings, codewords: list[int]) ->
         settings: learning rates and weight decay.
         codewords: token numbers of all codewords, used where they have a learning rate of their own.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decay = settings.weight_decay
-    optimizer = torch.optim.AdamW(trainable, settings.lr, betas=(0.9, 0.98), weight_decay=decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        trained_parameters(model), settings.lr, betas=(0.9, 0.98), weight_decay=decay, fused=True
+    )
     if settings.codeword_lr:
-        scale_steps(optimizer, codeword_rows(model, codewords), settings.codeword_lr / settings.lr)
+        scale_steps(optimizer, trained_codeword_rows(model, codewords), settings.codeword_lr / settings.lr)
     return optimizer
 
 
-def codeword_rows(model, codewords: list[int]) -> list[tuple[Tensor, Tensor | slice]]:
+def trained_parameters(model) -> list[Tensor]:
+    """The parameters that have gradients."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def trained_codeword_rows(model, codewords: list[int]) -> list[tuple[Tensor, Tensor | slice]]:
     """Find the rows that train of the codewords: pairs of a parameter and its rows.
 
     A whole table trains its codewords' rows among others; adapters hold those rows alone.

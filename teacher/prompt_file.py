@@ -30,9 +30,9 @@ def read_prompt(path: Path) -> str:
         raise UserError(f"The prompt {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
     placeholders = PLACEHOLDER.findall(text)
     if placeholders != [HISTORY]:
-        found = ", ".join(placeholders) if placeholders else "none"
+        names = ", ".join(placeholders) or "none"
         raise UserError(
-            f"The prompt {path} must hold the placeholder {HISTORY} once and no other; found: {found}. Write the whole "
+            f"The prompt {path} must hold the placeholder {HISTORY} once and no other; found: {names}. Write the whole "
             f"prompt that the model was tuned with, its instruction included, and {HISTORY} where LC-Rec puts the IDs "
             "of the user's items."
         )

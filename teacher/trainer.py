@@ -27,7 +27,7 @@ from teacher.config import TrainingSettings, ValidationSettings
 from teacher.engines.hf import HFEngine
 from teacher.loss import use_counted_loss
 from teacher.model import build_model, count_parameters, save_teacher, unwrap_peft
-from teacher.optimiser import build_optimizer, warmup_cosine_schedule
+from teacher.optimiser import build_optimizer, trained_parameters, warmup_cosine_schedule
 from teacher.precision import log_precision, resolve_precision, use_plain_attention
 from teacher.tasks import Samples, TaskData
 
@@ -191,11 +191,6 @@ class Trainer:
             progress.best_state = trained_copy(self.acc, unwrapped)
         else:
             progress.waited += 1
-
-
-def trained_parameters(model) -> list[Tensor]:
-    """The parameters that have gradients."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def count_steps(epochs: list[Epoch], acc: Accelerator) -> int:

@@ -196,7 +196,7 @@ class TestBadInput:
         return tmp_path / "copy"
 
     @pytest.mark.parametrize(
-        ("text", "said"),
+        ("text", "error_text"),
         [
             ("What is next?", "must hold the placeholder {history} once and no other; found: none"),
             ("After {inters}?", "found: {inters}"),
@@ -206,14 +206,14 @@ class TestBadInput:
             (None, "Cannot read the prompt"),
         ],
     )
-    def test_prompts(self, published, tmp_path, text, said):
+    def test_prompts(self, published, tmp_path, text, error_text):
         path = tmp_path / "prompt.txt"
         if text is not None:
             path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        assert said in self.refused(published[0], tmp_path, "--prompt", path)
+        assert error_text in self.refused(published[0], tmp_path, "--prompt", path)
 
     @pytest.mark.parametrize(
-        ("left_out", "said"),
+        ("left_out", "error_text"),
         [
             ("config.json", "it holds no config.json"),
             ("*.safetensors", "expected *.safetensors"),
@@ -221,15 +221,15 @@ class TestBadInput:
             ("tokenizer*", "No tokenizer at"),
         ],
     )
-    def test_missing_files(self, published, tmp_path, left_out, said):
+    def test_missing_files(self, published, tmp_path, left_out, error_text):
         folder = self.changed(published, tmp_path, left_out)
-        assert said in self.refused(published[0], tmp_path, "--checkpoint", folder)
+        assert error_text in self.refused(published[0], tmp_path, "--checkpoint", folder)
 
     def test_pickled_weights(self, published, tmp_path):
         folder = self.changed(published, tmp_path, "*.safetensors")
         (folder / "pytorch_model-00001-of-00002.bin").touch()
-        said = self.refused(published[0], tmp_path, "--checkpoint", folder)
-        assert "(pytorch_model-00001-of-00002.bin)" in said and "save_pretrained('NEW')" in said
+        error_text = self.refused(published[0], tmp_path, "--checkpoint", folder)
+        assert "(pytorch_model-00001-of-00002.bin)" in error_text and "save_pretrained('NEW')" in error_text
 
     def test_weights_cut_off(self, published, tmp_path):
         folder = self.changed(published, tmp_path)
@@ -239,14 +239,14 @@ class TestBadInput:
 
     def test_deltas(self, published, tmp_path):
         root = published[0]
-        said = self.refused(root, tmp_path, "--checkpoint", root / "checkpoint-delta")
-        assert "holds the difference to a base model" in said and "--base" in said
+        error_text = self.refused(root, tmp_path, "--checkpoint", root / "checkpoint-delta")
+        assert "holds the difference to a base model" in error_text and "--base" in error_text
         assert "holds a whole model" in self.refused(root, tmp_path, "--base", root / "checkpoint-base")
         other = tmp_path / "wide"
         config = LlamaConfig.from_pretrained(root / "checkpoint-base", hidden_size=32)
         LlamaForCausalLM(config).save_pretrained(other)
-        said = self.refused(root, tmp_path, "--checkpoint", root / "checkpoint-delta", "--base", other)
-        assert "does not fit the delta" in said
+        error_text = self.refused(root, tmp_path, "--checkpoint", root / "checkpoint-delta", "--base", other)
+        assert "does not fit the delta" in error_text
 
     def test_an_index_whose_codewords_are_not_the_models(self, published, tmp_path):
         root = published[0]
@@ -256,8 +256,8 @@ class TestBadInput:
         with ArtifactJob("semantic_ids", Nothing(), tmp_path / "ids", [data]).write() as folder:
             write_codes(folder, [f"i{number}" for number in range(N_ITEMS)], codes)
             artifacts.write_json(folder / "report.json", {"codebook_size": SIZE})
-        said = self.refused(root, tmp_path, "--semantic_ids", tmp_path / "ids")
-        assert "1 of them are in IDs of" in said and "'<a_9>'" in said
+        error_text = self.refused(root, tmp_path, "--semantic_ids", tmp_path / "ids")
+        assert "1 of them are in IDs of" in error_text and "'<a_9>'" in error_text
 
     def test_an_index_of_other_items(self, published, tmp_path):
         """Refused where the index is imported."""
@@ -273,5 +273,5 @@ class TestBadInput:
         assert not (tmp_path / "ids").exists()
 
     def test_histories_longer_than_the_window(self, published, tmp_path):
-        said = self.refused(published[0], tmp_path, "--max_history", 200)
-        assert "is 256; lower --max_history" in said
+        error_text = self.refused(published[0], tmp_path, "--max_history", 200)
+        assert "is 256; lower --max_history" in error_text
