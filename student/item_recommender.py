@@ -22,7 +22,7 @@ from student.models.item_text import sizes_from_json, sizes_to_json
 
 
 class ItemRecommender:
-    """SASRec or GRU4Rec behind the calls of a `Recommender`.
+    """A network over items behind the calls of a `Recommender`.
 
     Args:
         model: a network of `ITEM_MODELS`.
@@ -70,9 +70,10 @@ class ItemRecommender:
         weights = self.model.items.weight
         scores = np.empty((len(histories), len(weights)), np.float32)
         for rows, recent in batches_by_length(last_items(histories, self.model.config.max_history), 256):
-            last = torch.from_numpy((recent != PAD).sum(1) - 1).to(weights.device)
-            states = self.model(torch.from_numpy(recent).to(weights.device))[torch.arange(len(rows)), last]
-            scores[rows] = self.model.items(None, states).cpu().numpy()
+            places = np.zeros(recent.shape, dtype=bool)
+            places[np.arange(len(rows)), (recent != PAD).sum(1) - 1] = True  # the last item of each history
+            inputs = (torch.from_numpy(array).to(weights.device) for array in (recent, places))
+            scores[rows] = self.model(*inputs).cpu().numpy()
         return scores
 
     def rank_items(

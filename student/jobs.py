@@ -48,7 +48,7 @@ def make_student(config: Config) -> None:
 
 
 def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> None:
-    """Train SASRec or GRU4Rec, once or once per seed, unless it is finished.
+    """Train SASRec, GRU4Rec or FMLP-Rec, once or once per seed, unless it is finished.
 
     Raises:
         UserError: sizes that no network can have; inputs that are missing or do not fit.

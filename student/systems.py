@@ -58,7 +58,7 @@ class StudentSystem:
 
 
 class ItemModelSystem:
-    """A SASRec or GRU4Rec, which scores all items directly."""
+    """A SASRec, GRU4Rec or FMLP-Rec, which scores all items directly."""
 
     kind = "baseline"
 

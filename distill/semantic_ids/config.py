@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from distill.data.dataset import TEXT_FIELDS, TextField
 from distill.runtime.config import HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
-from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig
+from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig, SpectralConfig
+
+NUMBERINGS = ("sid", "rid", "iid", "cid")  # IDs that need no embeddings
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,11 @@ class EmbedSettings(CollaborativeSettings, TextSettings):
 class QuantiserSettings:
     """How embeddings become codes."""
 
-    quantiser: Literal["rqvae", "rkmeans", "pq"] = "pq"
+    quantiser: Literal["rqvae", "rkmeans", "pq", "sid", "rid", "iid", "cid"] = "pq"
     """rqvae (paper), rkmeans (residual k-means) or pq (product quantisation: levels without an order), which
-    recommended best (docs/semantic-ids.md)."""
+    recommended best (docs/semantic-ids.md). Without embeddings, after Hua et al. (2023): sid (numbers in order of first
+    appearance), rid (random numbers), iid (a codeword for each item), cid (P5-CID: spectral clusters of items bought
+    together)."""
     levels: PositiveInt = 4
     """Codewords of an item."""
     codebook_size: PositiveInt = 256
@@ -80,8 +84,15 @@ class QuantiserSettings:
     """Settings of rqvae."""
     kmeans: KMeansConfig = field(default_factory=KMeansConfig)
     """Settings of rkmeans and pq."""
+    spectral: SpectralConfig = field(default_factory=SpectralConfig, metadata={"identity": False})
+    """Settings of cid."""
     seed: Seed = 0
-    """Seed of the training and of the sample."""
+    """Seed of the training, of the sample and of random numbers."""
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Facts for the job's identity: the settings of cid only where it is made, so that older IDs are not stale."""
+        return {"spectral": asdict(self.spectral)} if self.quantiser == "cid" else {}
 
 
 @dataclass(frozen=True)
