@@ -66,7 +66,8 @@ class FMLPRec(ItemModel):
             [n, dim].
         """
         embedded = self.items(windows) * (windows != PAD)[..., None]
-        hidden = self.dropout(self.norm(embedded + self.positions.weight))
+        places = torch.arange(self.config.max_history, device=windows.device)
+        hidden = self.dropout(self.norm(embedded + self.positions(places)))
         for layer in self.layers:
             hidden = layer(hidden)
         return hidden[:, -1]
