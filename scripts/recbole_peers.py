@@ -4,21 +4,24 @@
 
 `--data` is what `export_dataset.py --format recbole` wrote. Each model is trained for every point of a small grid; the
 epoch with the best validation NDCG@10 is kept, as RecBole measures it, and the grid's point with the best validation
-NDCG@10 of the lists. MODEL.parquet takes the test lists for `evaluate.py --lists`, MODEL.json the grid.
+NDCG@10 of the lists. recbole-MODEL.parquet holds the test lists for `evaluate.py --lists`, recbole-MODEL.json the grid.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import itertools
 import json
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import recbole
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -35,6 +38,11 @@ EXTRAS = {  # what a model needs beyond the common settings
 }
 
 
+def rates(text: str) -> list[float]:
+    """Read numbers with commas."""
+    return [float(part) for part in text.split(",")]
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,8 +52,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=200, help="at most (default 200)")
     parser.add_argument("--patience", type=int, default=10, help="epochs without a better one (default 10)")
     parser.add_argument("--pretrain_epochs", type=int, default=50, help="of S3Rec (default 50; RecBole: 500)")
-    parser.add_argument("--lr", default="0.001,0.003", help="learning rates to try (default 0.001,0.003)")
-    parser.add_argument("--dropout", default="0.3,0.5", help="dropout rates to try (default 0.3,0.5)")
+    parser.add_argument("--lr", type=rates, default="0.001,0.003", help="to try (default 0.001,0.003)")
+    parser.add_argument("--dropout", type=rates, default="0.3,0.5", help="to try (default 0.3,0.5)")
     parser.add_argument("--batch_size", type=int, default=256, help="examples of a step (default 256; RecBole: 2048)")
     parser.add_argument("--max_history", type=int, default=20, help="items of a history (default 20)")
     parser.add_argument("--width", type=int, default=50, help="items of a list (default 50)")
@@ -61,26 +69,36 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train the models that have no lists yet."""
+    """Train the models whose lists are not finished."""
     args.output.mkdir(parents=True, exist_ok=True)
+    identity = identify(args)
     for name in args.models:
         path = args.output / f"recbole-{name.lower()}.parquet"
-        if path.is_file():
+        record = path.with_suffix(".json")
+        if path.is_file() and record.is_file() and json.loads(record.read_text())["identity"] == identity:
             print(f"{name}: finished, at {path} (remove it to repeat)")
             continue
         runs = [run_point(name, lr, rate, args) for lr, rate in grid(name, args)]
         best = max(runs, key=lambda run: run["valid_ndcg@10"])
         facts = [{key: value for key, value in run.items() if key != "lists"} for run in runs]
-        path.with_suffix(".json").write_text(json.dumps({"chosen": facts[runs.index(best)], "grid": facts}, indent=2))
         pq.write_table(best["lists"], path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
+        values = {"identity": identity, "chosen": facts[runs.index(best)], "grid": facts}
+        record.write_text(json.dumps(values, indent=2) + "\n")
         print(f"{name}: wrote {path}, validation NDCG@10 {best['valid_ndcg@10']:.4f}")
+
+
+def identify(args: argparse.Namespace) -> dict:
+    """Return all that decides the lists: settings, interactions and RecBole's version."""
+    values = {key: value for key, value in vars(args).items() if key not in ("data", "output", "models")}
+    with open(args.data / f"{args.data.name}.inter", "rb") as file:
+        values["interactions"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return values | {"recbole": recbole.__version__}
 
 
 def grid(name: str, args: argparse.Namespace) -> list[tuple[float, float | None]]:
     """List the points (learning rate, dropout rate or None) to try."""
-    rates = [float(rate) for rate in args.dropout.split(",")] if DROPOUTS.get(name, TRANSFORMER_DROPOUTS) else [None]
-    return list(itertools.product((float(lr) for lr in args.lr.split(",")), rates))
+    return list(itertools.product(args.lr, args.dropout if DROPOUTS.get(name, TRANSFORMER_DROPOUTS) else [None]))
 
 
 def settings(name: str, lr: float, rate: float | None, args: argparse.Namespace) -> dict:
@@ -204,4 +222,6 @@ def as_table(dataset, data, lists: np.ndarray, scores: np.ndarray) -> pa.Table:
 
 
 if __name__ == "__main__":
-    main(parse())
+    arguments = parse()
+    sys.argv = sys.argv[:1]  # RecBole would read its settings from the command line
+    main(arguments)

@@ -89,8 +89,8 @@ class ItemTextSettings:
 
     item_text: Literal["none", "add", "only"] = field(default="none", metadata=IN_EXTRA)
     """Read frozen text embeddings of the history's items through a trained projection: add them to the learned
-    embeddings, or read them only, in place of these. sasrec, gru4rec and fmlp then score items by their texts too. causal
-    takes add; a student with init reads no texts."""
+    embeddings, or read them only, in place of these. sasrec, gru4rec and fmlp then score items by their texts too.
+    causal takes add; a student with init reads no texts."""
 
     @property
     def reads_text(self) -> bool:
