@@ -175,6 +175,7 @@ def train(model, config: Config, train_data, valid_data) -> int:
     best = {"score": -np.inf}
 
     def keep(epoch: int, score: float) -> None:
+        print(f"{config['model']}: epoch {epoch + 1}, validation NDCG@10 {score:.4f}", file=sys.stderr, flush=True)
         if score > best["score"]:
             best.update(score=score, epoch=epoch + 1, weights=copy.deepcopy(model.state_dict()))
 

@@ -20,15 +20,22 @@ output=$(cd "$2" && pwd)
 shift 2
 environment=${PEERS_ENV:-$root/peers/venv}
 
+fingerprint=$(python - "$dataset" <<'END'
+import json, sys, pyarrow.parquet
+if "train_end" in pyarrow.parquet.read_schema(f"{sys.argv[1]}/sequences.parquet").names:
+    print(f"error: {sys.argv[1]} is split by time; RecBole would split it by leave-one-out.", file=sys.stderr)
+    sys.exit(2)
+print(json.load(open(f"{sys.argv[1]}/manifest.json"))["fingerprint"][:12])
+END
+)
+export_folder=$output/export-$fingerprint
+if [ ! -d "$export_folder" ]; then
+  python "$root/scripts/export_dataset.py" --dataset "$dataset" --format recbole --output "$export_folder"
+fi
 if [ ! -f "$environment/installed" ]; then
   "${PYTHON:-python3.11}" -m venv --clear "$environment"
   "$environment/bin/pip" install -r "$root/requirements/recbole.txt"
   touch "$environment/installed"
-fi
-fingerprint=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["fingerprint"][:12])' "$dataset/manifest.json")
-export_folder=$output/export-$fingerprint
-if [ ! -d "$export_folder" ]; then
-  python "$root/scripts/export_dataset.py" --dataset "$dataset" --format recbole --output "$export_folder"
 fi
 cd "$output" # where RecBole leaves its curves
 PYTHONPATH=$root exec "$environment/bin/python" -W ignore "$root/scripts/recbole_peers.py" --data "$export_folder" --output . "$@"
