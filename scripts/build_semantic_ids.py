@@ -48,14 +48,12 @@ def main(config: Config) -> None:
     dataset = Dataset.load(config.dataset or config.run / "dataset")
     output = config.output or config.run / "semantic_ids"
     inputs, extra, old = [dataset.artifact], {}, None
-    numbers = config.index is None and config.extend is None and config.quantiser in NUMBERINGS
-    if numbers:
-        extra = config.extra
-    elif config.index is None:
+    is_numbered = config.index is None and config.extend is None and config.quantiser in NUMBERINGS
+    if config.index is None and not is_numbered:
         inputs.append(artifacts.read(config.embeddings or config.run / "embeddings", "embeddings"))
-    elif config.index.is_file():
+    elif config.index is not None and config.index.is_file():
         extra = {"index": [config.index.stat().st_size, config.index.stat().st_mtime_ns]}
-    else:
+    elif config.index is not None:
         raise UserError(f"No file {config.index}; --index names an index.json of LC-Rec's format.")
     if config.extend is not None:  # made from the earlier data set, so not among the inputs, which must agree
         old = artifacts.read(config.extend, "semantic_ids")
@@ -68,7 +66,7 @@ def main(config: Config) -> None:
         ids = import_ids(config.index, dataset, config.codebook_size)
     elif old is not None:
         ids = extend_ids(old, inputs[1], dataset, config)
-    elif numbers:
+    elif is_numbered:
         ids = number_ids(dataset, config)
     else:
         ids = train_ids(inputs[1], dataset, config)

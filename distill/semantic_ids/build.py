@@ -73,7 +73,7 @@ def number_ids(dataset: Dataset, settings: QuantiserSettings) -> BuiltIDs:
     """
     n_items, levels, size, seed = dataset.n_items, settings.levels, settings.codebook_size, settings.seed
     values, offsets = dataset.training_sequences()
-    if settings.quantiser == "iid":
+    if settings.quantiser == "iid":  # first: its own message names both settings
         codes = numbering.independent_codes(n_items, levels, size)
     check(n_items, levels, size)
     if settings.quantiser == "sid":

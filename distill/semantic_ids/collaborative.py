@@ -53,14 +53,14 @@ def collaborative_codes(
     check(levels, codebook_size, settings)
     affinity, rng = count_pairs(values, offsets, n_items), np.random.default_rng(seed)
     codes = np.full((n_items, levels), NO_CLUSTER, dtype=np.int64)
-    is_alone = np.diff(affinity.indptr) == 0
-    codes[is_alone] = _numbers_of_lonely(int(is_alone.sum()), levels, codebook_size, rng)
+    is_isolated = np.diff(affinity.indptr) == 0
+    codes[is_isolated] = _isolated_codes(int(is_isolated.sum()), levels, codebook_size, rng)
     leaf, clusters_of_level = settings.leaf or codebook_size, np.zeros(levels, dtype=np.int64)
-    queue = deque([(np.flatnonzero(~is_alone), 0)])  # breadth first, as the codewords count on
+    queue = deque([(np.flatnonzero(~is_isolated), 0)])  # breadth first, as the codewords count on
     while queue:
         items, level = queue.popleft()
         if level > 0 and (len(items) <= leaf or level == levels - 1):
-            codes[items, -1] = _numbers_in_leaf(len(items), codebook_size, rng)
+            codes[items, -1] = _leaf_codewords(len(items), codebook_size, rng)
             continue
         labels = divide(affinity[items][:, items], settings.clusters, seed)
         for label in np.unique(labels):
@@ -115,7 +115,7 @@ def divide(affinity: sp.csr_matrix, clusters: int, seed: int) -> np.ndarray:
         return model.fit_predict(affinity)
 
 
-def _numbers_of_lonely(count: int, levels: int, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
+def _isolated_codes(count: int, levels: int, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
     """Number items in no cluster: codeword 0 first [count, levels]."""
     if count > codebook_size ** (levels - 1):
         raise UserError(
@@ -125,7 +125,7 @@ def _numbers_of_lonely(count: int, levels: int, codebook_size: int, rng: np.rand
     return digits(rng.permutation(count), levels, codebook_size)
 
 
-def _numbers_in_leaf(count: int, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
+def _leaf_codewords(count: int, codebook_size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw different last codewords for the items of a cluster [count]."""
     if count > codebook_size:
         raise UserError(

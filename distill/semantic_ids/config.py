@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
@@ -84,15 +84,10 @@ class QuantiserSettings:
     """Settings of rqvae."""
     kmeans: KMeansConfig = field(default_factory=KMeansConfig)
     """Settings of rkmeans and pq."""
-    spectral: SpectralConfig = field(default_factory=SpectralConfig, metadata={"identity": False})
+    spectral: SpectralConfig = field(default_factory=SpectralConfig, metadata=IF_CHANGED)
     """Settings of cid."""
     seed: Seed = 0
     """Seed of the training, of the sample and of random numbers."""
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """Facts for the job's identity: the settings of cid only where it is made, so that older IDs are not stale."""
-        return {"spectral": asdict(self.spectral)} if self.quantiser == "cid" else {}
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def test_settings_that_cannot_work(levels, size, settings, message):
         cid(GROUPS, 9, levels, size, **settings)
 
 
-def test_more_lonely_items_than_codes_of_codeword_0():
+def test_more_isolated_items_than_codes_of_codeword_0():
     with pytest.raises(UserError, match="10 items were never bought with another one; only 3 codes"):
         cid([[0, 1], [10, 11], [1, 10]], 14, levels=2, size=3, clusters=2)
 
