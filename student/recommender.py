@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,14 +24,13 @@ from distill.runtime.artifacts import verify_folder, write_json
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
-from student.content_memory import ContentMemory
 from student.histories import pad_histories
-from student.memory_mixture import Candidates, MixtureWeights, candidates, score_mixture
+from student.memories import WithMemories
+from student.memory_mixture import MixtureWeights
 from student.models import network_of
 from student.models.item_text import sizes_from_json, sizes_to_json
 from student.models.layers import among_all
 from student.threads import few_threads
-from student.transition_memory import TransitionMemory
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
 USERS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # on a CPU about as many as the caches hold
@@ -47,7 +45,7 @@ class Recommendation:
     title: str
 
 
-class Recommender:
+class Recommender(WithMemories):
     """A student with its semantic IDs and, for `dtr`, a second network that ranks.
 
     Networks read the last `max_history` items of a history, as they were trained; longer histories may be given, and
@@ -89,8 +87,6 @@ class Recommender:
         self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
         users = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
         self.users_at_once = min(users, getattr(model, "users_at_once", users))
-        self.transition_memory: TransitionMemory | None = None
-        self.content_memory: ContentMemory | None = None
         self.static_shapes = False  # all batches have one shape, for compiled graphs
 
     @staticmethod
@@ -122,18 +118,11 @@ class Recommender:
         codes = np.array(table["codes"].to_pylist(), dtype=np.int64)
         names = table["item_id"].to_pylist(), table["title"].to_pylist()
         trie = Trie.load(folder / "trie.safetensors")
-        student = Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie)
-        if "memory" in facts:
-            student = student.with_transition_memory(TransitionMemory.load(folder, facts["memory"]))
-        if "content_memory" in facts:
-            student = student.with_content_memory(ContentMemory.load(folder, facts["content_memory"]))
-        return student
+        return Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie).load_memories(folder)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json, model.safetensors, items.parquet, the trie, and ranker and memories if there are any."""
-        for memory in (self.transition_memory, self.content_memory):
-            if memory is not None:
-                memory.save(folder)
+        self.save_memories(folder)
         for name, model in (("model", self.model), ("ranker", self.ranker)):
             if model is not None:
                 merged = model.merged() if hasattr(model, "merged") else model
@@ -146,42 +135,13 @@ class Recommender:
         self.trie.save(folder / "trie.safetensors")
         write_json(folder / "config.json", {**self.facts, "model": sizes})
 
-    def with_transition_memory(self, memory: TransitionMemory | None) -> Recommender:
-        """Return the same student with a transition memory, or without memories; the weights are shared.
-
-        Raises:
-            UserError: the memory is of another catalogue.
-        """
-        if memory is not None and memory.counts.shape[0] != len(self.item_ids):
-            raise UserError(f"The memory is of {memory.counts.shape[0]} items, the student of {len(self.item_ids)}.")
-        return self._with_memories(memory, self.content_memory if memory is not None else None)
-
-    def with_content_memory(self, content: ContentMemory | None) -> Recommender:
-        """Return the same student with a content memory beside its transition memory, or without one.
-
-        Raises:
-            UserError: there is no transition memory, or the content memory is of another catalogue.
-        """
-        if content is not None and self.transition_memory is None:
-            raise UserError("A content memory needs a transition memory beside it.")
-        if content is not None and len(content.vectors) != len(self.item_ids):
-            raise UserError(f"The content memory is of {len(content.vectors)} items, the student of "
-                            f"{len(self.item_ids)}.")  # fmt: skip
-        return self._with_memories(self.transition_memory, content)
-
-    def _with_memories(self, memory: TransitionMemory | None, content: ContentMemory | None) -> Recommender:
-        student = copy.copy(self)
-        student.transition_memory, student.content_memory = memory, content
-        parts = {"memory": memory, "content_memory": content}
-        student.facts = {name: value for name, value in self.facts.items() if name not in parts}
-        student.facts |= {name: part.facts() for name, part in parts.items() if part is not None}
-        return student
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids)
 
     @property
-    def _content(self) -> ContentMemory | None:
-        """The content memory, unless it has no weight: then nothing of it is computed."""
-        content = self.content_memory
-        return content if content is not None and content.weight else None
+    def max_history(self) -> int:
+        return self.facts["max_history"]
 
     def recommend(
         self,
@@ -252,31 +212,19 @@ class Recommender:
             return self._rank_by_student(histories, width, exclude_bought, constrained)
         items, scores = _empty_lists(len(histories), width)
         for rows, part in batches_by_length(histories, self.users_at_once):
-            content = self._content
+            content = self.active_content
             shares = (content.weight, content.temperature) if content else ()
             weights = MixtureWeights(memory.weight, memory.discount, *shares)
             lists = self.candidates(part, width, exclude_bought).ranked(weights, width)
             _write_lists((items, scores), rows, lists)
         return items, scores
 
-    def candidates(
-        self,
-        histories: np.ndarray,
-        width: int,
-        exclude_bought: bool = True,
-        temperatures: Sequence[float] | None = None,
-    ) -> Candidates:
-        """Collect what the student and its memories propose, with all probabilities.
-
-        Args:
-            histories, width, exclude_bought: as for `rank_items`.
-            temperatures: of the content's probabilities; None: the content memory's.
-        """
+    def network_lists(
+        self, histories: np.ndarray, width: int, exclude_bought: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rank by beam search without memories, as `WithMemories.network_lists`."""
         items, scores = self._rank_by_student(histories, width, exclude_bought)
-        if self.ranker is not None:
-            scores = scores * self.trie.levels  # M is a mean
-        beams, memory = (items, scores), self.transition_memory
-        return candidates(beams, self.score_candidates, memory, histories, exclude_bought, self._content, temperatures)
+        return items, scores * (self.trie.levels if self.ranker is not None else 1)  # M is a mean
 
     @torch.no_grad()
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -295,13 +243,6 @@ class Recommender:
             codes = self.codes[torch.from_numpy(np.maximum(items[rows], 0)).to(self.device)]
             scores[rows] = self._sequence_scores(model, self.history_codes(recent), codes, eta=0).float().cpu().numpy()
         return np.where(items == PAD, -np.inf, scores)
-
-    def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
-        """Score a few items as `rank_items` ranks them, with the memories; arguments as `score_candidates`."""
-        log_probs, memory = self.score_candidates(histories, items), self.transition_memory
-        if memory is None:
-            return log_probs
-        return score_mixture(log_probs, memory, self._content, histories, items, exclude_bought)
 
     @torch.no_grad()
     def score_items(self, histories: np.ndarray, exclude_bought: bool | None = None) -> np.ndarray:
@@ -323,11 +264,8 @@ class Recommender:
         for rows, recent in self._batches(histories, users):
             step = model.step(model.encode(self.history_codes(recent)), self.facts["scope"])
             scores[rows] = score_all(step, self.trie, len(rows), self.device)[:, self.trie.leaf_of_item].cpu().numpy()
-        memory = self.transition_memory
-        if memory is not None:
-            exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
-            scores = score_mixture(scores, memory, self._content, histories, None, exclude_bought).astype(np.float32)
-        return scores
+        exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
+        return self.mixed_scores(scores, histories, None, exclude_bought).astype(np.float32, copy=False)
 
     def compile(self, **options: Any) -> Recommender:
         """Run the search as one compiled graph from now on; all batches then have the same shape.

@@ -13,7 +13,6 @@ from distill.baselines.counting import Transitions
 from distill.baselines.mixture import TEMPERATURES
 from distill.data.dataset import Dataset, Examples
 from distill.evaluation.systems import Ranked, System, batches
-from distill.ranking import scores_of
 from distill.runtime.artifacts import Artifact
 from student.content_memory import ContentMemory
 from student.item_recommender import ItemRecommender
@@ -75,15 +74,15 @@ class ItemModelSystem:
 
     def score_all(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """As `System.score_all`."""
-        return self.recommender.score_items(histories)
+        return self.recommender.score_items(histories, exclude_bought)
 
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
         """As `System.score_candidates`."""
-        return scores_of(self.recommender.score_items(histories), items)
+        return self.recommender.score_candidates(histories, items)
 
     def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """As `System.ranking_scores`."""
-        return self.score_candidates(histories, items)
+        return self.recommender.ranking_scores(histories, items, exclude_bought)
 
 
 class MemoryMixture:

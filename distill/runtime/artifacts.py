@@ -85,6 +85,19 @@ def read(folder: Path, kind: str, make: str | None = None) -> Artifact:
     return Artifact(folder, kind, manifest["fingerprint"], manifest["inputs"], manifest["config"], manifest)
 
 
+def read_any(folder: Path, kinds: Sequence[str]) -> Artifact:
+    """Open a finished artifact of one of several kinds; where it is of none, the first is expected.
+
+    Raises:
+        UserError: as `read`.
+    """
+    try:
+        kind = json.loads((Path(folder) / MANIFEST).read_text())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    return read(folder, kind if kind in kinds else kinds[0])
+
+
 def _read_manifest(folder: Path, kind: str, make: str) -> dict[str, Any]:
     """Read the manifest of an artifact of that kind, of any schema.
 

@@ -40,7 +40,7 @@ def command_for(kind: str, folder: Path, *options: str) -> str:
     folder = Path(folder)
     run, program = _default_place(kind, folder)
     base = folder.name.removesuffix("+content")
-    if kind == "student" and base.endswith("+memory"):
+    if kind in ("student", "baseline") and base.endswith("+memory"):
         student = folder.with_name(base.removesuffix("+memory"))
         program, config_file, output = f"python scripts/add_memory.py --student {_quoted(student)}", "memory.yaml", None
         program += " --content true" if base != folder.name else ""

@@ -64,7 +64,7 @@ def make_run(root, users=50, seed=0, n_vectors=N_ITEMS):
     for name, loss in (("sasrec-list", "list"), ("gru4rec", "ce")):
         network, sizes = ITEM_MODELS[name.split("-")[0]]
         with ArtifactJob("baseline", Loss(loss), root / "baselines" / name, [data]).write() as folder:
-            facts = {"network": name.split("-")[0]}
+            facts = {"network": name.split("-")[0], "exclude_bought": True}
             ItemRecommender(network(sizes(N_ITEMS, dim=8)), facts).save_pretrained(folder)
 
 
@@ -98,6 +98,15 @@ def evaluated(tmp_path_factory):
     code, _, error = command("evaluate.py", "--run", root, *COUNTED, "--widths", "[4, 12]", "--exact_users", "10")
     assert code == 0, error
     return root
+
+
+def test_an_item_model_gets_a_memory(evaluated, tmp_path):
+    words = "--run", evaluated, "--student", evaluated / "baselines/gru4rec", "--output", tmp_path / "gru4rec+memory"
+    code, _, error = command("add_memory.py", *words, *COUNTED, "--weight", "0.3")
+    assert code == 0, error
+    assert ItemRecommender.from_pretrained(tmp_path / "gru4rec+memory").transition_memory.weight == 0.3
+    error = refused("add_memory.py", "--run", evaluated, "--student", evaluated / "dataset")
+    assert "Expected a student" in error and "found a dataset" in error
 
 
 def test_rows(evaluated):
