@@ -1,0 +1,113 @@
+"""Kills at every change to a file and at random moments, over nothing and over an older result; two runs at once."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from distill.runtime.checksums import MANIFEST, find_damage
+from distill.runtime.locks import lock_path
+
+from .processes import Forked
+from .snapshot import differences, snapshot
+from .trials import Trials
+
+OLD_SEED = -1  # no command takes it, so a result that names it is of other settings
+
+
+def try_kills(trials: Trials, every: int = 1, random: int = 0, replaced: bool = True) -> None:
+    """Kill the command at every Nth change and at random moments; where it replaces an older result, do so too.
+
+    Args:
+        trials: of a stage.
+        every: N.
+        random: how many kills at uniformly random moments of the command's time.
+        replaced: also kill while an older result is replaced: as often at random, and at the changes after the last
+            one that also the command without an older result makes.
+    """
+    outcome, _ = trials.whole
+    changes = len(outcome.changes)
+    for number in range(1, changes + 1, every):
+        trials.start_over()
+        kill_and_compare(trials, "kill", kill_at=number)
+    for moment in trials.rng.uniform(0, outcome.seconds, random):
+        trials.start_over()
+        kill_and_compare(trials, "random", kill_after=moment)
+    if not (replaced and trials.stage.is_artifact and not trials.stage.refuses_existing):
+        return
+    trials.words = [*trials.words, "--overwrite"] if trials.stage.is_shared else trials.words
+    put_older_result(trials)
+    replacing = trials.run_to_end()
+    assert replacing.code == 0, replacing.text
+    last = next(number for number, (_, path) in enumerate(replacing.changes, 1) if MANIFEST in path)
+    for number in [*range(1, last, every * 4), *range(last, len(replacing.changes) + 1, every)]:
+        put_older_result(trials)
+        kill_and_compare(trials, "replaced", kill_at=number)
+    for moment in trials.rng.uniform(0, replacing.seconds, random):
+        put_older_result(trials)
+        kill_and_compare(trials, "replaced", kill_after=moment)
+    trials.words = trials.stage.words(trials.shop)
+
+
+def kill_and_compare(trials: Trials, kind: str, **options) -> None:
+    """Kill the command, look whether a whole result is left where there was one, run it again and compare."""
+    started = trials.run_to_end(**options)
+    description = f"{options}, after {started.seconds:.2f} s"
+    if started.code not in (-9, 0):
+        trials.results.add(kind, "unkind", f"{description}: exit code {started.code}: {started.text[-500:]}")
+        return
+    if kind == "replaced" and not whole_results(trials):
+        trials.results.add(kind, "lost", description)
+        return
+    trials.compare(kind, description)
+
+
+def put_older_result(trials: Trials) -> None:
+    """Start over with a whole result of other settings at the output's place."""
+    trials.start_over()
+    shutil.copytree(trials.shop.run / trials.stage.output, trials.output)
+    path = trials.output / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["identity"]["config"]["seed"] = OLD_SEED
+    path.write_text(json.dumps(manifest))
+
+
+def whole_results(trials: Trials) -> list[Path]:
+    """List the whole results below the working folder, old or new, under whatever name."""
+    folders = []
+    for path in trials.shop.work.rglob(MANIFEST):
+        manifest = json.loads(path.read_text())
+        if find_damage(path.parent, manifest["files"]) is None:
+            folders.append(path.parent)
+    return folders
+
+
+def try_two_runs(trials: Trials) -> None:
+    """Start the command twice, the second as soon as the first holds the output.
+
+    The second ends with exit code 2 and names the first, or both share the work; the result is the same.
+    """
+    if not trials.stage.is_artifact:
+        return
+    expected, output, is_shared = trials.whole[1], trials.output, trials.stage.is_shared
+    trials.start_over()
+    first = Forked(trials.words, trials.shop.log, trials.shop.work)
+    sign = output.with_name(f"{output.name}.partial") if is_shared else lock_path(output)
+    while not sign.exists():
+        time.sleep(0.001)
+    if not is_shared:
+        os.kill(first.pid, signal.SIGSTOP)  # it may be faster than the second
+    second = Forked(trials.words, trials.shop.log.with_suffix(".second"), trials.shop.work).wait()
+    if not is_shared:
+        os.kill(first.pid, signal.SIGCONT)
+    end = first.wait()
+    difference = differences(snapshot(trials.shop.work), expected)
+    # stopped between taking the lock and writing its name into it
+    names_first = f"process {first.pid}" in second.text or "it has just started" in second.text
+    is_kind = second.code == 0 if is_shared else second.code == 2 and names_first
+    if not is_kind or end.code:
+        trials.results.add("two_runs", "unkind", f"{second.code}, {end.code}: {second.text[-300:]}{end.text[-300:]}")
+    else:
+        trials.results.add("two_runs", "differing" if difference else "equal", ", ".join(difference[:5]))
