@@ -19,7 +19,10 @@ import numpy as np
 from distill.labels.encodings import column_names, decode_level
 from distill.labels.schema import INDEX, Columns
 from distill.labels.store import LabelStore
+from distill.runtime.checksums import MANIFEST
 from distill.runtime.errors import UserError
+from distill.runtime.folders import check_apart
+from distill.runtime.new_folder import new_folder
 
 CARD = """---
 configs:
@@ -35,20 +38,25 @@ Soft labels of a generative recommender: candidates and codeword distributions, 
 def push(folder: Path, name: str) -> None:
     """Copy a finished set to the Hugging Face hub, where `datasets.load_dataset(name)` reads it, or to a folder.
 
+    A folder is written whole or not at all; one that holds this very set is left as it is.
+
     Args:
         folder: a soft_labels artifact.
         name: USER/NAME on the hub; or a path that begins with `/`, `./`, `../` or `~`.
 
     Raises:
-        UserError: the artifact is unfinished, the folder is not empty, or the hub refuses the upload.
+        UserError: the artifact is unfinished, the folder holds something else or cannot be written, or the hub refuses
+            the upload.
     """
     LabelStore.open(folder)
     if is_local(name):
         target = Path(name).expanduser()
-        if target.exists() and any(target.iterdir()):
-            raise UserError(f"{target} is not empty; name another folder to push to.")
-        shutil.copytree(folder, target, dirs_exist_ok=True)
-        (target / "README.md").write_text(CARD)
+        check_apart(target, [folder])
+        if is_pushed(folder, target):
+            return
+        with new_folder(target) as partial:
+            shutil.copytree(folder, partial, dirs_exist_ok=True)
+            (partial / "README.md").write_text(CARD)
         return
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -60,6 +68,14 @@ def push(folder: Path, name: str) -> None:
         hub.upload_file(path_or_fileobj=CARD.encode(), path_in_repo="README.md", repo_id=name, repo_type="dataset")
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(f"The hub does not accept {name}: {str(error).splitlines()[0]}") from None
+
+
+def is_pushed(folder: Path, target: Path) -> bool:
+    """Tell whether a folder holds a pushed copy of this set, perhaps of a run that was killed after it."""
+    try:
+        return (target / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
+    except OSError:
+        return False
 
 
 def load(name: str, decode: bool = True, **options: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 from distill.runtime import checksums
 from distill.runtime.checksums import IDENTITY, MANIFEST, fingerprint
 from distill.runtime.commands import command, command_for, commit
+from distill.runtime.disk import full_disk_reason, report_full_disk
 from distill.runtime.errors import UserError
 from distill.runtime.folders import check_apart, discard, hidden, sweep
 from distill.runtime.locks import OutputLock, is_main_process
@@ -294,14 +295,28 @@ class ArtifactJob:
         """Give a working folder that becomes the artifact when the block ends without an exception.
 
         With `resume`, a working folder left by a killed run of the same identity is kept and given again.
+
+        Raises:
+            UserError: the disk is full. Without `resume` the working folder is deleted: it would only take room.
         """
         self.lock.acquire()
         try:
-            self.begin(resume and not self.overwrite)
-            yield self.partial
-            self.finish()
+            with report_full_disk(self.output), self._deleted_on_error(not resume):
+                self.begin(resume and not self.overwrite)
+                yield self.partial
+                self.finish()
         finally:
             self.lock.release()
+
+    @contextlib.contextmanager
+    def _deleted_on_error(self, is_useless: bool) -> Iterator[None]:
+        """Delete the working folder where the disk is full and a later run cannot use what it holds."""
+        try:
+            yield
+        except Exception as error:
+            if is_useless and full_disk_reason(error) is not None:
+                discard(self.partial)
+            raise
 
     def begin(self, resume: bool = False) -> None:
         """Create the working folder, the first half of `write`."""
@@ -313,6 +328,8 @@ class ArtifactJob:
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if full_disk_reason(error) is not None:
+                raise
             raise UserError(f"Cannot write to {self.output.parent}: {error.strerror}.") from None
         if not (self.partial / IDENTITY).is_file():
             self.sign(self.partial)

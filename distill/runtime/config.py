@@ -30,6 +30,7 @@ import jsonargparse
 from jsonargparse import typing as ranges
 
 from distill.runtime import checksums
+from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
 from distill.runtime.logs import quiet_libraries
 from distill.runtime.terminal import printable
@@ -117,7 +118,7 @@ def run(
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse the command line and run `main`; the whole body of every entry's `__main__`."""
-    code = 0
+    code, config = 0, None
     quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # letters that the terminal lacks are written as escapes
@@ -139,6 +140,13 @@ def run(
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here or starts afresh", file=sys.stderr)
         code = 130
+    except Exception as error:
+        reason = full_disk_reason(error)
+        if reason is None:
+            raise
+        place = getattr(config, "output", None) or getattr(config, "run", None) or Path.cwd()
+        print(f"error: {printable(describe_full_disk(reason, place))}", file=sys.stderr)
+        code = 2
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         leave(code)
     if code:

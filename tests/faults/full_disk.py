@@ -15,23 +15,19 @@ def try_full_disk(trials: Trials) -> None:
 
     Where a tmpfs cannot be mounted (it takes root), RLIMIT_FSIZE alone limits what may be written.
     """
-    size = used_bytes(trials)
+    size, largest = sizes(trials)
     for share in SHARES:
-        limit_files(trials, int(largest_file(trials) * share) + 1)
+        limit_files(trials, int(largest * share) + 1)
         mountable = on_small_disk(trials, int(size * share))
     if not mountable:
         print(f"  {trials.stage.name}: no tmpfs can be mounted here (it takes root); only the size of files is limited")
 
 
-def used_bytes(trials: Trials) -> int:
-    """Compute how many bytes the result takes, in blocks of 4 KiB."""
-    _ = trials.whole
-    return sum(-(-path.stat().st_size // 4096) * 4096 for path in trials.shop.work.rglob("*") if path.is_file())
-
-
-def largest_file(trials: Trials) -> int:
-    """Compute the size of the largest file of the result."""
-    return max(path.stat().st_size for path in (trials.shop.run / trials.stage.output).rglob("*") if path.is_file())
+def sizes(trials: Trials) -> tuple[int, int]:
+    """Measure how many bytes the result takes, in blocks of 4 KiB, and its largest file."""
+    trials.start_over().run_to_end()
+    files = [path.stat().st_size for path in trials.shop.work.rglob("*") if path.is_file()]
+    return sum(-(-size // 4096) * 4096 for size in files), max(files)
 
 
 def on_small_disk(trials: Trials, size: int) -> bool:

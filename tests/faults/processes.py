@@ -59,7 +59,7 @@ class Forked:
     ):
         self.log, self.changes_file = log, log.with_suffix(".changes")
         self.changes_file.unlink(missing_ok=True)
-        self.started = time.monotonic()
+        self.started, self.is_reaped = time.monotonic(), False
         self.pid = os.fork()
         if not self.pid:
             self._run([str(word) for word in words], counted, kill_at, limit_bytes)
@@ -108,8 +108,10 @@ class Forked:
 
     def has_ended(self) -> bool:
         """Tell whether the process has ended."""
-        pid, self.status = os.waitpid(self.pid, os.WNOHANG)
-        return pid != 0
+        if not self.is_reaped:
+            pid, self.status = os.waitpid(self.pid, os.WNOHANG)
+            self.is_reaped = pid != 0
+        return self.is_reaped
 
 
 def run(words: Sequence[str], log: Path, counted: Path, kill_after: float | None = None, **options) -> Outcome:
