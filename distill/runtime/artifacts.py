@@ -82,6 +82,10 @@ def read(folder: Path, kind: str, make: str | None = None) -> Artifact:
     for key in ("fingerprint", "inputs", "config", "identity"):
         if key not in manifest:
             raise UserError(f"{folder / MANIFEST} is damaged (no {key!r}). {make} --overwrite")
+    if not checksums.is_switched_off() and not checksums.is_seal_intact(manifest):
+        raise UserError(
+            f"{folder / MANIFEST} is damaged: its checksum is not the one that was written. {make} --overwrite"
+        )
     return Artifact(folder, kind, manifest["fingerprint"], manifest["inputs"], manifest["config"], manifest)
 
 
@@ -325,6 +329,9 @@ class ArtifactJob:
         is_same = self.unfinished_identity() == self.identity
         if not (resume and is_same):
             discard(self.partial)
+        elif not self.shared:  # safetensors writes under such names, and a killed run leaves them
+            for path in self.partial.rglob(".tmp*"):
+                path.unlink()
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -376,7 +383,7 @@ class ArtifactJob:
             "seconds": round(time.time() - self.started, 1),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
-        write_json(self.partial / MANIFEST, manifest)
+        write_json(self.partial / MANIFEST, checksums.seal(_jsonable(manifest)))
         (self.partial / IDENTITY).unlink()
         old = hidden(self.output, "old")
         discard(old)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from distill.runtime.checksums import MANIFEST, find_damage
@@ -17,38 +18,48 @@ from .trials import Trials
 OLD_SEED = -1  # no command takes it, so a result that names it is of other settings
 
 
-def try_kills(trials: Trials, every: int = 1, random: int = 0, replaced: bool = True) -> None:
-    """Kill the command at every Nth change and at random moments; where it replaces an older result, do so too.
+def try_kills(trials: Trials, every: int = 1, limit: int | None = None, random: int = 0) -> None:
+    """Kill the command at its changes to files and at random moments; where it replaces an older result, do so too.
 
     Args:
         trials: of a stage.
-        every: N.
+        every: kill at every Nth change.
+        limit: at most at so many changes, chosen at random; None: at all of these.
         random: how many kills at uniformly random moments of the command's time.
-        replaced: also kill while an older result is replaced: as often at random, and at the changes after the last
-            one that also the command without an older result makes.
     """
     outcome, _ = trials.whole
-    changes = len(outcome.changes)
-    for number in range(1, changes + 1, every):
+    for number in choose(trials, range(1, len(outcome.changes) + 1, every), limit):
         trials.start_over()
         kill_and_compare(trials, "kill", kill_at=number)
     for moment in trials.rng.uniform(0, outcome.seconds, random):
         trials.start_over()
         kill_and_compare(trials, "random", kill_after=moment)
-    if not (replaced and trials.stage.is_artifact and not trials.stage.refuses_existing):
-        return
+    if trials.stage.is_artifact and not trials.stage.refuses_existing:
+        kill_while_replacing(trials, every, limit, random)
+
+
+def kill_while_replacing(trials: Trials, every: int, limit: int | None, random: int) -> None:
+    """Do as `try_kills` where an older result is replaced: mostly at the changes from the manifest on."""
     trials.words = [*trials.words, "--overwrite"] if trials.stage.is_shared else trials.words
     put_older_result(trials)
     replacing = trials.run_to_end()
     assert replacing.code == 0, replacing.text
-    last = next(number for number, (_, path) in enumerate(replacing.changes, 1) if MANIFEST in path)
-    for number in [*range(1, last, every * 4), *range(last, len(replacing.changes) + 1, every)]:
+    manifest = next(number for number, (_, path) in enumerate(replacing.changes, 1) if MANIFEST in path)
+    numbers = [*range(1, manifest, every * 4), *range(manifest, len(replacing.changes) + 1, every)]
+    for number in choose(trials, numbers, limit):
         put_older_result(trials)
         kill_and_compare(trials, "replaced", kill_at=number)
     for moment in trials.rng.uniform(0, replacing.seconds, random):
         put_older_result(trials)
         kill_and_compare(trials, "replaced", kill_after=moment)
     trials.words = trials.stage.words(trials.shop)
+
+
+def choose(trials: Trials, numbers: Sequence[int], limit: int | None) -> list[int]:
+    """Choose at most `limit` numbers, in order."""
+    if limit is None or limit >= len(numbers):
+        return list(numbers)
+    return sorted(trials.rng.choice(numbers, limit, replace=False).tolist())
 
 
 def kill_and_compare(trials: Trials, kind: str, **options) -> None:

@@ -44,6 +44,8 @@ class Config:
     """What is tried: kills, two_runs, full_disk, damage, launches."""
     every: PositiveInt = 1
     """Kill at every Nth change to a file."""
+    limit: PositiveInt | None = None
+    """Kill at most at so many changes, chosen by the seed (default: at all)."""
     random: NonNegativeInt = 20
     """Kills at random moments, for each stage."""
     launches: NonNegativeInt = 4
@@ -63,13 +65,13 @@ def main(config: Config) -> None:
     shop = Shop(root)
     preload()
     stages = stages_named(config.stages)
-    make_shop(shop)
+    make_shop(shop, stages)
     results = []
     for stage in stages:
         started = time.monotonic()
         trials = Trials(shop, stage, Results(stage.name), config.seed)
         if "kills" in config.checks:
-            try_kills(trials, config.every, config.random)
+            try_kills(trials, config.every, config.limit, config.random)
         if "two_runs" in config.checks:
             try_two_runs(trials)
         if "full_disk" in config.checks:
@@ -104,7 +106,7 @@ def check(config: Config) -> None:
 
 def write(config: Config, results: list[Results]) -> None:
     """Write the settings and the results so far."""
-    settings = {name: getattr(config, name) for name in ("every", "random", "launches", "seed")}
+    settings = {name: getattr(config, name) for name in ("every", "limit", "random", "launches", "seed")}
     content = {"settings": settings, "stages": [asdict(result) for result in results]}
     config.output.write_text(json.dumps(content, indent=2) + "\n")
 

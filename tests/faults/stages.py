@@ -1,6 +1,8 @@
 """The commands that the soak breaks off, on a very small shop: a few seconds each."""
 
+import csv
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +12,14 @@ SIZES = {
     "num_key_value_heads": 2,
 }  # fmt: skip
 TEACHER = {
-    "vocab_size": 300, "tasks": {"stream": 1.0}, "epochs": 2, "valid_users": 10, "checkpoint_every": 4, "crop": 0.5,
-    "token_dropout": 0.1,
+    "vocab_size": 300, "tasks": {"stream": 1.0}, "epochs": 2, "valid_users": 6, "batch_tokens": 100, "crop": 0.5,
+    "token_dropout": 0.1, "checkpoint_every": 3,
 }  # fmt: skip
 STUDENT = {
-    "epochs": 2, "ranker_epochs": 1, "candidates": 4, "batch_size": 128, "valid_users": 10, "checkpoint_every": 3,
+    "epochs": 2, "ranker_epochs": 1, "candidates": 4, "batch_size": 16, "valid_users": 6, "checkpoint_every": 3,
     "preset": "demo",
 }  # fmt: skip
+USERS, ITEMS = 16, 40
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Stage:
 
     def words(self, shop: "Shop", output: Path | None = None) -> list[str]:
         """Write the command."""
-        places = {"run": shop.run, "work": shop.work}
+        places = {"run": shop.run, "work": shop.work, "raw": shop.raw}
         words = [self.script]
         if self.settings:
             words += ["--config", str(shop.configs / f"{self.name}.yaml")]
@@ -87,6 +90,26 @@ class Shop:
         """Output of the latest command."""
         return self.root / "command.log"
 
+    @property
+    def raw(self) -> Path:
+        """Interactions and items as tables."""
+        return self.root / "raw"
+
+    def write_raw(self) -> None:
+        """Draw interactions and titles, always the same."""
+        rng = random.Random(0)
+        self.raw.mkdir(parents=True, exist_ok=True)
+        words = [rng.sample(["red", "blue", "old", "new", "tent", "lamp", "rope", "kettle"], 3) for _ in range(ITEMS)]
+        items = [(f"i{item}", " ".join(title)) for item, title in enumerate(words)]
+        histories = [rng.sample(range(ITEMS), rng.randint(5, 8)) for _ in range(USERS)]
+        rows = [
+            (f"u{user}", f"i{item}", time) for user, items in enumerate(histories) for time, item in enumerate(items)
+        ]
+        tables = {"items": (("item_id", "title"), items), "interactions": (("user_id", "item_id", "timestamp"), rows)}
+        for name, (head, lines) in tables.items():
+            with open(self.raw / f"{name}.csv", "w", newline="") as file:
+                csv.writer(file).writerows([head, *lines])
+
     def write_configs(self) -> None:
         """Write the stages' config files."""
         self.configs.mkdir(parents=True, exist_ok=True)
@@ -100,14 +123,17 @@ LABELS = (*IDS, "soft_labels")
 RUN = ("--run", "{run}")
 
 STAGES = [
-    Stage("data", "scripts/prepare_data.py", {"format": "demo", "users": 40}, "dataset", (), RUN),
-    Stage("embeddings", "scripts/embed_items.py", {"dim": 16}, "embeddings", DATA, RUN),
+    Stage(
+        "data", "scripts/prepare_data.py", {"format": "table", "k_core": 0}, "dataset", (),
+        (*RUN, "--input", "{raw}"),
+    ),
+    Stage("embeddings", "scripts/embed_items.py", {"dim": 6}, "embeddings", DATA, RUN),
     Stage(
         "semantic_ids",
         "scripts/build_semantic_ids.py",
         {
-            "quantiser": "rqvae", "levels": 3, "codebook_size": 32,
-            "rqvae": {"hidden": [16], "epochs": 20, "warmup_epochs": 10},
+            "quantiser": "rqvae", "levels": 3, "codebook_size": 8,
+            "rqvae": {"hidden": [8], "latent_dim": 4, "epochs": 10, "warmup_epochs": 4},
         },
         "semantic_ids",
         ("dataset", "embeddings"),
@@ -117,7 +143,7 @@ STAGES = [
     Stage(
         "embeddings_of_a_model",  # written shard by shard
         "scripts/embed_items.py",
-        {"embedder": "hf", "shard_rows": 150, "max_tokens": 16, "batch_size": 64},
+        {"embedder": "hf", "shard_rows": 10, "max_tokens": 16, "batch_size": 64},
         "model_embeddings",
         (*DATA, "teacher"),
         (*RUN, "--model", "{run}/teacher"),
@@ -142,7 +168,7 @@ STAGES = [
     Stage(
         "labels",
         "distill/export_soft_labels.py",
-        {"width": 6, "keep": 4, "shard_rows": 60},
+        {"width": 6, "keep": 4, "shard_rows": 20},
         "soft_labels",
         (*IDS, "teacher"),
         RUN,
@@ -151,7 +177,7 @@ STAGES = [
     Stage(
         "push",
         "distill/export_soft_labels.py",
-        {"width": 6, "keep": 4, "shard_rows": 60},
+        {"width": 6, "keep": 4, "shard_rows": 20},
         "pushed",
         ("soft_labels",),
         (*RUN, "--output", "{run}/soft_labels", "--push", "{output}"),
@@ -182,7 +208,7 @@ STAGES = [
     Stage(
         "sasrec",
         "student/baseline.py",
-        {"network": "sasrec", "dim": 16, "batch_size": 16, "epochs": 3, "valid_users": 10, "checkpoint_every": 2},
+        {"network": "sasrec", "dim": 8, "batch_size": 4, "epochs": 2, "valid_users": 6, "checkpoint_every": 2},
         "baselines/sasrec",
         DATA,
         RUN,
@@ -200,8 +226,8 @@ STAGES = [
         "evaluation",
         "scripts/evaluate.py",
         {
-            "split": "test", "width": 10, "cutoffs": [1, 5, 10], "kl_users": 2, "widths": [10],
-            "width_users": 5, "mixture_users": 5, "mixture_top": 10, "exact_users": 2,
+            "split": "test", "width": 10, "cutoffs": [1, 5, 10], "widths": [10],
+            "width_users": 3, "mixture_users": 4, "mixture_top": 10, "exact_users": 2,
         },
         "evaluation",
         (*IDS, "embeddings", "teacher", "students/tiger", "students/dtr", "baselines/sasrec"),

@@ -52,7 +52,7 @@ class Trials:
     def start_over(self) -> "Trials":
         """Empty the working folder."""
         shutil.rmtree(self.shop.work, ignore_errors=True)
-        self.output.parent.mkdir(parents=True)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
         return self
 
     def run_to_end(self, **options) -> Outcome:
@@ -73,15 +73,19 @@ class Trials:
             self.results.add(kind, "equal")
 
 
-def make_shop(shop: Shop) -> None:
-    """Make the run that the stages read, by their own commands; finished artifacts stay.
+def make_shop(shop: Shop, stages: list[Stage]) -> None:
+    """Make the artifacts that stages read, and their own, by their own commands; finished artifacts stay.
 
     Raises:
         AssertionError: a command fails.
     """
+    shop.write_raw()
     shop.write_configs()
+    needed = {stage.output for stage in stages}
+    for stage in reversed(STAGES):  # each reads what earlier ones make
+        needed |= set(stage.reads) if stage.output in needed else set()
     for stage in STAGES:
-        if stage.is_artifact and not (shop.run / stage.output).exists():
+        if stage.output in needed and stage.is_artifact and not (shop.run / stage.output).exists():
             words = stage.words(shop, shop.run / stage.output)
             outcome = processes.run(words, shop.log, shop.run)
             assert outcome.code == 0, f"{stage.name}: {outcome.text[-3000:]}"

@@ -1,0 +1,45 @@
+"""The soak in short: some commands, killed at a few changes to files, on full disks and with damaged inputs.
+
+`make soak` is the whole of it. It runs in a process of its own, which forks: no tensor may have been computed before.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("stages", "checks"),
+    [("embeddings,labels,push,tiger,memory", "kills,two_runs"), ("semantic_ids,recbole", "full_disk,damage")],
+)
+def test_broken_off_commands_end_as_unbroken_ones(tmp_path, stages, checks):
+    words = [f"--stages={stages}", f"--checks={checks}", "--limit=3", "--random=1", f"--root={tmp_path / 'soak'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.soak", *words, f"--output={tmp_path / 'results.json'}"],
+        capture_output=True, text=True, cwd=ROOT, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    results = json.loads((tmp_path / "results.json").read_text())["stages"]
+    assert [result["stage"] for result in results] == stages.split(",")
+    for result in results:
+        assert not result["faults"]
+        if "kills" in checks:
+            assert result["trials"]["kill"] == {"equal": 3} and result["trials"]["random"] == {"equal": 1}
+        else:
+            assert set(result["trials"]["full_disk"]) <= {"equal", "fitted"}
+            assert result["trials"]["damage"]["refused"] >= 3
+
+
+def test_unknown_stages_are_named(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.soak", "--stages=tigre", f"--root={tmp_path / 'soak'}"],
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Unknown name 'tigre'. Did you mean 'tiger'?" in done.stderr
+    assert not list(tmp_path.iterdir())
