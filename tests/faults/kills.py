@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.runtime.checksums import MANIFEST, find_damage
+from distill.runtime.checksums import MANIFEST, find_damage, seal
 from distill.runtime.locks import lock_path
 
 from .processes import Forked
@@ -82,7 +82,7 @@ def put_older_result(trials: Trials) -> None:
     path = trials.output / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["identity"]["config"]["seed"] = OLD_SEED
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(seal(manifest)))
 
 
 def whole_results(trials: Trials) -> list[Path]:
