@@ -14,11 +14,9 @@ def try_damage(trials: Trials) -> None:
     for name in trials.stage.reads:
         folder = trials.shop.run / name
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        for number, path in enumerate(files):
-            for kind in KINDS:
-                other = files[(number + 1) % len(files)]
-                if kind == "swapped" and (other == path or other.read_bytes() == path.read_bytes()):
-                    continue
+        pairs = [(path, files[(number + 1) % len(files)], kind) for number, path in enumerate(files) for kind in KINDS]
+        for path, other, kind in trials.choose(pairs):
+            if kind != "swapped" or other.read_bytes() != path.read_bytes():
                 try_one(trials, path, other, kind)
 
 

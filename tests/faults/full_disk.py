@@ -7,6 +7,7 @@ from .snapshot import differences, snapshot
 from .trials import Trials
 
 ROOMY = "256m"
+LOG_BYTES = 8192  # the limit holds for the log of the command too
 SHARES = (0.02, 0.3, 0.6, 0.9, 1.05)  # of what the result takes
 
 
@@ -16,8 +17,9 @@ def try_full_disk(trials: Trials) -> None:
     Where a tmpfs cannot be mounted (it takes root), RLIMIT_FSIZE alone limits what may be written.
     """
     size, largest = sizes(trials)
-    for share in SHARES:
-        limit_files(trials, int(largest * share) + 1)
+    for share in trials.choose(SHARES):
+        if largest * share > LOG_BYTES:
+            limit_files(trials, int(largest * share) + 1)
         mountable = on_small_disk(trials, int(size * share))
     if not mountable:
         print(f"  {trials.stage.name}: no tmpfs can be mounted here (it takes root); only the size of files is limited")

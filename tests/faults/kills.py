@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from distill.runtime.checksums import MANIFEST, find_damage, seal
@@ -18,27 +17,26 @@ from .trials import Trials
 OLD_SEED = -1  # no command takes it, so a result that names it is of other settings
 
 
-def try_kills(trials: Trials, every: int = 1, limit: int | None = None, random: int = 0) -> None:
+def try_kills(trials: Trials, every: int = 1, random: int = 0) -> None:
     """Kill the command at its changes to files and at random moments; where it replaces an older result, do so too.
 
     Args:
         trials: of a stage.
         every: kill at every Nth change.
-        limit: at most at so many changes, chosen at random; None: at all of these.
         random: how many kills at uniformly random moments of the command's time.
     """
     outcome, _ = trials.whole
-    for number in choose(trials, range(1, len(outcome.changes) + 1, every), limit):
+    for number in trials.choose(range(1, len(outcome.changes) + 1, every)):
         trials.start_over()
         kill_and_compare(trials, "kill", kill_at=number)
     for moment in trials.rng.uniform(0, outcome.seconds, random):
         trials.start_over()
         kill_and_compare(trials, "random", kill_after=moment)
     if trials.stage.is_artifact and not trials.stage.refuses_existing:
-        kill_while_replacing(trials, every, limit, random)
+        kill_while_replacing(trials, every, random)
 
 
-def kill_while_replacing(trials: Trials, every: int, limit: int | None, random: int) -> None:
+def kill_while_replacing(trials: Trials, every: int, random: int) -> None:
     """Do as `try_kills` where an older result is replaced: mostly at the changes from the manifest on."""
     trials.words = [*trials.words, "--overwrite"] if trials.stage.is_shared else trials.words
     put_older_result(trials)
@@ -46,20 +44,13 @@ def kill_while_replacing(trials: Trials, every: int, limit: int | None, random: 
     assert replacing.code == 0, replacing.text
     manifest = next(number for number, (_, path) in enumerate(replacing.changes, 1) if MANIFEST in path)
     numbers = [*range(1, manifest, every * 4), *range(manifest, len(replacing.changes) + 1, every)]
-    for number in choose(trials, numbers, limit):
+    for number in trials.choose(numbers):
         put_older_result(trials)
         kill_and_compare(trials, "replaced", kill_at=number)
     for moment in trials.rng.uniform(0, replacing.seconds, random):
         put_older_result(trials)
         kill_and_compare(trials, "replaced", kill_after=moment)
     trials.words = trials.stage.words(trials.shop)
-
-
-def choose(trials: Trials, numbers: Sequence[int], limit: int | None) -> list[int]:
-    """Choose at most `limit` numbers, in order."""
-    if limit is None or limit >= len(numbers):
-        return list(numbers)
-    return sorted(trials.rng.choice(numbers, limit, replace=False).tolist())
 
 
 def kill_and_compare(trials: Trials, kind: str, **options) -> None:

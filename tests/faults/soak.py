@@ -45,7 +45,7 @@ class Config:
     every: PositiveInt = 1
     """Kill at every Nth change to a file."""
     limit: PositiveInt | None = None
-    """Kill at most at so many changes, chosen by the seed (default: at all)."""
+    """At most so many kills, full disks and damaged files of each sort, chosen by the seed (default: all)."""
     random: NonNegativeInt = 20
     """Kills at random moments, for each stage."""
     launches: NonNegativeInt = 4
@@ -69,9 +69,9 @@ def main(config: Config) -> None:
     results = []
     for stage in stages:
         started = time.monotonic()
-        trials = Trials(shop, stage, Results(stage.name), config.seed)
+        trials = Trials(shop, stage, Results(stage.name), config.seed, config.limit)
         if "kills" in config.checks:
-            try_kills(trials, config.every, config.limit, config.random)
+            try_kills(trials, config.every, config.random)
         if "two_runs" in config.checks:
             try_two_runs(trials)
         if "full_disk" in config.checks:

@@ -1,8 +1,10 @@
 """One trial: an empty working folder, a command that is broken off, the same command again, a comparison."""
 
 import shutil
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from .processes import Outcome
 from .results import Results
 from .snapshot import differences, snapshot
 from .stages import STAGES, Shop, Stage
+
+T = TypeVar("T")
 
 
 class Trials:
@@ -21,10 +25,11 @@ class Trials:
         stage: the command.
         results: takes the outcomes.
         seed: of random moments.
+        limit: at most so many kills, full disks and damaged files of each sort, chosen by the seed; None: all.
     """
 
-    def __init__(self, shop: Shop, stage: Stage, results: Results, seed: int = 0):
-        self.shop, self.stage, self.results = shop, stage, results
+    def __init__(self, shop: Shop, stage: Stage, results: Results, seed: int = 0, limit: int | None = None):
+        self.shop, self.stage, self.results, self.limit = shop, stage, results, limit
         self.rng = np.random.default_rng([seed, *stage.name.encode()])
         self.words = stage.words(shop)
 
@@ -48,6 +53,12 @@ class Trials:
         assert again == contents, differences(again, contents)
         self.results.changes = len(outcome.changes)
         return outcome, again
+
+    def choose(self, among: Sequence[T]) -> list[T]:
+        """Choose at most `limit` of some, in order."""
+        if self.limit is None or self.limit >= len(among):
+            return list(among)
+        return [among[number] for number in sorted(self.rng.choice(len(among), self.limit, replace=False))]
 
     def start_over(self) -> "Trials":
         """Empty the working folder."""
