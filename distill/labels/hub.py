@@ -22,7 +22,7 @@ from distill.labels.store import LabelStore
 from distill.runtime.checksums import MANIFEST
 from distill.runtime.errors import UserError
 from distill.runtime.folders import check_apart
-from distill.runtime.new_folder import new_folder
+from distill.runtime.new_folder import new_folder, remove_leftovers
 
 CARD = """---
 configs:
@@ -53,6 +53,7 @@ def push(folder: Path, name: str) -> None:
         target = Path(name).expanduser()
         check_apart(target, [folder])
         if is_pushed(folder, target):
+            remove_leftovers(target)
             return
         with new_folder(target) as partial:
             shutil.copytree(folder, partial, dirs_exist_ok=True)

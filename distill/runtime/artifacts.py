@@ -127,14 +127,44 @@ def verify(*artifacts: Artifact) -> None:
 
 
 def verify_folder(folder: Path) -> None:
-    """Compare the files of a folder with its manifest, if it has a readable one: models are also loaded without.
+    """Compare the files of a folder with its manifest, if it has one of ours: models are also loaded without.
+
+    The same files are compared once in a process.
 
     Raises:
-        UserError: as `verify`.
+        UserError: as `verify`; or the manifest is damaged.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        manifest = json.loads((Path(folder) / MANIFEST).read_text())
-        verify(Artifact(Path(folder), manifest["kind"], "", {}, {}, manifest))
+    path = Path(folder) / MANIFEST
+    if not path.is_file() or checksums.is_switched_off():
+        return
+    try:
+        manifest = json.loads(path.read_text())
+        kind, files = manifest["kind"], manifest["files"]
+    except (OSError, ValueError):
+        raise UserError(f"{path} is damaged: it is no JSON. Make or copy the folder again.") from None
+    except (KeyError, TypeError):  # of another program, or of an earlier version
+        return
+    if not checksums.is_seal_intact(manifest):
+        raise UserError(f"{path} is damaged: its checksum is not the one that was written. Make the {kind} again.")
+    state = _file_states(path.parent, [MANIFEST, *files])
+    if _verified.get(path.resolve()) != state:
+        verify(Artifact(path.parent, kind, "", {}, {}, manifest))
+        _verified[path.resolve()] = state
+
+
+_verified: dict[Path, list[tuple[int, int] | None]] = {}
+
+
+def _file_states(folder: Path, names: Iterable[str]) -> list[tuple[int, int] | None]:
+    """Read size and time of files; None for one that is missing."""
+    states: list[tuple[int, int] | None] = []
+    for name in names:
+        try:
+            status = (folder / name).stat()
+            states.append((status.st_size, status.st_mtime_ns))
+        except OSError:
+            states.append(None)
+    return states
 
 
 def is_finished_folder(folder: Path) -> bool:
@@ -234,12 +264,17 @@ class ArtifactJob:
                 self.lock.acquire()
             if is_main_process():
                 verify(*self.sources)
-        elif self.lock.path.exists() or self._leftovers():  # killed after the artifact was in place
+        else:
+            self.remove_leftovers()
+        return finished
+
+    def remove_leftovers(self) -> None:
+        """Remove what a run left that was killed after its artifact was in place, unless another process works here."""
+        if self.lock.path.exists() or self._leftovers():
             with contextlib.suppress(UserError):  # another process holds the lock
                 self.lock.acquire()
                 self._recover()
                 self.lock.release()
-        return finished
 
     def _is_finished(self) -> bool:
         if not self.output.exists():

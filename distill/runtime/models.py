@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from distill.runtime.artifacts import verify_folder
 from distill.runtime.errors import UserError
 
 NO_REMOTE_CODE = {"trust_remote_code": False}
@@ -94,6 +95,7 @@ def check_weights(folder: Path | str, refusal: str) -> None:
 def _load(load: Callable[..., Any], source: Path | str, refusal: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 
+    verify_folder(Path(source))  # a teacher of ours; others have no checksums
     try:
         return load(source, **NO_REMOTE_CODE, **options)
     except (

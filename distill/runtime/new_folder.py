@@ -49,4 +49,14 @@ def check_free(output: Path) -> None:
         UserError: it exists and is not an empty folder.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        remove_leftovers(output)
         raise UserError(f"{output} exists and is not empty; name another folder or remove it yourself.")
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove the lock of a run that was killed after the folder was in place, unless another process holds it."""
+    lock = OutputLock(output.resolve())
+    if lock.path.exists():
+        with contextlib.suppress(UserError):
+            lock.acquire()
+            lock.release()

@@ -29,7 +29,7 @@ def try_kills(trials: Trials, every: int = 1, random: int = 0) -> None:
     for number in trials.choose(range(1, len(outcome.changes) + 1, every)):
         trials.start_over()
         kill_and_compare(trials, "kill", kill_at=number)
-    for moment in trials.rng.uniform(0, outcome.seconds, random):
+    for moment in trials.rng.uniform(0, outcome.seconds, random).tolist():
         trials.start_over()
         kill_and_compare(trials, "random", kill_after=moment)
     if trials.stage.is_artifact and not trials.stage.refuses_existing:
@@ -38,19 +38,23 @@ def try_kills(trials: Trials, every: int = 1, random: int = 0) -> None:
 
 def kill_while_replacing(trials: Trials, every: int, random: int) -> None:
     """Do as `try_kills` where an older result is replaced: mostly at the changes from the manifest on."""
+    whole = trials.whole
     trials.words = [*trials.words, "--overwrite"] if trials.stage.is_shared else trials.words
     put_older_result(trials)
     replacing = trials.run_to_end()
     assert replacing.code == 0, replacing.text
+    trials.whole = replacing, snapshot(trials.shop.work)  # the manifest names the command
+    others = [each for each in differences(trials.whole[1], whole[1]) if MANIFEST not in each]
+    assert not others, others
     manifest = next(number for number, (_, path) in enumerate(replacing.changes, 1) if MANIFEST in path)
     numbers = [*range(1, manifest, every * 4), *range(manifest, len(replacing.changes) + 1, every)]
     for number in trials.choose(numbers):
         put_older_result(trials)
         kill_and_compare(trials, "replaced", kill_at=number)
-    for moment in trials.rng.uniform(0, replacing.seconds, random):
+    for moment in trials.rng.uniform(0, replacing.seconds, random).tolist():
         put_older_result(trials)
         kill_and_compare(trials, "replaced", kill_after=moment)
-    trials.words = trials.stage.words(trials.shop)
+    trials.words, trials.whole = trials.stage.words(trials.shop), whole
 
 
 def kill_and_compare(trials: Trials, kind: str, **options) -> None:
