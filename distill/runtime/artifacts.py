@@ -126,47 +126,6 @@ def verify(*artifacts: Artifact) -> None:
             raise UserError(f"{damage}. Make the {artifact.kind} again with: {make}")
 
 
-def verify_folder(folder: Path) -> None:
-    """Compare the files of a folder with its manifest, if it has one of ours: models are also loaded without.
-
-    The same files are compared once in a process.
-
-    Raises:
-        UserError: as `verify`; or the manifest is damaged.
-    """
-    path = Path(folder) / MANIFEST
-    if not path.is_file() or checksums.is_switched_off():
-        return
-    try:
-        manifest = json.loads(path.read_text())
-        kind, files = manifest["kind"], manifest["files"]
-    except (OSError, ValueError):
-        raise UserError(f"{path} is damaged: it is no JSON. Make or copy the folder again.") from None
-    except (KeyError, TypeError):  # of another program, or of an earlier version
-        return
-    if not checksums.is_seal_intact(manifest):
-        raise UserError(f"{path} is damaged: its checksum is not the one that was written. Make the {kind} again.")
-    state = _file_states(path.parent, [MANIFEST, *files])
-    if _verified.get(path.resolve()) != state:
-        verify(Artifact(path.parent, kind, "", {}, {}, manifest))
-        _verified[path.resolve()] = state
-
-
-_verified: dict[Path, list[tuple[int, int] | None]] = {}
-
-
-def _file_states(folder: Path, names: Iterable[str]) -> list[tuple[int, int] | None]:
-    """Read size and time of files; None for one that is missing."""
-    states: list[tuple[int, int] | None] = []
-    for name in names:
-        try:
-            status = (folder / name).stat()
-            states.append((status.st_size, status.st_mtime_ns))
-        except OSError:
-            states.append(None)
-    return states
-
-
 def is_finished_folder(folder: Path) -> bool:
     """Tell whether a folder holds a finished artifact, and is none that a killed run has left."""
     is_leftover = folder.name.startswith(".") or folder.suffix == ".partial"

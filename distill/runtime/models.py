@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.runtime.artifacts import verify_folder
 from distill.runtime.errors import UserError
+from distill.runtime.verification import verify_folder
 
 NO_REMOTE_CODE = {"trust_remote_code": False}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

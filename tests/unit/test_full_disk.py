@@ -175,6 +175,15 @@ def test_a_new_folder_is_written_by_one_process(tmp_path, monkeypatch):
         pass
 
 
+def test_the_lock_of_a_run_that_was_killed_at_its_end_is_removed(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/file").write_text("whole")
+    (tmp_path / "new.lock").write_text('{"pid": 1}')  # nobody holds it
+    with pytest.raises(UserError, match="is not empty"), new_folder(tmp_path / "new"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_a_command_without_an_artifact_job(capsys):
     def main(_):
         raise wrapped(FULL)
