@@ -18,7 +18,9 @@ import numpy as np
 
 from distill.labels.encodings import column_names, decode_level
 from distill.labels.schema import INDEX, Columns
-from distill.labels.store import LabelStore
+from distill.labels.store import LabelStore, export_command
+from distill.labels.writer import is_intact
+from distill.runtime.artifacts import verify
 from distill.runtime.checksums import MANIFEST
 from distill.runtime.errors import UserError
 from distill.runtime.folders import check_apart
@@ -45,10 +47,16 @@ def push(folder: Path, name: str) -> None:
         name: USER/NAME on the hub; or a path that begins with `/`, `./`, `../` or `~`.
 
     Raises:
-        UserError: the artifact is unfinished, the folder holds something else or cannot be written, or the hub refuses
-            the upload.
+        UserError: the artifact is unfinished or damaged, the folder holds something else or cannot be written, or the
+            hub refuses the upload.
     """
-    LabelStore.open(folder)
+    store = LabelStore.open(folder)
+    verify(store.artifact)
+    for shard in store.index["shards"]:
+        if not is_intact(folder, shard):
+            raise UserError(
+                f"{folder}/data/{shard['file']} is damaged; make it again with: {export_command(store.artifact)}"
+            )
     if is_local(name):
         target = Path(name).expanduser()
         check_apart(target, [folder])

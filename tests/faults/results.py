@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 # what a trial may come to; of these, "differing", "lost" and "unkind" are faults
-OUTCOMES = ("equal", "refused", "unread", "fitted", "differing", "lost", "unkind")
+OUTCOMES = ("equal", "refused", "unread", "repaired", "fitted", "differing", "lost", "unkind")
 
 
 @dataclass
@@ -17,9 +17,10 @@ class Results:
         changes: changes to files that the unbroken command makes.
         trials: kind of trial -> outcome -> how many.
             equal: the same command ended with the same bytes. refused: one message, exit code 2, nothing written.
-            unread: damage to a file that the command does not read; the result is the same. fitted: the disk was large
-            enough. differing, lost (neither the old nor the new result is whole after the kill) and unkind (a
-            traceback, another exit code, a message without the file's name, something half-written) are faults.
+            unread: damage to a file that the command does not read; the result is the same. repaired: the command made
+            again what was damaged. fitted: the disk was large enough. differing, lost (neither the old nor the new
+            result is whole after the kill) and unkind (a traceback, another exit code, a message without the file's
+            name, something half-written) are faults.
         faults: a description of each.
         seconds: how long all took.
     """

@@ -35,6 +35,7 @@ class Stage:
         options: further words; {run} and {work} stand for the folders.
         is_artifact: whether it writes an artifact with a manifest, which it replaces when settings change.
         is_shared: whether several processes may write the output together.
+        repairs: whether it makes damaged files of what it reads again; the manifest then names another command.
         refuses_existing: whether the same command after its end is refused, because the output exists.
     """
 
@@ -47,6 +48,7 @@ class Stage:
     is_artifact: bool = True
     is_shared: bool = False
     refuses_existing: bool = False
+    repairs: bool = False
 
     def words(self, shop: "Shop", output: Path | None = None) -> list[str]:
         """Write the command."""
@@ -182,6 +184,7 @@ STAGES = [
         ("soft_labels",),
         (*RUN, "--output", "{run}/soft_labels", "--push", "{output}"),
         is_artifact=False,
+        repairs=True,
     ),
     Stage(
         "recbole",

@@ -167,6 +167,16 @@ def test_pushed_labels_are_whole_or_not_there(tmp_path, monkeypatch):
         hub.push(folder, str(target))
 
 
+@pytest.mark.parametrize("name", ["index.json", "data/00001.parquet"])
+def test_damaged_labels_are_not_pushed(tmp_path, name):
+    make_shop(tmp_path, [5, 6], shards=2)
+    path = tmp_path / "soft_labels" / name
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match=rf"{name} (is damaged|has)|has no readable index"):
+        hub.push(tmp_path / "soft_labels", str(tmp_path / "pushed"))
+    assert not list(tmp_path.glob("*pushed*"))
+
+
 def test_a_new_folder_is_written_by_one_process(tmp_path, monkeypatch):
     holder = locks.OutputLock(tmp_path / "new")
     holder.acquire()
