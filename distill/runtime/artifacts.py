@@ -323,9 +323,8 @@ class ArtifactJob:
         is_same = self.unfinished_identity() == self.identity
         if not (resume and is_same):
             discard(self.partial)
-        elif not self.shared:  # safetensors writes under such names, and a killed run leaves them
-            for path in self.partial.rglob(".tmp*"):
-                path.unlink()
+        elif not self.shared:  # others may be writing; `ShardQueue` removes these itself
+            self._remove_temporary_files()
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -334,6 +333,12 @@ class ArtifactJob:
             raise UserError(f"Cannot write to {self.output.parent}: {error.strerror}.") from None
         if not (self.partial / IDENTITY).is_file():
             self.sign(self.partial)
+
+    def _remove_temporary_files(self) -> None:
+        """Remove the files under temporary names that a killed run left: those of safetensors begin with `.tmp`."""
+        for pattern in ("*.tmp", ".tmp*"):
+            for path in self.partial.rglob(pattern):
+                path.unlink()
 
     def _leftovers(self) -> list[Path]:
         """List the hidden folders that a killed `finish` or `discard` left."""

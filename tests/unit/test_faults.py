@@ -41,7 +41,7 @@ def contents(folder):
 @pytest.mark.parametrize("replaces", [False, True])
 def test_an_artifact_killed_anywhere(tmp_path, resume, replaces):
     write(tmp_path / "whole", 2)
-    expected = fingerprint(tmp_path / "whole/data")
+    expected = artifacts.read(tmp_path / "whole/data", "dataset")
     for number in itertools.count(1):
         root = tmp_path / f"{number}"
         if replaces:
@@ -52,7 +52,10 @@ def test_an_artifact_killed_anywhere(tmp_path, resume, replaces):
             manifests = [json.loads(path.read_text()) for path in root.glob("*/manifest.json")]
             assert any(manifest["config"]["epochs"] == 1 for manifest in manifests) or (root / "data").is_dir()
         write(root, 2, resume)
-        assert fingerprint(root / "data") == expected
+        actual = artifacts.read(root / "data", "dataset")
+        assert fingerprint(root / "data") == actual.fingerprint == expected.fingerprint
+        assert actual.manifest["files"] == expected.manifest["files"]
+        artifacts.verify(actual)
         assert [path.name for path in root.iterdir()] == ["data"], number
     assert number > 10
 
