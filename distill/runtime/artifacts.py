@@ -292,14 +292,15 @@ class ArtifactJob:
     def write(self, resume: bool = False) -> Iterator[Path]:
         """Give a working folder that becomes the artifact when the block ends without an exception.
 
-        With `resume`, a working folder left by a killed run of the same identity is kept and given again.
+        With `resume`, a working folder left by a killed run of the same identity is kept and given again. After an error
+        it is deleted where a later run could not go on from it.
 
         Raises:
-            UserError: the disk is full. Without `resume` the working folder is deleted: it would only take room.
+            UserError: the disk is full.
         """
         self.lock.acquire()
         try:
-            with report_full_disk(self.output), self._deleted_on_error(not resume):
+            with report_full_disk(self.output), self._deleted_on_error(resume):
                 self.begin(resume and not self.overwrite)
                 yield self.partial
                 self.finish()
@@ -307,12 +308,12 @@ class ArtifactJob:
             self.lock.release()
 
     @contextlib.contextmanager
-    def _deleted_on_error(self, is_useless: bool) -> Iterator[None]:
-        """Delete the working folder where the disk is full and a later run cannot use what it holds."""
+    def _deleted_on_error(self, resume: bool) -> Iterator[None]:
+        """Delete the working folder after an error, unless a later run goes on from what it holds."""
         try:
             yield
-        except Exception as error:
-            if is_useless and full_disk_reason(error) is not None:
+        except (Exception, KeyboardInterrupt):
+            if not resume or {path.name for path in self.partial.glob("*")} <= {IDENTITY, f"{IDENTITY}.tmp"}:
                 discard(self.partial)
             raise
 

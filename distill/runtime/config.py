@@ -19,6 +19,7 @@ import math
 import os
 import re
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -120,6 +121,7 @@ def run(
     """Parse the command line and run `main`; the whole body of every entry's `__main__`."""
     code, config = 0, None
     quiet_libraries()
+    threading.excepthook = _report_error_of_thread
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # letters that the terminal lacks are written as escapes
             stream.reconfigure(errors="backslashreplace")
@@ -151,6 +153,12 @@ def run(
         leave(code)
     if code:
         sys.exit(code)
+
+
+def _report_error_of_thread(args: threading.ExceptHookArgs) -> None:
+    """Print a thread's error, but no full disk: TensorBoard's writer raises that in the main thread too."""
+    if args.exc_value is None or full_disk_reason(args.exc_value) is None:
+        threading.__excepthook__(args)
 
 
 def leave(code: int) -> NoReturn:

@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import shutil
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_an_artifact(tmp_path, resume):
     with pytest.raises(UserError, match=r"The disk of .*data is full \([\d,.]+ MiB free") as error:
         write(tmp_path, FULL, resume)
     assert not error.value.on_all_processes
-    # what a later run goes on from is kept, else the room is given back
+    # what a later run goes on from is kept, else the room is given back (after any error: test_artifacts.py)
     assert [path.name for path in tmp_path.iterdir()] == (["data.partial"] if resume else [])
     write(tmp_path, resume=resume)
     assert artifacts.read(tmp_path / "data", "dataset") and [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -194,9 +195,18 @@ def test_the_lock_of_a_run_that_was_killed_at_its_end_is_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
-def test_a_command_without_an_artifact_job(capsys):
-    def main(_):
+def test_a_command_without_an_artifact_job(capsys, monkeypatch):
+    """A thread that writes, such as TensorBoard's, prints nothing of its own."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+    def fail():
         raise wrapped(FULL)
+
+    def main(_):
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        fail()
 
     with pytest.raises(SystemExit) as end:
         run(main, Config, None, ["--run", "somewhere"])
