@@ -292,8 +292,8 @@ class ArtifactJob:
     def write(self, resume: bool = False) -> Iterator[Path]:
         """Give a working folder that becomes the artifact when the block ends without an exception.
 
-        With `resume`, a working folder left by a killed run of the same identity is kept and given again. After an error
-        it is deleted where a later run could not go on from it.
+        With `resume`, a working folder left by a killed run of the same identity is kept and given again. After an
+        error it is deleted where a later run could not go on from it.
 
         Raises:
             UserError: the disk is full.
