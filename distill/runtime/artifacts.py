@@ -300,10 +300,11 @@ class ArtifactJob:
         """
         self.lock.acquire()
         try:
-            with report_full_disk(self.output), self._deleted_on_error(resume):
-                self.begin(resume and not self.overwrite)
-                yield self.partial
-                self.finish()
+            with report_full_disk(self.output):
+                self.begin(resume and not self.overwrite)  # not deleted where this refuses a folder that is not ours
+                with self._deleted_on_error(resume):
+                    yield self.partial
+                    self.finish()
         finally:
             self.lock.release()
 

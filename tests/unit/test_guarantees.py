@@ -84,6 +84,8 @@ def test_folders_of_the_user_remain(tmp_path, name):
     if name == "data.partial":
         with pytest.raises(UserError, match=r"data\.partial is needed as a working folder, and no command"):
             make(tmp_path / "data", overwrite=True)
+        with pytest.raises(UserError, match="no command"), ArtifactJob("dataset", Config(), tmp_path / "data").write():
+            pass
     else:
         assert make(tmp_path / "data", overwrite=True, text="2").folder.joinpath("data.txt").read_text() == "2"
     assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
