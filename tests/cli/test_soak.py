@@ -28,7 +28,8 @@ def test_broken_off_commands_end_as_unbroken_ones(tmp_path):
     for result in results:
         assert not result["faults"]
         assert result["trials"]["kill"] == {"equal": 2} and result["trials"]["random"] == {"equal": 1}
-        assert result["trials"]["damage"]["refused"] >= 1
+        damage = result["trials"]["damage"]
+        assert damage.get("refused", 0) + damage.get("repaired", 0) >= 2
     # where no tmpfs can be mounted, only large files are limited
     assert sum(result["trials"].get("full_disk", {}).get("equal", 0) for result in results) >= 1
 
