@@ -18,14 +18,13 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
-from distill.runtime.config import HistoryLength, JobSettings, Seed, suggest
+from distill.runtime.config import IF_CHANGED, HistoryLength, JobSettings, Seed, suggest
 from distill.runtime.errors import UserError
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
 ITEM_BACKBONES = ("sasrec", "gru4rec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
-IN_EXTRA = {"identity": False}  # in the identity only where it is set, so that older students are not stale
 # the loss of an item model for each variant that it can learn
 ITEM_LOSSES: dict[str, ItemLoss] = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
 
@@ -87,7 +86,7 @@ class ItemModelSettings(DropoutSettings):
 class ItemTextSettings:
     """Texts of the items as input."""
 
-    item_text: Literal["none", "add", "only"] = field(default="none", metadata=IN_EXTRA)
+    item_text: Literal["none", "add", "only"] = field(default="none", metadata=IF_CHANGED)
     """Read frozen text embeddings of the history's items through a trained projection: add them to the learned
     embeddings, or read them only, in place of these. sasrec and gru4rec then score items by their texts too. causal
     takes add; a student with init reads no texts."""
@@ -95,11 +94,6 @@ class ItemTextSettings:
     @property
     def reads_text(self) -> bool:
         return self.item_text != "none"
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """Facts for the job's identity."""
-        return {"item_text": self.item_text} if self.reads_text else {}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any
 from distill.runtime import checksums
 from distill.runtime.checksums import IDENTITY, MANIFEST, fingerprint
 from distill.runtime.commands import command, command_for, commit
+from distill.runtime.config import IF_CHANGED
 from distill.runtime.disk import full_disk_reason, report_full_disk
 from distill.runtime.errors import UserError
 from distill.runtime.folders import check_apart, discard, hidden, sweep
@@ -157,8 +158,8 @@ class ArtifactJob:
     Args:
         kind: of the artifact, a key of `COMMANDS`.
         config: a dataclass. Fields of type Path and those with `metadata={"identity": False}` do not decide the
-            result: changing them does not make finished work stale. With `check` (`config.JobSettings`) the job only
-            tells whether it is finished.
+            result: changing them does not make finished work stale. Those with `metadata=IF_CHANGED` decide it where
+            they are not the default. With `check` (`config.JobSettings`) the job only tells whether it is finished.
         output: the folder to write; of a symbolic link, the folder that it names, so that the link stays.
         inputs: the artifacts read; checked for agreement.
         extra: further facts that decide the result (sizes and times of raw files).
@@ -200,7 +201,8 @@ class ArtifactJob:
             self.inputs |= artifact.inputs
         self.inputs |= direct_inputs
         deciding = {key: value for key, value in self.config.items() if key not in _placement_fields(config)}
-        self.identity = _jsonable({"config": deciding, "inputs": direct_inputs, "extra": extra or {}})
+        all_extra = (extra or {}) | _changed_fields(config)
+        self.identity = _jsonable({"config": deciding, "inputs": direct_inputs, "extra": all_extra})
         self.facts: dict[str, Any] = {}
         self.started = time.time()
 
@@ -423,8 +425,19 @@ def _placement_fields(config: Any) -> set[str]:
     return {
         field.name
         for field in dataclasses.fields(config)
-        if "Path" in str(field.type) or field.name == "overwrite" or not field.metadata.get("identity", True)
+        if "Path" in str(field.type) or field.name == "overwrite" or field.metadata.get("identity", True) is not True
     }
+
+
+def _changed_fields(config: Any) -> dict[str, Any]:
+    """List the fields of `IF_CHANGED` that are not their defaults, by name."""
+    values = {}
+    for field in dataclasses.fields(config):
+        if field.metadata.get("identity", True) == IF_CHANGED["identity"]:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if getattr(config, field.name) != default:
+                values[field.name] = getattr(config, field.name)
+    return values
 
 
 def _jsonable(value: Any) -> Any:

@@ -65,6 +65,10 @@ EXPECTED = {
     type(None): "null",
 }
 
+IF_CHANGED = {"identity": "if changed"}
+"""Metadata of a field that came later: in the identity of a job only where it is not the default, so that what was made
+before the field existed is not stale."""
+
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 

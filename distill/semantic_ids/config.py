@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from distill.data.dataset import TEXT_FIELDS, TextField
-from distill.runtime.config import HalfOpenUnitInterval, Seed
+from distill.runtime.config import IF_CHANGED, HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
 from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig
 
@@ -34,7 +34,7 @@ class TextSettings:
     """Models: items per step."""
     shard_rows: PositiveInt = 2048
     """Models: items per shard; a killed command repeats at most one shard per process."""
-    fields: list[TextField] = field(default_factory=lambda: list(TEXT_FIELDS), metadata={"identity": False})
+    fields: list[TextField] = field(default_factory=lambda: list(TEXT_FIELDS), metadata=IF_CHANGED)
     """What of an item's text is embedded, in this order: title, brand, categories, description (paper: title and
     description)."""
     empty_text: Literal["error", "keep"] = "error"
