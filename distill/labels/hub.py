@@ -21,7 +21,7 @@ from distill.labels.schema import INDEX, Columns
 from distill.labels.store import LabelStore, export_command
 from distill.labels.writer import is_intact
 from distill.runtime.artifacts import verify
-from distill.runtime.checksums import MANIFEST
+from distill.runtime.checksums import MANIFEST, find_damage
 from distill.runtime.errors import UserError
 from distill.runtime.folders import check_apart
 from distill.runtime.new_folder import new_folder, remove_leftovers
@@ -60,7 +60,7 @@ def push(folder: Path, name: str) -> None:
     if is_local(name):
         target = Path(name).expanduser()
         check_apart(target, [folder])
-        if is_pushed(folder, target):
+        if is_pushed(store, target):
             remove_leftovers(target)
             return
         with new_folder(target) as partial:
@@ -79,12 +79,14 @@ def push(folder: Path, name: str) -> None:
         raise UserError(f"The hub does not accept {name}: {str(error).splitlines()[0]}") from None
 
 
-def is_pushed(folder: Path, target: Path) -> bool:
-    """Tell whether a folder holds a pushed copy of this set, perhaps of a run that was killed after it."""
+def is_pushed(store: LabelStore, target: Path) -> bool:
+    """Tell whether a folder holds a whole copy of this set, as a run leaves that is killed after it has pushed."""
     try:
-        return (target / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
+        is_same = (target / MANIFEST).read_bytes() == (store.artifact.folder / MANIFEST).read_bytes()
     except OSError:
         return False
+    files, shards = store.artifact.manifest.get("files", {}), store.index["shards"]
+    return is_same and find_damage(target, files) is None and all(is_intact(target, shard) for shard in shards)
 
 
 def load(name: str, decode: bool = True, **options: Any) -> Any:

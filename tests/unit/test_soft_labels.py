@@ -128,6 +128,7 @@ def test_datasets_reads_them(tmp_path, encoding):
             roots = np.stack([np.frombuffer(value, np.uint8) for value in table[f"roots_{level}"]])
             np.testing.assert_array_equal(roots, np.rint(208 * np.sqrt(np.exp(expected(3)[:, level]) / 0.9)))
     assert LabelStore.open(tmp_path / "pushed").rows == 5
+    (tmp_path / "pushed" / "index.json").write_text("of another set")
     with pytest.raises(UserError, match="is not empty"):
         hub.push(folder, str(tmp_path / "pushed"))
 
