@@ -15,9 +15,10 @@ from torch import nn
 from distill.data.dataset import PAD, batches_by_length
 from distill.data.histories import last_items
 from distill.ranking import mask_history, scores_of, top_items
-from distill.runtime.artifacts import verify_folder, write_json
+from distill.runtime.artifacts import write_json
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
+from distill.runtime.verification import verify_folder
 from student.memories import WithMemories
 from student.models.item_models import ITEM_MODELS
 from student.models.item_text import sizes_from_json, sizes_to_json

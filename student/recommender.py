@@ -20,10 +20,11 @@ from distill.data.histories import last_items
 from distill.decoding.beam_search import Beams, score_all, search, to_items
 from distill.decoding.trie import Trie
 from distill.losses import sequence_score
-from distill.runtime.artifacts import verify_folder, write_json
+from distill.runtime.artifacts import write_json
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import read_parquet
+from distill.runtime.verification import verify_folder
 from student.histories import pad_histories
 from student.memories import WithMemories
 from student.memory_mixture import MixtureWeights
