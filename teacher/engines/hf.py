@@ -98,6 +98,21 @@ class HFEngine:
         return np.where(items == PAD, -np.inf, total.float().cpu().numpy())
 
     @torch.inference_mode()
+    def item_states(self, batch_size: int = 256) -> np.ndarray:
+        """Represent each item by the mean state of the last layer at its codewords, float32 [n_items, dim].
+
+        The model reads the item alone: the tokenizer's start token, if it has one, and the item's codewords.
+        """
+        tokens = torch.from_numpy(self.data.item_tokens).to(self.device)
+        if self.data.tokenizer.bos_token_id is not None:
+            tokens = torch.nn.functional.pad(tokens, (1, 0), value=self.data.tokenizer.bos_token_id)
+        levels, states = self.data.ids.levels, []
+        for part in tokens.split(batch_size):
+            hidden = self.model.base_model(input_ids=part).last_hidden_state
+            states.append(hidden[:, -levels:].float().mean(1))
+        return torch.cat(states).cpu().numpy()
+
+    @torch.inference_mode()
     def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray, scope: str = "level") -> Tensor:
         """As `Engine.codeword_logprobs`."""
         prompts, lengths = self.prompts(histories)

@@ -22,6 +22,8 @@ PAPER_STUDENTS = {
     "table1": ("tiger", "smooth", "distill", "dtr", "dwr"),
     "table2": ("dwr", WITHOUT_DISTILL, "distill", "tiger"),
 }
+ALIGNMENT = ("top", "random", "rank")  # students of figure4 that learn other labels; the pipeline trains none of them
+ALIGNMENT_EVALUATIONS = ("evaluation-alignment", "evaluation-alignment-ablation")
 WIDTHS = "evaluation-widths"
 WIDTH_STUDENTS = ("tiger", "smooth", "distill", "dtr", "dwr")
 
@@ -51,6 +53,8 @@ def make_evaluations(config: Config, folder: Path, seed: int) -> None:
         _evaluate_paper_settings(config, folder, seed)
     if config.table in ("figure1", "figure3"):
         _evaluate_widths(config, folder, seed)
+    if config.table == "figure4":
+        _evaluate_alignment(configs, folder, seed)
 
 
 def make_dataset(config: Config, folder: Path) -> None:
@@ -100,14 +104,35 @@ def _evaluate_widths(config: Config, folder: Path, seed: int) -> None:
 def _evaluate_ablation(configs: Path, folder: Path, seed: int) -> None:
     """Train the student without DISTILL, and evaluate the four students of table2 on the validation split."""
     common = ("--run", folder, "--seed", seed)
-    output = folder / "ablation" / WITHOUT_DISTILL
-    _train("--variant", WITHOUT_DISTILL, "--config", configs / "student.yaml", *common, "--output", output)
+    _train_without_distill(configs, folder, seed)
     for evaluation, students, systems in (
         ("evaluation-valid", "students", "[tiger, distill, dwr]"),
         ("evaluation-ablation", "ablation", f"[{WITHOUT_DISTILL}]"),
     ):
         words = ("--split", "valid", "--students", folder / students, "--systems", systems)
         _evaluate(configs, *common, *words, "--output", folder / evaluation)
+
+
+def _train_without_distill(configs: Path, folder: Path, seed: int) -> None:
+    """Train the student with equations (8) and (14), Table 2's "w/o DISTILL"."""
+    output, common = folder / "ablation" / WITHOUT_DISTILL, ("--run", folder, "--seed", seed)
+    _train("--variant", WITHOUT_DISTILL, "--config", configs / "student.yaml", *common, "--output", output)
+
+
+def _evaluate_alignment(configs: Path, folder: Path, seed: int) -> None:
+    """Train and rank the students of figure4, and write the items' vectors of teacher and students."""
+    common = ("--run", folder, "--seed", seed)
+    for labels in ALIGNMENT:
+        words = ("--variant", "tiger", "--labels", labels, "--config", configs / "student.yaml", *common)
+        _train(*words, "--output", folder / "alignment" / labels)
+    _train_without_distill(configs, folder, seed)
+    off = ("--exact_users", 0, "--mixture_users", 0, "--kl_users", 1, "--cold_users", 0, "--widths", "[]")
+    for evaluation, students, systems in zip(
+        ALIGNMENT_EVALUATIONS, ("alignment", "ablation"), (ALIGNMENT, (WITHOUT_DISTILL,)), strict=True
+    ):
+        words = ("--students", folder / students, "--systems", f"[popularity, {', '.join(systems)}]")
+        _evaluate(configs, *common, *words, *off, "--output", folder / evaluation)
+    run_command(sys.executable, ROOT / "scripts/represent_items.py", "--run", folder)
 
 
 def make_report(config: Config, runs: list[Path], output: Path) -> None:

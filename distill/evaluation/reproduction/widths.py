@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.evaluation.reproduction.config import Config
+from distill.evaluation.reproduction.output import Output, Row, format_value
 from distill.evaluation.reproduction.pipeline import WIDTH_STUDENTS, WIDTHS
 from distill.evaluation.reproduction.published import LOHREC, published_figures
-from distill.evaluation.reproduction.tables import Row, format_value, read_rows
+from distill.evaluation.reproduction.tables import read_rows
 from distill.runtime.errors import UserError
 from distill.runtime.markdown import markdown_table
 
@@ -29,6 +30,12 @@ INVALID = (
     "trie's children. The paper's decoding ranks the whole vocabulary, where codewords of other levels are invalid "
     "too.\n"
 )
+
+
+def make_widths(runs: Sequence[Path], config: Config) -> Output:
+    """Gather figure1 or figure3 from the runs of all seeds; raises as `gather_widths`."""
+    rows = gather_widths(runs, config)
+    return Output(render_widths(config, rows), rows, lambda path: draw_widths(path, config, rows))
 
 
 def gather_widths(runs: Sequence[Path], config: Config) -> list[Row]:
