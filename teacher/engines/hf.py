@@ -18,6 +18,7 @@ from distill.data.dataset import PAD, Dataset
 from distill.data.histories import last_items
 from distill.decoding.beam_search import score_all, search, to_items
 from distill.decoding.trie import Trie
+from distill.decoding.whole_vocabulary import Vocabulary, search_tokens
 from distill.runtime import models
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
@@ -66,6 +67,26 @@ class HFEngine:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `Engine.beams`."""
         return self._search(self._step(histories), histories, width, exclude_bought, constrained)
+
+    @torch.inference_mode()
+    def search_whole_vocabulary(self, histories: np.ndarray, width: int) -> np.ndarray:
+        """Search over all tokens of the vocabulary at each step, to measure the share of invalid IDs.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 [users, length]; nothing is excluded.
+            width: beams.
+
+        Returns:
+            Items, best first, -1 where the tokens are no item's ID [users, width].
+        """
+        step, levels = self._step(histories), self.data.ids.levels
+        sequences, _ = search_tokens(
+            lambda level, parents, tokens: step.likeliest_tokens(parents, tokens, width),
+            *(levels, len(histories), width, self.device),
+        )
+        size = self.model.get_output_embeddings().weight.shape[0]
+        vocabulary = Vocabulary(self.token_of, size, torch.from_numpy(self.data.gaps).to(self.device))
+        return vocabulary.find_items(sequences, self.trie).cpu().numpy()
 
     @torch.inference_mode()
     def score_items(self, histories: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ def test_lists_of_other_users_are_refused(tmp_path):
     write_evaluation(tmp_path / "other", [3, 15], {"top": TEACHER, "random": TEACHER, "rank": TEACHER})
     (tmp_path / "evaluation-alignment").rename(tmp_path / "before")
     (tmp_path / "other").rename(tmp_path / "evaluation-alignment")
-    with pytest.raises(UserError, match="evaluation-alignment and .*evaluation ranked for different users"):
+    with pytest.raises(UserError, match=r"evaluation-alignment and .*evaluation ranked for different users"):
         measure_run(tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_maps_are_turned_mirrored_scaled_and_moved():
     turned = 5 * reference[:, ::-1] * [1, -1] + 7
     plane, aligned, disparity = maps.align(reference, turned)
     assert disparity == pytest.approx(0) and aligned == pytest.approx(plane)
-    # a rectangle's corners against a line along its long side: 1 − (8/10 of the variance that a line can explain)
+    # a rectangle's corners against a line along its long side, which holds 4/5 of their variance
     _, _, disparity = maps.align(reference, reference * [1, 0])
     centred = reference - reference.mean(0)
     explained = (centred[:, 0] ** 2).sum() / (centred**2).sum()
@@ -212,7 +212,7 @@ def test_cases_need_tiger_and_dwr(tmp_path):
 
 
 def test_diversity_over_widths_by_hand():
-    """Equation (17) at K = 3: items at 0°, 90° and 180° have 1 − cos of 1, 2 and 1: 2/12 · 4; two at one place, 2/12 · 2."""
+    """Equation (17) at K = 3, 1 − cos of each pair: 0° 90° 180°, 2/12 · (1 + 2 + 1); 0° 0° 90°, 2/12 · (0 + 1 + 1)."""
     vectors = on_circle(0, 90, 180)
     values = diversity(np.array([[0, 1, 2], [0, 0, 1], [0, -1, -1]]), vectors, 3)
     assert values == pytest.approx([4 / 6, 2 / 6, 0])

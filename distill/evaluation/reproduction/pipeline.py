@@ -24,7 +24,8 @@ PAPER_STUDENTS = {
 }
 ALIGNMENT = ("top", "random", "rank")  # students of figure4 that learn other labels; the pipeline trains none of them
 ALIGNMENT_EVALUATIONS = ("evaluation-alignment", "evaluation-alignment-ablation")
-WIDTHS = "evaluation-widths"
+WIDTHS, WIDTHS_SCOPE_ALL = "evaluation-widths", "evaluation-widths-scope-all"
+TIGER_SCOPE_ALL = "tiger-scope-all"
 WIDTH_STUDENTS = ("tiger", "smooth", "distill", "dtr", "dwr")
 
 
@@ -94,11 +95,30 @@ def _evaluate_paper_settings(config: Config, folder: Path, seed: int) -> None:
 
 
 def _evaluate_widths(config: Config, folder: Path, seed: int) -> None:
-    """Measure diversity and invalid IDs of the students at several beam widths."""
+    """Measure diversity and invalid IDs of students and teacher at several beam widths.
+
+    figure1 counts invalid IDs over the whole vocabulary too. A student can do that whose softmax is over all codewords,
+    so TIGER is trained once more with `--scope all`, unless all students of the data set are.
+    """
+    configs, common = CONFIGS / config.dataset, ("--run", folder, "--seed", seed)
     users = ("--users", config.width_users, "--width_users", config.width_users)
     off = ("--exact_users", 0, "--mixture_users", 0, "--kl_users", 1)
-    words = ("--widths", f"{config.widths}", "--systems", f"[{', '.join(WIDTH_STUDENTS)}]", *users, *off)
-    _evaluate(CONFIGS / config.dataset, "--run", folder, "--seed", seed, *words, "--output", folder / WIDTHS)
+    words = ("--widths", f"{config.widths}", *users, *off)
+    systems = f"[{', '.join((*WIDTH_STUDENTS, 'teacher'))}]"
+    _evaluate(configs, *common, *words, "--systems", systems, "--output", folder / WIDTHS)
+    if config.table == "figure1" and not has_whole_vocabulary(config):
+        student = folder / "students-scope-all" / TIGER_SCOPE_ALL
+        _train(
+            "--variant", "tiger", "--scope", "all", "--config", configs / "student.yaml", *common, "--output", student
+        )
+        words = (*words, "--students", student.parent, "--systems", f"[popularity, {TIGER_SCOPE_ALL}]")
+        _evaluate(configs, *common, *words, "--output", folder / WIDTHS_SCOPE_ALL)
+
+
+def has_whole_vocabulary(config: Config) -> bool:
+    """Tell whether the data set's students learn a softmax over the codewords of all levels."""
+    settings = yaml.safe_load((CONFIGS / config.dataset / "student.yaml").read_text())
+    return settings.get("scope", "level") == "all"
 
 
 def _evaluate_ablation(configs: Path, folder: Path, seed: int) -> None:
