@@ -40,8 +40,8 @@ PAPER_WIDTH = 20  # of the paper's Table 2
 INVALID = (
     "Invalid: share of all beams that name no item, without the trie. *Level*: each step ranks all codewords of its "
     "level. *Vocabulary*: it ranks all tokens that the model can write, as the paper's decoding does: the codewords of "
-    "all levels, and of the teacher also words and the end token. A student whose softmax is over its level's codewords "
-    "cannot be asked that (–); tiger-scope-all is TIGER with a softmax over the codewords of all levels.\n"
+    "all levels, and of the teacher also words and the end token. A student whose softmax is over its level's "
+    "codewords cannot be asked that (–); tiger-scope-all is TIGER with a softmax over the codewords of all levels.\n"
 )
 
 
