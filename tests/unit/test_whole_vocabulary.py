@@ -59,8 +59,9 @@ def naive_items(student, history, width):
 
     grid = np.stack(np.unravel_index(np.arange(TOKENS**LEVELS), (TOKENS,) * LEVELS), 1)
     beams = beam_search_naive.beam_search([tuple(row) for row in grid.tolist()], log_prob, LEVELS, width)
-    items = {tuple((np.array(code) + first.numpy()).tolist()): n for n, code in reversed([*enumerate(student.codes)])}
-    return [items.get(tokens, -1) for tokens, _ in beams]
+    numbers = (student.codes + first).tolist()
+    items = {tuple(row): item for item, row in reversed([*enumerate(numbers)])}  # of items behind one ID, the first
+    return [items.get(sequence, -1) for sequence, _ in beams]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -72,10 +73,9 @@ def test_students_search_the_codewords_of_all_levels(backbone):
     for row, history in enumerate(users):
         assert items[row].tolist() == naive_items(student, history, 9)
     wide = student.search_whole_vocabulary(users, TOKENS**LEVELS)  # all sequences: every ID once, all else invalid
+    firsts = student.trie.first_item(torch.arange(student.trie.n_leaves)).tolist()
     for row in wide:
-        assert sorted(row[row >= 0].tolist()) == sorted(
-            set(student.trie.leaf_items[student.trie.leaf_offsets[:-1]].tolist())
-        )
+        assert sorted(row[row >= 0].tolist()) == sorted(firsts)
 
 
 def test_students_of_one_levels_softmax_have_no_such_search():
