@@ -233,7 +233,7 @@ def draw_cases(path: Path, cases: Sequence[Case]) -> None:
     from matplotlib.figure import Figure
 
     columns = max(len(case.lists) for case in cases)
-    figure = Figure(figsize=(2.3 * columns, 3.6 * len(cases)), layout="constrained")
+    figure = Figure(figsize=(2.2 * columns, 3.2 * len(cases)), layout="constrained")
     for number, (axes, case) in enumerate(zip(figure.subplots(len(cases), squeeze=False)[:, 0], cases, strict=True), 1):
         axes.axis("off")
         last = "; ".join(textwrap.shorten(title, 40, placeholder=" …") for title in case.history[-3:])
@@ -246,10 +246,10 @@ def draw_cases(path: Path, cases: Sequence[Case]) -> None:
             colours.append([COLOURS.get(entry.mark, "white") for entry in shown])
         cells.append([f"target's rank: {case.ranks[name] or '–'}" for name in case.lists])
         colours.append(["#eeeeee"] * len(case.lists))
-        table = axes.table(cells, cellColours=colours, colLabels=list(case.lists), loc="center", cellLoc="left")
+        table = axes.table(cells, cellColours=colours, colLabels=list(case.lists), bbox=(0, 0, 1, 1), cellLoc="left")
         table.auto_set_font_size(False)
         table.set_fontsize(6.5)
         for cell in table.get_celld().values():
             cell.get_text().set_parse_math(False)
             cell.set_linewidth(0.4)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=100, metadata={"Software": None})

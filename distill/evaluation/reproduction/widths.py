@@ -37,6 +37,10 @@ METRICS = {
     "figure3": {"diversity@10": "Div@10"},
 }
 PAPER_WIDTH = 20  # of the paper's Table 2
+TITLES = {
+    "invalid": "invalid IDs, among the\nlevel's codewords",
+    "invalid_whole": "invalid IDs, among the\nwhole vocabulary",
+}
 INVALID = (
     "Invalid: share of all beams that name no item, without the trie. *Level*: each step ranks all codewords of its "
     "level. *Vocabulary*: it ranks all tokens that the model can write, as the paper's decoding does: the codewords of "
@@ -115,7 +119,7 @@ def draw_widths(path: Path, config: Config, rows: Sequence[Row]) -> None:
     from matplotlib.figure import Figure
 
     metrics = METRICS[config.table]
-    figure = Figure(figsize=(2.7 * len(metrics) + 1.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(2.5 * len(metrics) + 2.4, 3.2), layout="constrained")
     lines: dict[str, Any] = {}  # by label: a panel may lack a system
     for axes, (key, head) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
         for number, system in enumerate(systems_of(config)):
@@ -127,9 +131,11 @@ def draw_widths(path: Path, config: Config, rows: Sequence[Row]) -> None:
             if dots:
                 label = f"{system}, published"
                 lines[label] = axes.plot(*zip(*dots, strict=True), "x", color=f"C{number}", label=label)[0]
-        axes.set_title(head, loc="left")
+        axes.set_title(TITLES.get(key, head), loc="left", fontsize=10)
+        if key in TITLES:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel("beam width")
         axes.grid(linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(lines.values(), lines, loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    figure.savefig(path, dpi=110, metadata={"Software": None})
