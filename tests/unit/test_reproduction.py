@@ -101,16 +101,23 @@ def test_common_neighbours():
     assert maps.common_neighbours(a, on_circle(0, 90, 10, 100), 2) == pytest.approx((2 + 1 + 1 + 2) / 8)
 
 
-def test_maps_are_turned_mirrored_scaled_and_moved():
+def test_maps_are_turned_mirrored_and_scaled():
     reference = np.array([[0.0, 0], [2, 0], [2, 1], [0, 1]])
     turned = 5 * reference[:, ::-1] * [1, -1] + 7
-    plane, aligned, disparity = maps.align(reference, turned)
-    assert disparity == pytest.approx(0) and aligned == pytest.approx(plane)
+    aligned, disparity = maps.align(reference, turned)
+    assert disparity == pytest.approx(0) and aligned == pytest.approx(maps.at_unit_size(reference))
+    assert np.abs(aligned[:, 0]) == pytest.approx(1 / math.sqrt(5)) and (aligned**2).sum() == pytest.approx(1)
     # a rectangle's corners against a line along its long side, which holds 4/5 of their variance
-    _, _, disparity = maps.align(reference, reference * [1, 0])
-    centred = reference - reference.mean(0)
-    explained = (centred[:, 0] ** 2).sum() / (centred**2).sum()
-    assert disparity == pytest.approx(1 - explained) and explained == pytest.approx(0.8)
+    assert maps.align(reference, reference * [1, 0])[1] == pytest.approx(1 / 5)
+
+
+def test_cka_by_hand():
+    """Turned and scaled: 1. Features that vary independently: 0. x against (x, y) of twice the variance: 1 / √2."""
+    x, y = np.array([1.0, 1, -1, -1]), np.array([1.0, -1, 1, -1])
+    both = np.stack([x, y], axis=1)
+    assert maps.cka(both, 3 * both[:, ::-1] * [1, -1] + 5) == pytest.approx(1)
+    assert maps.cka(x[:, None], y[:, None] + 2) == pytest.approx(0)
+    assert maps.cka(x[:, None], both) == pytest.approx(1 / math.sqrt(2))
 
 
 def test_the_map_follows_the_seed():
@@ -128,7 +135,7 @@ def test_figure4_files(tmp_path):
         "figure4.csv", "figure4-spaces.csv", "figure4-map.csv", "figure4.md", "figure4.png"]  # fmt: skip
     text = (tmp_path / "out/figure4.md").read_text()
     assert "| rank | 1.0000 | 1.0000 | 0.5000 |" in text and "| top | 0.5000 | 0.3750 |" in text
-    assert "| distill | 1.0000 | 0.7692 |" in text  # the same space; ten of 13 others
+    assert "| distill | 1.0000 | 0.7692 | 1.0000 |" in text  # the same space; ten of 13 others
     with open(tmp_path / "out/figure4-map.csv", newline="") as file:
         points = list(csv.DictReader(file))
     assert len(points) == 3 * 14 and len({point["item"] for point in points}) == 14

@@ -2,10 +2,11 @@
 
 The paper reduces the teacher's 4096 dimensions and the students' 384 to two and overlays the results. It does not say
 what an item's vector is, nor how reductions of different spaces come to share a plane. Here the vector is the mean
-state of the last layer at the item's codewords, the item read alone (`scripts/represent_items.py`). Each space is
-reduced by itself; a student's map is then moved, scaled, turned and mirrored onto the teacher's by Procrustes analysis,
-item by item. Distances between maps say little even so, because UMAP keeps neighbourhoods rather than distances; so the
-share of common nearest neighbours in the original spaces stands beside.
+state of the last layer at the item's codewords, the item read alone (`scripts/represent_items.py`). UMAP places
+neighbourhoods anywhere, so a student's map starts from the teacher's, from which it moves where its neighbourhoods are
+others, and is then turned and mirrored onto it (Procrustes analysis), both at the same size. Three figures beside say
+how alike the spaces are: nearest neighbours in common and linear CKA, which need no map, and what remains between the
+maps, with the same for items in random order as a control, because a map remembers where it started.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from distill.evaluation.reproduction.output import Row
+from distill.evaluation.reproduction.output import Row, format_value
 from distill.runtime import artifacts
 from distill.runtime.errors import UserError
 from distill.runtime.markdown import markdown_table
@@ -61,11 +62,15 @@ def gather_maps(run: Path, items: int, seed: int) -> tuple[list[Row], list[Row]]
         raise UserError(f"A map needs at least {NEIGHBOURS + 2} items; {folder} has {n_items}.")
     chosen = np.sort(np.random.default_rng(seed).permutation(n_items)[:items])
     spaces = {name: vectors[name][chosen] for name in (TEACHER, *STUDENTS)}
-    maps = {name: reduce_to_plane(space, seed) for name, space in spaces.items()}
-    rows, planes = [], {}
+    planes = {TEACHER: at_unit_size(reduce_to_plane(spaces[TEACHER], seed))}
+    shuffled = np.random.default_rng(seed).permutation(len(chosen))
+    rows = []
     for name in STUDENTS:
-        planes[TEACHER], planes[name], disparity = align(maps[TEACHER], maps[name])
-        rows.append({"system": name, "items": len(chosen), **compare_spaces(spaces[TEACHER], spaces[name], disparity)})
+        space = spaces[name]
+        student_map, control = (reduce_to_plane(table, seed, planes[TEACHER]) for table in (space, space[shuffled]))
+        planes[name], disparity = align(planes[TEACHER], student_map)
+        row: Row = {"system": name, "items": len(chosen), **compare_spaces(spaces[TEACHER], space)}
+        rows.append(row | {"disparity": disparity, "disparity_shuffled": align(planes[TEACHER], control)[1]})
     points = [
         {"system": name, "item": int(item), "x": float(x), "y": float(y)}
         for name in (TEACHER, *STUDENTS)
@@ -74,46 +79,67 @@ def gather_maps(run: Path, items: int, seed: int) -> tuple[list[Row], list[Row]]
     return rows, points
 
 
-def reduce_to_plane(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """Reduce vectors [n, dim] to [n, 2] by UMAP with its default settings, by cosine; the same for the same seed."""
+def reduce_to_plane(vectors: np.ndarray, seed: int, start: np.ndarray | None = None) -> np.ndarray:
+    """Reduce vectors [n, dim] to a plane [n, 2] by UMAP, by cosine and otherwise with its default settings.
+
+    Args:
+        vectors: of the items.
+        seed: the same seed gives the same map.
+        start: the map to start from [n, 2]; None: UMAP's spectral start.
+    """
     import umap
 
     neighbours = min(15, len(vectors) - 1)
-    reducer = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
+    init = "spectral" if start is None else start.astype(np.float32)
+    reducer = umap.UMAP(n_neighbors=neighbours, metric="cosine", init=init, random_state=seed, n_jobs=1)
     return reducer.fit_transform(vectors.astype(np.float32))
 
 
-def align(reference: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Move, scale, turn and mirror a map onto another, point by point (Procrustes analysis).
+def at_unit_size(points: np.ndarray) -> np.ndarray:
+    """Centre a map [n, 2] and scale it to norm 1."""
+    centred = points - points.mean(0)
+    return centred / np.linalg.norm(centred)
+
+
+def align(reference: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
+    """Turn and mirror a map onto another, point by point, both centred and of norm 1 (Procrustes analysis).
 
     Args:
         reference, points: [n, 2].
 
     Returns:
-        The reference, centred and of norm 1; the points on it; the sum of squared distances that remains, from 0 (the
-        same shape) to 1.
+        The points on the reference's plane, and the disparity: the sum of squared distances that remains where the
+        points may also be scaled, from 0 (the same shape) to 1.
     """
-    from scipy.spatial import procrustes
+    from scipy.linalg import orthogonal_procrustes
 
-    return procrustes(reference, points)
+    reference, points = at_unit_size(reference), at_unit_size(points)
+    rotation, agreement = orthogonal_procrustes(points, reference)
+    return points @ rotation, float(1 - agreement**2)
 
 
-def compare_spaces(teacher: np.ndarray, student: np.ndarray, disparity: float) -> Row:
-    """Measure how alike two spaces are: disparity of their maps, and nearest neighbours in common.
+def compare_spaces(teacher: np.ndarray, student: np.ndarray) -> Row:
+    """Measure how alike two spaces of the same items are, without a map.
 
     Args:
         teacher, student: vectors of the same items [n, dim], of any two dimensions.
-        disparity: of the maps.
 
     Returns:
-        `neighbours@10`, `by_chance` (of ten among n − 1 items), and `disparity`.
+        `neighbours@10`, `by_chance` (ten of n − 1 items), and `cka`.
     """
     k = min(NEIGHBOURS, len(teacher) - 1)
-    return {
-        f"neighbours@{NEIGHBOURS}": common_neighbours(teacher, student, k),
-        "by_chance": k / (len(teacher) - 1),
-        "disparity": float(disparity),
-    }
+    neighbours = common_neighbours(teacher, student, k)
+    return {f"neighbours@{NEIGHBOURS}": neighbours, "by_chance": k / (len(teacher) - 1), "cka": cka(teacher, student)}
+
+
+def cka(a: np.ndarray, b: np.ndarray) -> float:
+    """Compute linear centred kernel alignment (Kornblith et al., 2019), from 0 to 1 (equal up to rotation and scale).
+
+    Args:
+        a, b: vectors of the same items [n, dim], of any two dimensions.
+    """
+    a, b = (vectors.astype(np.float64) - vectors.mean(0) for vectors in (a, b))
+    return float(np.linalg.norm(a.T @ b) ** 2 / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)))
 
 
 def common_neighbours(a: np.ndarray, b: np.ndarray, k: int) -> float:
@@ -136,18 +162,22 @@ def _nearest(vectors: np.ndarray, k: int) -> np.ndarray:
 
 def render_maps(rows: Sequence[Row]) -> str:
     """Render the comparison of the spaces as Markdown."""
-    heads = ["student", f"common of {NEIGHBOURS} neighbours", "by chance", "disparity of the maps"]
-    cells = [
-        [row["system"], f"{row[f'neighbours@{NEIGHBOURS}']:.4f}", f"{row['by_chance']:.4f}", f"{row['disparity']:.4f}"]
-        for row in rows
-    ]
+    columns = {
+        f"neighbours@{NEIGHBOURS}": f"common of {NEIGHBOURS} neighbours",
+        "by_chance": "by chance",
+        "cka": "linear CKA",
+        "disparity": "disparity of the maps",
+        "disparity_shuffled": "items shuffled",
+    }
+    cells = [[row["system"], *(format_value(row[key]) for key in columns)] for row in rows]
     note = (
         f"Representations of {rows[0]['items']:,} items against the teacher's, first seed: the share of an item's "
-        f"{NEIGHBOURS} nearest items by cosine that are the same, and what remains between the UMAP maps after "
-        "Procrustes analysis (0: the same shape, 1: nothing in common). The paper shows the maps alone and says that "
-        "DISTILL lies closer to the teacher than SMOOTH.\n"
+        f"{NEIGHBOURS} nearest items by cosine that are the same; linear CKA; and what remains between the UMAP maps "
+        "after Procrustes analysis (0: the same shape, 1: nothing in common), also with the student's vectors given to "
+        "the items at random. The paper shows the maps alone and says that DISTILL lies closer to the teacher than "
+        "SMOOTH.\n"
     )
-    return "\n".join([markdown_table(heads, cells), note])
+    return "\n".join([markdown_table(["student", *columns.values()], cells), note])
 
 
 def draw_maps(axes, points: Sequence[Row]) -> None:
