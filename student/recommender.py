@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from distill.data.dataset import PAD, batches_by_length
 from distill.data.histories import last_items
-from distill.decoding.beam_search import Beams, score_all, search, to_items
+from distill.decoding.beam_search import Beams, Step, score_all, search, to_items
 from distill.decoding.trie import Trie
+from distill.decoding.whole_vocabulary import TokenStep, Vocabulary, search_tokens
 from distill.losses import sequence_score
 from distill.runtime.artifacts import write_json
 from distill.runtime.devices import check_device
@@ -228,6 +229,31 @@ class Recommender(WithMemories):
         return items, scores * (self.trie.levels if self.ranker is not None else 1)  # M is a mean
 
     @torch.no_grad()
+    def search_whole_vocabulary(self, histories: np.ndarray, width: int = DEFAULT_WIDTH) -> np.ndarray | None:
+        """Search over the codewords of all levels at each step, to measure the share of invalid IDs.
+
+        Nothing is excluded and no ranker or memory takes part.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 on the right [users, length].
+            width: beams.
+
+        Returns:
+            Items, best first, -1 where the codewords are no item's ID [users, width]; None for a student whose softmax
+            is over the level's codewords: its logits of different levels were never compared in training.
+        """
+        if self.facts["scope"] != "all":
+            return None
+        trie, levels, size = self.trie, self.trie.levels, self.trie.codebook_size
+        vocabulary = Vocabulary(torch.arange(levels * size, device=self.device).view(levels, size), levels * size)
+        items = np.full((len(histories), width), PAD)
+        for rows, recent in self._batches(histories, self.users_at_once):
+            step = self.model.step(self.model.encode(self.history_codes(recent)), "whole")
+            sequences, _ = search_tokens(_any_codeword(step, size, width), levels, len(rows), width, self.device)
+            items[rows, : sequences.shape[1]] = vocabulary.find_items(sequences, trie).cpu().numpy()
+        return items
+
+    @torch.no_grad()
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Score a few items in one pass, by the ranker if there is one, without the transition memory.
 
@@ -358,6 +384,18 @@ class Recommender(WithMemories):
         filled = np.full((users, length), PAD)
         filled[: len(histories), :longest] = histories[:, :longest]
         return torch.from_numpy(filled).to(self.device)
+
+
+def _any_codeword(step: Step, codebook_size: int, width: int) -> TokenStep:
+    """Make a step over tokens, level · codebook_size + code, of a student's step with scope "whole"."""
+
+    def likeliest(level: int, parents: Tensor | None, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        # the step counts codes from the start of the level before
+        codes = None if tokens is None else tokens - (level - 1) * codebook_size
+        log_probs = step(level, parents, codes)
+        return log_probs.topk(min(width, log_probs.shape[-1]), dim=-1)
+
+    return likeliest
 
 
 def _empty_lists(users: int, width: int) -> tuple[np.ndarray, np.ndarray]:
