@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from faults import changes_below, killed
+from faults.killer import changes_below, killed
 
 from distill.runtime import artifacts
 from distill.runtime.accelerator import accelerator
