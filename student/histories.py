@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,11 +56,18 @@ def parse_history(line: str, source: str) -> list[str]:
     """
     if line.lstrip().startswith("["):
         try:
-            items = [str(item) for item in json.loads(line)]
+            items = [_item_id(item) for item in json.loads(line)]
         except (ValueError, RecursionError) as error:
             raise UserError(f"{source}: not a JSON list of item ids ({error}).") from None
     else:
         items = [item.strip() for item in line.split(",") if item.strip()]
-    if not items:
+    if not items or not all(items):
         raise UserError(f"{source}: expected item ids with commas between, got {line!r}.")
     return items
+
+
+def _item_id(value: Any) -> str:
+    """Take a text or a whole number for an item id; raises ValueError for other values."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"expected a text, got {str(value)[:60]}")
+    return str(value)

@@ -143,10 +143,9 @@ def fuzz(targets: list[Target], seed: int, inputs: int, kept: Path | None) -> li
 
 
 def signature(detail: str) -> str:
-    """Shorten a traceback to its last place and error, so that the same fault is reported once."""
-    lines = [line.strip() for line in detail.strip().splitlines()]
-    places = [line for line in lines if line.startswith("File ")]
-    return f"{places[-1] if places else ''} {lines[-1][:60]}"
+    """Shorten a fault to its last place and its error, so that the same fault is reported once."""
+    *places, error = detail.strip().splitlines()
+    return f"{places[-1] if places else ''} {error[:60]}"
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
@@ -158,7 +157,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
         print(f"{row['target']:26}" + "".join(f"{row[name]:>10}" for name in columns[1:]))
     for row in rows:
         for fault in row["faults"]:
-            print(f"\n{row['target']}: input {fault['first']} and {fault['inputs'] - 1} more\n{fault['detail'].rstrip()}")
+            print(f"\n{row['target']}: input {fault['first']} and {fault['inputs'] - 1} more\n{fault['detail']}")
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def run_folder() -> tempfile.TemporaryDirectory:
     data = read(root / "dataset", "dataset")
     with ArtifactJob("embeddings", Nothing(), root / "embeddings", [data]).write() as output:
         embeddings.write(output, rng.normal(size=(ITEMS, 4)), [f"i{item}" for item in range(ITEMS)])
-    examples = dataset().examples("test")
+    examples = Dataset.load(root / "dataset").examples("test")
     lists = {name: np.stack([rng.permutation(ITEMS)[:20] for _ in range(len(examples))]) for name in ("tiger", "dwr")}
     with ArtifactJob("evaluation", Nothing(), root / "evaluation", [data]).write() as output:
         write_ranked_lists(output / "lists.parquet", examples, lists)
@@ -97,7 +97,8 @@ def baseline_files() -> Files:
     network, sizes = ITEM_MODELS["sasrec"]
     model = network(sizes(n_items=ITEMS, max_history=5, dim=8))
     with tempfile.TemporaryDirectory() as folder:
-        ItemRecommender(model, {"network": "sasrec", "loss": "ce", "exclude_bought": True}).save_pretrained(Path(folder))
+        facts = {"network": "sasrec", "loss": "ce", "exclude_bought": True}
+        ItemRecommender(model, facts).save_pretrained(Path(folder))
         return _files(Path(folder))
 
 

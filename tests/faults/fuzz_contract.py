@@ -1,10 +1,11 @@
-"""What every reader owes any input: a result that holds its invariants, or a `UserError`; soon, and in little memory."""
+"""What every reader owes any input: a right result or a `UserError`, soon and in little memory."""
 
 import contextlib
 import io
 import os
 import resource
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from distill.runtime.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20  # an input of some kilobytes that takes longer hangs; generous, because the machine may be busy
 MEMORY = 2 << 30  # bytes above what the process holds already
 
@@ -69,10 +71,19 @@ def judge(target: Target, files: Files) -> Outcome:
             if not detail.strip() or detail.strip() in ("None", "''"):
                 verdict, detail = "fault", "a UserError without a message"
         except HangError:
-            verdict, detail = "fault", f"no answer after {SECONDS} s\n{traceback.format_exc(limit=-4)}"
+            verdict, detail = "fault", f"no answer after {SECONDS} s\n{describe()}"
         except (Exception, SystemExit):
-            verdict, detail = "fault", traceback.format_exc(limit=-4)
+            verdict, detail = "fault", describe()
         return Outcome(verdict, detail.replace(name, ""), time.monotonic() - started)
+
+
+def describe() -> str:
+    """Describe the exception that is handled: its last places in this repository, and its message."""
+    kind, error, trace = sys.exc_info()
+    frames = traceback.extract_tb(trace)
+    ours = [frame for frame in frames if frame.filename.startswith(str(ROOT)) and ".venv" not in frame.filename]
+    places = [f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno} {frame.line}" for frame in ours[-3:]]
+    return "\n".join([*places, f"{kind.__name__}: {str(error)[:300]}"])
 
 
 @contextlib.contextmanager

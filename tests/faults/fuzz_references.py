@@ -7,6 +7,8 @@ reader must not accept.
 import ast
 import csv
 import datetime
+import gzip
+import io
 import json
 import math
 import re
@@ -56,14 +58,14 @@ def seconds(value: Any) -> float:
 def table(folder: Path) -> Reading:
     """Read interactions.* and items.*, csv or parquet."""
     rows = _rows(next(folder.glob("interactions.*")))
-    titles = {_text(row["item_id"]): row["title"] or "" for row in _rows(next(folder.glob("items.*")))}
+    titles = {_text(row["item_id"]): row.get("title") or "" for row in _rows(next(folder.glob("items.*")))}
     return Reading([(_text(row["user_id"]), _text(row["item_id"]), seconds(row["timestamp"])) for row in rows], titles)
 
 
 def recbole_plain(folder: Path) -> Reading:
     """Read N.inter and N.item."""
     rows = _tsv(folder / "N.inter")
-    titles = {row["item_id"]: row["title"] for row in _tsv(folder / "N.item")}
+    titles = {row["item_id"]: row.get("title", "") for row in _tsv(folder / "N.item")}
     times = ((row, seconds(row["timestamp"]) if "timestamp" in row else None) for row in rows)
     return Reading([(row["user_id"], row["item_id"], time) for row, time in times], titles)
 
@@ -158,7 +160,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         contents = pq.ParquetFile(path).read()
         assert len(set(contents.column_names)) == contents.num_columns, "two columns of one name"
         return contents.to_pylist()
-    rows = list(csv.reader(path.read_bytes().decode("utf-8-sig").splitlines(keepends=True)))
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")  # columns that are not read may be anything
+    rows = list(csv.reader(io.StringIO(text, newline="")))
     names = [name.strip() for name in rows[0]]
     assert len(set(names)) == len(names)
     return [dict(zip(names, row, strict=True)) for row in rows[1:] if row]
@@ -168,8 +171,8 @@ def _text(value: Any) -> str:
     """Write an id of a parquet file as text, as arrow does."""
     if isinstance(value, str):
         return value
-    assert value is not None, "no id"
-    return pa.array([value]).cast(pa.string())[0].as_py()
+    assert isinstance(value, int | float | datetime.date) and value == value and not isinstance(value, bool), "no id"
+    return str(value) if isinstance(value, int) else pa.array([value]).cast(pa.string())[0].as_py()
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -183,11 +186,14 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().split(b"\n"):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = ast.literal_eval(line.decode().strip())
+    content = path.read_bytes()
+    for line in (gzip.decompress(content) if path.suffix == ".gz" else content).split(b"\n"):
+        text = line.decode().strip()
+        if text.startswith("{'"):
+            yield ast.literal_eval(text)
+            continue
+        while text:  # several objects on a line are as clear as one
+            row, end = json.JSONDecoder().raw_decode(text)
             assert isinstance(row, dict)
             yield row
+            text = text[end:].lstrip()

@@ -39,7 +39,9 @@ def recbole_split() -> Files:
     return {
         "N.test.inter": _lines(["user_id:token\titem_id_list:token_seq\titem_id:token", *tests]),
         "N.item2index": _lines(f"{item}\t{number}" for number, item in enumerate(ITEMS)),
-        "N.text": _lines(["item_id:token\ttext:token_seq"] + [f"{item}\t{TITLES[item]}. outdoor. Acme. " for item in ITEMS]),
+        "N.text": _lines(
+            ["item_id:token\ttext:token_seq"] + [f"{item}\t{title}. outdoor. Acme. " for item, title in TITLES.items()]
+        ),
     }
 
 
@@ -101,7 +103,7 @@ def amazon_2023() -> Files:
             for user, item, time in INTERACTIONS
         ),
         "meta_N.jsonl": _lines(
-            json.dumps({"parent_asin": item, "title": title, "store": "Acme", "description": ["a"], "categories": ["b"]})
+            json.dumps({"parent_asin": item, "title": title, "store": "Acme", "description": ["a"], "categories": []})
             for item, title in TITLES.items()
         ),
     }

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill.data.config import PrepareSettings
@@ -63,7 +62,8 @@ def interactions(form: str, reference: Callable[[Path], Reading], folder: Path) 
         actual[row["user_id"]] = list(zip([ids[item] for item in row["items"]], times, strict=True))
     assert actual == fuzz_references.by_user(expected, MIN_LENGTH)
     for name, title in zip(ids, items["title"], strict=True):
-        assert expected.titles is None or title.strip() == expected.titles.get(name, "").strip(), name
+        wanted = (expected.titles or {}).get(name)
+        assert wanted is None or title.strip() == wanted.strip(), f"{name}: {title!r} is not {wanted!r}"
 
 
 def index(folder: Path) -> None:
@@ -114,7 +114,8 @@ def labels(folder: Path) -> None:
         n, keep = len(block), store.candidates
         rows += n
         assert block.users.shape == block.positions.shape == block.targets.shape == (n,)
-        assert all(array.dtype.kind == "i" and (array >= 0).all() for array in (block.users, block.positions, block.targets))
+        for array in (block.users, block.positions, block.targets):
+            assert array.dtype.kind == "i" and (array >= 0).all()
         assert block.candidates().shape == block.scores().shape == (n, keep) and (block.candidates() >= -1).all()
         log_probs = block.log_probs()
         assert log_probs.shape == (n, store.levels, block.size) and not np.isnan(log_probs).any()
