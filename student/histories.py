@@ -22,6 +22,33 @@ def pad_histories(histories: Sequence[Sequence[int]]) -> np.ndarray:
     return padded
 
 
+def check_histories(histories: Any) -> None:
+    """Refuse what is no sequence of sequences of item ids; a text would be read as a sequence of letters.
+
+    Raises:
+        UserError: names the first row that is no history.
+    """
+    if isinstance(histories, str | bytes | dict) or not isinstance(histories, Sequence | np.ndarray):
+        raise UserError(f"histories is a {type(histories).__name__}; expected a list of lists of item ids.")
+    for row, history in enumerate(histories):
+        if isinstance(history, str | bytes | dict) or not isinstance(history, Sequence | np.ndarray):
+            raise UserError(f"History {row} is {str(history)[:60]!r}; expected a list of item ids.")
+        for item_id in history:
+            if not isinstance(item_id, str):
+                raise UserError(f"History {row} holds {str(item_id)[:60]}; expected item ids, which are texts.")
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Check an argument that must be a whole number of at least 1, and return it as an int.
+
+    Raises:
+        UserError: names the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise UserError(f"{name} is {str(value)[:60]}; expected a whole number of at least 1.")
+    return int(value)
+
+
 def read_histories(history: str | None, file: Path | None) -> list[list[str]]:
     """Read histories of item ids, oldest first: ids with commas between, or a JSON list.
 

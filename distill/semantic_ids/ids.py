@@ -57,8 +57,8 @@ class SemanticIDs:
         if codes.shape[1] > len(LEVEL_NAMES) or codes.min() < 0 or not codes.max() < size <= MAX_CODEBOOK:
             raise UserError(
                 f"{path} and {report.name} do not belong together: expected at most {len(LEVEL_NAMES)} codewords an "
-                f"item, each from 0 to {size - 1}, found {codes.shape[1]} from {codes.min()} to {codes.max()}. Make the "
-                "IDs again with --overwrite."
+                f"item, each from 0 to {size - 1}, found {codes.shape[1]} from {codes.min()} to {codes.max()}. Make "
+                "the IDs again with --overwrite."
             )
         return SemanticIDs(artifact, item_ids.to_pylist(), codes, size)
 
