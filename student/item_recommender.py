@@ -17,7 +17,7 @@ from distill.runtime.artifacts import verify_folder, write_json
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.runtime.json_files import read_object
-from student.loading import load_network, report_damage
+from student.loading import check_scores, load_network, report_damage
 from student.models.item_models import ITEM_MODELS
 from student.models.item_text import sizes_to_json
 
@@ -96,6 +96,7 @@ class ItemRecommender:
         for start in range(0, len(histories), 1024):
             part = histories[start : start + 1024]
             part_scores = self.score_items(part)
+            check_scores(part_scores)
             if exclude_bought:
                 mask_history(part_scores, part, -np.inf)
             items.append(top_items(part_scores, width, above=-np.inf))

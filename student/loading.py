@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -84,6 +85,18 @@ def _check_sizes(sizes: Any, n_tensors: int, path: Path) -> None:
             raise UserError(
                 f"{path.with_name('config.json')} is damaged: its model has {field.name} {str(value)[:60]}."
             )
+
+
+def check_scores(scores: np.ndarray) -> None:
+    """Refuse scores of items that are NaN, by which nothing can be ranked.
+
+    Raises:
+        UserError: as above.
+    """
+    if np.isnan(scores).any():
+        raise UserError(
+            "The model's scores are NaN: its weights are damaged, or its training diverged. Train it again."
+        )
 
 
 def check_numbers(facts: Mapping[str, Any], bounds: Mapping[str, tuple[type, float, float]], where: Path | str) -> None:

@@ -27,7 +27,7 @@ from distill.runtime.json_files import read_object
 from distill.runtime.parquet import id_column, number_matrix, read_parquet, text_column
 from student.content_memory import ContentMemory
 from student.histories import check_histories, pad_histories, whole_number
-from student.loading import check_numbers, load_network, report_damage
+from student.loading import check_numbers, check_scores, load_network, report_damage
 from student.memory_mixture import Candidates, MixtureWeights, candidates, score_mixture
 from student.models import BACKBONE_NAMES, network_of
 from student.models.item_text import sizes_to_json
@@ -361,6 +361,7 @@ class Recommender:
             with few_threads(len(recent)):
                 lists = self._search(recent, bought, width, exclude_bought, constrained)
             _write_lists((items, scores), rows, [part[: len(rows)].cpu().numpy() for part in lists])
+        check_scores(scores)
         return items, scores
 
     def _search(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,14 @@ EXAMPLE = ("user", "position", "target")
 TOP = "top"  # the only encoded column that holds numbers of codewords
 
 
-def find_problem(columns: Columns, rows: int, index: dict[str, Any], is_whole: bool = True) -> str | None:
+def find_problem(columns: Columns, rows: int, index: dict[str, Any], wanted: Sequence[str] | None = None) -> str | None:
     """Describe why columns cannot be those of a shard; None if they can.
 
     Args:
         columns: as `read_shard` returns them.
         rows: of the shard.
         index: of the set, as `read_index` returns it.
-        is_whole: whether all columns were read, so that none may lack.
+        wanted: the columns that were asked for; None: all that a set has.
     """
     levels, codebook = index["levels"], index["codebook_size"]
     size = codebook * (levels if index["scope"] == "all" else 1)
@@ -37,7 +37,7 @@ def find_problem(columns: Columns, rows: int, index: dict[str, Any], is_whole: b
             checks[f"{name}_{level}"] = _numbers(shape, *bounds) if array.dtype.kind in "iu" else _floats(shape)
     for name, is_right in checks.items():
         if name not in columns:
-            if is_whole:
+            if wanted is None or name in wanted:
                 return f"it has no column {name!r}"
         elif not is_right(columns[name]):
             array = columns[name]

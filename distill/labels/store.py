@@ -159,7 +159,7 @@ class LabelStore:
         tables = []
         for shard in shards:
             tables.append(read_shard(data / shard["file"], shard["sha256"], command, names))
-            problem = find_problem(tables[-1], shard["rows"], self.index, is_whole=names is None)
+            problem = find_problem(tables[-1], shard["rows"], self.index, names)
             if problem:
                 path = data / shard["file"]
                 raise UserError(f"The shard {path} is damaged: {problem}. Run its export again: {command} --overwrite")

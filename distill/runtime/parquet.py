@@ -108,10 +108,10 @@ def number_matrix(table: pa.Table, name: str, path: Path) -> np.ndarray:
 
 
 def _as_int64(values: pa.Array, table: pa.Table, name: str, path: Path) -> np.ndarray:
-    try:
-        return values.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:
-        raise _wrong(path, name, "numbers of at most 63 bits", table[name]) from None
+    array = values.to_numpy(zero_copy_only=False)
+    if array.dtype == np.uint64 and array.max(initial=0) >= 2**63:
+        raise _wrong(path, name, "numbers of at most 63 bits", table[name])
+    return array.astype(np.int64)
 
 
 def _wrong(path: Path, name: str, expected: str, column: pa.ChunkedArray) -> UserError:

@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file of the figures")
     parser.add_argument("--keep", type=Path, help="folder for inputs that are faults, in the form of corpus/")
-    parser.add_argument("--atheris", action="store_true", help="coverage-guided, one target; never returns")
+    parser.add_argument("--atheris", action="store_true", help="coverage-guided, one target, until the first fault")
     options = parser.parse_args()
     if options.atheris:
         from .fuzz_atheris import explore

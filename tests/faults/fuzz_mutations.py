@@ -57,7 +57,9 @@ def _mutate_file(name: str, files: Files, random: Random) -> bytes:
         return files[random.choice(sorted(files))]  # another file under this name
     ending = name.rpartition(".")[2]
     kinds: list[Callable[[bytes, Random], bytes]] = [mutate_bytes]
-    if ending == "parquet":
+    if name == "call.json":  # values of a program, not a file
+        kinds = [mutate_json]
+    elif ending == "parquet":
         kinds += [mutate_parquet] * 6
     elif ending == "safetensors":
         kinds += [mutate_safetensors] * 2

@@ -25,6 +25,7 @@ from distill.labels import hub
 from distill.labels.store import LabelStore
 from distill.runtime import artifacts
 from distill.runtime.config import parse
+from distill.runtime.json_files import read_object
 from distill.semantic_ids import embeddings
 from distill.semantic_ids.ids import SemanticIDs
 from distill.semantic_ids.index_file import read_index
@@ -221,9 +222,10 @@ def baseline(folder: Path) -> None:
 
 
 def recommend(memories: bool, folder: Path) -> None:
-    """Call `Recommender.recommend` with whatever the file holds."""
-    call = json.loads((folder / "call.json").read_text())
-    check_lists(fuzz_artifacts.student(memories), **call)
+    """Call `Recommender.recommend` with whatever values the file holds."""
+    call = read_object(folder / "call.json")
+    values = json.loads(fuzz_artifacts.call_of_recommend()["call.json"])
+    check_lists(fuzz_artifacts.student(memories), **{name: call.get(name, value) for name, value in values.items()})
 
 
 def check_lists(recommender: Recommender, histories: Any, k: Any, exclude_bought: Any = None, **more: Any) -> None:
