@@ -11,6 +11,7 @@ from distill import metrics
 from distill.data.dataset import Examples
 from distill.evaluation.systems import System, batches, rank_examples
 from distill.metrics import hit_ranks, ndcg, recall
+from distill.ranking import top_items
 
 
 def measure_lists(
@@ -132,12 +133,13 @@ def measure_widths(
 
 
 def beam_missed(lists: np.ndarray, exact: np.ndarray, k: int) -> float:
-    """Share of the k truly best items that the first k of the beams lack.
+    """Share of the k truly best items that the first k of the beams lack, where there is an item to recommend.
 
     Args:
         lists: beams of all users [users, at least k].
-        exact: scores of all items for the first users [first users, n_items].
+        exact: scores of all items for the first users, −∞ for those that may not be recommended [first users, n_items].
         k: how many.
     """
-    best = np.argpartition(-exact, k - 1, axis=1)[:, :k]
-    return float(1 - metrics.coverage(lists[: len(exact), :k], best).mean())
+    best = top_items(exact, k, above=-np.inf)
+    some = (best >= 0).any(1)
+    return float(1 - metrics.coverage(lists[: len(exact), :k], best)[some].mean()) if some.any() else 0.0

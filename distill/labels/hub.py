@@ -8,7 +8,6 @@ raw = hub.load("./pushed", decode=False)    # the columns as they are stored
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.labels import index_file
 from distill.labels.encodings import column_names, decode_level
 from distill.labels.schema import INDEX, Columns
 from distill.labels.store import LabelStore, export_command
@@ -136,14 +136,16 @@ def decoder(index: dict[str, Any]) -> Callable[[dict[str, list]], Columns]:
 
 
 def read_index(name: str, revision: str | None = None) -> dict[str, Any]:
-    """Read the `index.json` of a pushed set, from its folder or the hub."""
-    if is_local(name):
-        path = Path(name).expanduser() / INDEX
-    else:
-        from huggingface_hub import hf_hub_download
+    """Read the `index.json` of a pushed set, from its folder or the hub.
 
-        path = Path(hf_hub_download(name, INDEX, repo_type="dataset", revision=revision))
-    return json.loads(path.read_text())
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    if is_local(name):
+        return index_file.read_index(Path(name).expanduser())
+    from huggingface_hub import hf_hub_download
+
+    return index_file.read_index(Path(hf_hub_download(name, INDEX, repo_type="dataset", revision=revision)).parent)
 
 
 def is_local(name: str) -> bool:

@@ -116,11 +116,25 @@ def _read_manifest(folder: Path, kind: str, make: str) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         actual_kind, _ = manifest["kind"], manifest["schema"]
-    except (ValueError, KeyError, TypeError) as error:  # its kind is unknown, so --overwrite must not replace it
+        _check_types(manifest)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        # its kind is unknown, so --overwrite must not replace it
         raise UserError(f"{folder / MANIFEST} is damaged ({error!r}). Remove {folder} yourself. {make}") from None
     if actual_kind != kind:
         raise UserError(f"Expected a {kind} at {folder}, found a {actual_kind}. {make}")
     return manifest
+
+
+def _check_types(manifest: dict[str, Any]) -> None:
+    """Raise TypeError where a field of a manifest is of another type than it is written with."""
+    kinds = {"kind": str, "schema": int, "fingerprint": str, "inputs": dict, "config": dict, "identity": dict}
+    for name, kind in (kinds | {"command": str, "files": dict}).items():
+        if not isinstance(manifest.get(name, kind()), kind):
+            raise TypeError(f"{name} is {str(manifest[name])[:60]}")
+    for name, record in manifest.get("files", {}).items():
+        is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        if not is_inside or [type(value) for value in record] != [int, str]:
+            raise TypeError(f"the file {name!r} has the record {str(record)[:60]}")
 
 
 def verify(*artifacts: Artifact) -> None:

@@ -241,6 +241,17 @@ def test_compare(evaluated, tmp_path):
     assert "Did you mean 'tiger'?" in refused("compare.py", *words[:-1], "tigr")
 
 
+def test_figures_are_not_written_anywhere(evaluated, tmp_path):
+    words = ("--evaluation", evaluated / "evaluation", "--a", "tiger+memory", "--b", "tiger", "--json")
+    assert "is a folder; name a file" in refused("compare.py", *words, tmp_path)
+    assert "there is no folder" in refused("compare.py", *words, tmp_path / "none/figures.json")
+    before = sorted((evaluated / "evaluation").iterdir())
+    for name in ("metrics.json", "figures.json"):
+        assert "lies inside the artifact" in refused("compare.py", *words, evaluated / "evaluation" / name)
+    assert sorted((evaluated / "evaluation").iterdir()) == before
+    assert "cannot be written" in refused("compare.py", *words, "/proc/figures.json")  # read-only, for root too
+
+
 def test_different_users_are_not_compared(evaluated, tmp_path):
     words = ("--run", evaluated, *COUNTED, "--exact_users", "0", "--users", "30", "--output", tmp_path / "fewer")
     code, _, error = command("evaluate.py", *words, "--systems", "[tiger]")

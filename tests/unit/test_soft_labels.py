@@ -395,5 +395,5 @@ def test_messages_name_the_command_of_these_labels(tmp_path, recorded, expected)
     with pytest.raises(UserError, match=f"{command}$"):
         LabelStore.open(folder).load()
     (folder / "index.json").unlink()
-    with pytest.raises(UserError, match=f"export again with: {command} --overwrite$"):
+    with pytest.raises(UserError, match=f"Export again with: {command} --overwrite$"):
         LabelStore.open(folder)
