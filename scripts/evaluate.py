@@ -38,7 +38,7 @@ class Config(InputSettings, EvaluationSettings, JobSettings):
 
 
 def main(config: Config) -> None:
-    """Rank, measure, write `metrics.json` and `lists.parquet`."""
+    """Rank, measure, write `metrics.json`, `lists.parquet` and, without the trie, `unconstrained.parquet`."""
     check(config)
     inputs = find_inputs(config, config, config)
     paths = config.lists or []
@@ -67,6 +67,7 @@ def main(config: Config) -> None:
     with job.write() as folder:
         write_json(folder / "metrics.json", table.rows)
         write_ranked_lists(folder / "lists.parquet", table.examples, table.lists)
+        write_ranked_lists(folder / "unconstrained.parquet", table.examples, table.unconstrained)
 
 
 def load_systems(

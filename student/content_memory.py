@@ -17,9 +17,16 @@ from scipy.special import softmax
 
 from distill.baselines.content import Content, ContentSettings
 from distill.baselines.mixture import allowed_cosines
+from distill.runtime.errors import UserError
+from student.loading import check_numbers
 from student.transition_memory import TOP
 
 FILE = "content_memory.safetensors"
+BOUNDS = {
+    **{name: (float, 0, 1) for name in ("weight", "recency")},
+    **{name: (int, 1, 2**31) for name in ("top", "last")},
+    "temperature": (float, 1e-6, 1e6),
+}
 
 
 @dataclass(frozen=True)
@@ -79,5 +86,9 @@ class ContentMemory:
     def load(folder: Path, facts: dict[str, Any]) -> ContentMemory:
         """Read what `save` wrote, with the `facts` of the student's config.json."""
         facts = dict(facts)
+        check_numbers(facts, BOUNDS, folder / "config.json")
         shares = {name: facts.pop(name) for name in ("weight", "temperature", "top")}
-        return ContentMemory(load_file(folder / FILE)["vectors"], ContentSettings(**facts), **shares)
+        vectors = load_file(folder / FILE)["vectors"]
+        if vectors.ndim != 2 or not np.isfinite(vectors).all():
+            raise UserError(f"{folder / FILE} is damaged: expected finite vectors [items, dim], found other numbers.")
+        return ContentMemory(vectors, ContentSettings(**facts), **shares)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from distill.data.dataset import PAD, batches_by_length
 from distill.data.histories import last_items
 from distill.ranking import mask_history, scores_of, top_items
-from distill.runtime.artifacts import verify_folder, write_json
+from distill.runtime.artifacts import write_json
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
+from distill.runtime.json_files import read_object
+from distill.runtime.verification import verify_folder
+from student.loading import check_scores, load_network, report_damage
 from student.memories import WithMemories
 from student.models.item_models import ITEM_MODELS
-from student.models.item_text import sizes_from_json, sizes_to_json
+from student.models.item_text import sizes_to_json
 
 
 class ItemRecommender(WithMemories):
@@ -41,18 +43,20 @@ class ItemRecommender(WithMemories):
         """Load what `save_pretrained` wrote.
 
         Raises:
-            UserError: the folder is not a baseline, or there is no such device.
+            UserError: the folder is not a baseline or is damaged, or there is no such device.
         """
         check_device(device)
         folder = Path(folder)
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} is not a baseline: it needs config.json and model.safetensors.")
         verify_folder(folder)
-        facts = json.loads((folder / "config.json").read_text())
-        network, sizes = ITEM_MODELS[facts["network"]]
-        model = network(sizes_from_json(sizes, facts.pop("model")))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return ItemRecommender(model.to(device).eval(), facts).load_memories(folder)
+        facts = read_object(folder / "config.json", {"network": str, "model": dict})
+        if facts["network"] not in ITEM_MODELS:
+            raise UserError(f"{folder} is not a baseline: its network is {facts['network'][:60]!r}.")
+        with report_damage(folder):
+            path = folder / "model.safetensors"
+            model = load_network(*ITEM_MODELS[facts["network"]], facts.pop("model"), path)
+            return ItemRecommender(model.to(device).eval(), facts).load_memories(folder)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json, model.safetensors, and memories if there are any."""
@@ -127,6 +131,7 @@ class ItemRecommender(WithMemories):
         for start in range(0, len(histories), 1024):
             part = histories[start : start + 1024]
             part_scores = score(part)
+            check_scores(part_scores)
             if exclude_bought:
                 mask_history(part_scores, part, -np.inf)
             items.append(top_items(part_scores, width, above=-np.inf))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +11,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distill.data.dataset import PAD, batches_by_length
 from distill.data.histories import last_items
-from distill.decoding.beam_search import Beams, score_all, search, to_items
+from distill.decoding.beam_search import Beams, Step, score_all, search, to_items
 from distill.decoding.trie import Trie
+from distill.decoding.whole_vocabulary import TokenStep, Vocabulary, search_tokens
 from distill.losses import sequence_score
-from distill.runtime.artifacts import verify_folder, write_json
+from distill.runtime.artifacts import write_json
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
-from distill.runtime.parquet import read_parquet
-from student.histories import pad_histories
+from distill.runtime.json_files import read_object
+from distill.runtime.parquet import id_column, number_matrix, read_parquet, text_column
+from distill.runtime.verification import verify_folder
+from student.histories import check_histories, pad_histories, whole_number
+from student.loading import check_numbers, check_scores, load_network, report_damage
 from student.memories import WithMemories
 from student.memory_mixture import MixtureWeights
-from student.models import network_of
-from student.models.item_text import sizes_from_json, sizes_to_json
+from student.models import BACKBONE_NAMES, network_of
+from student.models.item_text import sizes_to_json
 from student.models.layers import among_all
 from student.threads import few_threads
 
@@ -94,31 +97,35 @@ class Recommender(WithMemories):
         """Load what `save_pretrained` wrote; half precision (bfloat16, float16) is for GPUs.
 
         Raises:
-            UserError: the folder is not a student, or there is no such device.
+            UserError: the folder is not a student or is damaged, or there is no such device.
         """
         check_device(device)
         folder = Path(folder)
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} is not a student: it needs config.json and model.safetensors.")
         verify_folder(folder)
-        facts = json.loads((folder / "config.json").read_text())
+        facts = read_object(folder / "config.json")
         if not {"backbone", "model"} <= facts.keys():
             is_teacher = (folder / "teacher.json").is_file()
             what = "It is a teacher." if is_teacher else "It is a baseline." if "network" in facts else ""
             raise UserError(f"{folder} is not a student: its config.json names no backbone. {what}".rstrip())
-        network, config = network_of(facts["backbone"])
-        sizes = sizes_from_json(config, facts.pop("model"))
-        models = []
-        for name in ("model", "ranker"):
-            if (folder / f"{name}.safetensors").is_file():
-                model = network(sizes)
-                model.load_state_dict(load_file(folder / f"{name}.safetensors"))
-                models.append(model.to(device, dtype).eval())
-        table = read_parquet(folder / "items.parquet", ("item_id", "title", "codes"))
-        codes = np.array(table["codes"].to_pylist(), dtype=np.int64)
-        names = table["item_id"].to_pylist(), table["title"].to_pylist()
-        trie = Trie.load(folder / "trie.safetensors")
-        return Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie).load_memories(folder)
+        with report_damage(folder):
+            _check_facts(facts, folder / "config.json")
+            network, config = network_of(facts["backbone"])
+            sizes, models = facts.pop("model"), []
+            for name in ("model", "ranker"):
+                if (folder / f"{name}.safetensors").is_file():
+                    model = load_network(network, config, sizes, folder / f"{name}.safetensors")
+                    models.append(model.to(device, dtype).eval())
+            path = folder / "items.parquet"
+            table = read_parquet(path, ("item_id", "title", "codes"))
+            codes = number_matrix(table, "codes", path)
+            titles = text_column(table, "title", path, may_be_null=True).fill_null("").to_pylist()
+            trie = Trie.load(folder / "trie.safetensors")
+            if codes.shape[1] != models[0].config.levels or not trie.is_of(codes, models[0].config.codebook_size):
+                raise UserError(f"{path}, trie.safetensors and model.safetensors of {folder} do not belong together.")
+            names = id_column(table, "item_id", path).to_pylist(), titles
+            return Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie).load_memories(folder)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json, model.safetensors, items.parquet, the trie, and ranker and memories if there are any."""
@@ -162,9 +169,10 @@ class Recommender(WithMemories):
             skip_unknown: ignore unknown item ids; a history of nothing else gets an empty list.
 
         Raises:
-            UserError: an unknown item id, or a history without items.
+            UserError: an unknown item id, a history without items, or an argument of another type.
         """
-        k, width = min(k, len(self.item_ids)), min(width, len(self.item_ids))
+        check_histories(histories)
+        k, width = (min(whole_number(*pair), len(self.item_ids)) for pair in (("k", k), ("width", width)))
         numbers = pad_histories(self.item_numbers(histories, skip_unknown))
         exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
         items, scores = self.rank_items(numbers, max(width, k), exclude_bought)
@@ -182,7 +190,7 @@ class Recommender(WithMemories):
         """Look up the numbers of item ids; arguments and errors as for `recommend`."""
         number = {item_id: row for row, item_id in enumerate(self.item_ids)}
         for row, history in enumerate(histories):
-            if not history:
+            if len(history) == 0:
                 raise UserError(f"History {row} is empty; a recommendation needs at least one item.")
             unknown = next((item_id for item_id in history if item_id not in number), None)
             if unknown is not None and not skip_unknown:
@@ -225,6 +233,31 @@ class Recommender(WithMemories):
         """Rank by beam search without memories, as `WithMemories.network_lists`."""
         items, scores = self._rank_by_student(histories, width, exclude_bought)
         return items, scores * (self.trie.levels if self.ranker is not None else 1)  # M is a mean
+
+    @torch.no_grad()
+    def search_whole_vocabulary(self, histories: np.ndarray, width: int = DEFAULT_WIDTH) -> np.ndarray | None:
+        """Search over the codewords of all levels at each step, to measure the share of invalid IDs.
+
+        Nothing is excluded and no ranker or memory takes part.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 on the right [users, length].
+            width: beams.
+
+        Returns:
+            Items, best first, -1 where the codewords are no item's ID [users, width]; None for a student whose softmax
+            is over the level's codewords: its logits of different levels were never compared in training.
+        """
+        if self.facts["scope"] != "all":
+            return None
+        trie, levels, size = self.trie, self.trie.levels, self.trie.codebook_size
+        vocabulary = Vocabulary(torch.arange(levels * size, device=self.device).view(levels, size), levels * size)
+        items = np.full((len(histories), width), PAD)
+        for rows, recent in self._batches(histories, self.users_at_once):
+            step = self.model.step(self.model.encode(self.history_codes(recent)), "whole")
+            sequences, _ = search_tokens(_any_codeword(step, size, width), levels, len(rows), width, self.device)
+            items[rows, : sequences.shape[1]] = vocabulary.find_items(sequences, trie).cpu().numpy()
+        return items
 
     @torch.no_grad()
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -293,6 +326,7 @@ class Recommender(WithMemories):
             with few_threads(len(recent)):
                 lists = self._search(recent, bought, width, exclude_bought, constrained)
             _write_lists((items, scores), rows, [part[: len(rows)].cpu().numpy() for part in lists])
+        check_scores(scores)
         return items, scores
 
     def _search(
@@ -357,6 +391,31 @@ class Recommender(WithMemories):
         filled = np.full((users, length), PAD)
         filled[: len(histories), :longest] = histories[:, :longest]
         return torch.from_numpy(filled).to(self.device)
+
+
+def _any_codeword(step: Step, codebook_size: int, width: int) -> TokenStep:
+    """Make a step over tokens, level · codebook_size + code, of a student's step with scope "whole"."""
+
+    def likeliest(level: int, parents: Tensor | None, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        # the step counts codes from the start of the level before
+        codes = None if tokens is None else tokens - (level - 1) * codebook_size
+        log_probs = step(level, parents, codes)
+        return log_probs.topk(min(width, log_probs.shape[-1]), dim=-1)
+
+    return likeliest
+
+
+def _check_facts(facts: dict[str, Any], path: Path) -> None:
+    """Refuse a student's config.json that no training has written.
+
+    Raises:
+        UserError: names the first fact that cannot be.
+    """
+    check_numbers(facts, {"max_history": (int, 1, 100_000)}, path)
+    for name, known in (("scope", ("level", "all")), ("exclude_bought", (True, False)), ("backbone", BACKBONE_NAMES)):
+        if name in facts and facts[name] not in known:
+            expected = " or ".join(str(value) for value in known)
+            raise UserError(f"{path} is damaged: {name} is {str(facts[name])[:60]}, expected {expected}.")
 
 
 def _empty_lists(users: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -43,6 +43,10 @@ class StudentSystem:
         """As `System.rank`."""
         return self.student.rank_items(histories, beam_width, exclude_bought, constrained)
 
+    def search_whole_vocabulary(self, histories: np.ndarray, beam_width: int) -> np.ndarray | None:
+        """As `System.search_whole_vocabulary`."""
+        return self.student.search_whole_vocabulary(histories, beam_width)
+
     def score_all(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """As `System.score_all`."""
         return self.student.score_items(histories, exclude_bought)
@@ -71,6 +75,10 @@ class ItemModelSystem:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `System.rank`; there is nothing to constrain."""
         return self.recommender.rank_items(histories, beam_width, exclude_bought)
+
+    def search_whole_vocabulary(self, histories: np.ndarray, beam_width: int) -> np.ndarray | None:
+        """As `System.search_whole_vocabulary`; there is nothing to search."""
+        return None
 
     def score_all(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """As `System.score_all`."""

@@ -19,8 +19,14 @@ from safetensors.numpy import load_file, save_file
 from distill.baselines.counting import TransitionSettings, count_transitions, reading_weights
 from distill.data.dataset import PAD, Dataset
 from distill.runtime.errors import UserError
+from student.loading import check_numbers
 
 FILE = "memory.safetensors"
+BOUNDS = {
+    **{name: (float, 0, 1) for name in ("weight", "decay", "recency")},
+    **{name: (int, 1, 2**31) for name in ("top", "window", "last")},
+    "discount": (float, 0, 1000),
+}
 TOP = 50  # items of the counter that join the beams
 
 
@@ -135,7 +141,11 @@ class TransitionMemory:
         """Read what `save` wrote, with the `facts` of the student's config.json."""
         facts = dict(facts)
         weight, top, discount = facts.pop("weight"), facts.pop("top"), facts.pop("discount", 0.0)
+        check_numbers({"weight": weight, "top": top, "discount": discount} | facts, BOUNDS, folder / "config.json")
         arrays = load_file(folder / FILE)
         n_items = len(arrays["offsets"]) - 1
         counts = sp.csr_array((arrays["values"], arrays["items"], arrays["offsets"]), shape=(n_items, n_items))
+        counts.check_format(full_check=True)  # numbers out of range would be read beyond the arrays
+        if not np.isfinite(counts.data).all():
+            raise UserError(f"{folder / FILE} is damaged: a count is NaN or infinite.")
         return TransitionMemory(counts, TransitionSettings(**facts), weight, top, discount)

@@ -26,7 +26,7 @@ from distill.data.splits import MIN_LENGTH, MIN_LENGTH_CUT, assign_folds, leave_
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
-from distill.runtime.parquet import read_parquet
+from distill.runtime.parquet import id_column, number_lists, read_parquet, text_column, whole_numbers
 
 Split = Literal["train", "valid", "test"]
 PAD = -1  # fills histories on the right
@@ -92,15 +92,22 @@ class Dataset:
         """
         artifact = artifacts.read(folder, "dataset")
         artifacts.verify(artifact)
-        items = read_parquet(Path(folder) / "items.parquet", ("item_id", *TEXT_COLUMNS))
-        table = read_parquet(Path(folder) / "sequences.parquet", ("user_id", "items"))
-        column = table["items"].combine_chunks()
-        values = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-        offsets = np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))])
+        path = Path(folder) / "items.parquet"
+        items = read_parquet(path, ("item_id", *TEXT_COLUMNS))
+        items = items.set_column(items.column_names.index("item_id"), "item_id", id_column(items, "item_id", path))
+        for name in TEXT_COLUMNS:
+            place = items.column_names.index(name)
+            items = items.set_column(place, name, text_column(items, name, path, may_be_null=True))
+        path = Path(folder) / "sequences.parquet"
+        table = read_parquet(path, ("user_id", "items"))
+        users = id_column(table, "user_id", path)
+        values, offsets = number_lists(table, "items", path)
         ends = None
-        if "train_end" in table.column_names:
-            ends = np.stack([table[name].to_numpy() for name in ("train_end", "valid_end")], axis=1).astype(np.int64)
-        return Dataset(artifact, items, table["user_id"], values, offsets.astype(np.int64), ends)
+        if "train_end" in table.column_names or "valid_end" in table.column_names:
+            table = read_parquet(path, ("train_end", "valid_end"))
+            ends = np.stack([whole_numbers(table, name, path) for name in ("train_end", "valid_end")], axis=1)
+        _check_sequences(path, values, offsets, ends, items.num_rows)
+        return Dataset(artifact, items, users, values, offsets, ends)
 
     @property
     def n_items(self) -> int:
@@ -185,6 +192,34 @@ class Dataset:
         index = (ends - lengths)[:, None] + column
         histories = np.where(column < lengths[:, None], self.values[np.minimum(index, len(self.values) - 1)], PAD)
         return Examples(users, positions, histories, self.values[ends])
+
+
+def _check_sequences(
+    path: Path, values: np.ndarray, offsets: np.ndarray, ends: np.ndarray | None, n_items: int
+) -> None:
+    """Refuse sequences that `write_dataset` would not have written; the file may be damaged.
+
+    Args:
+        path: of the sequences, for the message.
+        values, offsets, ends: as the attributes of a `Dataset`.
+        n_items: size of the catalogue.
+
+    Raises:
+        UserError: items outside the catalogue, users with too few items, parts that do not follow each other.
+    """
+    lengths = np.diff(offsets)
+    problem = None
+    if not len(lengths):
+        problem = "it has no users"
+    elif lengths.min() < (MIN_LENGTH if ends is None else MIN_LENGTH_CUT):
+        problem = f"row {int(lengths.argmin())} has {lengths.min()} items, too few to be split"
+    elif values.min() < 0 or values.max() >= n_items:
+        row = int(np.searchsorted(offsets, np.argmax((values < 0) | (values >= n_items)), side="right")) - 1
+        problem = f"row {row} names an item outside the catalogue of {n_items} items"
+    elif ends is not None and not ((ends[:, 0] >= 0) & (ends[:, 0] <= ends[:, 1]) & (ends[:, 1] <= lengths)).all():
+        problem = "train_end and valid_end are not in order within a sequence"
+    if problem:
+        raise UserError(f"{path} is damaged: {problem}. Make the data set again with --overwrite.")
 
 
 def batches_by_length(histories: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -108,6 +108,27 @@ class Trie:
             leaves = {name: file.get_tensor(name) for name in names}
         return Trie(size, max_children, max_items, offsets, codes, _dense_tables(offsets, codes, size), **leaves)
 
+    def is_of(self, codes: np.ndarray, codebook_size: int) -> bool:
+        """Tell whether this is the trie of these codes [n_items, levels]; costs less than building it."""
+        counts = [np.diff(part.numpy()) for part in (*self.offsets, self.leaf_offsets)]
+        sizes = [1, *map(len, self.codes)]
+        if self.codebook_size != codebook_size or self.levels != codes.shape[1] or len(self.leaf_items) != len(codes):
+            return False
+        for count, nodes, children in zip(counts, sizes, [*sizes[1:], len(codes)], strict=True):
+            if len(count) != nodes or not (count > 0).all() or count.sum() != children:
+                return False
+        if self.max_children != [int(count.max()) for count in counts[:-1]] or self.max_items != counts[-1].max():
+            return False
+        prefixes = np.zeros((1, 0), np.int64)
+        for count, run in zip(counts, self.codes, strict=False):
+            prefixes = np.concatenate([np.repeat(prefixes, count, axis=0), run.numpy()[:, None]], axis=1)
+        leaves, items = np.repeat(np.arange(self.n_leaves), counts[-1]), self.leaf_items.numpy()
+        if not np.array_equal(np.sort(items), np.arange(len(codes))):
+            return False
+        return np.array_equal(self.leaf_of_item.numpy()[items], leaves) and np.array_equal(
+            prefixes[leaves], codes[items]
+        )
+
     def children(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Look up the children of nodes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from distill.evaluation.ranked_lists import RankedLists, read_ranked_lists
 from distill.metrics import hit_ranks, ndcg, paired, recall
 from distill.runtime import artifacts
+from distill.runtime.checksums import MANIFEST
 from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
 from distill.runtime.terminal import cell
@@ -71,6 +73,37 @@ def lists_of(folder: Path, system: str) -> tuple[RankedLists, np.ndarray]:
     if system not in evaluation.lists:
         raise UserError(f"Unknown system {system!r} in {folder}. {suggest(system, list(evaluation.lists))}")
     return evaluation, evaluation.lists[system]
+
+
+def check_json_file(path: Path) -> None:
+    """Refuse a place where a file of figures cannot be written, or would damage an artifact.
+
+    Raises:
+        UserError: a folder, in no folder, or inside an artifact.
+    """
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder; name a file.")
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"--json {path}: there is no folder {path.parent}; make it, or name another file.")
+    for folder in path.resolve().parents:
+        if (folder / MANIFEST).is_file():
+            raise UserError(
+                f"--json {path} lies inside the artifact {folder}, which it would damage; name another file."
+            )
+
+
+def write_figures(path: Path, system_a: str, system_b: str, comparison: Comparison) -> None:
+    """Write a comparison as JSON, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        artifacts.write_json(path, {"a": system_a, "b": system_b, **comparison._asdict()})
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.with_name(path.name + ".tmp").unlink(missing_ok=True)
+        raise UserError(f"--json {path} cannot be written: {error.strerror}.") from None
 
 
 def print_comparison(comparison: Comparison, system_a: str, system_b: str) -> None:

@@ -100,15 +100,27 @@ def read_outside_lists(path: Path, dataset: Dataset, examples: Examples, split: 
 def _read(path: Path) -> pa.Table:
     try:
         table = pq.ParquetFile(path).read()
-    except (pa.ArrowInvalid, OSError) as error:
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"--lists {path} is no readable parquet file ({str(error).splitlines()[0]}).") from None
     for name in ("user_id", "items"):
         if name not in table.column_names:
             raise UserError(f"{path} has no column {name!r}; it has {', '.join(table.column_names)}.")
+    for name in ("user_id", "items", "scores"):
+        if table.column_names.count(name) > 1:
+            raise UserError(f"{path} has {table.column_names.count(name)} columns {name!r}; expected one.")
     for name in ("items", "scores"):
         if name in table.column_names and not pa.types.is_list(table.schema.field(name).type):
             kind = table.schema.field(name).type
             raise UserError(f"{path}: column {name!r} must hold a list in each row, it holds {kind}.")
+    for name, kind in (("user_id", table["user_id"].type), ("items", table["items"].type.value_type)):
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+            raise UserError(f"{path}: column {name!r} must hold ids, which are texts; it holds {kind}.")
+    if "scores" in table.column_names:
+        kind = table["scores"].type.value_type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise UserError(f"{path}: column 'scores' must hold lists of numbers, it holds lists of {kind}.")
     return table
 
 
@@ -142,6 +154,8 @@ def _check_scores(path: Path, table: pa.Table, lengths: np.ndarray) -> None:
     if not np.array_equal(column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False), lengths):
         raise UserError(f"{path}: scores and items have different lengths.")
     scores = column.flatten().to_numpy(zero_copy_only=False).astype(float)
+    if np.isnan(scores).any():
+        raise UserError(f"{path}: a score is NaN or missing; items must be best first.")
     rows = np.repeat(np.arange(len(lengths)), lengths)
     rises = (np.diff(scores) > 0) & (rows[1:] == rows[:-1])
     if rises.any():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill.data.dataset import PAD, Examples
-from distill.runtime.parquet import read_parquet
+from distill.runtime.parquet import number_lists, read_parquet, whole_numbers
 
 ASKED = ("user", "target", "history")  # columns that are not systems
 
@@ -49,8 +49,8 @@ def read_ranked_lists(path: Path) -> RankedLists:
     lists = {}
     for name in table.column_names:
         if name not in ASKED:
-            column = table[name].combine_chunks()
-            lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+            values, offsets = number_lists(table, name, path)
+            lengths = np.diff(offsets)
             lists[name] = np.full((len(lengths), max(lengths, default=0)), PAD)
-            lists[name][np.arange(lists[name].shape[1]) < lengths[:, None]] = column.flatten().to_numpy()
-    return RankedLists(table["user"].to_numpy(), table["target"].to_numpy(), lists)
+            lists[name][np.arange(lists[name].shape[1]) < lengths[:, None]] = values
+    return RankedLists(whole_numbers(table, "user", path), whole_numbers(table, "target", path), lists)

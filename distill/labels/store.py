@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from distill.labels.encodings import decode_level
-from distill.labels.schema import INDEX, INDEX_SCHEMA, Columns, Rows
+from distill.labels.index_file import read_index
+from distill.labels.schema import Columns, Rows
+from distill.labels.shard_check import find_problem
 from distill.labels.writer import read_shard
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
@@ -81,20 +82,10 @@ class LabelStore:
         """Read the manifest and the index, but no labels.
 
         Raises:
-            UserError: missing, unfinished, of another schema, or without shards.
+            UserError: missing, unfinished, damaged, of another schema, or without shards.
         """
         artifact = artifacts.read(folder, "soft_labels")
-        again = f"export again with: {export_command(artifact)} --overwrite"
-        try:
-            index = json.loads((Path(folder) / INDEX).read_text())
-        except (OSError, ValueError):
-            raise UserError(f"{folder} has no readable {INDEX}; {again}") from None
-        if index.get("schema") != INDEX_SCHEMA:
-            raise UserError(
-                f"{folder}/{INDEX} has schema {index.get('schema')}, this version reads {INDEX_SCHEMA}; {again}"
-            )
-        if not index["shards"]:
-            raise UserError(f"{folder}/data holds no parquet shards; {again}")
+        index = read_index(Path(folder), f"Export again with: {export_command(artifact)} --overwrite")
         return LabelStore(artifact, index)
 
     @property
@@ -165,7 +156,13 @@ class LabelStore:
 
     def _columns(self, shards: list[dict[str, Any]], names: tuple[str, ...] | None = None) -> Columns:
         data, command = self.artifact.folder / "data", export_command(self.artifact)
-        tables = [read_shard(data / shard["file"], shard["sha256"], command, names) for shard in shards]
+        tables = []
+        for shard in shards:
+            tables.append(read_shard(data / shard["file"], shard["sha256"], command, names))
+            problem = find_problem(tables[-1], shard["rows"], self.index, names)
+            if problem:
+                path = data / shard["file"]
+                raise UserError(f"The shard {path} is damaged: {problem}. Run its export again: {command} --overwrite")
         return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
     def _block(self, shards: list[dict[str, Any]]) -> LabelBlock:

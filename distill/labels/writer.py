@@ -43,20 +43,38 @@ def read_shard(path: Path, sha256: str, command: str, names: Sequence[str] | Non
         raise UserError(
             f"The shard {path} is damaged ({reason}). Run its export again; only damaged shards are made: {command}"
         )
-    table = pq.ParquetFile(pa.BufferReader(content)).read(names)
-    return {name: column_to_array(table[name]) for name in table.column_names}
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content)).read(names)
+        table.validate(full=True)
+        return {name: column_to_array(table[name]) for name in table.column_names}
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:  # a damaged shard whose checksum is right
+        reason = f"The shard {path} is damaged ({str(error).splitlines()[0]})"
+        raise UserError(f"{reason}. Run its export again: {command} --overwrite") from None
 
 
 def column_to_array(column: pa.ChunkedArray) -> np.ndarray:
-    """Convert a column to an array [rows]; lists or bytes of equal length become a matrix [rows, length]."""
+    """Convert a column to an array [rows]; lists or bytes of equal length become a matrix [rows, length].
+
+    Raises:
+        ValueError: lists or bytes of different lengths.
+    """
     array = column.combine_chunks()
     if pa.types.is_binary(array.type):
         offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
-        content = np.frombuffer(array.buffers()[2], np.uint8)
-        return content[offsets[0] : offsets[-1]].reshape(len(array), -1)
+        content = np.frombuffer(array.buffers()[2] or b"", np.uint8)
+        return _matrix(content[offsets[0] : offsets[-1]], np.diff(offsets))
     if pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+        lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        return _matrix(array.flatten().to_numpy(zero_copy_only=False), lengths)
     return array.to_numpy(zero_copy_only=False)
+
+
+def _matrix(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Shape flat values to [rows, length]."""
+    length = int(lengths[0]) if len(lengths) else 0
+    if (lengths != length).any():
+        raise ValueError("its lists differ in length")
+    return values.reshape(len(lengths), length)
 
 
 def encode_shard(

@@ -23,6 +23,7 @@ from distill.runtime import checksums
 from distill.runtime.checksums import IDENTITY, MANIFEST, fingerprint
 from distill.runtime.commands import command, command_for, commit
 from distill.runtime.config import IF_CHANGED
+from distill.runtime.disk import full_disk_reason, report_full_disk
 from distill.runtime.errors import UserError
 from distill.runtime.folders import check_apart, discard, hidden, sweep
 from distill.runtime.locks import OutputLock, is_main_process
@@ -82,6 +83,10 @@ def read(folder: Path, kind: str, make: str | None = None) -> Artifact:
     for key in ("fingerprint", "inputs", "config", "identity"):
         if key not in manifest:
             raise UserError(f"{folder / MANIFEST} is damaged (no {key!r}). {make} --overwrite")
+    if not checksums.is_switched_off() and not checksums.is_seal_intact(manifest):
+        raise UserError(
+            f"{folder / MANIFEST} is damaged: its checksum is not the one that was written. {make} --overwrite"
+        )
     return Artifact(folder, kind, manifest["fingerprint"], manifest["inputs"], manifest["config"], manifest)
 
 
@@ -111,11 +116,25 @@ def _read_manifest(folder: Path, kind: str, make: str) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         actual_kind, _ = manifest["kind"], manifest["schema"]
-    except (ValueError, KeyError, TypeError) as error:  # its kind is unknown, so --overwrite must not replace it
+        _check_types(manifest)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        # its kind is unknown, so --overwrite must not replace it
         raise UserError(f"{folder / MANIFEST} is damaged ({error!r}). Remove {folder} yourself. {make}") from None
     if actual_kind != kind:
         raise UserError(f"Expected a {kind} at {folder}, found a {actual_kind}. {make}")
     return manifest
+
+
+def _check_types(manifest: dict[str, Any]) -> None:
+    """Raise TypeError where a field of a manifest is of another type than it is written with."""
+    kinds = {"kind": str, "schema": int, "fingerprint": str, "inputs": dict, "config": dict, "identity": dict}
+    for name, kind in (kinds | {"command": str, "files": dict}).items():
+        if not isinstance(manifest.get(name, kind()), kind):
+            raise TypeError(f"{name} is {str(manifest[name])[:60]}")
+    for name, record in manifest.get("files", {}).items():
+        is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        if not is_inside or [type(value) for value in record] != [int, str]:
+            raise TypeError(f"the file {name!r} has the record {str(record)[:60]}")
 
 
 def verify(*artifacts: Artifact) -> None:
@@ -133,17 +152,6 @@ def verify(*artifacts: Artifact) -> None:
         if damage:
             make = command_for(artifact.kind, artifact.folder, "--overwrite")
             raise UserError(f"{damage}. Make the {artifact.kind} again with: {make}")
-
-
-def verify_folder(folder: Path) -> None:
-    """Compare the files of a folder with its manifest, if it has a readable one: models are also loaded without.
-
-    Raises:
-        UserError: as `verify`.
-    """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        manifest = json.loads((Path(folder) / MANIFEST).read_text())
-        verify(Artifact(Path(folder), manifest["kind"], "", {}, {}, manifest))
 
 
 def is_finished_folder(folder: Path) -> bool:
@@ -244,12 +252,17 @@ class ArtifactJob:
                 self.lock.acquire()
             if is_main_process():
                 verify(*self.sources)
-        elif self.lock.path.exists() or self._leftovers():  # killed after the artifact was in place
+        else:
+            self.remove_leftovers()
+        return finished
+
+    def remove_leftovers(self) -> None:
+        """Remove what a run left that was killed after its artifact was in place, unless another process works here."""
+        if self.lock.path.exists() or self._leftovers():
             with contextlib.suppress(UserError):  # another process holds the lock
                 self.lock.acquire()
                 self._recover()
                 self.lock.release()
-        return finished
 
     def _is_finished(self) -> bool:
         if not self.output.exists():
@@ -308,15 +321,31 @@ class ArtifactJob:
     def write(self, resume: bool = False) -> Iterator[Path]:
         """Give a working folder that becomes the artifact when the block ends without an exception.
 
-        With `resume`, a working folder left by a killed run of the same identity is kept and given again.
+        With `resume`, a working folder left by a killed run of the same identity is kept and given again. After an
+        error it is deleted where a later run could not go on from it.
+
+        Raises:
+            UserError: the disk is full.
         """
         self.lock.acquire()
         try:
-            self.begin(resume and not self.overwrite)
-            yield self.partial
-            self.finish()
+            with report_full_disk(self.output):
+                self.begin(resume and not self.overwrite)  # not deleted where this refuses a folder that is not ours
+                with self._deleted_on_error(resume):
+                    yield self.partial
+                    self.finish()
         finally:
             self.lock.release()
+
+    @contextlib.contextmanager
+    def _deleted_on_error(self, resume: bool) -> Iterator[None]:
+        """Delete the working folder after an error, unless a later run goes on from what it holds."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            if not resume or {path.name for path in self.partial.glob("*")} <= {IDENTITY, f"{IDENTITY}.tmp"}:
+                discard(self.partial)
+            raise
 
     def begin(self, resume: bool = False) -> None:
         """Create the working folder, the first half of `write`."""
@@ -325,12 +354,22 @@ class ArtifactJob:
         is_same = self.unfinished_identity() == self.identity
         if not (resume and is_same):
             discard(self.partial)
+        elif not self.shared:  # others may be writing; `ShardQueue` removes these itself
+            self._remove_temporary_files()
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if full_disk_reason(error) is not None:
+                raise
             raise UserError(f"Cannot write to {self.output.parent}: {error.strerror}.") from None
         if not (self.partial / IDENTITY).is_file():
             self.sign(self.partial)
+
+    def _remove_temporary_files(self) -> None:
+        """Remove the files under temporary names that a killed run left: those of safetensors begin with `.tmp`."""
+        for pattern in ("*.tmp", ".tmp*"):
+            for path in self.partial.rglob(pattern):
+                path.unlink()
 
     def _leftovers(self) -> list[Path]:
         """List the hidden folders that a killed `finish` or `discard` left."""
@@ -374,7 +413,7 @@ class ArtifactJob:
             "seconds": round(time.time() - self.started, 1),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
-        write_json(self.partial / MANIFEST, manifest)
+        write_json(self.partial / MANIFEST, checksums.seal(_jsonable(manifest)))
         (self.partial / IDENTITY).unlink()
         old = hidden(self.output, "old")
         discard(old)

@@ -19,6 +19,7 @@ COMMANDS = {
     "student": "accelerate launch student/train.py --variant tiger",
     "baseline": "python student/baseline.py --network sasrec",
     "audit": "python scripts/audit.py",
+    "item_vectors": "python scripts/represent_items.py",
     "evaluation": "python scripts/evaluate.py",
     "report": "python scripts/report.py",
 }

@@ -14,11 +14,13 @@ import atexit
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import math
 import os
 import re
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -27,9 +29,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
+import yaml
 from jsonargparse import typing as ranges
 
 from distill.runtime import checksums
+from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
 from distill.runtime.logs import quiet_libraries
 from distill.runtime.terminal import printable
@@ -104,6 +108,9 @@ def parse(config_class: type[Config], default: str | None = None, argv: Sequence
     parser = _build_parser(config_class, default)
     if default and not any(word == "--config" or word.startswith("--config=") for word in argv):
         argv = ["--config", str(CONFIGS / default), *argv]
+    for word, following in itertools.pairwise(argv):
+        if word == "--config":
+            _refuse_repeated_keys(Path(following))
     try:
         values = parser.instantiate(parser.parse_args(argv)).as_dict()
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
@@ -111,6 +118,7 @@ def parse(config_class: type[Config], default: str | None = None, argv: Sequence
     except RecursionError:
         raise UserError("The config nests lists or tables too deeply.") from None
     _check_finite(values)
+    _check_nulls(values, _field_types(config_class))
     return config_class(**{key: _plain(value) for key, value in values.items() if key != "config"})
 
 
@@ -121,13 +129,18 @@ def run(
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse the command line and run `main`; the whole body of every entry's `__main__`."""
-    code = 0
+    code, config = 0, None
     quiet_libraries()
+    threading.excepthook = _report_error_of_thread
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # letters that the terminal lacks are written as escapes
             stream.reconfigure(errors="backslashreplace")
     try:
-        config = parse(config_class, default, argv)
+        try:
+            config = parse(config_class, default, argv)
+        except SystemExit:  # --help has printed
+            sys.stdout.flush()
+            raise
         if getattr(config, "no_verify", False):
             os.environ[checksums.SWITCH] = "1"
         main(config)
@@ -143,10 +156,23 @@ def run(
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here or starts afresh", file=sys.stderr)
         code = 130
+    except Exception as error:
+        reason = full_disk_reason(error)
+        if reason is None:
+            raise
+        place = getattr(config, "output", None) or getattr(config, "run", None) or Path.cwd()
+        print(f"error: {printable(describe_full_disk(reason, place))}", file=sys.stderr)
+        code = 2
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         leave(code)
     if code:
         sys.exit(code)
+
+
+def _report_error_of_thread(args: threading.ExceptHookArgs) -> None:
+    """Print a thread's error, but no full disk: TensorBoard's writer raises that in the main thread too."""
+    if args.exc_value is None or full_disk_reason(args.exc_value) is None:
+        threading.__excepthook__(args)
 
 
 def leave(code: int) -> NoReturn:
@@ -263,6 +289,42 @@ def _plain(value: Any) -> Any:
         if isinstance(value, kind) and not isinstance(value, bool):
             return kind(value)
     return value
+
+
+def _refuse_repeated_keys(path: Path) -> None:
+    """Refuse a YAML file that sets a field twice, of which only the last would count.
+
+    A file that cannot be read is left to the parser, which says why.
+
+    Raises:
+        UserError: names the key and both lines.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            root = yaml.compose(file, yaml.SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return
+    tables = [root] if isinstance(root, yaml.MappingNode) else []
+    tables += [value for table in tables for _, value in table.value if isinstance(value, yaml.MappingNode)]
+    for table in tables:
+        lines: dict[str, int] = {}
+        for key, _ in table.value:
+            line = key.start_mark.line + 1
+            if str(key.value) in lines:
+                first = lines[str(key.value)]
+                raise UserError(f"{path}:{line}: the key {key.value!r} stands in line {first} already. Remove one.")
+            lines[str(key.value)] = line
+
+
+def _check_nulls(values: dict[str, Any], kinds: dict[str, Any]) -> None:
+    """Refuse null, in YAML also `NAME:` alone, where a field's type does not admit it; the parser lets it pass.
+
+    Raises:
+        UserError: names the field.
+    """
+    for name, value in values.items():
+        if value is None and name in kinds and type(None) not in _alternatives(kinds[name]):
+            raise UserError(f"--{name} is null; expected {_expected(kinds[name])}.")
 
 
 def _check_finite(value: Any, name: str = "") -> None:

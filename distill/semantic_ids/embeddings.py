@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from distill.runtime.commands import command_for
 from distill.runtime.errors import UserError
-from distill.runtime.parquet import read_parquet
+from distill.runtime.parquet import id_column, read_parquet
 
 FILE = "embeddings.safetensors"
 CHUNK = 1 << 16  # rows checked at once
@@ -35,7 +35,8 @@ def item_ids(folder: Path) -> list[str]:
     Raises:
         UserError: missing or damaged.
     """
-    return read_parquet(folder / "items.parquet", ("item_id",))["item_id"].to_pylist()
+    path = folder / "items.parquet"
+    return id_column(read_parquet(path, ("item_id",)), "item_id", path).to_pylist()
 
 
 def load(folder: Path, names: list[str]) -> np.ndarray:

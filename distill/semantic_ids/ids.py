@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +16,11 @@ import pyarrow.parquet as pq
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
-from distill.runtime.parquet import read_parquet
+from distill.runtime.json_files import read_object
+from distill.runtime.parquet import id_column, number_matrix, read_parquet
 
 LEVEL_NAMES = "abcdefgh"
+MAX_CODEBOOK = 32767  # codewords are stored in 16 bits
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,19 @@ class SemanticIDs:
         """
         artifact = artifacts.read(folder, "semantic_ids")
         artifacts.verify(artifact)
-        table = read_parquet(Path(folder) / "codes.parquet", ("item_id", "codes"))
-        column = table["codes"].combine_chunks()
-        codes = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(len(column), -1)
+        path, report = Path(folder) / "codes.parquet", Path(folder) / "report.json"
+        table = read_parquet(path, ("item_id", "codes"))
+        item_ids, codes = id_column(table, "item_id", path), number_matrix(table, "codes", path)
         if n_items is not None and len(codes) != n_items:
             raise UserError(f"{folder} has codes of {len(codes)} items, the data set has {n_items}.")
-        size = json.loads((Path(folder) / "report.json").read_text())["codebook_size"]
-        return SemanticIDs(artifact, table["item_id"].to_pylist(), codes, size)
+        size = read_object(report, {"codebook_size": int}, "Make the IDs again with --overwrite.")["codebook_size"]
+        if codes.shape[1] > len(LEVEL_NAMES) or codes.min() < 0 or not codes.max() < size <= MAX_CODEBOOK:
+            raise UserError(
+                f"{path} and {report.name} do not belong together: expected at most {len(LEVEL_NAMES)} codewords an "
+                f"item, each from 0 to {size - 1}, found {codes.shape[1]} from {codes.min()} to {codes.max()}. Make "
+                "the IDs again with --overwrite."
+            )
+        return SemanticIDs(artifact, item_ids.to_pylist(), codes, size)
 
     @property
     def levels(self) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from distill.runtime.errors import UserError
-from distill.semantic_ids.ids import LEVEL_NAMES
+from distill.runtime.json_files import read_object
+from distill.semantic_ids.ids import LEVEL_NAMES, MAX_CODEBOOK
 
 TOKEN = re.compile(r"<([a-z])_(0|[1-9]\d{0,5})>")
 
@@ -28,12 +29,11 @@ def read_index(path: Path, n_items: int, codebook_size: int) -> np.ndarray:
     Raises:
         UserError: not such a file, items missing or too many, malformed tokens, unequal numbers of levels.
     """
-    try:
-        table = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}).") from None
-    if not isinstance(table, dict) or not table:
-        raise UserError(f'{path}: expected an object like {{"0": ["<a_137>", "<b_112>"]}}, found another value.')
+    if codebook_size > MAX_CODEBOOK:
+        raise UserError(f"codebook_size is {codebook_size}; it must be from 1 to {MAX_CODEBOOK}.")
+    table = read_object(path)
+    if not table:
+        raise UserError(f'{path}: expected an object like {{"0": ["<a_137>", "<b_112>"]}}, found an empty one.')
     expected = {str(item) for item in range(n_items)}
     _refuse_items(path, "misses {} of the data set's {} items", expected - table.keys(), n_items)
     _refuse_items(path, "has {} items that the data set of {} has not", table.keys() - expected, n_items)

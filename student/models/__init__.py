@@ -7,6 +7,7 @@ BACKBONES = {  # name -> (network, its config, sizes by preset)
     "causal": (causal.Causal, causal.CausalConfig, causal.PRESETS),
     "nested": (nested.Nested, nested.NestedConfig, nested.PRESETS),
 }
+BACKBONE_NAMES = (*BACKBONES, "large")
 
 
 def network_of(backbone: str) -> tuple[type, type]:

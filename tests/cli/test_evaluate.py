@@ -124,6 +124,7 @@ def test_rows(evaluated):
         hits = sum(group["users"] * group.get("recall@10", 0) for group in groups)
         assert hits / 50 == pytest.approx(row["recall@10"])
     assert [one["width"] for one in rows["tiger"]["widths"]] == [4, 12]
+    assert [one["invalid_whole"] for one in rows["tiger"]["widths"]] == [None, None]  # a softmax over the level alone
     assert 0 <= rows["tiger"]["beam_missed@10"] < 1 and 0 < rows["tiger"]["invalid@10"] < 1
     # the student knows nothing, the counter nearly everything, and validation saw that
     memory = rows["tiger+memory"]
@@ -144,6 +145,15 @@ def test_lists_are_those_of_the_baseline(evaluated):
     lists = np.array(pq.read_table(evaluated / "evaluation/lists.parquet")["transitions"].to_pylist())
     model = counting.Transitions(dataset, counting.TransitionSettings(window=2))
     assert lists.tolist() == counting.recommend(model, dataset.examples("test"), 20).tolist()
+
+
+def test_lists_without_the_trie(evaluated):
+    """They have as many invalid IDs as the row says."""
+    rows = {row["system"]: row for row in json.loads((evaluated / "evaluation/metrics.json").read_text())}
+    table = pq.read_table(evaluated / "evaluation/unconstrained.parquet")
+    assert table.column_names == ["user", "target", "history", "tiger", "tiger+memory"]
+    lists = np.array(table["tiger"].to_pylist())
+    assert lists.shape == (50, 20) and (lists[:, :10] < 0).mean() == pytest.approx(rows["tiger"]["invalid@10"])
 
 
 def test_the_memory_is_chosen_on_validation_and_saved(evaluated):
@@ -229,6 +239,17 @@ def test_compare(evaluated, tmp_path):
         assert figures[key]["difference"] == pytest.approx(rows["tiger+memory"][key] - rows["tiger"][key])
     assert figures["ndcg@10"]["low"] > 0 and figures["ndcg@10"]["p"] < 1e-3 and "ndcg@10" in out
     assert "Did you mean 'tiger'?" in refused("compare.py", *words[:-1], "tigr")
+
+
+def test_figures_are_not_written_anywhere(evaluated, tmp_path):
+    words = ("--evaluation", evaluated / "evaluation", "--a", "tiger+memory", "--b", "tiger", "--json")
+    assert "is a folder; name a file" in refused("compare.py", *words, tmp_path)
+    assert "there is no folder" in refused("compare.py", *words, tmp_path / "none/figures.json")
+    before = sorted((evaluated / "evaluation").iterdir())
+    for name in ("metrics.json", "figures.json"):
+        assert "lies inside the artifact" in refused("compare.py", *words, evaluated / "evaluation" / name)
+    assert sorted((evaluated / "evaluation").iterdir()) == before
+    assert "cannot be written" in refused("compare.py", *words, "/proc/figures.json")  # read-only, for root too
 
 
 def test_different_users_are_not_compared(evaluated, tmp_path):

@@ -71,8 +71,8 @@ def write_gguf(path, model):
     writer.close()
 
 
-@pytest.fixture(scope="module")
-def model():
+def build_model():
+    """A tiny LLaMA of random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(WORDS),
@@ -85,6 +85,11 @@ def model():
         tie_word_embeddings=True,
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model()
 
 
 @pytest.fixture

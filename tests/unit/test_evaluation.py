@@ -119,6 +119,8 @@ def test_reach_by_hand():
 def test_missed_by_hand():
     exact = np.array([[5.0, 4, 3, 2], [1, 2, 3, 4]])
     assert beam_missed(np.array([[0, 2], [3, 2], [0, 0]]), exact, 2) == pytest.approx((0.5 + 0) / 2)
+    few = np.array([[-1.0, -np.inf, -2.0], [-np.inf] * 3])  # fewer than k items may be recommended, or none
+    assert beam_missed(np.array([[0, -1], [-1, -1]]), few, 10) == pytest.approx(0.5)
 
 
 def test_last_items():

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from distill.data.sources.base import Options, Source, check_texts, group
 from distill.data.sources.columns import need_column, need_ids
-from distill.data.sources.json_lines import MalformedError, blocks, plain, read_tables
+from distill.data.sources.json_lines import MalformedError, blocks, identifier, plain, read_tables
 from distill.data.sources.numbering import check_ids, merged, numbered, with_numbers
 from distill.data.sources.refine import refine
 from distill.data.sources.text_table import TextTable
@@ -112,12 +112,15 @@ def _select_review(table: pa.Table) -> pa.Table | None:
 
 def _review_row(line: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for names, kind in ((USER, plain), (ITEM, plain), (TIME, _whole), (RATING, float)):
+    for names, kind in ((USER, None), (ITEM, None), (TIME, _whole), (RATING, float)):
         name = next((name for name in names if line.get(name) not in (None, "")), None)
         if name is None and names != RATING:
             raise MalformedError(
                 f"expected a review with {' or '.join(names)}, got the fields {', '.join(line) or 'none'}"
             )
+        if kind is None:
+            row[name] = identifier(line[name], name)
+            continue
         try:
             row[name or RATING[0]] = kind(line[name]) if name else None
         except (TypeError, ValueError, OverflowError):
@@ -202,7 +205,7 @@ def _with_texts(items: pa.Table, path: Path, options: Options) -> pa.Table:
 
 
 def _metadata_row(line: dict[str, Any]) -> dict[str, Any]:
-    row = {name: plain(line[name]) for name in ITEM if line.get(name)}
+    row = {name: identifier(line[name], name) for name in ITEM if line.get(name)}
     if not row:
         raise MalformedError(f"expected metadata with {' or '.join(ITEM)}, got the fields {', '.join(line) or 'none'}")
     row |= {name: " ".join(_words(line.get(name))) for name in ("title", "brand", "store") if line.get(name)}

@@ -73,4 +73,7 @@ def to_numbers(
                 raise UserError(
                     f"{where(row)}: expected {expected}, got {column[row].as_py()!r}. Mend or remove the line."
                 ) from None
-        raise
+        raise UserError(
+            f"{where(0)}: expected {expected}, in all lines of the same form; got {column[0].as_py()!r} here and other "
+            "forms below. Write all of them alike."
+        ) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from distill.runtime.logs import log, progress_bar
 
 BLOCK = 1 << 24  # bytes of text parsed at once
 PIECE = 1 << 20  # bytes read at once
+NULL = re.compile(rb"null")
 
 
 class MalformedError(Exception):
@@ -93,6 +95,8 @@ def read_tables(
     for line, block in _ahead(blocks(path)):
         kept = None
         try:
+            if _has_null_line(block):
+                raise pa.ArrowInvalid("null in place of an object")
             options = pajson.ReadOptions(block_size=max(PIECE, len(block) // 4))
             parsing = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
             parsed = pajson.read_json(pa.BufferReader(block), options, parsing)
@@ -105,6 +109,15 @@ def read_tables(
             kept = select(pa.Table.from_pylist(rows, schema))
         yield kept
     bad.report()
+
+
+def _has_null_line(block: bytes) -> bool:
+    """Tell whether a line begins with null: Arrow's parser crashes where a chunk of lines does."""
+    for match in NULL.finditer(block):
+        start = max(block.rfind(b"\n", 0, match.start()), block.rfind(b"\r", 0, match.start())) + 1
+        if not block[start : match.start()].strip(b" \t\xef\xbb\xbf"):
+            return True
+    return False
 
 
 def _rows(block: bytes, line: int, to_row: Callable, skip: Callable, bad: BadLines) -> Iterator[dict[str, Any]]:
@@ -131,8 +144,30 @@ def _load(text: bytes) -> dict[str, Any]:
 
 
 def plain(value: Any) -> str:
-    """Convert any value to a string that UTF-8 can encode: JSON may hold lone surrogates."""
+    """Convert a text or a number to a string that UTF-8 can encode: JSON may hold lone surrogates.
+
+    Raises:
+        MalformedError: another value.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise MalformedError(f"expected a text, got {str(value)[:60]!r}")
     return str(value).encode(errors="replace").decode()
+
+
+def identifier(value: Any, name: str) -> str:
+    """Convert an id to a string: a text or a whole number.
+
+    Args:
+        value: as it stands in the file.
+        name: of the field, for the message.
+
+    Raises:
+        MalformedError: another value, or a text that UTF-8 cannot encode: replaced letters would make two ids equal.
+    """
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not text.strip() or re.search("[\ud800-\udfff]", text):
+        raise MalformedError(f"expected an id as {name}, got {ascii(value)[:60]}")
+    return text
 
 
 def blocks(path: Path) -> Iterator[tuple[int, bytes]]:

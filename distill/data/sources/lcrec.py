@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from distill.data.dataset import TEXT_COLUMNS
 from distill.data.sources.base import Options, Source, check_texts, find_file
+from distill.data.sources.numbering import check_ids
 from distill.data.sources.text_table import TextTable, dense_catalogue
 from distill.runtime.errors import UserError
 
@@ -48,6 +48,8 @@ def read(folder: Path, options: Options) -> Source:
     by_ending = {ENDING.search(path.name).group(): path for path in files(folder, options)}
     inter = by_ending[".inter.json"]
     users = _load(inter)
+    names = pa.array(users, pa.string())
+    check_ids(names, "user", lambda row: _where(inter, list(users)[row]), unique=False)
     values, lengths = _flatten(users, inter)
     texts = _load(by_ending[".item.json"]) if ".item.json" in by_ending else {}
     if ".item2id" in by_ending:
@@ -74,7 +76,7 @@ def read(folder: Path, options: Options) -> Source:
     if ".item.json" in by_ending:
         items |= _texts(by_ending[".item.json"], texts, ids, options)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Source(pa.table(items), pa.array(users, pa.string()), values, offsets, origin=str(inter))
+    return Source(pa.table(items), names, values, offsets, origin=str(inter))
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -131,19 +133,37 @@ def _texts(path: Path, texts: dict[str, Any], ids: pa.Array, options: Options) -
                 f"{_where(path, str(number))}: expected an object with title, description, … for item '{number}', "
                 f"got {str(row)[:60]}."
             )
-    columns = {name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in TEXT_COLUMNS}
+    columns: dict[str, pa.Array] = {}
+    for name in TEXT_COLUMNS:
+        try:
+            columns[name] = pa.array([_text(row.get(name)) for row in rows], pa.string())
+        except TypeError:
+            number = next(number for number, row in enumerate(rows) if not _is_text(row.get(name)))
+            raise UserError(
+                f"{_where(path, str(number))}: expected a text, or a list of texts, as {name} of item '{number}', got "
+                f"{str(rows[number][name])[:60]}. Mend it."
+            ) from None
     table = pa.table({"item_id": ids, **columns})
     check_texts(table, lambda item: _where(path, str(item)), options.empty_text)
     return columns
 
 
 def _text(value: Any) -> str:
-    """Join lists of strings, which some versions of these files hold."""
+    """Join lists of strings, which some versions of these files hold; raises TypeError where it is no text."""
     if value is None:
         return ""
-    if isinstance(value, Iterable) and not isinstance(value, str):
+    if isinstance(value, list):
         return ", ".join(_text(part) for part in value)
+    if isinstance(value, bool | dict):
+        raise TypeError(value)
     return str(value).strip()
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        return bool(_text(value)) or True
+    except TypeError:
+        return False
 
 
 def _where(path: Path, key: str, last: bool = False) -> str:

@@ -25,6 +25,7 @@ GENRES = (  # the flags of u.item, as u.genre has them
     *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
 RATINGS = ["userId", "movieId", "rating", "timestamp"]
+SEPARATOR = b"\x1f"  # between fields for the parser, which takes single characters only
 DELIMITERS = {"u.data": "\t", "u.item": "|", "ratings.dat": "::", "movies.dat": "::"}
 
 
@@ -86,6 +87,8 @@ def _table(path: Path, names: list[str]) -> tuple[pa.Table, Callable[[int], str]
         text = text.decode("latin-1").encode()
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
+        if SEPARATOR in line:
+            raise UserError(f"{path}:{number}: holds the control character 0x1f, which is no text. Remove it.")
         if line.count(delimiter) != width - 1:
             raise UserError(
                 f"{path}:{number}: malformed or cut off: expected {width} fields, got {line.count(delimiter) + 1}: "
@@ -95,9 +98,9 @@ def _table(path: Path, names: list[str]) -> tuple[pa.Table, Callable[[int], str]
         raise UserError(f"{path}: expected lines of {width} fields, found none.")
     columns = [str(number) for number in range(width)]
     table = pacsv.read_csv(
-        pa.BufferReader(text.replace(delimiter, b"\x1f")),
+        pa.BufferReader(text.replace(delimiter, SEPARATOR)),
         pacsv.ReadOptions(column_names=columns),
-        pacsv.ParseOptions(delimiter="\x1f", quote_char=False),
+        pacsv.ParseOptions(delimiter=SEPARATOR.decode(), quote_char=False),
         pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False),
     )
     if path.name == "u.item":

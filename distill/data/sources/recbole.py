@@ -17,6 +17,7 @@ from distill.data.sources.base import Options, Source, check_texts, find_file, g
 from distill.data.sources.columns import need_column, need_ids, to_numbers
 from distill.data.sources.numbering import check_ids, number_items
 from distill.data.sources.text_table import TextTable, dense_catalogue
+from distill.runtime.logs import log
 
 SPLITS = (".train.inter", ".valid.inter", ".test.inter")
 COLUMNS = {  # column names that RecBole's data sets use for each text
@@ -118,6 +119,8 @@ def _read_plain(paths: dict[str, Path], options: Options) -> Source:
     times = ratings = None
     if "timestamp" in inter.columns.column_names:
         times = to_numbers(inter.columns["timestamp"], inter.where, "a timestamp in seconds")
+    else:
+        log.info(f"{inter.path}: no column timestamp; its lines are taken to be in time order")
     if options.min_rating is not None:
         hint = "Name it with --rating_column."
         column = need_column(inter.columns, options.rating_column, f"{inter.path}:1", hint)

@@ -97,7 +97,7 @@ def _read(path: Path, only: list[str] | None = None, ids: Sequence[str] = ()) ->
 
 
 def _check_types(schema: pa.Schema, names: Sequence[str], path: Path) -> None:
-    """Refuse columns of ids and texts that hold lists, structs or bytes.
+    """Refuse columns of ids and texts that hold lists, structs or bytes, and two columns of one name.
 
     Raises:
         UserError: names the first of them.
@@ -114,12 +114,17 @@ def _check_types(schema: pa.Schema, names: Sequence[str], path: Path) -> None:
                 f"{path}: column {field.name!r} holds {field.type}; expected text or numbers. Convert it, lists for "
                 "example by joining their parts with commas."
             )
+    for name in names:
+        count = schema.names.count(name)
+        if count > 1:
+            raise UserError(f"{path}: expected one column {name!r}, found {count}. Rename the others.")
 
 
 def _read_parquet(path: Path, only: list[str] | None, ids: Sequence[str]) -> pa.Table:
     try:
         file = pq.ParquetFile(path)
         _check_types(file.schema_arrow, ids, path)
+        _check_types(pa.schema([(name, pa.null()) for name in file.schema_arrow.names]), only or (), path)
         # if a column is missing, read all, so that the message can name them
         narrow = only if set(only or ()) <= set(file.schema_arrow.names) else None
         tables = (pa.table(batch) for batch in file.iter_batches(MERGE_ROWS, columns=narrow))
@@ -140,6 +145,8 @@ def _convert(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         microseconds = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
         return microseconds.to_numpy() / 1e6
+    if pa.types.is_boolean(column.type):
+        raise pa.ArrowInvalid("truth values")
     try:
         return column.cast(pa.float64()).to_numpy()
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:

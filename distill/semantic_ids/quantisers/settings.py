@@ -8,6 +8,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import MAX_CODEBOOK
 
 MAX_LEVELS = 8  # one letter a level, a to h
 
@@ -78,8 +79,8 @@ def check(n_items: int, levels: int, codebook_size: int) -> None:
     """
     if not 1 <= levels <= MAX_LEVELS:
         raise UserError(f"levels is {levels}; it must be from 1 to {MAX_LEVELS}.")
-    if not 2 <= codebook_size <= 32767:
-        raise UserError(f"codebook_size is {codebook_size}; it must be from 2 to 32767.")
+    if not 2 <= codebook_size <= MAX_CODEBOOK:
+        raise UserError(f"codebook_size is {codebook_size}; it must be from 2 to {MAX_CODEBOOK}.")
     codes = codebook_size**levels
     if n_items > codes:
         raise UserError(
