@@ -58,10 +58,10 @@ def main(config: Config) -> None:
     from student.memory_tuning import add_memories
     from student.recommender import Recommender
 
-    recommender = Recommender if source.kind == "student" else ItemRecommender
+    load = Recommender.from_pretrained if source.kind == "student" else ItemRecommender.from_pretrained
     dataset = Dataset.load(data.folder)
     texts = text_vectors(inputs[-1], dataset.n_items) if config.content else None
-    student, job.facts = add_memories(recommender.from_pretrained(source.folder, config.device), dataset, texts, config)
+    student, job.facts = add_memories(load(source.folder, config.device), dataset, texts, config)
     with job.write() as folder:
         student.save_pretrained(folder)
 
