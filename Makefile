@@ -3,7 +3,7 @@
 # make test: style, types and the test suite.   make test-fast: style, types and the quick unit tests.
 # make lint: format and fix.   make docs: the documentation site, into site/.
 # make soak: kill every command at every change to a file, fill the disk, damage its inputs; hours (SOAK_ARGS: --help).
-# make audit: known weaknesses of the versions in constraints.txt (needs the network).
+# make audit: secrets in the files of git; known weaknesses of the versions in constraints.txt (needs the network).
 # PIP_ARGS is passed to pip, for example an extra index with CPU builds of torch.
 # PYTEST_ARGS is passed to pytest: with "-m 'not vllm'" the suite does without vLLM, and it is not installed.
 
@@ -62,7 +62,8 @@ docs: $(VENV)/.installed-docs
 # in an environment of its own: it brings versions that the constraints do not know
 audit:
 	$(PYTHON) -m venv $(VENV)/audit
-	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'pip-audit>=2.9'
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'pip-audit>=2.9' 'detect-secrets>=1.5'
+	git ls-files -z | xargs -0 $(VENV)/audit/bin/detect-secrets-hook --exclude-files '^tests/faults/corpus/'
 	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:
