@@ -197,7 +197,7 @@ def render_cases(config: Config, cases: Sequence[Case], sizes: dict[str, int]) -
         f"the target among their first {AT}. {shares}. The paper's Tables 4 and 5 are two users of Games, chosen by a "
         "rule that it does not give; theirs is a TIGER that decodes without the trie.\n",
         f"**Bold**: the target. *Italic*: a title that the list has already. {INVALID}: a semantic ID that no item "
-        "has.\n",
+        "has. Without the trie bought items are not excluded.\n",
     ]
     for number, case in enumerate(cases, 1):
         earlier = len(case.history) - HISTORY_SHOWN
@@ -242,7 +242,7 @@ def draw_cases(path: Path, cases: Sequence[Case]) -> None:
         cells, colours = [], []
         for place in range(max(len(shown) for shown in case.lists.values())):
             shown = [line[place] if place < len(line) else Entry("") for line in case.lists.values()]
-            cells.append([textwrap.shorten(entry.title, 32, placeholder=" …") or entry.title[:32] for entry in shown])
+            cells.append([textwrap.shorten(entry.title, 36, placeholder=" …") or entry.title[:36] for entry in shown])
             colours.append([COLOURS.get(entry.mark, "white") for entry in shown])
         cells.append([f"target's rank: {case.ranks[name] or '–'}" for name in case.lists])
         colours.append(["#eeeeee"] * len(case.lists))
