@@ -54,10 +54,10 @@ def draw_statistics(path: Path, config: Config, rows: Sequence[Row]) -> None:
     """Draw the rows as a table."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.4 * len(rows) + 0.8), layout="constrained")
+    figure = Figure(figsize=(8, 0.35 * len(rows) + 0.8), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
     axes.set_title(f"Statistics: {config.dataset}", loc="left", parse_math=False)  # a name may hold $
-    table = axes.table([_cells(row) for row in rows], colLabels=["source", *HEADS], loc="center")
+    table = axes.table([_cells(row) for row in rows], colLabels=["source", *HEADS], bbox=(0, 0, 1, 1))
     table.auto_set_column_width(range(len(HEADS) + 1))
     figure.savefig(path, dpi=150, metadata={"Software": None})
