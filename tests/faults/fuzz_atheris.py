@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of one target by atheris, which sees the branches that an input takes in the code.
+"""Coverage-guided fuzzing of one target by atheris, which sees the branches that inputs take.
 
 An input of atheris is a byte that chooses the file of the target's seed, and the content that replaces it: best for text
 and JSON. It stops at the first fault.

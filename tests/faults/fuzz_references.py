@@ -5,6 +5,7 @@ reader must not accept.
 """
 
 import ast
+import contextlib
 import csv
 import datetime
 import gzip
@@ -127,9 +128,9 @@ def amazon(folder: Path) -> Reading:
         user = next(value for name in ("user_id", "reviewerID") if (value := row.get(name)) not in (None, ""))
         item = next(value for name in ("parent_asin", "asin") if (value := row.get(name)) not in (None, ""))
         if row.get("unixReviewTime") not in (None, ""):
-            time = float(row["unixReviewTime"])
+            time = seconds(row["unixReviewTime"])
         else:
-            time = int(float(row["timestamp"])) / 1000
+            time = int(seconds(row["timestamp"])) / 1000
         interactions.append((_text(user), _text(item), time))
     return Reading(interactions)
 
@@ -189,7 +190,7 @@ def _objects(path: Path) -> Iterator[dict[str, Any]]:
     content = path.read_bytes()
     for line in (gzip.decompress(content) if path.suffix == ".gz" else content).split(b"\n"):
         text = line.decode().strip()
-        if text.startswith("{'"):
+        with contextlib.suppress(ValueError, SyntaxError):  # the literals of 2014
             yield ast.literal_eval(text)
             continue
         while text:  # several objects on a line are as clear as one
