@@ -140,8 +140,9 @@ def _lines(path: Path) -> list[str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        assert path.name in ("u.data", "u.item", "ratings.dat", "movies.dat"), "not UTF-8"
-        text = content.decode("latin-1")
+        old = path.name in ("u.data", "u.item", "ratings.dat", "movies.dat")
+        # of other files, columns that are not read may be anything
+        text = content.decode("latin-1") if old else content.decode("utf-8-sig", errors="replace")
     return re.split(r"\r\n|\n|\r", text)
 
 
@@ -149,7 +150,7 @@ def _tsv(path: Path) -> Iterator[dict[str, str]]:
     """Read tab-separated fields without quotes, under a header like `user_id:token`."""
     header, *lines = _lines(path)
     names = [name.strip().split(":")[0] for name in header.split("\t")]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names) and "\ufffd" not in header
     for line in lines:
         if line:
             yield dict(zip(names, line.split("\t"), strict=True))
