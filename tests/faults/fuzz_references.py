@@ -150,7 +150,7 @@ def _tsv(path: Path) -> Iterator[dict[str, str]]:
     """Read tab-separated fields without quotes, under a header like `user_id:token`."""
     header, *lines = _lines(path)
     names = [name.strip().split(":")[0] for name in header.split("\t")]
-    assert len(set(names)) == len(names) and "\ufffd" not in header
+    assert len(set(names)) == len(names) and "\ufffd" not in "".join(names)
     for line in lines:
         if line:
             yield dict(zip(names, line.split("\t"), strict=True))
@@ -190,7 +190,7 @@ def _object(path: Path) -> dict[str, Any]:
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
     content = path.read_bytes()
     for line in (gzip.decompress(content) if path.suffix == ".gz" else content).split(b"\n"):
-        text = line.decode().strip()
+        text = line.decode(errors="replace").strip()  # fields that are not read may be anything
         with contextlib.suppress(ValueError, SyntaxError):  # the literals of 2014
             yield ast.literal_eval(text)
             continue

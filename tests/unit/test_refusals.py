@@ -81,6 +81,7 @@ def test_config_files(tmp_path, text, message):
         ("tasks:\n  seqrec: 1\n  seqrec: 2\n", r"c.yaml:3: the key 'seqrec' stands in line 2 already"),
         ("seed: 1\nepochs:\n", "--epochs is null; expected a whole number of at least 1"),
         ("check: null\n", "--check is null; expected true or false"),
+        ("seed: 1\nconfig: true\n", "c.yaml:2: a config file cannot name another one"),
     ],
 )
 def test_config_files_that_are_not_clear(tmp_path, text, message):
