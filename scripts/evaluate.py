@@ -18,7 +18,7 @@ from distill.evaluation.outside_lists import check_names, content_hash, read_out
 from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.evaluation.systems import System
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
-from distill.runtime.config import JobSettings, Seed, run
+from distill.runtime.config import IF_CHANGED, JobSettings, Seed, run
 from distill.runtime.devices import check_device
 from distill.semantic_ids.ids import SemanticIDs
 
@@ -31,21 +31,19 @@ class Config(InputSettings, EvaluationSettings, JobSettings):
     """Where the metrics go (default: RUN/evaluation)."""
     device: str = field(default="auto", metadata={"identity": False})
     """auto, cpu or cuda."""
-    teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"identity": False})
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata=IF_CHANGED)
     """Type of the teacher's weights; bfloat16 is faster where the processor or GPU has it, and rounds scores."""
     seed: Seed = 0
     """Named in the table: the seed of the run's trainings."""
 
 
 def main(config: Config) -> None:
-    """Rank, measure, write `metrics.json` and `lists.parquet`."""
+    """Rank, measure, write `metrics.json`, `lists.parquet` and, without the trie, `unconstrained.parquet`."""
     check(config)
     inputs = find_inputs(config, config, config)
     paths = config.lists or []
     check_names(paths, [artifact.folder.name for artifact in inputs.learned()])
     extra = {f"lists/{path.stem}": content_hash(path) for path in paths}
-    if config.teacher_dtype != "float32":
-        extra["teacher_dtype"] = config.teacher_dtype
     output = config.output or config.run / "evaluation"
     job = ArtifactJob("evaluation", config, output, inputs.artifacts(), extra, overwrite=config.overwrite)
     if job.is_finished():
@@ -69,6 +67,7 @@ def main(config: Config) -> None:
     with job.write() as folder:
         write_json(folder / "metrics.json", table.rows)
         write_ranked_lists(folder / "lists.parquet", table.examples, table.lists)
+        write_ranked_lists(folder / "unconstrained.parquet", table.examples, table.unconstrained)
 
 
 def load_systems(

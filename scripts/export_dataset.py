@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from distill.data.dataset import Dataset
-from distill.data.export import check_free, new_folder, write_lcrec, write_recbole
+from distill.data.export import write_lcrec, write_recbole
 from distill.runtime.artifacts import check_agreement
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
+from distill.runtime.new_folder import check_free, new_folder
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Train a baseline without semantic IDs: SASRec or GRU4Rec, with full cross-entropy.
+"""Train a baseline without semantic IDs: SASRec, GRU4Rec or FMLP-Rec, with full cross-entropy.
 
     python student/baseline.py --network sasrec --config configs/demo/baseline.yaml
 

@@ -18,14 +18,13 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
-from distill.runtime.config import HistoryLength, JobSettings, Seed, suggest
+from distill.runtime.config import IF_CHANGED, HistoryLength, JobSettings, Seed, suggest
 from distill.runtime.errors import UserError
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
-ITEM_BACKBONES = ("sasrec", "gru4rec")
+ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
-IN_EXTRA = {"identity": False}  # in the identity only where it is set, so that older students are not stale
 # the loss of an item model for each variant that it can learn
 ITEM_LOSSES: dict[str, ItemLoss] = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
 
@@ -43,8 +42,8 @@ class PathSettings:
     embeddings: Path | None = None
     """Embeddings artifact whose text part item_text reads (default: RUN/embeddings)."""
     output: Path | None = None
-    """Where the result goes (default: RUN/students/VARIANT; for sasrec and gru4rec RUN/baselines/NETWORK, with -LOSS
-    where the loss is not ce)."""
+    """Where the result goes (default: RUN/students/VARIANT; for sasrec, gru4rec and fmlp RUN/baselines/NETWORK, with
+    -LOSS where the loss is not ce)."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ class DropoutSettings:
 class ModelSettings(DropoutSettings):
     """A network over codewords."""
 
-    backbone: Literal["seq2seq", "causal", "nested", "sasrec", "gru4rec"] = "seq2seq"
+    backbone: Literal["seq2seq", "causal", "nested", "sasrec", "gru4rec", "fmlp"] = "seq2seq"
     """The network: T5's encoder and decoder; a decoder alone that reads the history once; or nested, one decoder over
-    items and a small one over the codewords of an item (the fastest). sasrec and gru4rec score items without semantic
-    IDs; they learn tiger, distill, dwr and dwr-without-distill, and ignore the options of codewords."""
+    items and a small one over the codewords of an item (the fastest). sasrec, gru4rec and fmlp score items without
+    semantic IDs; they learn tiger, distill, dwr and dwr-without-distill, and ignore the options of codewords."""
     preset: str = "demo"
     """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
     init: Path | None = None
@@ -78,28 +77,23 @@ class ItemModelSettings(DropoutSettings):
     """A network over items."""
 
     dim: PositiveInt = field(default=64, metadata={"identity": False})
-    """sasrec, gru4rec: size of an item's embedding."""
+    """sasrec, gru4rec, fmlp: size of an item's embedding."""
     layers: PositiveInt | None = field(default=None, metadata={"identity": False})
-    """sasrec, gru4rec: layers of the network (default: two, one)."""
+    """sasrec, gru4rec, fmlp: layers of the network (default: two, one, two)."""
 
 
 @dataclass(frozen=True)
 class ItemTextSettings:
     """Texts of the items as input."""
 
-    item_text: Literal["none", "add", "only"] = field(default="none", metadata=IN_EXTRA)
+    item_text: Literal["none", "add", "only"] = field(default="none", metadata=IF_CHANGED)
     """Read frozen text embeddings of the history's items through a trained projection: add them to the learned
-    embeddings, or read them only, in place of these. sasrec and gru4rec then score items by their texts too. causal
-    takes add; a student with init reads no texts."""
+    embeddings, or read them only, in place of these. sasrec, gru4rec and fmlp then score items by their texts too.
+    causal takes add; a student with init reads no texts."""
 
     @property
     def reads_text(self) -> bool:
         return self.item_text != "none"
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """Facts for the job's identity."""
-        return {"item_text": self.item_text} if self.reads_text else {}
 
 
 @dataclass(frozen=True)
@@ -185,7 +179,7 @@ class TeacherLossSettings:
     temperature: PositiveFloat = 0.7
     """Temperature of the teacher's distributions (paper: 1)."""
     gamma: float = 1.0
-    """γ, weight of the ranking loss beside a generative one, equation (16); for sasrec and gru4rec, weight of the
+    """γ, weight of the ranking loss beside a generative one, equation (16); for sasrec, gru4rec and fmlp, weight of the
     losses over the teacher's candidates."""
     margin: float = 0.001
     """λ of the ranking loss, equation (14)."""
@@ -278,15 +272,15 @@ class BaselineConfig(
 ):
     """Train a baseline: python student/baseline.py [--network NAME] [--config FILE] [--field value ...]."""
 
-    network: Literal["sasrec", "gru4rec"] = "sasrec"
-    """Self-attention, or a recurrent network."""
+    network: Literal["sasrec", "gru4rec", "fmlp"] = "sasrec"
+    """Self-attention, a recurrent network, or filters in the frequency domain (FMLP-Rec)."""
     loss: ItemLoss = "ce"
     """Cross-entropy to the next items; plus gamma times the cross-entropy to the teacher's candidates (list), the
     ranking loss over them, equation (14), or both."""
     dim: PositiveInt = 64
     """Size of an item's embedding."""
     layers: PositiveInt | None = None
-    """Layers of the network (default: two of sasrec, one of gru4rec)."""
+    """Layers of the network (default: two of sasrec and fmlp, one of gru4rec)."""
     threads: NonNegativeInt = field(default=0, metadata={"identity": False})
     """CPU threads; 0: torch's choice."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ from torch import nn
 from distill.data.dataset import PAD, batches_by_length
 from distill.data.histories import last_items
 from distill.ranking import mask_history, scores_of, top_items
-from distill.runtime.artifacts import verify_folder, write_json
+from distill.runtime.artifacts import write_json
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.runtime.json_files import read_object
+from distill.runtime.verification import verify_folder
 from student.loading import check_scores, load_network, report_damage
+from student.memories import WithMemories
 from student.models.item_models import ITEM_MODELS
 from student.models.item_text import sizes_to_json
 
 
-class ItemRecommender:
-    """SASRec or GRU4Rec behind the calls of a `Recommender`.
+class ItemRecommender(WithMemories):
+    """A network over items behind the calls of a `Recommender`, with memories if there are any.
 
     Args:
         model: a network of `ITEM_MODELS`.
@@ -53,16 +56,25 @@ class ItemRecommender:
         with report_damage(folder):
             path = folder / "model.safetensors"
             model = load_network(*ITEM_MODELS[facts["network"]], facts.pop("model"), path)
-            return ItemRecommender(model.to(device).eval(), facts)
+            return ItemRecommender(model.to(device).eval(), facts).load_memories(folder)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and model.safetensors."""
+        """Write config.json, model.safetensors, and memories if there are any."""
+        self.save_memories(folder)
         save_file(self.model.state_dict(), folder / "model.safetensors")
         write_json(folder / "config.json", {**self.facts, "model": sizes_to_json(self.model.config)})
 
+    @property
+    def n_items(self) -> int:
+        return len(self.model.items.weight)
+
+    @property
+    def max_history(self) -> int:
+        return self.model.config.max_history
+
     @torch.inference_mode()
-    def score_items(self, histories: np.ndarray) -> np.ndarray:
-        """Compute the log-probabilities of all items; the network reads the last `max_history` items of a history.
+    def network_scores(self, histories: np.ndarray) -> np.ndarray:
+        """Compute the network's log-probabilities of all items; it reads the last `max_history` items of a history.
 
         Args:
             histories: item numbers, oldest first, padded with -1 on the right [users, length].
@@ -72,16 +84,27 @@ class ItemRecommender:
         """
         weights = self.model.items.weight
         scores = np.empty((len(histories), len(weights)), np.float32)
-        for rows, recent in batches_by_length(last_items(histories, self.model.config.max_history), 256):
-            last = torch.from_numpy((recent != PAD).sum(1) - 1).to(weights.device)
-            states = self.model(torch.from_numpy(recent).to(weights.device))[torch.arange(len(rows)), last]
-            scores[rows] = self.model.items(None, states).cpu().numpy()
+        for rows, recent in batches_by_length(last_items(histories, self.max_history), 256):
+            places = np.zeros(recent.shape, dtype=bool)
+            places[np.arange(len(rows)), (recent != PAD).sum(1) - 1] = True  # the last item of each history
+            inputs = (torch.from_numpy(array).to(weights.device) for array in (recent, places))
+            scores[rows] = self.model(*inputs).cpu().numpy()
         return scores
+
+    def score_items(self, histories: np.ndarray, exclude_bought: bool | None = None) -> np.ndarray:
+        """Score all items, with the memories; arguments and result as `Recommender.score_items`."""
+        exclude_bought = self.facts.get("exclude_bought", True) if exclude_bought is None else exclude_bought
+        scores = self.mixed_scores(self.network_scores(histories), histories, None, exclude_bought)
+        return scores.astype(np.float32, copy=False)
+
+    def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Score a few items by the network alone, as `WithMemories.score_candidates`."""
+        return scores_of(self.network_scores(histories), items)
 
     def rank_items(
         self, histories: np.ndarray, width: int, exclude_bought: bool = True, constrained: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rank all items.
+        """Rank all items, with the memories.
 
         Args:
             histories: item numbers, oldest first, padded with -1 on the right [users, length].
@@ -90,12 +113,24 @@ class ItemRecommender:
             constrained: ignored; every item is valid here. `Recommender` takes it too.
 
         Returns:
-            Items, best first, -1 for none, and their log-probabilities; both [users, width].
+            Items, best first, -1 for none, and their scores, without memories log-probabilities; both [users, width].
         """
+        return self._best(lambda part: self.score_items(part, exclude_bought), histories, width, exclude_bought)
+
+    def network_lists(
+        self, histories: np.ndarray, width: int, exclude_bought: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rank all items by the network alone, as `WithMemories.network_lists`."""
+        return self._best(self.network_scores, histories, width, exclude_bought)
+
+    @staticmethod
+    def _best(
+        score: Callable[[np.ndarray], np.ndarray], histories: np.ndarray, width: int, exclude_bought: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         items, scores = [], []
         for start in range(0, len(histories), 1024):
             part = histories[start : start + 1024]
-            part_scores = self.score_items(part)
+            part_scores = score(part)
             check_scores(part_scores)
             if exclude_bought:
                 mask_history(part_scores, part, -np.inf)

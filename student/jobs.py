@@ -35,7 +35,7 @@ def make_student(config: Config) -> None:
 
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, seeds=None)
-        extra = config.extra | (check_init(config.init, inputs[1]) if config.init else {})
+        extra = check_init(config.init, inputs[1]) if config.init else {}
         reads = [config.init]
         job = ArtifactJob("student", seed_config, output, [*inputs, *texts], extra, config.overwrite, reads)
         if not job.is_finished():
@@ -48,7 +48,7 @@ def make_student(config: Config) -> None:
 
 
 def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> None:
-    """Train SASRec or GRU4Rec, once or once per seed, unless it is finished.
+    """Train SASRec, GRU4Rec or FMLP-Rec, once or once per seed, unless it is finished.
 
     Raises:
         UserError: sizes that no network can have; inputs that are missing or do not fit.
@@ -62,7 +62,7 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, output=output)
         every_input = [*inputs, *texts]
-        job = ArtifactJob("baseline", seed_config, output, every_input, config.extra, overwrite=config.overwrite)
+        job = ArtifactJob("baseline", seed_config, output, every_input, overwrite=config.overwrite)
         if not job.is_finished():
             from student.phases import build_item_model
             from student.trainer import train

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,19 +16,21 @@ from distill.data.dataset import PAD, Dataset
 from distill.metrics import MISSED, hit_ranks, ndcg
 from distill.runtime.logs import log
 from student.content_memory import ContentMemory
+from student.memories import WithMemories
 from student.memory_config import MemorySettings
 from student.memory_mixture import Candidates, MixtureWeights, model_share
-from student.recommender import Recommender
 from student.transition_memory import TransitionMemory
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 DISCOUNTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 CONTENT_WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
+Student = TypeVar("Student", bound=WithMemories)
+
 
 def add_memories(
-    student: Recommender, dataset: Dataset, texts: np.ndarray | None, settings: MemorySettings
-) -> tuple[Recommender, dict[str, Any]]:
+    student: Student, dataset: Dataset, texts: np.ndarray | None, settings: MemorySettings
+) -> tuple[Student, dict[str, Any]]:
     """Build the memories of a student and choose their weights.
 
     Args:
@@ -56,7 +58,7 @@ def add_memories(
 
 
 def choose_weights(
-    student: Recommender,
+    student: WithMemories,
     memory: TransitionMemory,
     content: ContentMemory | None,
     dataset: Dataset,
@@ -78,7 +80,7 @@ def choose_weights(
     weight, discount, content_weight = settings.weight, settings.discount, settings.content_weight
     if content is None and weight is not None and discount is not None:
         return MixtureWeights(weight, discount), {}
-    longest = max(student.facts["max_history"], memory.settings.last, content.settings.last if content else 0)
+    longest = max(student.max_history, memory.settings.last, content.settings.last if content else 0)
     examples = dataset.examples("valid", longest)
     examples = examples.take(np.random.default_rng(0).permutation(len(examples))[: settings.valid_users])
     mixture = student.with_transition_memory(memory).with_content_memory(content)

@@ -115,7 +115,7 @@ def build_student(
 
 
 def build_item_model(config: BaselineConfig, folders: list[Path], texts: list[Artifact], acc: Accelerator) -> Student:
-    """Build SASRec or GRU4Rec.
+    """Build SASRec, GRU4Rec or FMLP-Rec.
 
     Args:
         config: of the command.

@@ -132,6 +132,15 @@ def pick_target(block: LabelBlock, rows: np.ndarray, which: str, draws: np.ndarr
 
 
 def item_of_list(lists: np.ndarray, scores: np.ndarray, which: str, draws: np.ndarray) -> np.ndarray:
-    """`pick_target` from item numbers, PAD for none [n, k], and scores, −∞ for none [n, k]."""
-    place = scores.argmax(1) if which == "top" else np.floor(draws * (lists != PAD).sum(1)).astype(np.int64)
-    return lists[np.arange(len(lists)), place]
+    """`pick_target` from item numbers, PAD for none [n, k], and scores, −∞ for none [n, k].
+
+    The reference comes first in a list even where the teacher's beams lack it. It may be drawn only where the teacher
+    scores it above another candidate; otherwise it was put there, and the draw is among the others.
+    """
+    rows = np.arange(len(lists))
+    if which == "top":
+        return lists[rows, scores.argmax(1)]
+    count = (lists != PAD).sum(1)
+    lowest_other = np.where(lists[:, 1:] == PAD, np.inf, scores[:, 1:]).min(1, initial=np.inf)
+    skipped = (scores[:, 0] < lowest_other) & (count > 1)
+    return lists[rows, skipped + np.floor(draws * (count - skipped)).astype(np.int64)]

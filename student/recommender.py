@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +16,24 @@ from torch import Tensor, nn
 
 from distill.data.dataset import PAD, batches_by_length
 from distill.data.histories import last_items
-from distill.decoding.beam_search import Beams, score_all, search, to_items
+from distill.decoding.beam_search import Beams, Step, score_all, search, to_items
 from distill.decoding.trie import Trie
+from distill.decoding.whole_vocabulary import TokenStep, Vocabulary, search_tokens
 from distill.losses import sequence_score
-from distill.runtime.artifacts import verify_folder, write_json
+from distill.runtime.artifacts import write_json
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.runtime.json_files import read_object
 from distill.runtime.parquet import id_column, number_matrix, read_parquet, text_column
-from student.content_memory import ContentMemory
+from distill.runtime.verification import verify_folder
 from student.histories import check_histories, pad_histories, whole_number
 from student.loading import check_numbers, check_scores, load_network, report_damage
-from student.memory_mixture import Candidates, MixtureWeights, candidates, score_mixture
+from student.memories import WithMemories
+from student.memory_mixture import MixtureWeights
 from student.models import BACKBONE_NAMES, network_of
 from student.models.item_text import sizes_to_json
 from student.models.layers import among_all
 from student.threads import few_threads
-from student.transition_memory import TransitionMemory
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
 USERS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # on a CPU about as many as the caches hold
@@ -48,7 +48,7 @@ class Recommendation:
     title: str
 
 
-class Recommender:
+class Recommender(WithMemories):
     """A student with its semantic IDs and, for `dtr`, a second network that ranks.
 
     Networks read the last `max_history` items of a history, as they were trained; longer histories may be given, and
@@ -90,8 +90,6 @@ class Recommender:
         self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
         users = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
         self.users_at_once = min(users, getattr(model, "users_at_once", users))
-        self.transition_memory: TransitionMemory | None = None
-        self.content_memory: ContentMemory | None = None
         self.static_shapes = False  # all batches have one shape, for compiled graphs
 
     @staticmethod
@@ -127,18 +125,11 @@ class Recommender:
             if codes.shape[1] != models[0].config.levels or not trie.is_of(codes, models[0].config.codebook_size):
                 raise UserError(f"{path}, trie.safetensors and model.safetensors of {folder} do not belong together.")
             names = id_column(table, "item_id", path).to_pylist(), titles
-            student = Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie)
-            if "memory" in facts:
-                student = student.with_transition_memory(TransitionMemory.load(folder, facts["memory"]))
-            if "content_memory" in facts:
-                student = student.with_content_memory(ContentMemory.load(folder, facts["content_memory"]))
-            return student
+            return Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie).load_memories(folder)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json, model.safetensors, items.parquet, the trie, and ranker and memories if there are any."""
-        for memory in (self.transition_memory, self.content_memory):
-            if memory is not None:
-                memory.save(folder)
+        self.save_memories(folder)
         for name, model in (("model", self.model), ("ranker", self.ranker)):
             if model is not None:
                 merged = model.merged() if hasattr(model, "merged") else model
@@ -151,42 +142,13 @@ class Recommender:
         self.trie.save(folder / "trie.safetensors")
         write_json(folder / "config.json", {**self.facts, "model": sizes})
 
-    def with_transition_memory(self, memory: TransitionMemory | None) -> Recommender:
-        """Return the same student with a transition memory, or without memories; the weights are shared.
-
-        Raises:
-            UserError: the memory is of another catalogue.
-        """
-        if memory is not None and memory.counts.shape[0] != len(self.item_ids):
-            raise UserError(f"The memory is of {memory.counts.shape[0]} items, the student of {len(self.item_ids)}.")
-        return self._with_memories(memory, self.content_memory if memory is not None else None)
-
-    def with_content_memory(self, content: ContentMemory | None) -> Recommender:
-        """Return the same student with a content memory beside its transition memory, or without one.
-
-        Raises:
-            UserError: there is no transition memory, or the content memory is of another catalogue.
-        """
-        if content is not None and self.transition_memory is None:
-            raise UserError("A content memory needs a transition memory beside it.")
-        if content is not None and len(content.vectors) != len(self.item_ids):
-            raise UserError(f"The content memory is of {len(content.vectors)} items, the student of "
-                            f"{len(self.item_ids)}.")  # fmt: skip
-        return self._with_memories(self.transition_memory, content)
-
-    def _with_memories(self, memory: TransitionMemory | None, content: ContentMemory | None) -> Recommender:
-        student = copy.copy(self)
-        student.transition_memory, student.content_memory = memory, content
-        parts = {"memory": memory, "content_memory": content}
-        student.facts = {name: value for name, value in self.facts.items() if name not in parts}
-        student.facts |= {name: part.facts() for name, part in parts.items() if part is not None}
-        return student
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids)
 
     @property
-    def _content(self) -> ContentMemory | None:
-        """The content memory, unless it has no weight: then nothing of it is computed."""
-        content = self.content_memory
-        return content if content is not None and content.weight else None
+    def max_history(self) -> int:
+        return self.facts["max_history"]
 
     def recommend(
         self,
@@ -258,31 +220,44 @@ class Recommender:
             return self._rank_by_student(histories, width, exclude_bought, constrained)
         items, scores = _empty_lists(len(histories), width)
         for rows, part in batches_by_length(histories, self.users_at_once):
-            content = self._content
+            content = self.active_content
             shares = (content.weight, content.temperature) if content else ()
             weights = MixtureWeights(memory.weight, memory.discount, *shares)
             lists = self.candidates(part, width, exclude_bought).ranked(weights, width)
             _write_lists((items, scores), rows, lists)
         return items, scores
 
-    def candidates(
-        self,
-        histories: np.ndarray,
-        width: int,
-        exclude_bought: bool = True,
-        temperatures: Sequence[float] | None = None,
-    ) -> Candidates:
-        """Collect what the student and its memories propose, with all probabilities.
+    def network_lists(
+        self, histories: np.ndarray, width: int, exclude_bought: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rank by beam search without memories, as `WithMemories.network_lists`."""
+        items, scores = self._rank_by_student(histories, width, exclude_bought)
+        return items, scores * (self.trie.levels if self.ranker is not None else 1)  # M is a mean
+
+    @torch.no_grad()
+    def search_whole_vocabulary(self, histories: np.ndarray, width: int = DEFAULT_WIDTH) -> np.ndarray | None:
+        """Search over the codewords of all levels at each step, to measure the share of invalid IDs.
+
+        Nothing is excluded and no ranker or memory takes part.
 
         Args:
-            histories, width, exclude_bought: as for `rank_items`.
-            temperatures: of the content's probabilities; None: the content memory's.
+            histories: item numbers, oldest first, padded with -1 on the right [users, length].
+            width: beams.
+
+        Returns:
+            Items, best first, -1 where the codewords are no item's ID [users, width]; None for a student whose softmax
+            is over the level's codewords: its logits of different levels were never compared in training.
         """
-        items, scores = self._rank_by_student(histories, width, exclude_bought)
-        if self.ranker is not None:
-            scores = scores * self.trie.levels  # M is a mean
-        beams, memory = (items, scores), self.transition_memory
-        return candidates(beams, self.score_candidates, memory, histories, exclude_bought, self._content, temperatures)
+        if self.facts["scope"] != "all":
+            return None
+        trie, levels, size = self.trie, self.trie.levels, self.trie.codebook_size
+        vocabulary = Vocabulary(torch.arange(levels * size, device=self.device).view(levels, size), levels * size)
+        items = np.full((len(histories), width), PAD)
+        for rows, recent in self._batches(histories, self.users_at_once):
+            step = self.model.step(self.model.encode(self.history_codes(recent)), "whole")
+            sequences, _ = search_tokens(_any_codeword(step, size, width), levels, len(rows), width, self.device)
+            items[rows, : sequences.shape[1]] = vocabulary.find_items(sequences, trie).cpu().numpy()
+        return items
 
     @torch.no_grad()
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -301,13 +276,6 @@ class Recommender:
             codes = self.codes[torch.from_numpy(np.maximum(items[rows], 0)).to(self.device)]
             scores[rows] = self._sequence_scores(model, self.history_codes(recent), codes, eta=0).float().cpu().numpy()
         return np.where(items == PAD, -np.inf, scores)
-
-    def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
-        """Score a few items as `rank_items` ranks them, with the memories; arguments as `score_candidates`."""
-        log_probs, memory = self.score_candidates(histories, items), self.transition_memory
-        if memory is None:
-            return log_probs
-        return score_mixture(log_probs, memory, self._content, histories, items, exclude_bought)
 
     @torch.no_grad()
     def score_items(self, histories: np.ndarray, exclude_bought: bool | None = None) -> np.ndarray:
@@ -329,11 +297,8 @@ class Recommender:
         for rows, recent in self._batches(histories, users):
             step = model.step(model.encode(self.history_codes(recent)), self.facts["scope"])
             scores[rows] = score_all(step, self.trie, len(rows), self.device)[:, self.trie.leaf_of_item].cpu().numpy()
-        memory = self.transition_memory
-        if memory is not None:
-            exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
-            scores = score_mixture(scores, memory, self._content, histories, None, exclude_bought).astype(np.float32)
-        return scores
+        exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
+        return self.mixed_scores(scores, histories, None, exclude_bought).astype(np.float32, copy=False)
 
     def compile(self, **options: Any) -> Recommender:
         """Run the search as one compiled graph from now on; all batches then have the same shape.
@@ -426,6 +391,18 @@ class Recommender:
         filled = np.full((users, length), PAD)
         filled[: len(histories), :longest] = histories[:, :longest]
         return torch.from_numpy(filled).to(self.device)
+
+
+def _any_codeword(step: Step, codebook_size: int, width: int) -> TokenStep:
+    """Make a step over tokens, level · codebook_size + code, of a student's step with scope "whole"."""
+
+    def likeliest(level: int, parents: Tensor | None, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        # the step counts codes from the start of the level before
+        codes = None if tokens is None else tokens - (level - 1) * codebook_size
+        log_probs = step(level, parents, codes)
+        return log_probs.topk(min(width, log_probs.shape[-1]), dim=-1)
+
+    return likeliest
 
 
 def _check_facts(facts: dict[str, Any], path: Path) -> None:

@@ -13,7 +13,6 @@ from distill.baselines.counting import Transitions
 from distill.baselines.mixture import TEMPERATURES
 from distill.data.dataset import Dataset, Examples
 from distill.evaluation.systems import Ranked, System, batches
-from distill.ranking import scores_of
 from distill.runtime.artifacts import Artifact
 from student.content_memory import ContentMemory
 from student.item_recommender import ItemRecommender
@@ -44,6 +43,10 @@ class StudentSystem:
         """As `System.rank`."""
         return self.student.rank_items(histories, beam_width, exclude_bought, constrained)
 
+    def search_whole_vocabulary(self, histories: np.ndarray, beam_width: int) -> np.ndarray | None:
+        """As `System.search_whole_vocabulary`."""
+        return self.student.search_whole_vocabulary(histories, beam_width)
+
     def score_all(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """As `System.score_all`."""
         return self.student.score_items(histories, exclude_bought)
@@ -58,7 +61,7 @@ class StudentSystem:
 
 
 class ItemModelSystem:
-    """A SASRec or GRU4Rec, which scores all items directly."""
+    """A SASRec, GRU4Rec or FMLP-Rec, which scores all items directly."""
 
     kind = "baseline"
 
@@ -73,17 +76,21 @@ class ItemModelSystem:
         """As `System.rank`; there is nothing to constrain."""
         return self.recommender.rank_items(histories, beam_width, exclude_bought)
 
+    def search_whole_vocabulary(self, histories: np.ndarray, beam_width: int) -> np.ndarray | None:
+        """As `System.search_whole_vocabulary`; there is nothing to search."""
+        return None
+
     def score_all(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """As `System.score_all`."""
-        return self.recommender.score_items(histories)
+        return self.recommender.score_items(histories, exclude_bought)
 
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
         """As `System.score_candidates`."""
-        return scores_of(self.recommender.score_items(histories), items)
+        return self.recommender.score_candidates(histories, items)
 
     def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """As `System.ranking_scores`."""
-        return self.score_candidates(histories, items)
+        return self.recommender.ranking_scores(histories, items, exclude_bought)
 
 
 class MemoryMixture:

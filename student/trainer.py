@@ -1,4 +1,4 @@
-"""The training loop of all students, SASRec and GRU4Rec among them, from batches to a saved recommender."""
+"""The training loop of all students, the networks over items among them, from batches to a saved recommender."""
 
 from __future__ import annotations
 

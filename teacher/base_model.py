@@ -86,11 +86,13 @@ def quantiser_vectors(ids: SemanticIDs) -> list[np.ndarray]:
     """The quantiser's code vectors of each level, float32 [codebook_size, d]; d may differ between levels.
 
     Raises:
-        UserError: the IDs were imported without a quantiser, or it has other sizes.
+        UserError: the IDs were imported or numbered, without a quantiser, or it has other sizes.
     """
     folder = ids.artifact.folder
     if not (folder / quantisers.SETTINGS).is_file():
-        raise UserError(f"{folder} was imported: it has no quantiser to start from; run with --init_codewords mean.")
+        raise UserError(
+            f"{folder} was imported or numbered: it has no quantiser to start from; run with --init_codewords mean."
+        )
     quantiser = quantisers.load(folder)
     if (quantiser.levels, quantiser.codebook_size) != (ids.levels, ids.codebook_size):
         raise UserError(

@@ -5,20 +5,18 @@ Each function of `teacher/` takes the group it needs. The text below a field is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from distill.runtime.config import HistoryLength, JobSettings, Seed, suggest
+from distill.runtime.config import IF_CHANGED, HistoryLength, JobSettings, Seed, suggest
 from distill.runtime.errors import UserError
 
 # The position of a task seeds its random generator: append only. `teacher/tasks.py` implements them.
 TASKS = ("stream", "seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain")
 NOT_IN_IDENTITY = {"identity": False}  # a change of such a field does not make a finished teacher stale
-# in the identity only where it is not the default, so that older teachers are not stale
-IN_EXTRA = {"identity": False, "in_extra": True}
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class ModelSettings:
     """LoRA's alpha; adapters are scaled by alpha / r."""
     lora_dropout: ClosedUnitInterval = 0.05
     """Dropout on the adapters' input."""
-    lora_embeddings: Literal["codewords", "all"] = field(default="codewords", metadata=IN_EXTRA)
+    lora_embeddings: Literal["codewords", "all"] = field(default="codewords", metadata=IF_CHANGED)
     """Under LoRA and QLoRA, what trains of the embeddings and an untied head: the codewords' rows, or all rows
     (LC-Rec)."""
     init_codewords: Literal["mean", "codebook", "text"] = "mean"
@@ -89,11 +87,11 @@ class AugmentationSettings:
 class StreamSettings:
     """Text in the `stream` task, and in the prompt of this name."""
 
-    stream_titles: NonNegativeInt = field(default=0, metadata=IN_EXTRA)
+    stream_titles: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
     """Tokens of an item's title that follow its codewords, before a newline; 0: streams of codewords alone."""
-    stream_title_items: NonNegativeInt = field(default=0, metadata=IN_EXTRA)
+    stream_title_items: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
     """Only the last so many items of a history carry their titles; 0: all of them."""
-    title_loss: NonNegativeFloat = field(default=0.0, metadata=IN_EXTRA)
+    title_loss: NonNegativeFloat = field(default=0.0, metadata=IF_CHANGED)
     """Weight of a title's tokens in the loss, where a codeword's is 1."""
 
 
@@ -101,12 +99,12 @@ class StreamSettings:
 class InstructionSettings:
     """LC-Rec's forms of the instruction tasks, where the defaults are others."""
 
-    item_fields: Literal["all", "lcrec"] = field(default="all", metadata=IN_EXTRA)
+    item_fields: Literal["all", "lcrec"] = field(default="all", metadata=IF_CHANGED)
     """Text of an item in item2index and index2item. all: title, brand, categories and description to the ID, the ID to
     the title. lcrec: title, description, or both, one of the three drawn for each sample."""
-    search_preferences: bool = field(default=False, metadata=IN_EXTRA)
+    search_preferences: bool = field(default=False, metadata=IF_CHANGED)
     """Let some prompts of itemsearch hold the user's preferences, with the query or without."""
-    id_eos: bool = field(default=False, metadata=IN_EXTRA)
+    id_eos: bool = field(default=False, metadata=IF_CHANGED)
     """End responses that are IDs with EOS; the loss counts it. Recommendations are asked for as without it."""
 
 
@@ -117,7 +115,7 @@ class TaskSettings:
     tasks: dict[str, NonNegativeFloat] = field(default_factory=lambda: {"stream": 1.0})
     """Passes over each task in an epoch: stream, and LC-Rec's seqrec, item2index, index2item, fusionseqrec, itemsearch
     and preferenceobtain."""
-    task_samples: dict[str, PositiveInt] = field(default_factory=dict, metadata=IN_EXTRA)
+    task_samples: dict[str, PositiveInt] = field(default_factory=dict, metadata=IF_CHANGED)
     """Samples of a task in an epoch, in place of its passes; drawn anew each epoch (LC-Rec, Instruments: fusionseqrec
     20000)."""
     intentions: Path | None = None
@@ -147,7 +145,7 @@ class BatchSettings:
 
     batch_tokens: PositiveInt = 4096
     """Tokens a batch and process, padding included."""
-    batch_samples: NonNegativeInt = field(default=0, metadata=IN_EXTRA)
+    batch_samples: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
     """Most samples of a batch and process, where `batch_tokens` admits more; 0: no such limit (LC-Rec: 8)."""
     packing: bool = False
     """Put several samples into a row, without attention between them: less padding where lengths differ."""
@@ -163,7 +161,7 @@ class OptimiserSettings:
     """Passes over the tasks."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate (LC-Rec, 7B, all weights, 128 sequences a step: 5e-5)."""
-    codeword_lr: PositiveFloat | None = field(default=None, metadata=IN_EXTRA)
+    codeword_lr: PositiveFloat | None = field(default=None, metadata=IF_CHANGED)
     """Peak learning rate of the codewords' rows, which start far from where they end; not under DeepSpeed or FSDP
     (default: `lr`)."""
     weight_decay: NonNegativeFloat = 0.01
@@ -244,17 +242,6 @@ class EstimateSettings(TrainingSettings, DryRunSettings):
 @dataclass(frozen=True)
 class Config(RunSettings, EstimateSettings, JobSettings):
     """Fine-tune the teacher: accelerate launch teacher/finetune.py [--config FILE] [--field value ...]."""
-
-
-def extra_identity(config: Config) -> dict[str, Any]:
-    """The fields of `IN_EXTRA` that are not their defaults, by name."""
-    extra_fields = [item for item in fields(config) if item.metadata.get("in_extra")]
-    defaults = Config()
-    return {
-        item.name: getattr(config, item.name)
-        for item in extra_fields
-        if getattr(config, item.name) != getattr(defaults, item.name)
-    }
 
 
 def check(config: Config) -> None:

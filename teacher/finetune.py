@@ -17,7 +17,7 @@ from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
-from teacher.config import Config, check, extra_identity
+from teacher.config import Config, check
 
 
 def main(config: Config) -> None:
@@ -33,7 +33,6 @@ def main(config: Config) -> None:
     if config.precision == "auto" and config.base is None:
         config = replace(config, precision="no")  # on every machine, so the identity says it
     extra = {"intentions": file_hash(config.intentions)} if config.intentions else {}
-    extra |= extra_identity(config)
     output = config.output or config.run / (f"teacher-fold{config.fold}" if config.folds else "teacher")
     job = ArtifactJob("teacher", config, output, [dataset, ids], extra, config.overwrite, [config.base])
     if not job.is_finished():

@@ -38,7 +38,9 @@ def main(config: Config) -> None:
         inside = (config.adapter / "adapter" / "adapter_config.json").is_file()
         hint = f"Give {config.adapter / 'adapter'}." if inside else "Make one with: teacher/finetune.py --mode lora"
         raise UserError(f"{config.adapter} is not an adapter: it holds no adapter_config.json. {hint}")
+    job = ArtifactJob("teacher", config, config.output, reads=[config.adapter, config.base])
     if config.output.exists():
+        job.remove_leftovers()
         raise UserError(f"{config.output} exists; name another output or remove it yourself.")
     folders = config.adapter, config.adapter.parent
     tokenizer_folder = next((folder for folder in folders if (folder / "teacher.json").is_file()), None)
@@ -47,10 +49,11 @@ def main(config: Config) -> None:
             f"Neither {config.adapter} nor the folder above holds the tokenizer and teacher.json that finetune.py "
             "saves there; without them nobody knows the codewords' numbers."
         )
-    job = ArtifactJob("teacher", config, config.output, reads=[config.adapter, config.base])
     for folder in folders:
         if (folder / MANIFEST).is_file():  # the merged teacher still belongs to its data and codebook
-            job.inputs = artifacts.read(folder, "teacher").inputs
+            source = artifacts.read(folder, "teacher")
+            artifacts.verify(source)
+            job.inputs = source.inputs
 
     from teacher.lora import merge_adapter
     from teacher.model import save_teacher

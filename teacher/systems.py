@@ -25,6 +25,10 @@ class TeacherSystem:
         """As `System.rank`."""
         return self.engine.beams(histories, beam_width, exclude_bought, constrained)
 
+    def search_whole_vocabulary(self, histories: np.ndarray, beam_width: int) -> np.ndarray | None:
+        """As `System.search_whole_vocabulary`."""
+        return self.engine.search_whole_vocabulary(histories, beam_width)
+
     def score_all(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """As `System.score_all`."""
         return self.engine.score_items(histories)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,38 +12,7 @@ import pyarrow.compute as pc
 
 from distill.data.dataset import TEXT_COLUMNS, Dataset
 from distill.runtime.errors import UserError
-from distill.runtime.folders import discard, hidden
 from distill.runtime.parquet import read_parquet
-
-
-@contextlib.contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Yield a working folder that becomes `output` if the block ends without an exception.
-
-    Raises:
-        UserError: `output` is not empty, or cannot be written.
-    """
-    check_free(output)
-    partial = hidden(output.resolve(), "new")
-    try:
-        discard(partial)
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, output.resolve())
-    except OSError as error:
-        raise UserError(f"Cannot write {output}: {error.strerror}.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_free(output: Path) -> None:
-    """Refuse an output folder that holds something.
-
-    Raises:
-        UserError: it exists and is not an empty folder.
-    """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty; name another folder or remove it yourself.")
 
 
 def write_lcrec(folder: Path, name: str, dataset: Dataset, semantic_ids: Iterable[list[str]] | None = None) -> None:

@@ -142,6 +142,7 @@ class Evaluation:
         if searches:
             free = self.rank(system, self.examples, constrained=False, title=f"{system.name} without the trie")
             row[f"invalid@{table.at}"] = float((free.items[:, : table.at] < 0).mean())
+            table.unconstrained[system.name] = free.items[:, : table.longest]
         if searches and settings.widths:
             several = self.examples.take(slice(0, settings.width_users))
             row["widths"] = measure_widths(

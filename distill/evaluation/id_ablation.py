@@ -97,11 +97,11 @@ def measure_floor(dataset: Dataset, examples: Examples) -> dict[str, Any]:
     return {"quantiser": FLOOR, "embedding": "–", "co-occurrence": "–", "seed": 0, **metrics}
 
 
-def quality_columns(report: dict[str, Any]) -> dict[str, float]:
-    """Select the table's columns from the quality report of semantic IDs."""
+def quality_columns(report: dict[str, Any]) -> dict[str, float | None]:
+    """Select the table's columns from the quality report of semantic IDs; IDs without embeddings have no error."""
     return {
         "collided": report["collision_rate_before"],
-        "error": report["reconstruction_error"],
+        "error": report.get("reconstruction_error"),
         "perplexity": float(np.mean([level["perplexity"] for level in report["per_level"]])),
     }
 
@@ -124,11 +124,12 @@ def table_lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def _line(names: Sequence[str], group: Sequence[dict[str, Any]]) -> list[str]:
     quality = ["–"] * 4
-    if group[0].get("error") is not None:  # the floor has no IDs
+    if group[0].get("collided") is not None:  # the floor has no IDs
+        has_error = group[0].get("error") is not None
         quality = [
             f"{_mean(group, 'collided'):.1%}",
             f"{_mean(group, 'perplexity'):.0f}",
-            f"{_mean(group, 'error'):.1%}",
+            f"{_mean(group, 'error'):.1%}" if has_error else "–",
             str(len(group)),
         ]
     return [*names, *(_with_spread(group, metric) for metric in METRICS), *quality]

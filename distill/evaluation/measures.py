@@ -9,7 +9,7 @@ import numpy as np
 
 from distill import metrics
 from distill.data.dataset import Examples
-from distill.evaluation.systems import System, rank_examples
+from distill.evaluation.systems import System, batches, rank_examples
 from distill.metrics import hit_ranks, ndcg, recall
 from distill.ranking import top_items
 
@@ -95,8 +95,11 @@ def measure_widths(
     exclude_bought: bool,
     vectors: np.ndarray,
     batch_size: int,
-) -> list[dict[str, float]]:
+) -> list[dict[str, float | None]]:
     """NDCG and diversity of the first 10, diversity and share of invalid semantic IDs of all beams, for several widths.
+
+    Invalid IDs are counted twice: `invalid`, where each step chooses among the codewords of its level, and
+    `invalid_whole`, where it chooses among all tokens of the system (None: it has no such search).
 
     Args:
         system: searches with beams.
@@ -112,6 +115,11 @@ def measure_widths(
         valid = rank_examples(system, examples, width, exclude_bought, True, batch_size, title).items
         free = rank_examples(system, examples, width, exclude_bought, False, batch_size, f"{title}, no trie").items
         ranks = hit_ranks(valid, examples.targets)
+        title = f"{system.name}, beam width {width}, whole vocabulary"
+        whole = [
+            system.search_whole_vocabulary(histories, width) for _, histories in batches(examples, batch_size, title)
+        ]
+        invalid_whole = None if whole[0] is None else float((np.concatenate(whole) < 0).mean())
         results.append({
             "width": width,
             "recall@10": float(recall(ranks, min(10, width)).mean()),
@@ -119,6 +127,7 @@ def measure_widths(
             "diversity@10": float(metrics.diversity(valid, vectors, min(10, width)).mean()),
             "diversity": float(metrics.diversity(valid, vectors, width).mean()),
             "invalid": float((free < 0).mean()),
+            "invalid_whole": invalid_whole,
         })  # fmt: skip
     return results
 

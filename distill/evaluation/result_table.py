@@ -33,6 +33,7 @@ class ResultTable:
         floor_lists: ranked items of the floor [users, longest cutoff].
         rows: one dictionary a system, as in `metrics.json`.
         lists: ranked items of each system, -1 for none [users, longest cutoff].
+        unconstrained: the same of systems that search semantic IDs, without the trie; -1 for an ID that no item has.
     """
 
     facts: dict[str, Any]
@@ -46,6 +47,7 @@ class ResultTable:
     floor_lists: np.ndarray | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     lists: dict[str, np.ndarray] = field(default_factory=dict)
+    unconstrained: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def longest(self) -> int:

@@ -44,6 +44,14 @@ class System(Protocol):
         """
         ...
 
+    def search_whole_vocabulary(self, histories: np.ndarray, beam_width: int) -> np.ndarray | None:
+        """Search over all tokens that the system can write, not only those of the level.
+
+        Returns:
+            Item numbers, best first, -1 for an invalid ID [users, beam_width]; None where there is no such search.
+        """
+        ...
+
     def score_all(self, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """Exact log-probabilities of all items [users, n_items]; items of the history need not be excluded."""
         ...

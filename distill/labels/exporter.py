@@ -6,8 +6,6 @@ The result is the same to the byte however often the work is interrupted and how
 from __future__ import annotations
 
 import contextlib
-import errno
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +26,7 @@ from distill.labels.schema import recorded_shards, write_index
 from distill.labels.shard_queue import Record, ShardQueue
 from distill.labels.writer import encode_shard, is_intact, write_shard
 from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
 from distill.semantic_ids.ids import SemanticIDs
@@ -292,10 +291,9 @@ def report_interruption(queue: ShardQueue) -> Iterator[None]:
     except Exception as error:
         finished = queue.count_finished() or len(recorded_shards(queue.job.partial))
         kept = f"{finished} of {queue.shard_count} shards are finished and kept; the same command goes on from there"
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            output = queue.job.output
-            free = shutil.disk_usage(output.parent).free / 2**20
-            message = f"The disk of {output} is full ({free:,.1f} MiB free). {kept} when there is room."
-            raise UserError(message) from None
+        reason = full_disk_reason(error)
+        if reason is not None:
+            message = describe_full_disk(reason, queue.job.output, f"{kept} when there is room.")
+            raise UserError(message, on_all_processes=False) from None
         log.info(f"{type(error).__name__}: the export was interrupted. {kept}.")
         raise

@@ -18,8 +18,13 @@ import numpy as np
 from distill.labels import index_file
 from distill.labels.encodings import column_names, decode_level
 from distill.labels.schema import INDEX, Columns
-from distill.labels.store import LabelStore
+from distill.labels.store import LabelStore, export_command
+from distill.labels.writer import is_intact
+from distill.runtime.artifacts import verify
+from distill.runtime.checksums import MANIFEST, find_damage
 from distill.runtime.errors import UserError
+from distill.runtime.folders import check_apart
+from distill.runtime.new_folder import new_folder, remove_leftovers
 
 CARD = """---
 configs:
@@ -35,20 +40,32 @@ Soft labels of a generative recommender: candidates and codeword distributions, 
 def push(folder: Path, name: str) -> None:
     """Copy a finished set to the Hugging Face hub, where `datasets.load_dataset(name)` reads it, or to a folder.
 
+    A folder is written whole or not at all; one that holds this very set is left as it is.
+
     Args:
         folder: a soft_labels artifact.
         name: USER/NAME on the hub; or a path that begins with `/`, `./`, `../` or `~`.
 
     Raises:
-        UserError: the artifact is unfinished, the folder is not empty, or the hub refuses the upload.
+        UserError: the artifact is unfinished or damaged, the folder holds something else or cannot be written, or the
+            hub refuses the upload.
     """
-    LabelStore.open(folder)
+    store = LabelStore.open(folder)
+    verify(store.artifact)
+    for shard in store.index["shards"]:
+        if not is_intact(folder, shard):
+            raise UserError(
+                f"{folder}/data/{shard['file']} is damaged; make it again with: {export_command(store.artifact)}"
+            )
     if is_local(name):
         target = Path(name).expanduser()
-        if target.exists() and any(target.iterdir()):
-            raise UserError(f"{target} is not empty; name another folder to push to.")
-        shutil.copytree(folder, target, dirs_exist_ok=True)
-        (target / "README.md").write_text(CARD)
+        check_apart(target, [folder])
+        if is_pushed(store, target):
+            remove_leftovers(target)
+            return
+        with new_folder(target) as partial:
+            shutil.copytree(folder, partial, dirs_exist_ok=True)
+            (partial / "README.md").write_text(CARD)
         return
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -60,6 +77,16 @@ def push(folder: Path, name: str) -> None:
         hub.upload_file(path_or_fileobj=CARD.encode(), path_in_repo="README.md", repo_id=name, repo_type="dataset")
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(f"The hub does not accept {name}: {str(error).splitlines()[0]}") from None
+
+
+def is_pushed(store: LabelStore, target: Path) -> bool:
+    """Tell whether a folder holds a whole copy of this set, as a run leaves that is killed after it has pushed."""
+    try:
+        is_same = (target / MANIFEST).read_bytes() == (store.artifact.folder / MANIFEST).read_bytes()
+    except OSError:
+        return False
+    files, shards = store.artifact.manifest.get("files", {}), store.index["shards"]
+    return is_same and find_damage(target, files) is None and all(is_intact(target, shard) for shard in shards)
 
 
 def load(name: str, decode: bool = True, **options: Any) -> Any:

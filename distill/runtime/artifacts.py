@@ -22,6 +22,8 @@ from typing import Any
 from distill.runtime import checksums
 from distill.runtime.checksums import IDENTITY, MANIFEST, fingerprint
 from distill.runtime.commands import command, command_for, commit
+from distill.runtime.config import IF_CHANGED
+from distill.runtime.disk import full_disk_reason, report_full_disk
 from distill.runtime.errors import UserError
 from distill.runtime.folders import check_apart, discard, hidden, sweep
 from distill.runtime.locks import OutputLock, is_main_process
@@ -81,7 +83,24 @@ def read(folder: Path, kind: str, make: str | None = None) -> Artifact:
     for key in ("fingerprint", "inputs", "config", "identity"):
         if key not in manifest:
             raise UserError(f"{folder / MANIFEST} is damaged (no {key!r}). {make} --overwrite")
+    if not checksums.is_switched_off() and not checksums.is_seal_intact(manifest):
+        raise UserError(
+            f"{folder / MANIFEST} is damaged: its checksum is not the one that was written. {make} --overwrite"
+        )
     return Artifact(folder, kind, manifest["fingerprint"], manifest["inputs"], manifest["config"], manifest)
+
+
+def read_any(folder: Path, kinds: Sequence[str]) -> Artifact:
+    """Open a finished artifact of one of several kinds; where it is of none, the first is expected.
+
+    Raises:
+        UserError: as `read`.
+    """
+    try:
+        kind = json.loads((Path(folder) / MANIFEST).read_text())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    return read(folder, kind if kind in kinds else kinds[0])
 
 
 def _read_manifest(folder: Path, kind: str, make: str) -> dict[str, Any]:
@@ -135,17 +154,6 @@ def verify(*artifacts: Artifact) -> None:
             raise UserError(f"{damage}. Make the {artifact.kind} again with: {make}")
 
 
-def verify_folder(folder: Path) -> None:
-    """Compare the files of a folder with its manifest, if it has a readable one: models are also loaded without.
-
-    Raises:
-        UserError: as `verify`.
-    """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        manifest = json.loads((Path(folder) / MANIFEST).read_text())
-        verify(Artifact(Path(folder), manifest["kind"], "", {}, {}, manifest))
-
-
 def is_finished_folder(folder: Path) -> bool:
     """Tell whether a folder holds a finished artifact, and is none that a killed run has left."""
     is_leftover = folder.name.startswith(".") or folder.suffix == ".partial"
@@ -177,8 +185,8 @@ class ArtifactJob:
     Args:
         kind: of the artifact, a key of `COMMANDS`.
         config: a dataclass. Fields of type Path and those with `metadata={"identity": False}` do not decide the
-            result: changing them does not make finished work stale. With `check` (`config.JobSettings`) the job only
-            tells whether it is finished.
+            result: changing them does not make finished work stale. Those with `metadata=IF_CHANGED` decide it where
+            they are not the default. With `check` (`config.JobSettings`) the job only tells whether it is finished.
         output: the folder to write; of a symbolic link, the folder that it names, so that the link stays.
         inputs: the artifacts read; checked for agreement.
         extra: further facts that decide the result (sizes and times of raw files).
@@ -220,7 +228,8 @@ class ArtifactJob:
             self.inputs |= artifact.inputs
         self.inputs |= direct_inputs
         deciding = {key: value for key, value in self.config.items() if key not in _placement_fields(config)}
-        self.identity = _jsonable({"config": deciding, "inputs": direct_inputs, "extra": extra or {}})
+        all_extra = (extra or {}) | _changed_fields(config)
+        self.identity = _jsonable({"config": deciding, "inputs": direct_inputs, "extra": all_extra})
         self.facts: dict[str, Any] = {}
         self.started = time.time()
 
@@ -243,12 +252,17 @@ class ArtifactJob:
                 self.lock.acquire()
             if is_main_process():
                 verify(*self.sources)
-        elif self.lock.path.exists() or self._leftovers():  # killed after the artifact was in place
+        else:
+            self.remove_leftovers()
+        return finished
+
+    def remove_leftovers(self) -> None:
+        """Remove what a run left that was killed after its artifact was in place, unless another process works here."""
+        if self.lock.path.exists() or self._leftovers():
             with contextlib.suppress(UserError):  # another process holds the lock
                 self.lock.acquire()
                 self._recover()
                 self.lock.release()
-        return finished
 
     def _is_finished(self) -> bool:
         if not self.output.exists():
@@ -307,15 +321,31 @@ class ArtifactJob:
     def write(self, resume: bool = False) -> Iterator[Path]:
         """Give a working folder that becomes the artifact when the block ends without an exception.
 
-        With `resume`, a working folder left by a killed run of the same identity is kept and given again.
+        With `resume`, a working folder left by a killed run of the same identity is kept and given again. After an
+        error it is deleted where a later run could not go on from it.
+
+        Raises:
+            UserError: the disk is full.
         """
         self.lock.acquire()
         try:
-            self.begin(resume and not self.overwrite)
-            yield self.partial
-            self.finish()
+            with report_full_disk(self.output):
+                self.begin(resume and not self.overwrite)  # not deleted where this refuses a folder that is not ours
+                with self._deleted_on_error(resume):
+                    yield self.partial
+                    self.finish()
         finally:
             self.lock.release()
+
+    @contextlib.contextmanager
+    def _deleted_on_error(self, resume: bool) -> Iterator[None]:
+        """Delete the working folder after an error, unless a later run goes on from what it holds."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            if not resume or {path.name for path in self.partial.glob("*")} <= {IDENTITY, f"{IDENTITY}.tmp"}:
+                discard(self.partial)
+            raise
 
     def begin(self, resume: bool = False) -> None:
         """Create the working folder, the first half of `write`."""
@@ -324,12 +354,22 @@ class ArtifactJob:
         is_same = self.unfinished_identity() == self.identity
         if not (resume and is_same):
             discard(self.partial)
+        elif not self.shared:  # others may be writing; `ShardQueue` removes these itself
+            self._remove_temporary_files()
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if full_disk_reason(error) is not None:
+                raise
             raise UserError(f"Cannot write to {self.output.parent}: {error.strerror}.") from None
         if not (self.partial / IDENTITY).is_file():
             self.sign(self.partial)
+
+    def _remove_temporary_files(self) -> None:
+        """Remove the files under temporary names that a killed run left: those of safetensors begin with `.tmp`."""
+        for pattern in ("*.tmp", ".tmp*"):
+            for path in self.partial.rglob(pattern):
+                path.unlink()
 
     def _leftovers(self) -> list[Path]:
         """List the hidden folders that a killed `finish` or `discard` left."""
@@ -373,7 +413,7 @@ class ArtifactJob:
             "seconds": round(time.time() - self.started, 1),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
-        write_json(self.partial / MANIFEST, manifest)
+        write_json(self.partial / MANIFEST, checksums.seal(_jsonable(manifest)))
         (self.partial / IDENTITY).unlink()
         old = hidden(self.output, "old")
         discard(old)
@@ -412,8 +452,19 @@ def _placement_fields(config: Any) -> set[str]:
     return {
         field.name
         for field in dataclasses.fields(config)
-        if "Path" in str(field.type) or field.name == "overwrite" or not field.metadata.get("identity", True)
+        if "Path" in str(field.type) or field.name == "overwrite" or field.metadata.get("identity", True) is not True
     }
+
+
+def _changed_fields(config: Any) -> dict[str, Any]:
+    """List the fields of `IF_CHANGED` that are not their defaults, by name."""
+    values = {}
+    for field in dataclasses.fields(config):
+        if field.metadata.get("identity", True) == IF_CHANGED["identity"]:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if getattr(config, field.name) != default:
+                values[field.name] = getattr(config, field.name)
+    return values
 
 
 def _jsonable(value: Any) -> Any:

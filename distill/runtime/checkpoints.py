@@ -27,13 +27,13 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 
 from distill.runtime.artifacts import IDENTITY, ArtifactJob, identity_difference
-from distill.runtime.checksums import checksums, find_damage
+from distill.runtime.checksums import checksums, find_damage, is_seal_intact, seal
 from distill.runtime.errors import UserError
 from distill.runtime.folders import discard
 from distill.runtime.logs import log
 from distill.runtime.sharding import SHARDED, engine_of, trainable_state
 
-STATE = "state.json"  # written last; holds the checksums of the other files
+STATE = "state.json"  # written last; holds the checksums of the other files, and its own
 SHARED_FIELDS = ("step", "epoch", "batch", "best", "waited", "curve")  # of Progress: equal on all processes
 
 
@@ -211,7 +211,8 @@ class Checkpoints:
             "lr": [group["lr"] for group in self.optimizer.param_groups],
             "scaler": self.acc.scaler.state_dict() if self.acc.scaler is not None else None,
         }
-        (folder / STATE).write_text(json.dumps(state | {"files": checksums(folder)}))
+        state = json.loads(json.dumps(state | {"files": checksums(folder)}))
+        (folder / STATE).write_text(json.dumps(seal(state)))
 
     def _load_parameters(self, folder: Path) -> None:
         """Load the trained parameters and the optimiser's state."""
@@ -281,7 +282,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     """Read the state of a checkpoint; empty if it is damaged."""
     with contextlib.suppress(OSError, ValueError):
         state = json.loads((folder / STATE).read_text())
-        return state if isinstance(state, dict) else {}
+        return state if isinstance(state, dict) and is_seal_intact(state) else {}
     return {}
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 MANIFEST = "manifest.json"
 IDENTITY = "identity.json"  # in a working folder: the identity of the job that fills it
 SWITCH = "LOHREC_NO_VERIFY"  # environment variable: any value but 0 leaves the check out
+SEAL = "checksum"  # key of a JSON file's own checksum
 FileRecord = tuple[int, str]  # bytes, xxh3_64
 
 
@@ -48,6 +51,21 @@ def checksum(path: Path) -> str:
     """Compute the xxh3_64 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+
+
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the checksum of all values, for a JSON file that holds the checksums of others."""
+    return {**values, SEAL: _checksum_of_values(values)}
+
+
+def is_seal_intact(values: Mapping[str, Any]) -> bool:
+    """Tell whether values read from JSON are those that `seal` got; True where they have no seal (earlier versions)."""
+    return SEAL not in values or values[SEAL] == _checksum_of_values(values)
+
+
+def _checksum_of_values(values: Mapping[str, Any]) -> str:
+    text = json.dumps({name: value for name, value in values.items() if name != SEAL}, sort_keys=True)
+    return xxhash.xxh3_64_hexdigest(text.encode())
 
 
 def find_damage(folder: Path, records: Mapping[str, FileRecord]) -> str | None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "student": "accelerate launch student/train.py --variant tiger",
     "baseline": "python student/baseline.py --network sasrec",
     "audit": "python scripts/audit.py",
+    "item_vectors": "python scripts/represent_items.py",
     "evaluation": "python scripts/evaluate.py",
     "report": "python scripts/report.py",
 }
@@ -40,7 +41,7 @@ def command_for(kind: str, folder: Path, *options: str) -> str:
     folder = Path(folder)
     run, program = _default_place(kind, folder)
     base = folder.name.removesuffix("+content")
-    if kind == "student" and base.endswith("+memory"):
+    if kind in ("student", "baseline") and base.endswith("+memory"):
         student = folder.with_name(base.removesuffix("+memory"))
         program, config_file, output = f"python scripts/add_memory.py --student {_quoted(student)}", "memory.yaml", None
         program += " --content true" if base != folder.name else ""

@@ -20,6 +20,7 @@ import math
 import os
 import re
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ import yaml
 from jsonargparse import typing as ranges
 
 from distill.runtime import checksums
+from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
 from distill.runtime.logs import quiet_libraries
 from distill.runtime.terminal import printable
@@ -64,6 +66,10 @@ EXPECTED = {
     Seed: "a whole number from 0 to 4294967295",
     type(None): "null",
 }
+
+IF_CHANGED = {"identity": "if changed"}
+"""Metadata of a field that came later: in the identity of a job only where it is not the default, so that what was made
+before the field existed is not stale."""
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -123,8 +129,9 @@ def run(
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse the command line and run `main`; the whole body of every entry's `__main__`."""
-    code = 0
+    code, config = 0, None
     quiet_libraries()
+    threading.excepthook = _report_error_of_thread
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # letters that the terminal lacks are written as escapes
             stream.reconfigure(errors="backslashreplace")
@@ -149,10 +156,23 @@ def run(
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here or starts afresh", file=sys.stderr)
         code = 130
+    except Exception as error:
+        reason = full_disk_reason(error)
+        if reason is None:
+            raise
+        place = getattr(config, "output", None) or getattr(config, "run", None) or Path.cwd()
+        print(f"error: {printable(describe_full_disk(reason, place))}", file=sys.stderr)
+        code = 2
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         leave(code)
     if code:
         sys.exit(code)
+
+
+def _report_error_of_thread(args: threading.ExceptHookArgs) -> None:
+    """Print a thread's error, but no full disk: TensorBoard's writer raises that in the main thread too."""
+    if args.exc_value is None or full_disk_reason(args.exc_value) is None:
+        threading.__excepthook__(args)
 
 
 def leave(code: int) -> NoReturn:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from distill.runtime.commands import command
+from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
 
 # the process's number in a launch by torchrun and by the usual MPI launchers
@@ -60,6 +61,7 @@ class OutputLock:
         _release(self.path, self._token)
 
     def _open(self) -> IO:
+        file = None
         try:
             while True:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,9 @@ class OutputLock:
             file.write(json.dumps(facts) + "\n")
             file.flush()
         except OSError as error:
-            raise UserError(f"Cannot write to {self.path.parent}: {error.strerror}.") from None
+            if file is not None:  # locked, but the disk is full
+                self.path.unlink(missing_ok=True)
+            raise UserError(_describe_failure(self.path.parent, error)) from None
         return file
 
 
@@ -117,6 +121,12 @@ def _describe_holder(text: str) -> str:
         return "it has just started"
 
 
+def _describe_failure(folder: Path, error: OSError) -> str:
+    """Describe why a lock cannot be written into a folder."""
+    reason = full_disk_reason(error)
+    return f"Cannot write to {folder}: {error.strerror}." if reason is None else describe_full_disk(reason, folder)
+
+
 def lock_path(output: Path) -> Path:
     """Return the lock file of an output."""
     return output.with_name(output.name + ".lock")
@@ -143,7 +153,7 @@ def exclusive(path: Path) -> Iterator[None]:
                 break
             file.close()  # the previous owner removed this file while we waited for its lock
     except OSError as error:
-        raise UserError(f"Cannot write to {path.parent}: {error.strerror}.") from None
+        raise UserError(_describe_failure(path.parent, error)) from None
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.runtime.errors import UserError
+from distill.runtime.verification import verify_folder
 
 NO_REMOTE_CODE = {"trust_remote_code": False}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -92,6 +93,7 @@ def check_weights(folder: Path | str, refusal: str) -> None:
 
 
 def _load(load: Callable[..., Any], source: Path | str, refusal: str, **options: Any) -> Any:
+    verify_folder(Path(source))  # a teacher of ours; others have no checksums
     try:
         return load(source, **NO_REMOTE_CODE, **options)
     except Exception as error:  # whatever a damaged file makes one of several parsers raise

@@ -1,4 +1,4 @@
-"""Build semantic IDs: train a quantiser and resolve collisions, import an index, or add items to earlier IDs."""
+"""Build semantic IDs: train a quantiser and resolve collisions, number items, import an index, or add items."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from distill.data.dataset import Dataset
 from distill.runtime.artifacts import Artifact, write_json
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
-from distill.semantic_ids import embeddings, quantisers
+from distill.semantic_ids import embeddings, numbering, quantisers
+from distill.semantic_ids.collaborative import collaborative_codes
 from distill.semantic_ids.config import CollisionSettings, IDSettings, QuantiserSettings
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from distill.semantic_ids.index_file import read_index
 from distill.semantic_ids.quantisers import Quantiser
+from distill.semantic_ids.quantisers.settings import check
 
 # Share of the old items that must get their old first code again; else the new embeddings lie in another space.
 SAME_SPACE = 0.5
@@ -32,8 +34,8 @@ class BuiltIDs:
         before: codes before collisions were resolved [n_items, levels].
         codebook_size: codewords per level.
         facts: for the report: where the IDs come from and, of an extension, how many items are new.
-        vectors: the embeddings [n_items, dim]; None for imported IDs.
-        quantiser: None for imported IDs.
+        vectors: the embeddings [n_items, dim]; None for imported and numbered IDs.
+        quantiser: None for imported and numbered IDs.
     """
 
     item_ids: list[str]
@@ -63,6 +65,26 @@ def import_ids(path: Path, dataset: Dataset, codebook_size: int) -> BuiltIDs:
     return BuiltIDs(dataset.items["item_id"].to_pylist(), codes, codes, codebook_size, {"source": path.name})
 
 
+def number_ids(dataset: Dataset, settings: QuantiserSettings) -> BuiltIDs:
+    """Number the items by `sid`, `rid`, `iid` or `cid`, from the training sequences alone; no two share an ID.
+
+    Raises:
+        UserError: more items than codes, or settings that cannot work.
+    """
+    n_items, levels, size, seed = dataset.n_items, settings.levels, settings.codebook_size, settings.seed
+    values, offsets = dataset.training_sequences()
+    if settings.quantiser == "iid":  # first: its own message names both settings
+        codes = numbering.independent_codes(n_items, levels, size)
+    check(n_items, levels, size)
+    if settings.quantiser == "sid":
+        codes = numbering.sequential_codes(values, n_items, levels, size, seed)
+    elif settings.quantiser == "rid":
+        codes = numbering.random_codes(n_items, levels, size, seed)
+    elif settings.quantiser == "cid":
+        codes = collaborative_codes(values, offsets, n_items, levels, size, settings.spectral, seed)
+    return BuiltIDs(dataset.items["item_id"].to_pylist(), codes, codes, size, {"source": settings.quantiser})
+
+
 def train_ids(embedded: Artifact, dataset: Dataset, settings: IDSettings) -> BuiltIDs:
     """Train a quantiser on embeddings, encode all items and resolve collisions.
 
@@ -87,7 +109,7 @@ def extend_ids(old: Artifact, embedded: Artifact, dataset: Dataset, settings: Co
     vectors = embeddings.load(embedded.folder, item_ids)
     old_ids = SemanticIDs.load(old.folder)
     if not (old.folder / quantisers.SETTINGS).is_file():
-        raise UserError(f"{old.folder} was imported: it has no quantiser that could encode new items.")
+        raise UserError(f"{old.folder} was imported or numbered: it has no quantiser that could encode new items.")
     quantiser = quantisers.load(old.folder)
     rows = _rows_of(old_ids.item_ids, item_ids, old.folder)
     if vectors.shape[1] != quantiser.input_dim:

@@ -8,9 +8,11 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from distill.data.dataset import TEXT_FIELDS, TextField
-from distill.runtime.config import HalfOpenUnitInterval, Seed
+from distill.runtime.config import IF_CHANGED, HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
-from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig
+from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig, SpectralConfig
+
+NUMBERINGS = ("sid", "rid", "iid", "cid")  # IDs that need no embeddings
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class TextSettings:
     """Models: items per step."""
     shard_rows: PositiveInt = 2048
     """Models: items per shard; a killed command repeats at most one shard per process."""
-    fields: list[TextField] = field(default_factory=lambda: list(TEXT_FIELDS), metadata={"identity": False})
+    fields: list[TextField] = field(default_factory=lambda: list(TEXT_FIELDS), metadata=IF_CHANGED)
     """What of an item's text is embedded, in this order: title, brand, categories, description (paper: title and
     description)."""
     empty_text: Literal["error", "keep"] = "error"
@@ -67,9 +69,11 @@ class EmbedSettings(CollaborativeSettings, TextSettings):
 class QuantiserSettings:
     """How embeddings become codes."""
 
-    quantiser: Literal["rqvae", "rkmeans", "pq"] = "pq"
+    quantiser: Literal["rqvae", "rkmeans", "pq", "sid", "rid", "iid", "cid"] = "pq"
     """rqvae (paper), rkmeans (residual k-means) or pq (product quantisation: levels without an order), which
-    recommended best (docs/semantic-ids.md)."""
+    recommended best (docs/semantic-ids.md). Without embeddings, after Hua et al. (2023): sid (numbers in order of first
+    appearance), rid (random numbers), iid (a codeword for each item), cid (P5-CID: spectral clusters of items bought
+    together)."""
     levels: PositiveInt = 4
     """Codewords of an item."""
     codebook_size: PositiveInt = 256
@@ -80,8 +84,10 @@ class QuantiserSettings:
     """Settings of rqvae."""
     kmeans: KMeansConfig = field(default_factory=KMeansConfig)
     """Settings of rkmeans and pq."""
+    spectral: SpectralConfig = field(default_factory=SpectralConfig, metadata=IF_CHANGED)
+    """Settings of cid."""
     seed: Seed = 0
-    """Seed of the training and of the sample."""
+    """Seed of the training, of the sample and of random numbers."""
 
 
 @dataclass(frozen=True)

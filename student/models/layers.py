@@ -114,17 +114,20 @@ def padding_mask(present: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def level_log_probs(states: Tensor, head: Tensor, level: int, scope: str) -> Tensor:
-    """Compute the log-probabilities of one level's codewords [..., codebook_size].
+    """Compute the log-probabilities of one level's codewords [..., codebook_size], or of all codewords.
 
     Args:
         states: [..., d_model].
         head: [levels, codebook_size, d_model].
         level: of the codewords.
-        scope: softmax over the "level"'s codewords (only its part of the head is computed), or over "all" levels'.
+        scope: softmax over the "level"'s codewords (only its part of the head is computed), or over "all" levels';
+            "whole" is that of "all", and returns the codewords of all levels [..., levels · codebook_size].
     """
     if scope == "level":
         return (states @ head[level].T).float().log_softmax(-1)
     logits = (states @ head.flatten(0, 1).T).float()
+    if scope == "whole":
+        return logits.log_softmax(-1)
     return logits.unflatten(-1, head.shape[:2])[..., level, :] - logits.logsumexp(-1, keepdim=True)
 
 

@@ -109,16 +109,27 @@ class Seq2Seq(nn.Module):
         Args:
             codes: codewords of the items, oldest first; whole items padded with -1 on the right [batch, items, levels].
         """
+        x, present, packing = self.encoder_states(codes)
+        keys, values = zip(*(layer.cross.keys_values(x, packing) for layer in self.decoder), strict=True)
+        return EncodedHistory(list(keys), list(values), padding_mask(present, self.head.dtype))
+
+    def encoder_states(self, codes: Tensor) -> tuple[Tensor, Tensor, Packing | NoPacking]:
+        """Run the encoder.
+
+        Args:
+            codes: as for `encode`.
+
+        Returns:
+            States after the last norm [batch, length, d_model] or packed; which tokens are no padding [batch, length];
+            the packing.
+        """
         embedded, present = self.embed_history(codes)
-        mask = padding_mask(present, self.head.dtype)
-        bias = mask + self.history_bias(present.shape[1])
+        bias = padding_mask(present, self.head.dtype) + self.history_bias(present.shape[1])
         packing = choose_packing(present)
         x = self.dropout(packing.pack(embedded))
         for layer in self.encoder:
             x, _, _ = layer(x, bias, packing)
-        x = self.dropout(self.encoder_norm(x))
-        keys, values = zip(*(layer.cross.keys_values(x, packing) for layer in self.decoder), strict=True)
-        return EncodedHistory(list(keys), list(values), mask)
+        return self.dropout(self.encoder_norm(x)), present, packing
 
     def embed_history(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Embed the encoder's tokens: one for each codeword, or one for each item where only its text is read.

@@ -18,6 +18,7 @@ from distill.data.dataset import PAD, Dataset
 from distill.data.histories import last_items
 from distill.decoding.beam_search import score_all, search, to_items
 from distill.decoding.trie import Trie
+from distill.decoding.whole_vocabulary import Vocabulary, search_tokens
 from distill.runtime import models
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
@@ -68,6 +69,26 @@ class HFEngine:
         return self._search(self._step(histories), histories, width, exclude_bought, constrained)
 
     @torch.inference_mode()
+    def search_whole_vocabulary(self, histories: np.ndarray, width: int) -> np.ndarray:
+        """Search over all tokens of the vocabulary at each step, to measure the share of invalid IDs.
+
+        Args:
+            histories: item numbers, oldest first, padded with -1 [users, length]; nothing is excluded.
+            width: beams.
+
+        Returns:
+            Items, best first, -1 where the tokens are no item's ID [users, width].
+        """
+        step, levels = self._step(histories), self.data.ids.levels
+        sequences, _ = search_tokens(
+            lambda level, parents, tokens: step.likeliest_tokens(parents, tokens, width),
+            *(levels, len(histories), width, self.device),
+        )
+        size = self.model.get_output_embeddings().weight.shape[0]
+        vocabulary = Vocabulary(self.token_of, size, torch.from_numpy(self.data.gaps).to(self.device))
+        return vocabulary.find_items(sequences, self.trie).cpu().numpy()
+
+    @torch.inference_mode()
     def score_items(self, histories: np.ndarray) -> np.ndarray:
         """Exact log P(v|S) of all items, for catalogues of a few thousand [users, n_items]."""
         scores = []
@@ -96,6 +117,21 @@ class HFEngine:
             log_probs = step(level, beams if level > 1 else torch.zeros_like(beams), codes[..., level - 1])
             total = total + log_probs.gather(2, codes[..., level, None])[..., 0]
         return np.where(items == PAD, -np.inf, total.float().cpu().numpy())
+
+    @torch.inference_mode()
+    def item_states(self, batch_size: int = 256) -> np.ndarray:
+        """Represent each item by the mean state of the last layer at its codewords, float32 [n_items, dim].
+
+        The model reads the item alone: the tokenizer's start token, if it has one, and the item's codewords.
+        """
+        tokens = torch.from_numpy(self.data.item_tokens).to(self.device)
+        if self.data.tokenizer.bos_token_id is not None:
+            tokens = torch.nn.functional.pad(tokens, (1, 0), value=self.data.tokenizer.bos_token_id)
+        levels, states = self.data.ids.levels, []
+        for part in tokens.split(batch_size):
+            hidden = self.model.base_model(input_ids=part).last_hidden_state
+            states.append(hidden[:, -levels:].float().mean(1))
+        return torch.cat(states).cpu().numpy()
 
     @torch.inference_mode()
     def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray, scope: str = "level") -> Tensor:

@@ -90,6 +90,28 @@ def codeword_log_probs(model, hidden: Tensor, token_of: Tensor) -> Tensor:
     return torch.cat(parts).view(*hidden.shape[:-1], *token_of.shape)
 
 
+def likeliest_tokens(model, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Compute the k likeliest tokens of the whole vocabulary, a few rows at a time.
+
+    In half precision the logits are rounded, as in a model's own `generate`.
+
+    Args:
+        model: a causal model.
+        hidden: states [..., dim].
+        k: tokens.
+
+    Returns:
+        float32 log-probabilities and token numbers, best first [..., min(k, vocabulary)].
+    """
+    parts = []
+    for rows in hidden.flatten(0, -2).split(HEAD_ROWS):
+        logits = output_logits(model, rows)
+        best, tokens = logits.topk(min(k, logits.shape[-1]), dim=-1)
+        parts.append((best - logits.logsumexp(-1, keepdim=True), tokens))
+    log_probs, tokens = (torch.cat(part).unflatten(0, hidden.shape[:-1]) for part in zip(*parts, strict=True))
+    return log_probs, tokens
+
+
 class TreeStep:
     """`beam_search.Step` of a causal model: beams as a tree in one growing key-value cache.
 
@@ -105,14 +127,22 @@ class TreeStep:
 
     def __call__(self, level: int, parents: Tensor | None, codes: Tensor | None) -> Tensor:
         """As `beam_search.Step`."""
-        hidden = self.encoded.hidden[:, None]
-        if level > 0:
-            visible, positions = self.branches.append_beam_tokens(parents)
-            hidden = self.model.base_model(
-                input_ids=self.token_of[level - 1][codes],
-                attention_mask=additive(visible, self.model.dtype),
-                position_ids=positions,
-                past_key_values=self.encoded.cache,
-                use_cache=True,
-            ).last_hidden_state
+        hidden = self._states(parents, None if codes is None else self.token_of[level - 1][codes])
         return codeword_log_probs(self.model, hidden, self.token_of)[..., level, :]
+
+    def likeliest_tokens(self, parents: Tensor | None, tokens: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        """As `whole_vocabulary.TokenStep`: the k likeliest tokens of each beam, of the whole vocabulary."""
+        return likeliest_tokens(self.model, self._states(parents, tokens), k)
+
+    def _states(self, parents: Tensor | None, tokens: Tensor | None) -> Tensor:
+        """Append a token to each beam; returns the states that predict the next [batch, beams, dim]."""
+        if tokens is None:
+            return self.encoded.hidden[:, None]
+        visible, positions = self.branches.append_beam_tokens(parents)
+        return self.model.base_model(
+            input_ids=tokens,
+            attention_mask=additive(visible, self.model.dtype),
+            position_ids=positions,
+            past_key_values=self.encoded.cache,
+            use_cache=True,
+        ).last_hidden_state

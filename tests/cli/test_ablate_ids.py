@@ -59,7 +59,9 @@ def test_the_table_by_hand():
     ]
     rows.append({"quantiser": "rqvae", **where, "seed": 1, "recall@10": 0.4, "ndcg@10": 0.3, **about})
     rows.append({"quantiser": "floor: transitions", **where, "seed": 0, "recall@10": 0.5, "ndcg@10": 0.4})
-    best, second, floor = table_lines(rows)
+    rows.append({"quantiser": "cid", **where, "seed": 1, "recall@10": 0.1, "ndcg@10": 0.05, **about, "error": None})
+    best, second, third, floor = table_lines(rows)
+    assert third[3:] == ["0.1000", "0.0500", "10.0%", "200", "–", "1"]  # IDs without embeddings have no error
     assert best == ["rqvae", "tfidf", "none", "0.4000", "0.3000", "10.0%", "200", "25.0%", "1"]
     assert second[:5] == ["pq", "tfidf", "none", "0.2000 ± 0.1000", "0.1000 ± 0.0500"] and second[-1] == "3"
     assert floor[0] == "floor: transitions" and floor[5:] == ["–"] * 4

@@ -48,6 +48,27 @@ def test_texts_to_ids(tmp_path):
     assert (tmp_path / "semantic_ids" / "manifest.json").stat().st_mtime_ns == before
 
 
+def test_numbered_ids_need_no_embeddings(tmp_path):
+    make_dataset(tmp_path, [""] * 20)
+    cid = ["--quantiser", "cid", "--levels", "3", "--codebook_size", "8", "--spectral.clusters", "2"]
+    error = refused("build_semantic_ids.py", tmp_path, "--quantiser", "cid", "--levels", "1", kind="semantic_ids")
+    assert "needs --levels of at least 2" in error
+    code, output, error = command("build_semantic_ids.py", tmp_path, *cid)
+    assert code == 0, error
+    assert "20 distinct IDs" in output
+    report = json.loads((tmp_path / "semantic_ids" / "report.json").read_text())
+    assert report["source"] == "cid" and "neighbours" not in report
+    code, _, error = command("build_semantic_ids.py", tmp_path, *cid)
+    assert code == 0 and "finished" in error
+    code, _, error = command("build_semantic_ids.py", tmp_path, *cid, "--spectral.leaf", "2")
+    assert code == 0 and "made again, because spectral changed" in error
+    error = refused("build_semantic_ids.py", tmp_path, "--quantiser", "iid", "--output", "iid", kind="iid")
+    assert "expected --levels 1 --codebook_size 20" in error
+    words = ["--extend", "semantic_ids", "--output", "longer"]
+    make_embeddings(tmp_path, np.eye(20))
+    assert "has no quantiser" in refused("build_semantic_ids.py", tmp_path, *words, kind="longer")
+
+
 @pytest.mark.parametrize("name", ["rqvae", "rkmeans", "pq"])
 def test_new_items_leave_old_codes_untouched(tmp_path, name):
     rng = np.random.default_rng(0)

@@ -64,7 +64,7 @@ def make_run(root, users=50, seed=0, n_vectors=N_ITEMS):
     for name, loss in (("sasrec-list", "list"), ("gru4rec", "ce")):
         network, sizes = ITEM_MODELS[name.split("-")[0]]
         with ArtifactJob("baseline", Loss(loss), root / "baselines" / name, [data]).write() as folder:
-            facts = {"network": name.split("-")[0]}
+            facts = {"network": name.split("-")[0], "exclude_bought": True}
             ItemRecommender(network(sizes(N_ITEMS, dim=8)), facts).save_pretrained(folder)
 
 
@@ -100,6 +100,15 @@ def evaluated(tmp_path_factory):
     return root
 
 
+def test_an_item_model_gets_a_memory(evaluated, tmp_path):
+    words = "--run", evaluated, "--student", evaluated / "baselines/gru4rec", "--output", tmp_path / "gru4rec+memory"
+    code, _, error = command("add_memory.py", *words, *COUNTED, "--weight", "0.3")
+    assert code == 0, error
+    assert ItemRecommender.from_pretrained(tmp_path / "gru4rec+memory").transition_memory.weight == 0.3
+    error = refused("add_memory.py", "--run", evaluated, "--student", evaluated / "dataset")
+    assert "Expected a student" in error and "found a dataset" in error
+
+
 def test_rows(evaluated):
     rows = {row["system"]: row for row in json.loads((evaluated / "evaluation/metrics.json").read_text())}
     assert list(rows) == [*NOT_LEARNED, "gru4rec", "sasrec-list", "tiger", "tiger+memory"]
@@ -115,6 +124,7 @@ def test_rows(evaluated):
         hits = sum(group["users"] * group.get("recall@10", 0) for group in groups)
         assert hits / 50 == pytest.approx(row["recall@10"])
     assert [one["width"] for one in rows["tiger"]["widths"]] == [4, 12]
+    assert [one["invalid_whole"] for one in rows["tiger"]["widths"]] == [None, None]  # a softmax over the level alone
     assert 0 <= rows["tiger"]["beam_missed@10"] < 1 and 0 < rows["tiger"]["invalid@10"] < 1
     # the student knows nothing, the counter nearly everything, and validation saw that
     memory = rows["tiger+memory"]
@@ -135,6 +145,15 @@ def test_lists_are_those_of_the_baseline(evaluated):
     lists = np.array(pq.read_table(evaluated / "evaluation/lists.parquet")["transitions"].to_pylist())
     model = counting.Transitions(dataset, counting.TransitionSettings(window=2))
     assert lists.tolist() == counting.recommend(model, dataset.examples("test"), 20).tolist()
+
+
+def test_lists_without_the_trie(evaluated):
+    """They have as many invalid IDs as the row says."""
+    rows = {row["system"]: row for row in json.loads((evaluated / "evaluation/metrics.json").read_text())}
+    table = pq.read_table(evaluated / "evaluation/unconstrained.parquet")
+    assert table.column_names == ["user", "target", "history", "tiger", "tiger+memory"]
+    lists = np.array(table["tiger"].to_pylist())
+    assert lists.shape == (50, 20) and (lists[:, :10] < 0).mean() == pytest.approx(rows["tiger"]["invalid@10"])
 
 
 def test_the_memory_is_chosen_on_validation_and_saved(evaluated):

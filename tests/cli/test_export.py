@@ -26,6 +26,7 @@ from distill.labels.labeller import Labels
 from distill.labels.store import LabelStore
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.checksums import seal
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import write_codes
@@ -356,7 +357,7 @@ def test_changes_are_refused_by_name(shop, whole, tmp_path):
     other = tmp_path / "run"
     shutil.copytree(shop, other)
     manifest = json.loads((other / "teacher/manifest.json").read_text())
-    write_json(other / "teacher/manifest.json", manifest | {"fingerprint": "another"})
+    write_json(other / "teacher/manifest.json", seal(manifest | {"fingerprint": "another"}))
     assert "input teacher changed" in refused(other, output)
     assert content(output) == content(whole)
     make(settings(other, output, overwrite=True))

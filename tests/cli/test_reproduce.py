@@ -117,30 +117,35 @@ def test_the_papers_settings_beside(tmp_path):
     assert lines[5].startswith("| w/o DISTILL, paper's settings | 0.2700 |") and "0.1092" in lines[5]
 
 
-def with_widths(folder, diversity):
+def with_widths(folder, diversity, whole=None):
     """An evaluation of students at two beam widths: the given Diversity@10 at the first, half of it at the second."""
     rows = []
     for system, value in diversity.items():
         points = [{"width": 10 * (1 + place), "recall@10": 0.3, "ndcg@10": 0.2, "diversity@10": value / (1 + place),
-                   "diversity": 0.9, "invalid": place / 4} for place in range(2)]  # fmt: skip
+                   "diversity": 0.9, "invalid": place / 4,
+                   "invalid_whole": whole and whole + place / 8} for place in range(2)]  # fmt: skip
         rows.append({"system": system, "users": 40, "widths": points})
     with ArtifactJob("evaluation", Nothing(), folder).write() as output:
         write_json(output / "metrics.json", [{"system": "popularity", "users": 40}, *rows])
 
 
 def test_figures_over_the_beam_width(tmp_path):
-    students = {"tiger": 0.4, "smooth": 0.5, "distill": 0.6, "dtr": 0.7, "dwr": 0.8}
+    students = {"tiger": 0.4, "smooth": 0.5, "distill": 0.6, "dtr": 0.7, "dwr": 0.8, "teacher": 0.5}
     with_widths(tmp_path / "r/evaluation-widths", students)
     with_widths(tmp_path / "r-seed1/evaluation-widths", students | {"tiger": 0.6})
+    for folder in ("r", "r-seed1"):
+        with_widths(tmp_path / folder / "evaluation-widths-scope-all", {"tiger-scope-all": 0.3}, whole=0.5)
     words = ("--dataset", "instruments", "--run", tmp_path / "r", "--make", "false")
     code, out, error = reproduce("figure1", *words, "--seeds", "[0, 1]")
     assert code == 0, error
     lines = [line for line in out.splitlines() if line.startswith("| tiger")]
     assert lines == [
-        "| tiger | 10 | 0.3000 | 0.2000 | 0.5000 ± 0.1414 | 0.0000 | – |",
-        "| tiger | 20 | 0.3000 | 0.2000 | 0.2500 ± 0.0707 | 0.2500 | 0.2913 |",
+        "| tiger | 10 | 0.3000 | 0.2000 | 0.5000 ± 0.1414 | 0.0000 | – | – |",
+        "| tiger | 20 | 0.3000 | 0.2000 | 0.2500 ± 0.0707 | 0.2500 | – | 0.2913 |",
+        "| tiger-scope-all | 10 | 0.3000 | 0.2000 | 0.3000 | 0.0000 | 0.5000 | – |",
+        "| tiger-scope-all | 20 | 0.3000 | 0.2000 | 0.1500 | 0.2500 | 0.6250 | – |",
     ]
-    assert "codewords of other levels are invalid too" in out and "Table 2 (validation split, beam width 20)" in out
+    assert "| teacher | 20 | 0.3000 |" in out and "Table 2 (validation split, beam width 20)" in out
     code, out, error = reproduce("figure3", *words)
     assert code == 0, error
     assert [line.split(" | ")[:3] for line in out.splitlines() if line.startswith("| dwr")] == [
@@ -187,8 +192,22 @@ def test_commands_of_the_papers_settings_and_figures(tmp_path, monkeypatch):
     assert evaluated.endswith(f"--output {tmp_path / 'r/evaluation-paper'}")
     assert "--preset lohrec-13m" in called("--table", "table2", "--settings", "paper", "--preset", "lohrec-13m")[-2]
     widths = called("--table", "figure3", "--widths", "5,10", "--width_users", "70")[-1]
-    assert "--widths [5, 10]" in widths and "--users 70 --width_users 70" in widths and "evaluation-widths" in widths
+    assert (
+        "dwr, teacher]" in widths
+        and "--widths [5, 10]" in widths
+        and "--users 70 --width_users 70" in widths
+        and "evaluation-widths" in widths
+    )
     assert len(called("--table", "table3", "--input", "DATA")) == 1 and calls[0][-2:] == ["--input", "DATA"]
+    *_, trained, whole = called("--table", "figure1")
+    assert "--variant tiger --scope all" in trained and trained.endswith("students-scope-all/tiger-scope-all")
+    assert whole.endswith("evaluation-widths-scope-all") and "[popularity, tiger-scope-all]" in whole
+    _, *students, _, first, second, vectors = called("--table", "figure4")
+    assert [word.rpartition("/")[2] for word in students] == ["top", "random", "rank"]
+    assert all("--variant tiger --labels " in word for word in students)
+    assert "[popularity, top, random, rank]" in first and "[popularity, dwr-without-distill]" in second
+    assert vectors.endswith(f"represent_items.py --run {tmp_path / 'r'}")
+    assert len(called("--table", "cases")) == 1
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,39 @@ def test_beams_without_the_trie(engines):
                 assert score == pytest.approx(expected[item], abs=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", ["stream", "seqrec"])
+def test_beams_over_the_whole_vocabulary(engines, prompt):
+    """Against plain passes over each prefix: the best of all extensions by any token are kept."""
+    engine, width = engines[prompt], 7
+    codewords = engine.data.tokenizer.convert_tokens_to_ids(engine.data.ids.tokens())
+    item_of = {}
+    for item, code in enumerate(engine.data.ids.codes.tolist()):  # of items behind one ID, the first
+        item_of.setdefault(tuple(codewords[SIZE * level + number] for level, number in enumerate(code)), item)
+    items = engine.search_whole_vocabulary(HISTORIES, width)
+    for row, history in enumerate(HISTORIES):
+        beams, start = [((), 0.0)], prompt_of(engine, history)
+        for _ in range(LEVELS):
+            longer = []
+            for prefix, score in beams:
+                log_probs = engine.model(torch.tensor([start + list(prefix)])).logits[0, -1].double().log_softmax(-1)
+                longer += [((*prefix, token), score + value) for token, value in enumerate(log_probs.tolist())]
+            beams = sorted(longer, key=lambda pair: -pair[1])[:width]
+        assert items[row].tolist() == [item_of.get(tokens, PAD) for tokens, _ in beams]
+
+
+def test_item_states(engines):
+    """The last hidden states at the codewords, each item read behind the start token alone."""
+    engine = engines["seqrec"]
+    states = engine.item_states(batch_size=5)
+    assert states.shape == (N_ITEMS, SIZES["hidden_size"])
+    for item, tokens in enumerate(engine.data.item_tokens.tolist()):
+        prompt = torch.tensor([[engine.data.tokenizer.bos_token_id, *tokens]])
+        with torch.no_grad():
+            hidden = engine.model(prompt, output_hidden_states=True).hidden_states[-1][0, 1:]
+        np.testing.assert_allclose(states[item], hidden.mean(0), atol=1e-5)
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_codeword_logprobs(engines, prompt):
     engine = engines[prompt]

@@ -1,7 +1,7 @@
-"""Coverage-guided fuzzing of one target by atheris, which sees the branches that inputs take.
+"""Coverage-guided fuzzing of one target by atheris, which sees the branches that an input takes in the code.
 
-An input of atheris is a byte that chooses the file of the target's seed, and the content that replaces it, best of text
-or JSON. It stops at the first fault.
+An input of atheris is a byte that chooses the file of the target's seed, and the content that replaces it: best for
+text and JSON. It stops at the first fault.
 """
 
 import sys

@@ -1,11 +1,17 @@
-"""Kills a piece of work at any of its changes to files, by an audit hook; nothing later reaches the disk."""
+"""Counts the changes that a process makes to files, by an audit hook, and kills it at one of them.
+
+`changes_below` and `killed` raise an exception in place of a kill, at the change and at all later ones, so that nothing
+later reaches the disk. `die_at` sends SIGKILL. Files that C++ and Rust libraries write (parquet, safetensors) raise no
+events.
+"""
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
-CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -14,7 +20,7 @@ class KilledError(BaseException):
 
 
 class _Killer:
-    """Counts changes below `root`, and raises at number `at` and at every later one; `events` lists them."""
+    """Counts changes below `root`, and calls `act` at number `at` and at every later one; `events` lists them."""
 
     root, at, events = None, 0, ()
 
@@ -23,7 +29,10 @@ class _Killer:
             return
         self.events.append((event, str(args[0])))
         if self.at and len(self.events) >= self.at:
-            raise KilledError(f"{event} {args[0]}")
+            self.act(f"{event} {args[0]}")
+
+    def act(self, change):
+        raise KilledError(change)
 
     def is_change(self, event, args):
         if event == "open":
@@ -58,3 +67,14 @@ def killed(root: Path, work, at: int) -> bool:
     except KilledError:
         return True
     return False
+
+
+def die_at(root: Path, at: int) -> list[tuple[str, str]]:
+    """List the changes below a folder from now on, and send SIGKILL to this process just before number `at` (0: never).
+
+    Returns:
+        The list of (event, path), which grows.
+    """
+    _killer.act = lambda change: os.kill(os.getpid(), signal.SIGKILL)
+    _killer.root, _killer.at, _killer.events = str(root), at, []
+    return _killer.events

@@ -354,3 +354,19 @@ def test_hints_name_the_config_beside_the_running_commands(tmp_path, monkeypatch
     assert commands.command_for("dataset", tmp_path / "a run/dataset").endswith(f"--run '{tmp_path}/a run'")
     # no teacher.yaml beside it: the default config is read
     assert commands.command_for("teacher", run / "teacher") == f"accelerate launch teacher/finetune.py --run {run}"
+
+
+def test_a_working_folder_from_which_nobody_can_go_on_is_deleted(tmp_path):
+    def fail(name, resume, files):
+        with (
+            pytest.raises(ZeroDivisionError),
+            ArtifactJob("student", Config(), tmp_path / name).write(resume) as folder,
+        ):
+            for file in files:
+                (folder / file).write_text("checkpoint")
+            raise ZeroDivisionError
+        return names(tmp_path)
+
+    assert fail("a", False, ["half"]) == []
+    assert fail("b", True, []) == []  # refused before its first checkpoint
+    assert fail("c", True, ["step"]) == ["c.partial"]

@@ -232,7 +232,17 @@ def test_items_of_the_teachers_list():
     lists, scores = np.array([[4, 5, 6], [7, 8, PAD]]), np.array([[-3.0, -1, -2], [-1, -2, -np.inf]])
     assert item_of_list(lists, scores, "top", np.zeros(2)).tolist() == [5, 7]
     assert item_of_list(lists, scores, "random", np.array([0.99, 0.99])).tolist() == [6, 8]
-    assert item_of_list(lists, scores, "random", np.array([0.3, 0.3])).tolist() == [4, 7]
+    assert item_of_list(lists, scores, "random", np.array([0.3, 0.3])).tolist() == [5, 7]  # 4 is there by force
+
+
+def test_a_random_item_is_of_the_teachers_own_list():
+    """The reference, in front, is drawn where the teacher ranks it above another candidate, or has nothing else."""
+    lists = np.array([[4, 5, 6, 7], [4, 5, 6, 7], [4, 5, PAD, PAD], [4, PAD, PAD, PAD]])
+    scores = np.array([[-9, -1, -2, -3], [-2.5, -1, -2, -3], [-1, -2, -np.inf, -np.inf], [-9, *[-np.inf] * 3]])
+    draws = (np.arange(60) + 0.5) / 60
+    drawn = np.stack([item_of_list(lists, scores, "random", np.full(4, draw)) for draw in draws], axis=1)
+    counts = [dict(zip(*map(list, np.unique(row, return_counts=True)), strict=True)) for row in drawn]
+    assert counts == [{5: 20, 6: 20, 7: 20}, {4: 15, 5: 15, 6: 15, 7: 15}, {4: 30, 5: 30}, {4: 60}]
 
 
 def test_the_teachers_first_is_taught(shop):

@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 from reference import content_naive
+from unit.test_item_models import model_of
 from unit.test_recommender import N_ITEMS, histories, item_scores, shop
 from unit.test_transition_memory import counter, memory_of, sequences
 
 from distill.baselines.content import Content, ContentSettings
 from distill.runtime.errors import UserError
 from student.content_memory import ContentMemory
+from student.item_recommender import ItemRecommender
 from student.memory_mixture import Candidates, MixtureWeights, candidates, mixed
 from student.memory_tuning import best_weights
 from student.recommender import Recommender
@@ -175,3 +177,37 @@ def test_the_best_weights():
         lists, _ = proposals.ranked(tried, 1)
         assert values[tried] == pytest.approx((lists[:, 0] == targets).mean())
     assert all(tried.weight + tried.content_weight <= 1 + 1e-9 for tried in values)
+
+
+def item_model():
+    return ItemRecommender(model_of("sasrec", n_items=N_ITEMS), {"network": "sasrec", "exclude_bought": True})
+
+
+@pytest.mark.parametrize("exclude_bought", [True, False])
+def test_an_item_model_with_memories(exclude_bought, tmp_path):
+    """All items ranked by the sum of three exact distributions; what is saved and loaded ranks alike."""
+    plain, users, rows = item_model(), histories([6, 1, 3]), sequences(1, users=8)
+    memory, content = memory_of(rows, weight=0.4, top=4, discount=0.4), content_of(weight=0.35, temperature=0.3, top=4)
+    student = plain.with_transition_memory(memory).with_content_memory(content)
+    log_probs, scores = plain.network_scores(users), student.score_items(users, exclude_bought)
+    items, ranked = student.rank_items(users, 5, exclude_bought)
+    for row, history in enumerate(users):
+        bought = {int(item) for item in history if item >= 0}
+        counted = memory.probabilities(users[row : row + 1], exclude_bought).toarray()[0]
+        similar = content_probabilities(history, 0.3, exclude_bought)
+        expected = 0.25 * np.exp(log_probs[row]) + 0.4 * counted + 0.35 * similar
+        expected = np.log(expected) - 0.4 * memory.familiarity
+        np.testing.assert_allclose(scores[row], expected, atol=2e-3)  # float16 embeddings
+        order = [item for item in np.argsort(-scores[row], kind="stable") if not exclude_bought or item not in bought]
+        assert items[row].tolist() == order[:5]
+        np.testing.assert_allclose(ranked[row], scores[row, order[:5]])
+    asked = np.array([[0, 5, -1]] * len(users))
+    np.testing.assert_allclose(
+        student.ranking_scores(users, asked, exclude_bought)[:, :2], scores[:, [0, 5]], atol=1e-5
+    )
+    assert (plain.ranking_scores(users, asked, exclude_bought)[:, :2] == log_probs[:, [0, 5]]).all()
+    student.save_pretrained(tmp_path)
+    again = ItemRecommender.from_pretrained(tmp_path)
+    np.testing.assert_allclose(again.score_items(users, exclude_bought), scores)
+    assert again.transition_memory.weight == 0.4 and again.content_memory.temperature == 0.3
+    assert again.with_transition_memory(None).score_items(users).tolist() == log_probs.tolist()

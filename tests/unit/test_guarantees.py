@@ -84,6 +84,8 @@ def test_folders_of_the_user_remain(tmp_path, name):
     if name == "data.partial":
         with pytest.raises(UserError, match=r"data\.partial is needed as a working folder, and no command"):
             make(tmp_path / "data", overwrite=True)
+        with pytest.raises(UserError, match="no command"), ArtifactJob("dataset", Config(), tmp_path / "data").write():
+            pass
     else:
         assert make(tmp_path / "data", overwrite=True, text="2").folder.joinpath("data.txt").read_text() == "2"
     assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
@@ -135,9 +137,21 @@ def test_damaged_inputs_are_named_before_the_work(tmp_path, monkeypatch, damage,
 def test_manifests_without_checksums_are_read(tmp_path):
     """As earlier versions wrote them."""
     data = make(tmp_path / "dataset")
-    del data.manifest["files"]
+    del data.manifest["files"], data.manifest["checksum"]
     (tmp_path / "dataset/manifest.json").write_text(json.dumps(data.manifest))
     make(tmp_path / "ids", "semantic_ids", [artifacts.read(tmp_path / "dataset", "dataset")])
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "config", "inputs", "identity", "files"])
+def test_a_manifest_that_was_altered_is_named(tmp_path, key):
+    """It holds the checksums of the other files; without its own, another fingerprint or setting was taken as right."""
+    data = make(tmp_path / "dataset")
+    altered = {"x": 1} if isinstance(data.manifest[key], dict) else "0" * 16
+    (tmp_path / "dataset/manifest.json").write_text(json.dumps(data.manifest | {key: altered}))
+    with pytest.raises(UserError, match=r"dataset/manifest\.json is damaged: its checksum is not .*prepare_data"):
+        artifacts.read(tmp_path / "dataset", "dataset")
+    make(tmp_path / "dataset", overwrite=True)
+    assert artifacts.read(tmp_path / "dataset", "dataset").fingerprint == data.fingerprint
 
 
 def test_leftovers_of_a_kill_go_at_the_next_start(tmp_path):

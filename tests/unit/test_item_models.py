@@ -1,4 +1,4 @@
-"""SASRec and GRU4Rec: no look ahead, padding that changes nothing, losses by hand, and training that learns."""
+"""SASRec, GRU4Rec, FMLP-Rec: no look ahead, padding that changes nothing, losses by hand, and training that learns."""
 
 import dataclasses
 import json
@@ -45,10 +45,10 @@ def root(tmp_path_factory):
     return folder
 
 
-def model_of(name, seed=0):
+def model_of(name, seed=0, n_items=N_ITEMS):
     torch.manual_seed(seed)
     network, config = ITEM_MODELS[name]
-    model = network(config(N_ITEMS, max_history=4, dim=8)).eval()
+    model = network(config(n_items, max_history=4, dim=8)).eval()
     with torch.no_grad():
         model.items.weight.normal_(0, 0.5)
     return model

@@ -16,7 +16,7 @@ from distill.semantic_ids.ids import SemanticIDs, write_codes
 from teacher import templates
 from teacher.base_model import from_scratch
 from teacher.batching import epoch_batches, make_batches
-from teacher.config import Config, InstructionSettings, check, extra_identity
+from teacher.config import Config, InstructionSettings, check
 from teacher.engines.hf import HFEngine
 from teacher.tasks import Sample, Samples, TaskData
 from teacher.tokenizer import add_codewords, train_tokenizer
@@ -222,7 +222,12 @@ def test_a_prompt_whose_task_has_a_number():
     check(replace(BASE, tasks={}, task_samples={"seqrec": 100}, prompt="seqrec"))
 
 
-def test_options_are_in_the_identity_only_where_they_are_set():
-    assert extra_identity(BASE) == {}
+def test_options_are_in_the_identity_only_where_they_are_set(tmp_path):
+    def identity(config):
+        return ArtifactJob("teacher", config, tmp_path / "teacher").identity
+
     changes = {"task_samples": {"item2index": 3}, "id_eos": True, "lora_embeddings": "all", "codeword_lr": 0.01}
-    assert extra_identity(replace(BASE, **changes)) == changes
+    assert identity(BASE)["extra"] == {}
+    assert identity(replace(BASE, **changes))["extra"] == changes
+    assert identity(replace(BASE, **changes))["config"] == identity(BASE)["config"]
+    assert not changes.keys() & identity(BASE)["config"].keys()

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
 from transformers import AutoConfig
 
 from distill.runtime import models
+from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
 from distill.semantic_ids.embedders import check_modules
 from student.models.large import loading
@@ -27,6 +29,11 @@ class Network(LlamaForCausalLM):
 class Tokenizer(PreTrainedTokenizerFast):
     pass
 """
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
 
 
 class NoPrompt:
@@ -131,3 +138,38 @@ def test_sentence_transformers_usual_modules_pass(tmp_path):
     (tmp_path / "modules.json").write_text(json.dumps(types))
     (tmp_path / "model.safetensors").touch()
     check_modules(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "generation_config.json", "tokenizer.json"])
+def test_a_damaged_teacher_is_named_before_it_is_loaded(tmp_path, name):
+    """Transformers takes a flipped bit of weights as right, and a damaged generation config as none."""
+    with ArtifactJob("teacher", Nothing(), tmp_path / "teacher").write() as partial:
+        checkpoint(partial, NETWORKS["llama"], [])
+    load_base(str(tmp_path / "teacher"))
+    path = tmp_path / "teacher" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for load in (load_base, load_tokenizer):
+        with pytest.raises(UserError, match=rf"{name} is damaged: its checksum .* Make the teacher again with"):
+            load(str(tmp_path / "teacher"))
+    (tmp_path / "teacher/manifest.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        load_base(str(tmp_path / "teacher"))
+
+
+def test_a_swapped_manifest_is_named(tmp_path):
+    with ArtifactJob("teacher", Nothing(), tmp_path / "teacher").write() as partial:
+        checkpoint(partial, NETWORKS["llama"], [])
+    manifest, other = tmp_path / "teacher/manifest.json", tmp_path / "teacher/generation_config.json"
+    contents = manifest.read_text(), other.read_text()
+    other.write_text(contents[0])
+    manifest.write_text(contents[1])
+    with pytest.raises(UserError, match=r"manifest\.json and .*generation_config\.json are swapped"):
+        load_base(str(tmp_path / "teacher"))
+
+
+def test_a_manifest_of_another_program_is_left_alone(tmp_path):
+    folder = checkpoint(tmp_path / "base", NETWORKS["llama"], [])
+    (folder / "manifest.json").write_text('{"name": "a web app"}')
+    load_base(str(folder))

@@ -57,7 +57,7 @@ def ids_of(folder):
 
 
 def test_the_quantisers_vectors(tmp_path):
-    with pytest.raises(UserError, match=r"was imported: it has no quantiser.*--init_codewords mean"):
+    with pytest.raises(UserError, match=r"was imported or numbered: it has no quantiser.*--init_codewords mean"):
         quantiser_vectors(ids_of(tmp_path))
     made = codebooks(5)
     quantisers.save(made, tmp_path)

@@ -14,6 +14,7 @@ from distill.labels.schema import write_index
 from distill.labels.store import LabelStore, export_command
 from distill.labels.writer import read_shard, write_shard
 from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.checksums import seal
 from distill.runtime.errors import UserError
 
 LEVELS, SIZE, K = 2, 3, 4
@@ -127,6 +128,7 @@ def test_datasets_reads_them(tmp_path, encoding):
             roots = np.stack([np.frombuffer(value, np.uint8) for value in table[f"roots_{level}"]])
             np.testing.assert_array_equal(roots, np.rint(208 * np.sqrt(np.exp(expected(3)[:, level]) / 0.9)))
     assert LabelStore.open(tmp_path / "pushed").rows == 5
+    (tmp_path / "pushed" / "index.json").write_text("of another set")
     with pytest.raises(UserError, match="is not empty"):
         hub.push(folder, str(tmp_path / "pushed"))
 
@@ -386,7 +388,7 @@ def test_messages_name_the_command_of_these_labels(tmp_path, recorded, expected)
     """With run and config, as the manifest has them; --overwrite would make everything, --shard perhaps nothing."""
     folder = write_set(tmp_path / "soft_labels", (FIRST, SECOND))
     manifest = json.loads((folder / "manifest.json").read_text())
-    write_json(folder / "manifest.json", manifest | {"command": recorded})
+    write_json(folder / "manifest.json", seal(manifest | {"command": recorded}))
     command = (expected or recorded).format(run=tmp_path)
     assert export_command(LabelStore.open(folder).artifact) == command
     (folder / "data" / "00000.parquet").unlink()

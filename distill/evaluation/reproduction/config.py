@@ -15,7 +15,7 @@ from distill.runtime.config import Seed
 class Config:
     """Reproduce a table or figure of the paper: python scripts/reproduce.py table1 --dataset NAME [--field value]."""
 
-    table: Literal["table1", "table2", "table3", "figure1", "figure3"] = "table1"
+    table: Literal["table1", "table2", "table3", "figure1", "figure3", "figure4", "cases"] = "table1"
     """Which table or figure; may be given first, without the option's name."""
     dataset: str = "demo"
     """A folder of configs/."""
@@ -35,6 +35,10 @@ class Config:
     """figure1, figure3: beam widths (paper: 10, 20, 50 and 100)."""
     width_users: PositiveInt = 1000
     """figure1, figure3: test users."""
+    map_items: PositiveInt = 5000
+    """figure4: most items of the map; of more, the seed draws so many."""
+    cases_per_group: PositiveInt = 1
+    """cases: users drawn from each of the four groups."""
     seeds: list[Seed] = field(default_factory=lambda: [0])
     """Of everything that is trained."""
     make: bool = True

@@ -22,7 +22,10 @@ PAPER_STUDENTS = {
     "table1": ("tiger", "smooth", "distill", "dtr", "dwr"),
     "table2": ("dwr", WITHOUT_DISTILL, "distill", "tiger"),
 }
-WIDTHS = "evaluation-widths"
+ALIGNMENT = ("top", "random", "rank")  # students of figure4 that learn other labels; the pipeline trains none of them
+ALIGNMENT_EVALUATIONS = ("evaluation-alignment", "evaluation-alignment-ablation")
+WIDTHS, WIDTHS_SCOPE_ALL = "evaluation-widths", "evaluation-widths-scope-all"
+TIGER_SCOPE_ALL = "tiger-scope-all"
 WIDTH_STUDENTS = ("tiger", "smooth", "distill", "dtr", "dwr")
 
 
@@ -51,6 +54,8 @@ def make_evaluations(config: Config, folder: Path, seed: int) -> None:
         _evaluate_paper_settings(config, folder, seed)
     if config.table in ("figure1", "figure3"):
         _evaluate_widths(config, folder, seed)
+    if config.table == "figure4":
+        _evaluate_alignment(configs, folder, seed)
 
 
 def make_dataset(config: Config, folder: Path) -> None:
@@ -90,24 +95,64 @@ def _evaluate_paper_settings(config: Config, folder: Path, seed: int) -> None:
 
 
 def _evaluate_widths(config: Config, folder: Path, seed: int) -> None:
-    """Measure diversity and invalid IDs of the students at several beam widths."""
+    """Measure diversity and invalid IDs of students and teacher at several beam widths.
+
+    figure1 counts invalid IDs over the whole vocabulary too. A student can do that whose softmax is over all codewords,
+    so TIGER is trained once more with `--scope all`, unless all students of the data set are.
+    """
+    configs, common = CONFIGS / config.dataset, ("--run", folder, "--seed", seed)
     users = ("--users", config.width_users, "--width_users", config.width_users)
     off = ("--exact_users", 0, "--mixture_users", 0, "--kl_users", 1)
-    words = ("--widths", f"{config.widths}", "--systems", f"[{', '.join(WIDTH_STUDENTS)}]", *users, *off)
-    _evaluate(CONFIGS / config.dataset, "--run", folder, "--seed", seed, *words, "--output", folder / WIDTHS)
+    words = ("--widths", f"{config.widths}", *users, *off)
+    systems = f"[{', '.join((*WIDTH_STUDENTS, 'teacher'))}]"
+    _evaluate(configs, *common, *words, "--systems", systems, "--output", folder / WIDTHS)
+    if config.table == "figure1" and not has_whole_vocabulary(config):
+        student = folder / "students-scope-all" / TIGER_SCOPE_ALL
+        _train(
+            "--variant", "tiger", "--scope", "all", "--config", configs / "student.yaml", *common, "--output", student
+        )
+        words = (*words, "--students", student.parent, "--systems", f"[popularity, {TIGER_SCOPE_ALL}]")
+        _evaluate(configs, *common, *words, "--output", folder / WIDTHS_SCOPE_ALL)
+
+
+def has_whole_vocabulary(config: Config) -> bool:
+    """Tell whether the data set's students learn a softmax over the codewords of all levels."""
+    settings = yaml.safe_load((CONFIGS / config.dataset / "student.yaml").read_text())
+    return settings.get("scope", "level") == "all"
 
 
 def _evaluate_ablation(configs: Path, folder: Path, seed: int) -> None:
     """Train the student without DISTILL, and evaluate the four students of table2 on the validation split."""
     common = ("--run", folder, "--seed", seed)
-    output = folder / "ablation" / WITHOUT_DISTILL
-    _train("--variant", WITHOUT_DISTILL, "--config", configs / "student.yaml", *common, "--output", output)
+    _train_without_distill(configs, folder, seed)
     for evaluation, students, systems in (
         ("evaluation-valid", "students", "[tiger, distill, dwr]"),
         ("evaluation-ablation", "ablation", f"[{WITHOUT_DISTILL}]"),
     ):
         words = ("--split", "valid", "--students", folder / students, "--systems", systems)
         _evaluate(configs, *common, *words, "--output", folder / evaluation)
+
+
+def _train_without_distill(configs: Path, folder: Path, seed: int) -> None:
+    """Train the student with equations (8) and (14), Table 2's "w/o DISTILL"."""
+    output, common = folder / "ablation" / WITHOUT_DISTILL, ("--run", folder, "--seed", seed)
+    _train("--variant", WITHOUT_DISTILL, "--config", configs / "student.yaml", *common, "--output", output)
+
+
+def _evaluate_alignment(configs: Path, folder: Path, seed: int) -> None:
+    """Train and rank the students of figure4, and write the items' vectors of teacher and students."""
+    common = ("--run", folder, "--seed", seed)
+    for labels in ALIGNMENT:
+        words = ("--variant", "tiger", "--labels", labels, "--config", configs / "student.yaml", *common)
+        _train(*words, "--output", folder / "alignment" / labels)
+    _train_without_distill(configs, folder, seed)
+    off = ("--exact_users", 0, "--mixture_users", 0, "--kl_users", 1, "--cold_users", 0, "--widths", "[]")
+    for evaluation, students, systems in zip(
+        ALIGNMENT_EVALUATIONS, ("alignment", "ablation"), (ALIGNMENT, (WITHOUT_DISTILL,)), strict=True
+    ):
+        words = ("--students", folder / students, "--systems", f"[popularity, {', '.join(systems)}]")
+        _evaluate(configs, *common, *words, *off, "--output", folder / evaluation)
+    run_command(sys.executable, ROOT / "scripts/represent_items.py", "--run", folder)
 
 
 def make_report(config: Config, runs: list[Path], output: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from distill.data.dataset import Dataset
 from distill.evaluation.reproduction.config import Config
+from distill.evaluation.reproduction.output import Output, Row
 from distill.evaluation.reproduction.published import LOHREC, STATISTICS
-from distill.evaluation.reproduction.tables import Row
 from distill.runtime.markdown import markdown_table
 
 FORMATS = {
@@ -19,6 +19,12 @@ FORMATS = {
     "mean_length": "{:.2f}",
 }
 HEADS = ["users", "items", "interactions", "sparsity", "mean length"]
+
+
+def make_statistics(runs: Sequence[Path], config: Config) -> Output:
+    """Gather table3 from the first run; raises as `gather_statistics`."""
+    rows = gather_statistics(runs[0], config)
+    return Output(render_statistics(config, rows), rows, lambda path: draw_statistics(path, config, rows))
 
 
 def gather_statistics(run: Path, config: Config) -> list[Row]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from distill.evaluation.reproduction.config import Config
+from distill.evaluation.reproduction.output import Output, Row, format_value
 from distill.evaluation.reproduction.pipeline import EVALUATIONS, PAPER_EVALUATIONS, PAPER_STUDENTS, WITHOUT_DISTILL
 from distill.evaluation.reproduction.published import LC_REC, LOHREC, published_figures, source
 from distill.runtime import artifacts
 from distill.runtime.errors import UserError
 from distill.runtime.markdown import markdown_table
-
-Row = dict[str, Any]
 
 METRICS = {
     "table1": (
@@ -49,6 +46,12 @@ def label(table: str, system: str) -> str:
         return system
     name = system.removesuffix(PAPER_SETTINGS)
     return ABLATION[name] + system.removeprefix(name)
+
+
+def make_table(runs: Sequence[Path], config: Config) -> Output:
+    """Gather table1 or table2 from the runs of all seeds; raises as `read_run` and `gather`."""
+    rows = gather([read_run(folder, config) for folder in runs], config)
+    return Output(render_markdown(config, rows), rows, lambda path: draw(path, config, rows))
 
 
 def read_run(folder: Path, config: Config) -> list[Row]:
@@ -126,15 +129,6 @@ def _average(name: str, rows: Sequence[Row], metrics: Sequence[str]) -> Row:
     return average
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows, with all columns that any of them has."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def render_markdown(config: Config, rows: Sequence[Row]) -> str:
     """Render the rows as Markdown, with the published figures and their source where there are any."""
     metrics = METRICS[config.table]
@@ -167,13 +161,6 @@ def _title(config: Config, rows: Sequence[Row]) -> str:
     if len(config.seeds) > 1:
         seeds = f"mean ± standard deviation of seeds {', '.join(map(str, config.seeds))}"
     return f"{config.table}: {config.dataset}, {rows[0]['split']}, {rows[0]['users']:,} users, {seeds}"
-
-
-def format_value(value: float | None, spread: float | None = None) -> str:
-    """Format as 0.1234 ± 0.0012; – if there is no value; without a spread where runs agree, as counting does."""
-    if value is None:
-        return "–"
-    return f"{value:.4f}" + (f" ± {spread:.4f}" if spread else "")
 
 
 def draw(path: Path, config: Config, rows: Sequence[Row]) -> None:

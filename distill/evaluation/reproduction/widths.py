@@ -10,25 +10,57 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from distill.evaluation.reproduction.config import Config
-from distill.evaluation.reproduction.pipeline import WIDTH_STUDENTS, WIDTHS
+from distill.evaluation.reproduction.output import Output, Row, format_value
+from distill.evaluation.reproduction.pipeline import (
+    TIGER_SCOPE_ALL,
+    WIDTH_STUDENTS,
+    WIDTHS,
+    WIDTHS_SCOPE_ALL,
+    has_whole_vocabulary,
+)
 from distill.evaluation.reproduction.published import LOHREC, published_figures
-from distill.evaluation.reproduction.tables import Row, format_value, read_rows
+from distill.evaluation.reproduction.tables import read_rows
 from distill.runtime.errors import UserError
 from distill.runtime.markdown import markdown_table
 
-SYSTEMS = {"figure1": ("tiger",), "figure3": WIDTH_STUDENTS}
 METRICS = {
-    "figure1": {"recall@10": "R@10", "ndcg@10": "N@10", "diversity@10": "Div@10", "invalid": "invalid IDs"},
+    "figure1": {
+        "recall@10": "R@10",
+        "ndcg@10": "N@10",
+        "diversity@10": "Div@10",
+        "invalid": "invalid, level",
+        "invalid_whole": "invalid, vocabulary",
+    },
     "figure3": {"diversity@10": "Div@10"},
 }
 PAPER_WIDTH = 20  # of the paper's Table 2
+TITLES = {
+    "invalid": "invalid IDs, among the\nlevel's codewords",
+    "invalid_whole": "invalid IDs, among the\nwhole vocabulary",
+}
 INVALID = (
-    "Invalid: share of all beams that name no item, where each step ranks all codewords of its level, not only the "
-    "trie's children. The paper's decoding ranks the whole vocabulary, where codewords of other levels are invalid "
-    "too.\n"
+    "Invalid: share of all beams that name no item, without the trie. *Level*: each step ranks all codewords of its "
+    "level. *Vocabulary*: it ranks all tokens that the model can write, as the paper's decoding does: the codewords of "
+    "all levels, and of the teacher also words and the end token. A student whose softmax is over its level's "
+    "codewords cannot be asked that (–); tiger-scope-all is TIGER with a softmax over the codewords of all levels.\n"
 )
+
+
+def systems_of(config: Config) -> dict[str, str]:
+    """Name the systems of a figure, and the evaluation that each is read from."""
+    if config.table == "figure3":
+        return dict.fromkeys(WIDTH_STUDENTS, WIDTHS)
+    extra = {} if has_whole_vocabulary(config) else {TIGER_SCOPE_ALL: WIDTHS_SCOPE_ALL}
+    return {"tiger": WIDTHS, **extra, "teacher": WIDTHS}
+
+
+def make_widths(runs: Sequence[Path], config: Config) -> Output:
+    """Gather figure1 or figure3 from the runs of all seeds; raises as `gather_widths`."""
+    rows = gather_widths(runs, config)
+    return Output(render_widths(config, rows), rows, lambda path: draw_widths(path, config, rows))
 
 
 def gather_widths(runs: Sequence[Path], config: Config) -> list[Row]:
@@ -40,17 +72,14 @@ def gather_widths(runs: Sequence[Path], config: Config) -> list[Row]:
     Raises:
         UserError: an evaluation or a system of it is missing.
     """
-    tables = [{row["system"]: row for row in read_rows(folder / WIDTHS)} for folder in runs]
     rows = []
-    for system in SYSTEMS[config.table]:
-        for folder, table in zip(runs, tables, strict=True):
-            if "widths" not in table.get(system, {}):
-                raise UserError(f"{folder / WIDTHS} has no {system} at several beam widths.")
-        for points in zip(*(table[system]["widths"] for table in tables), strict=True):
-            row: Row = {"system": system, "width": points[0]["width"], "users": tables[0][system]["users"]}
+    for system, evaluation in systems_of(config).items():
+        measured = [_read_widths(folder / evaluation, system) for folder in runs]
+        for points in zip(*(widths for widths, _ in measured), strict=True):
+            row: Row = {"system": system, "width": points[0]["width"], "users": measured[0][1]}
             for key in METRICS[config.table]:
-                values = [point[key] for point in points]
-                row[key] = statistics.fmean(values)
+                values = [point[key] for point in points if point.get(key) is not None]
+                row[key] = statistics.fmean(values) if values else None
                 if len(values) > 1:
                     row[f"{key}_std"] = statistics.stdev(values)
             published = published_figures("table2", config.dataset, system)
@@ -58,6 +87,14 @@ def gather_widths(runs: Sequence[Path], config: Config) -> list[Row]:
                 row |= {"paper_diversity@10": published["diversity@10"], "source": f"{LOHREC}, Table 2, validation"}
             rows.append(row)
     return rows
+
+
+def _read_widths(evaluation: Path, system: str) -> tuple[list[Row], int]:
+    """Read a system's measures at each beam width, and the number of users; raises as `gather_widths`."""
+    row = next((row for row in read_rows(evaluation) if row["system"] == system), {})
+    if "widths" not in row:
+        raise UserError(f"{evaluation} has no {system} at several beam widths.")
+    return row["widths"], row["users"]
 
 
 def render_widths(config: Config, rows: Sequence[Row]) -> str:
@@ -82,18 +119,23 @@ def draw_widths(path: Path, config: Config, rows: Sequence[Row]) -> None:
     from matplotlib.figure import Figure
 
     metrics = METRICS[config.table]
-    figure = Figure(figsize=(3.2 * len(metrics) + 1, 3.4), layout="constrained")
+    figure = Figure(figsize=(2.5 * len(metrics) + 2.4, 3.2), layout="constrained")
+    lines: dict[str, Any] = {}  # by label: a panel may lack a system
     for axes, (key, head) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
-        for number, system in enumerate(SYSTEMS[config.table]):
-            points = [row for row in rows if row["system"] == system]
-            widths, values = [row["width"] for row in points], [row[key] for row in points]
-            axes.plot(widths, values, "o-", color=f"C{number}", label=system)
+        for number, system in enumerate(systems_of(config)):
+            points = [row for row in rows if row["system"] == system and row[key] is not None]
+            if points:
+                xy = [row["width"] for row in points], [row[key] for row in points]
+                lines[system] = axes.plot(*xy, "o-", markersize=4, color=f"C{number}", label=system)[0]
             dots = [(row["width"], row[f"paper_{key}"]) for row in points if f"paper_{key}" in row]
             if dots:
-                axes.plot(*zip(*dots, strict=True), "x", color=f"C{number}", label=f"{system}, published")
-        axes.set_title(head, loc="left")
+                label = f"{system}, published"
+                lines[label] = axes.plot(*zip(*dots, strict=True), "x", color=f"C{number}", label=label)[0]
+        axes.set_title(TITLES.get(key, head), loc="left", fontsize=10)
+        if key in TITLES:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel("beam width")
         axes.grid(linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*figure.axes[-1 if len(metrics) == 1 else -2].get_legend_handles_labels(), loc="outside right upper")
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    figure.legend(lines.values(), lines, loc="outside right upper", frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -61,6 +61,16 @@ class KMeansConfig:
     """Sinkhorn-Knopp iterations."""
 
 
+@dataclass(frozen=True)
+class SpectralConfig:
+    """Settings of collaborative IDs."""
+
+    clusters: PositiveInt = 20
+    """Divide a cluster into so many (the paper's N)."""
+    leaf: NonNegativeInt = 0
+    """Divide clusters of more items than this (the paper's k); 0: codebook_size."""
+
+
 def check(n_items: int, levels: int, codebook_size: int) -> None:
     """Check the numbers of levels and codewords.
 
