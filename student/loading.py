@@ -85,6 +85,9 @@ def _check_sizes(sizes: Any, n_tensors: int, path: Path) -> None:
             raise UserError(
                 f"{path.with_name('config.json')} is damaged: its model has {field.name} {str(value)[:60]}."
             )
+    heads, width = getattr(sizes, "heads", 1), getattr(sizes, "dim", 0)
+    if heads < 1 or width % heads:  # the weights do not tell the heads
+        raise UserError(f"{path.with_name('config.json')} is damaged: {heads} heads do not divide the width {width}.")
 
 
 def check_scores(scores: np.ndarray) -> None:

@@ -101,7 +101,7 @@ def _read(path: Path) -> pa.Table:
     try:
         table = pq.ParquetFile(path).read()
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"--lists {path} is no readable parquet file ({str(error).splitlines()[0]}).") from None
     for name in ("user_id", "items"):
         if name not in table.column_names:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill.data.dataset import PAD, Examples
+from distill.runtime.errors import UserError
 from distill.runtime.parquet import number_lists, read_parquet, whole_numbers
 
 ASKED = ("user", "target", "history")  # columns that are not systems
@@ -46,11 +47,13 @@ def read_ranked_lists(path: Path) -> RankedLists:
         UserError: missing or damaged file.
     """
     table = read_parquet(path, ASKED)
+    if not len(table):
+        raise UserError(f"{path} is damaged: it holds no users. Make the evaluation again with --overwrite.")
     lists = {}
     for name in table.column_names:
         if name not in ASKED:
             values, offsets = number_lists(table, name, path)
             lengths = np.diff(offsets)
-            lists[name] = np.full((len(lengths), max(lengths, default=0)), PAD)
+            lists[name] = np.full((len(lengths), max(1, lengths.max())), PAD)
             lists[name][np.arange(lists[name].shape[1]) < lengths[:, None]] = values
     return RankedLists(whole_numbers(table, "user", path), whole_numbers(table, "target", path), lists)

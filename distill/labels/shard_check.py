@@ -34,7 +34,8 @@ def find_problem(columns: Columns, rows: int, index: dict[str, Any], wanted: Seq
         for name, array in sample.items():
             shape = (rows, *array.shape[1:])
             bounds = (0, size) if name == TOP else (0, 256)
-            checks[f"{name}_{level}"] = _numbers(shape, *bounds) if array.dtype.kind in "iu" else _floats(shape)
+            is_float = array.dtype.kind == "f"
+            checks[f"{name}_{level}"] = _floats(shape) if is_float else _numbers(shape, *bounds, array.dtype.kind)
     for name, is_right in checks.items():
         if name not in columns:
             if wanted is None or name in wanted:
@@ -45,11 +46,13 @@ def find_problem(columns: Columns, rows: int, index: dict[str, Any], wanted: Seq
     return None
 
 
-def _numbers(shape: tuple[int, ...], low: int, high: int | None = None) -> Callable[[np.ndarray], bool]:
-    """Whole numbers of a shape, from `low` to below `high`."""
+def _numbers(
+    shape: tuple[int, ...], low: int, high: int | None = None, kind: str = "i"
+) -> Callable[[np.ndarray], bool]:
+    """Whole numbers of a shape, from `low` to below `high`, signed ("i") or not ("u")."""
 
     def is_right(array: np.ndarray) -> bool:
-        if array.shape != shape or array.dtype.kind not in "iu":
+        if array.shape != shape or array.dtype.kind != kind:
             return False
         return array.min(initial=low) >= low and (high is None or array.max(initial=low) < high)
 

@@ -110,7 +110,7 @@ def parse(config_class: type[Config], default: str | None = None, argv: Sequence
         argv = ["--config", str(CONFIGS / default), *argv]
     for word, following in itertools.pairwise(argv):
         if word == "--config":
-            _refuse_repeated_keys(Path(following))
+            _check_keys(Path(following))
     try:
         values = parser.instantiate(parser.parse_args(argv)).as_dict()
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
@@ -291,13 +291,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _refuse_repeated_keys(path: Path) -> None:
-    """Refuse a YAML file that sets a field twice, of which only the last would count.
+def _check_keys(path: Path) -> None:
+    """Refuse a YAML file that sets a field twice, of which only the last would count, or that names another file.
 
     A file that cannot be read is left to the parser, which says why.
 
     Raises:
-        UserError: names the key and both lines.
+        UserError: names the key and its line.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -306,6 +306,11 @@ def _refuse_repeated_keys(path: Path) -> None:
         return
     tables = [root] if isinstance(root, yaml.MappingNode) else []
     tables += [value for table in tables for _, value in table.value if isinstance(value, yaml.MappingNode)]
+    for key, _ in root.value if tables else ():
+        if key.value == "config":
+            raise UserError(
+                f"{path}:{key.start_mark.line + 1}: a config file cannot name another one. Remove the line."
+            )
     for table in tables:
         lines: dict[str, int] = {}
         for key, _ in table.value:
@@ -316,15 +321,18 @@ def _refuse_repeated_keys(path: Path) -> None:
             lines[str(key.value)] = line
 
 
-def _check_nulls(values: dict[str, Any], kinds: dict[str, Any]) -> None:
+def _check_nulls(values: dict[str, Any], kinds: dict[str, Any], within: str = "") -> None:
     """Refuse null, in YAML also `NAME:` alone, where a field's type does not admit it; the parser lets it pass.
 
     Raises:
         UserError: names the field.
     """
-    for name, value in values.items():
+    for field_name, value in values.items():
+        name = within + field_name
         if value is None and name in kinds and type(None) not in _alternatives(kinds[name]):
             raise UserError(f"--{name} is null; expected {_expected(kinds[name])}.")
+        if dataclasses.is_dataclass(value):
+            _check_nulls(vars(value), kinds, f"{name}.")
 
 
 def _check_finite(value: Any, name: str = "") -> None:

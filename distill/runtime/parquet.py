@@ -23,7 +23,7 @@ def read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
         table.validate(full=True)  # damaged pages may be decoded to lists that end before they begin
     except FileNotFoundError:
         raise UserError(f"Missing file {path}; its artifact is damaged, make it again with --overwrite.") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]}).") from None
     names = table.column_names
     for name in columns:

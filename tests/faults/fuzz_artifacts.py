@@ -21,6 +21,7 @@ from distill.baselines.counting import TransitionSettings
 from distill.data.dataset import Dataset
 from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.runtime.artifacts import ArtifactJob, read
+from distill.runtime.checksums import SEAL
 from distill.semantic_ids import embeddings
 from student.content_memory import ContentMemory
 from student.item_recommender import ItemRecommender
@@ -138,6 +139,6 @@ def _files(folder: Path, signed: bool = False) -> Files:
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     if "manifest.json" in files and not signed:
         manifest = json.loads(files["manifest.json"])
-        del manifest["files"]
+        del manifest["files"], manifest[SEAL]
         files["manifest.json"] = json.dumps(manifest, indent=1).encode()
     return files

@@ -30,10 +30,10 @@ from .fuzz_contract import Files
 
 
 def config_file(config_class: type) -> Files:
-    """Write the defaults of a config as YAML, one field a line; required fields get some text."""
+    """Write the defaults of a config as YAML, one field a line; required fields get a text that may stand there."""
     lines = []
     for field in dataclasses.fields(config_class):
-        value: Any = "some"
+        value: Any = "lcrec"
         if field.default is not dataclasses.MISSING:
             value = field.default
         elif field.default_factory is not dataclasses.MISSING:

@@ -5,6 +5,7 @@ reader must not accept.
 """
 
 import ast
+import contextlib
 import csv
 import datetime
 import gzip
@@ -127,9 +128,9 @@ def amazon(folder: Path) -> Reading:
         user = next(value for name in ("user_id", "reviewerID") if (value := row.get(name)) not in (None, ""))
         item = next(value for name in ("parent_asin", "asin") if (value := row.get(name)) not in (None, ""))
         if row.get("unixReviewTime") not in (None, ""):
-            time = float(row["unixReviewTime"])
+            time = seconds(row["unixReviewTime"])
         else:
-            time = int(float(row["timestamp"])) / 1000
+            time = int(seconds(row["timestamp"])) / 1000
         interactions.append((_text(user), _text(item), time))
     return Reading(interactions)
 
@@ -139,8 +140,9 @@ def _lines(path: Path) -> list[str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        assert path.name in ("u.data", "u.item", "ratings.dat", "movies.dat"), "not UTF-8"
-        text = content.decode("latin-1")
+        old = path.name in ("u.data", "u.item", "ratings.dat", "movies.dat")
+        # of other files, columns that are not read may be anything
+        text = content.decode("latin-1") if old else content.decode("utf-8-sig", errors="replace")
     return re.split(r"\r\n|\n|\r", text)
 
 
@@ -148,7 +150,7 @@ def _tsv(path: Path) -> Iterator[dict[str, str]]:
     """Read tab-separated fields without quotes, under a header like `user_id:token`."""
     header, *lines = _lines(path)
     names = [name.strip().split(":")[0] for name in header.split("\t")]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names) and "\ufffd" not in "".join(names)
     for line in lines:
         if line:
             yield dict(zip(names, line.split("\t"), strict=True))
@@ -188,8 +190,8 @@ def _object(path: Path) -> dict[str, Any]:
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
     content = path.read_bytes()
     for line in (gzip.decompress(content) if path.suffix == ".gz" else content).split(b"\n"):
-        text = line.decode().strip()
-        if text.startswith("{'"):
+        text = line.decode(errors="replace").strip()  # fields that are not read may be anything
+        with contextlib.suppress(ValueError, SyntaxError):  # the literals of 2014
             yield ast.literal_eval(text)
             continue
         while text:  # several objects on a line are as clear as one

@@ -98,7 +98,7 @@ def conforms(value: Any, hint: Any) -> bool:
         return isinstance(value, hint) and all(conforms(getattr(value, name), kind) for name, kind in kinds.items())
     if isinstance(hint, type) and issubclass(hint, int | float) and hint is not bool:
         base = int if issubclass(hint, int) else float
-        if type(value) is not base or not math.isfinite(value):
+        if not isinstance(value, base) or isinstance(value, bool) or not math.isfinite(value):
             return False
         return hint is base or hint(value) == value  # a restricted number refuses what is out of its range
     return type(value) is hint or (hint is Path and isinstance(value, Path))
@@ -291,7 +291,7 @@ def _targets() -> list[Target]:
         Target("gguf", made.gguf_files, gguf, 0.3),
     ]
     for name, (config_class, seed) in COMMANDS.items():
-        targets.append(Target(f"config-{name}", seed, partial(config, config_class), 0.5))
+        targets.append(Target(f"config-{name}", seed, partial(config, config_class), 0.1))
     return targets
 
 

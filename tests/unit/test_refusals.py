@@ -5,12 +5,22 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 from unit.test_recommender import shop
 
 from distill.export_soft_labels import Config as ExportConfig
 from distill.runtime.config import parse
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
+from distill.runtime.json_files import read_object
+from distill.runtime.parquet import (
+    id_column,
+    number_lists,
+    number_matrix,
+    read_parquet,
+    text_column,
+    whole_numbers,
+)
 from scripts import add_memory, evaluate, prepare_data
 from student.config import BaselineConfig
 from student.config import Config as StudentConfig
@@ -62,6 +72,88 @@ def test_config_files(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         parse(TeacherConfig, None, ["--config", str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nlr: 0.1\nseed: 2\n", r"c.yaml:3: the key 'seed' stands in line 1 already"),
+        ("tasks:\n  seqrec: 1\n  seqrec: 2\n", r"c.yaml:3: the key 'seqrec' stands in line 2 already"),
+        ("seed: 1\nepochs:\n", "--epochs is null; expected a whole number of at least 1"),
+        ("check: null\n", "--check is null; expected true or false"),
+        ("seed: 1\nconfig: true\n", "c.yaml:2: a config file cannot name another one"),
+    ],
+)
+def test_config_files_that_are_not_clear(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        parse(TeacherConfig, None, ["--config", str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not readable JSON"),
+        ("[" * 100_000, "not readable JSON"),
+        ("\xff", "not readable JSON"),
+        ("[1]", r"expected an object \{...\}, got \[1\]"),
+        ('{"n": 1, "n": 2}', "the key 'n' appears twice"),
+        ('{"x": 1}', "it has no 'n'"),
+        ('{"n": true}', "expected a whole number as 'n', got True"),
+        ('{"n": 1.0}', "expected a whole number as 'n', got 1.0"),
+    ],
+)
+def test_json_objects(tmp_path, text, message):
+    (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=message + r".*Make it again\."):
+        read_object(tmp_path / "a.json", {"n": int}, "Make it again.")
+    (tmp_path / "a.json").write_text('{"n": 3, "x": null}')
+    assert read_object(tmp_path / "a.json", {"n": int}) == {"n": 3, "x": None}
+    with pytest.raises(UserError, match="Missing file"):
+        read_object(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("read", "column", "message"),
+    [
+        (text_column, pa.array(["a", None]), "holds string, 1 of them missing; expected texts"),
+        (text_column, pa.array([1, 2]), "holds int64; expected texts"),
+        (id_column, pa.array(["a", "a"]), "holds an id twice"),
+        (whole_numbers, pa.array([1.0, 2.0]), "holds double; expected whole numbers"),
+        (whole_numbers, pa.array([1, 2**63], pa.uint64()), "expected numbers of at most 63 bits"),
+        (number_lists, pa.array([1, 2]), "expected lists of whole numbers"),
+        (number_lists, pa.array([[1], None]), "1 of them missing"),
+        (number_lists, pa.array([[1], [None]]), "have gaps"),
+        (number_matrix, pa.array([[1, 2], [3]]), "differ in length"),
+        (number_matrix, pa.array([[1], [2, 3], []]), "differ in length"),
+    ],
+)
+def test_columns(tmp_path, read, column, message):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"c": column}), path)
+    with pytest.raises(UserError, match=f"a.parquet is damaged: .*{message}"):
+        read(read_parquet(path, ("c",)), "c", path)
+
+
+def test_columns_that_are_right(tmp_path):
+    path = tmp_path / "a.parquet"
+    columns = {"t": ["a", None], "n": pa.array([3, 4], pa.uint8()), "l": [[1], [2, 3]], "m": [[1, 2], [3, 4]]}
+    pq.write_table(pa.table(columns), path)
+    table = read_parquet(path, ("t", "n"))
+    assert text_column(table, "t", path, may_be_null=True).to_pylist() == ["a", None]
+    assert whole_numbers(table, "n", path).tolist() == [3, 4]
+    values, offsets = number_lists(table, "l", path)
+    assert values.tolist() == [1, 2, 3] and offsets.tolist() == [0, 1, 3]
+    assert number_matrix(table, "m", path).tolist() == [[1, 2], [3, 4]]
+
+
+def test_weights_that_are_no_numbers(tmp_path):
+    shop().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["head"].view(-1)[0] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model.safetensors is damaged: head holds NaN or infinity"):
+        Recommender.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,23 @@ def test_items_by_hand():
     assert place[:, :2].tolist() == [[0, 1], [1, 2]]
 
 
+@given(catalogues(), st.integers(0, 10**6))
+@settings(max_examples=50, deadline=None)
+def test_a_trie_knows_its_codes(catalogue, seed):
+    codes, size = catalogue
+    rng, trie = np.random.default_rng(seed), Trie.build(codes, size)
+    assert trie.is_of(codes, size) and not trie.is_of(codes, size + 1) and not trie.is_of(codes[:, :-1], size)
+    other = codes[rng.permutation(len(codes))]
+    assert trie.is_of(other, size) == (other == codes).all()
+    names = ("leaf_of_item", "leaf_offsets", "leaf_items")
+    parts = [(name, getattr(trie, name)) for name in names] + [("codes", trie.codes[-1]), ("offsets", trie.offsets[-1])]
+    name, part = parts[rng.integers(len(parts))]
+    damaged = part.clone()
+    damaged[rng.integers(len(part))] += 1
+    changed = damaged if name in names else [*getattr(trie, name)[:-1], damaged]
+    assert not replace(trie, **{name: changed}).is_of(codes, size)
+
+
 @given(catalogues())
 @example((np.array([[0, 1, 2, 3]]), 4))  # one chain
 @example((np.array([[a, b] for a in range(3) for b in range(3)]), 3))  # every node full

@@ -112,7 +112,7 @@ def _select_review(table: pa.Table) -> pa.Table | None:
 
 def _review_row(line: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for names, kind in ((USER, None), (ITEM, None), (TIME, _whole), (RATING, float)):
+    for names, kind in ((USER, None), (ITEM, None), (TIME, _whole), (RATING, _number)):
         name = next((name for name in names if line.get(name) not in (None, "")), None)
         if name is None and names != RATING:
             raise MalformedError(
@@ -128,8 +128,14 @@ def _review_row(line: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return float(value)
+
+
 def _whole(value: Any) -> int:
-    number = int(float(value))
+    number = int(_number(value))
     if abs(number) >= 2**53:  # no float64 can hold it exactly
         raise ValueError(value)
     return number

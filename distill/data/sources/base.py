@@ -164,6 +164,24 @@ def check_times(times: np.ndarray, where: Callable[[int], str]) -> None:
         )
 
 
+def check_ratings(ratings: np.ndarray, where: Callable[[int], str]) -> None:
+    """Refuse ratings that are NaN or infinite, which no --min_rating can be compared with.
+
+    Args:
+        ratings: [n].
+        where: row -> place in a file, for the message.
+
+    Raises:
+        UserError: names the first such row.
+    """
+    bad = np.flatnonzero(~np.isfinite(ratings))
+    if len(bad):
+        raise UserError(
+            f"{where(int(bad[0]))}: expected a rating as a number, got {ratings[bad[0]]} ({len(bad)} such rows). Mend "
+            "or remove the line."
+        )
+
+
 def _by_time(codes: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Order rows by code and, within a code, by time; stable."""
     seconds = times.astype(np.int64)

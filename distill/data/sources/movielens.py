@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from distill.data.sources.base import Options, Source, check_texts, group
+from distill.data.sources.base import Options, Source, check_ratings, check_texts, group
 from distill.data.sources.columns import need_column, need_ids, to_numbers
 from distill.data.sources.numbering import check_ids, number_items
 from distill.data.sources.text_table import TextTable
@@ -62,6 +62,7 @@ def read(folder: Path, options: Options) -> Source:
         to_numbers(need_column(rows, name, f"{ratings}:1"), where, f"a number as {name}")
         for name in ("timestamp", "rating")
     )
+    check_ratings(stars, where)
     table, film_where = _table(films, ["movieId", "title", "genres"])
     known = need_column(table, "movieId", f"{films}:1")
     check_ids(known, "film", film_where, unique=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distill.data.sources.base import Options, Source, check_texts, find_file, group
+from distill.data.sources.base import Options, Source, check_ratings, check_texts, find_file, group
 from distill.data.sources.columns import need_column, need_ids, to_numbers
 from distill.data.sources.numbering import check_ids, number_items
 from distill.data.sources.text_table import TextTable, dense_catalogue
@@ -125,6 +125,7 @@ def _read_plain(paths: dict[str, Path], options: Options) -> Source:
         hint = "Name it with --rating_column."
         column = need_column(inter.columns, options.rating_column, f"{inter.path}:1", hint)
         ratings = to_numbers(column, inter.where, "a rating")
+        check_ratings(ratings, inter.where)
     if ".item" not in paths:
         items = pa.table({"item_id": named.dictionary})
         return group(items, users, named.indices.to_numpy(), times, ratings, str(inter.path), inter.where)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distill.data.dataset import TEXT_COLUMNS
-from distill.data.sources.base import Options, Source, check_texts, find_file, group
+from distill.data.sources.base import Options, Source, check_ratings, check_texts, find_file, group
 from distill.data.sources.columns import named_column, need_column, need_ids, to_numbers
 from distill.data.sources.numbering import MERGE_ROWS, check_ids, merged, number_items, with_numbers
 from distill.data.sources.text_table import TextTable
@@ -71,6 +71,7 @@ def read(folder: Path, options: Options) -> Source:
     if options.min_rating is not None:
         column = named_column(rows, options.rating_column, str(paths[0]), "Name it with --rating_column.")
         ratings = to_numbers(column, where, "a rating as a number", _convert)
+        check_ratings(ratings, where)
     if len(paths) == 1:
         known = named.dictionary
         items = {"item_id": known}
@@ -129,7 +130,7 @@ def _read_parquet(path: Path, only: list[str] | None, ids: Sequence[str]) -> pa.
         narrow = only if set(only or ()) <= set(file.schema_arrow.names) else None
         tables = (pa.table(batch) for batch in file.iter_batches(MERGE_ROWS, columns=narrow))
         return merged((with_numbers(table, ids) for table in tables), file.schema_arrow.empty_table())
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return read_parquet(path, ())  # raises the message
 
 

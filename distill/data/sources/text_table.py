@@ -65,6 +65,8 @@ class TextTable:
         header = names is None
         if names is None:
             names = _header(path, delimiter, quoted, typed)
+            if any("\ufffd" in name for name in names):  # it would name another column, and a time be overlooked
+                raise UserError(f"{path}:1: expected a header in UTF-8, got {', '.join(names)}. Convert the file.")
         if not any(names) or len(set(names)) < len(names):
             raise UserError(
                 f"{path}:1: expected a header with distinct column names, got {', '.join(names) or 'none'}."
