@@ -33,9 +33,8 @@ def find_problem(columns: Columns, rows: int, index: dict[str, Any], wanted: Seq
     for level in range(levels):
         for name, array in sample.items():
             shape = (rows, *array.shape[1:])
-            bounds = (0, size) if name == TOP else (0, 256)
-            is_float = array.dtype.kind == "f"
-            checks[f"{name}_{level}"] = _floats(shape) if is_float else _numbers(shape, *bounds, array.dtype.kind)
+            kind, high = array.dtype.kind, size if name == TOP else 256
+            checks[f"{name}_{level}"] = _floats(shape) if kind == "f" else _numbers(shape, 0, high, kind)
     for name, is_right in checks.items():
         if name not in columns:
             if wanted is None or name in wanted:

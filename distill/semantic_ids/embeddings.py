@@ -81,6 +81,6 @@ def memory_map(path: Path) -> np.ndarray:
         if entry["dtype"] != "F32" or len(entry["shape"]) != 2:
             raise ValueError(f"expected float32 [items, dim], found {entry['dtype']} {entry['shape']}")
         return np.memmap(path, np.float32, "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         remedy = f"{command_for('embeddings', path.parent)} --overwrite"
         raise UserError(f"{path} is damaged ({error!r}); {remedy}") from None

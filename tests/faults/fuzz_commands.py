@@ -20,9 +20,11 @@ from scripts import (
     prepare_data,
     recommend,
     report,
+    represent_items,
 )
 from student.config import BaselineConfig
 from student.config import Config as StudentConfig
+from student.search_config import Config as SearchConfig
 from teacher import import_base, import_lcrec, merge
 from teacher.config import Config as TeacherConfig
 
@@ -64,6 +66,8 @@ COMMANDS: dict[str, tuple[type, Callable[[], Files]]] = {
         "ablate_ids": ablate_ids.Config,
         "export_dataset": export_dataset.Config,
         "recommend": recommend.Config,
+        "represent_items": represent_items.Config,
+        "search": SearchConfig,
         "reproduce": ReproduceConfig,
     }.items()
 }

@@ -5,7 +5,6 @@ reader must not accept.
 """
 
 import ast
-import contextlib
 import csv
 import datetime
 import gzip
@@ -188,14 +187,25 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Read JSON objects one after the other, with any line ends between or within them; or a literal of 2014 a line."""
     content = path.read_bytes()
-    for line in (gzip.decompress(content) if path.suffix == ".gz" else content).split(b"\n"):
-        text = line.decode(errors="replace").strip()  # fields that are not read may be anything
-        with contextlib.suppress(ValueError, SyntaxError):  # the literals of 2014
-            yield ast.literal_eval(text)
-            continue
-        while text:  # several objects on a line are as clear as one
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    text = content.decode("utf-8-sig", errors="replace").strip()  # fields that are not read may be anything
+    rows = []
+    try:
+        while text:
             row, end = json.JSONDecoder().raw_decode(text)
-            assert isinstance(row, dict)
-            yield row
+            rows.append(row)
             text = text[end:].lstrip()
+    except ValueError:
+        lines = [line.decode(errors="replace").strip() for line in content.split(b"\n")]
+        rows = [_json_or_literal(line) for line in lines if line]
+    assert all(isinstance(row, dict) for row in rows)
+    yield from rows
+
+
+def _json_or_literal(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return ast.literal_eval(line)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distill.runtime.errors import UserError
 
-EXAMPLES, FEW = 14, 2  # of each target; few where an input takes long
+EXAMPLES, FEW = 60, 2  # of each target; few where an input takes long
 FOUND = [(target, name, files) for target in TARGETS.values() for name, files in corpus(target)]
 
 

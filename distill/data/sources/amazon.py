@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from distill.data.sources.base import Options, Source, check_texts, group
 from distill.data.sources.columns import need_column, need_ids
 from distill.data.sources.json_lines import MalformedError, blocks, identifier, plain, read_tables
-from distill.data.sources.numbering import check_ids, merged, numbered, with_numbers
+from distill.data.sources.numbering import check_ids, is_blank, merged, numbered, with_numbers
 from distill.data.sources.refine import refine
 from distill.data.sources.text_table import TextTable
 from distill.runtime.errors import UserError
@@ -102,12 +102,12 @@ def _select_review(table: pa.Table) -> pa.Table | None:
     user, item = (pc.coalesce(*(table[name] for name in names)) for names in (USER, ITEM))
     milliseconds, seconds = (table[name].cast(pa.float64()) for name in TIME)
     time = pc.coalesce(seconds, pc.divide(milliseconds, 1000))
-    if user.null_count or item.null_count or time.null_count or pc.any(pc.equal(user, "")).as_py():
-        return None
-    if pc.any(pc.equal(item, "")).as_py():
+    if user.null_count or item.null_count or time.null_count:
         return None
     rating = pc.coalesce(*(table[name] for name in RATING)).fill_null(np.nan)
-    return with_numbers(pa.table({"user": user, "item": item, "time": time, "rating": rating}), ("user", "item"))
+    reviews = with_numbers(pa.table({"user": user, "item": item, "time": time, "rating": rating}), ("user", "item"))
+    ids = (chunk.dictionary for name in ("user", "item") for chunk in reviews[name].chunks)
+    return None if any(is_blank(part).any() for part in ids) else reviews
 
 
 def _review_row(line: dict[str, Any]) -> dict[str, Any]:

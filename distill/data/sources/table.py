@@ -128,10 +128,16 @@ def _read_parquet(path: Path, only: list[str] | None, ids: Sequence[str]) -> pa.
         _check_types(pa.schema([(name, pa.null()) for name in file.schema_arrow.names]), only or (), path)
         # if a column is missing, read all, so that the message can name them
         narrow = only if set(only or ()) <= set(file.schema_arrow.names) else None
-        tables = (pa.table(batch) for batch in file.iter_batches(MERGE_ROWS, columns=narrow))
+        tables = (_checked(pa.table(batch)) for batch in file.iter_batches(MERGE_ROWS, columns=narrow))
         return merged((with_numbers(table, ids) for table in tables), file.schema_arrow.empty_table())
     except (pa.ArrowException, OSError, ValueError):
         return read_parquet(path, ())  # raises the message
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """Return a table whose texts are UTF-8; raises `pa.ArrowInvalid` otherwise."""
+    table.validate(full=True)
+    return table
 
 
 def _convert(column: pa.ChunkedArray) -> np.ndarray:
