@@ -343,7 +343,7 @@ def test_a_full_disk(shop, whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", write)
     error = refused(shop, tmp_path / "labels")
-    assert "is full (" in error and "MiB free). 4 of " in error
+    assert "is full (" in error and "MiB free on the disk). 4 of " in error
     monkeypatch.undo()
     make(settings(shop, tmp_path / "labels"), dies_after=len(written) and 100)
     same(tmp_path / "labels", whole)
