@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from test_tasks import TITLES, make_shop
 
-from distill.runtime import artifacts
+from distill.runtime import artifacts, checksums
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.checkpoints import Checkpoints
 from distill.runtime.errors import UserError
@@ -165,7 +165,7 @@ def test_another_number_of_processes_starts_afresh(root, unbroken, tmp_path, mon
         with pytest.raises(BrokenOffError):
             run(root, tmp_path / "teacher")
     for path in (tmp_path / "teacher.partial/checkpoints").glob("step-*/state.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
+        path.write_text(json.dumps(checksums.seal(json.loads(path.read_text()) | {"processes": 2})))
     found = run(root, tmp_path / "teacher")
     assert "starting afresh: step-00000004 has processes 2, this run 1" in capsys.readouterr().err
     assert found.fingerprint == unbroken().fingerprint
