@@ -91,10 +91,15 @@ def each_seed(
     for number in seeds:
         folder = output.with_name(f"{output.name}-seed{number}")
         train_seed(number, folder)
-        best[number] = max(row["valid_ndcg@10"] for row in last_curve(folder))
+        best[number] = best_validation(folder)
     spread = statistics.stdev(best.values()) if len(best) > 1 else 0.0
     parts = ", ".join(f"{value:.4f} (seed {number})" for number, value in best.items())
     log.info(f"{title}: validation NDCG@10 {statistics.mean(best.values()):.4f} ± {spread:.4f}: {parts}")
+
+
+def best_validation(folder: Path) -> float:
+    """Return the best validation NDCG@10 of the last phase of a trained student."""
+    return max(row["valid_ndcg@10"] for row in last_curve(folder))
 
 
 def last_curve(folder: Path) -> list[dict[str, float]]:

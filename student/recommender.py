@@ -261,15 +261,7 @@ class Recommender(WithMemories):
 
     @torch.no_grad()
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Score a few items in one pass, by the ranker if there is one, without the transition memory.
-
-        Args:
-            histories: item numbers, oldest first, padded with -1 on the right [users, length].
-            items: item numbers, -1 for none [users, k].
-
-        Returns:
-            Exact log-probabilities, float32 [users, k], -inf for none.
-        """
+        """Score a few items in one pass, by the ranker if there is one, as `WithMemories.score_candidates`."""
         model = self.ranker or self.model
         scores = np.empty(items.shape, dtype=np.float32)
         for rows, recent in self._batches(histories, self.users_at_once):

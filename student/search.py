@@ -1,7 +1,7 @@
 """Search a student's settings on the validation split: the trials, one after the other, and their tables.
 
-A trial is one run of student/train.py; its value is the best validation NDCG@10 of its last phase. `student/study.py`
-chooses the settings, with Optuna.
+A trial is one run of student/train.py; its value is the best validation NDCG@10 of its last phase.
+`student/trial_plan.py` chooses the settings, with Optuna.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from distill.runtime.logs import log
 from distill.runtime.markdown import markdown_table
 from distill.runtime.processes import run_command
 from distill.runtime.terminal import cell
-from student.jobs import last_curve
+from student.jobs import best_validation
 from student.search_config import JOURNAL, Config, read_settings
 
 if TYPE_CHECKING:
-    from student.study import Study
+    from student.trial_plan import TrialPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +42,7 @@ def search(config: Config) -> None:
             command failed.
     """
     try:
-        from student.study import Study
+        from student.trial_plan import TrialPlan
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
@@ -52,15 +52,15 @@ def search(config: Config) -> None:
     lock.acquire()
     if config.overwrite:
         (config.folder / JOURNAL).unlink(missing_ok=True)
-    study = Study(config)
-    while (trial := study.next_trial()) is not None:
+    plan = TrialPlan(config)
+    while (trial := plan.next_trial()) is not None:
         values = ", ".join(f"{name} {value}" for name, value in trial.params.items())
-        log.info(f"trial {trial.number} of 0 to {study.n_trials - 1}: {values}")
+        log.info(f"trial {trial.number} of 0 to {plan.n_trials - 1}: {values}")
         student = trial_folder(config, trial.number)
-        run_student([*study.options(trial.params), "--output", str(student)], config)
-        study.optuna.tell(trial.number, max(row["valid_ndcg@10"] for row in last_curve(student)))
-        write_results(study)
-    best = study.optuna.best_trial
+        run_student([*plan.options(trial.params), "--output", str(student)], config)
+        plan.study.tell(trial.number, best_validation(student))
+        write_results(plan)
+    best = plan.study.best_trial
     log.info(f"search: best validation NDCG@10 {best.value:.4f}, trial {best.number}: {config.folder}/best.yaml")
     lock.release()
 
@@ -82,11 +82,11 @@ def trial_folder(config: Config, number: int) -> Path:
     return config.folder / "trials" / f"{number:03d}"
 
 
-def write_results(study: Study) -> None:
+def write_results(plan: TrialPlan) -> None:
     """Write the tables and the best config, and remove the students that are not kept."""
-    config = study.config
-    finished = [trial for trial in study.optuna.trials if trial.value is not None]
-    best, names = study.optuna.best_trial, list(study.space)
+    config = plan.config
+    finished = [trial for trial in plan.study.trials if trial.value is not None]
+    best, names = plan.study.best_trial, list(plan.space)
     if config.keep == "best":
         for trial in finished:
             folder = trial_folder(config, trial.number)
@@ -106,7 +106,7 @@ def write_results(study: Study) -> None:
     path = config.folder / "best.yaml"
     head = f"# accelerate launch student/train.py --config {shlex.quote(str(path))}\n"
     path.write_text(head + yaml.safe_dump(settings, sort_keys=False))
-    if len(finished) == study.n_trials:
+    if len(finished) == plan.n_trials:
         table = Table(*heads)
         for line in lines:
             table.add_row(*map(cell, line))

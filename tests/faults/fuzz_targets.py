@@ -266,7 +266,6 @@ def _readings() -> dict[str, tuple[str, Callable[[], Files], Callable[[Path], Re
 
 
 def _targets() -> list[Target]:
-    made = fuzz_artifacts
     targets = [
         Target(name, seed, partial(interactions, form, reference), 2.0)
         for name, (form, seed, reference) in _readings().items()
@@ -275,20 +274,20 @@ def _targets() -> list[Target]:
         Target("index", fuzz_seeds.lcrec_index, index),
         Target("prompt", fuzz_seeds.prompt, prompt, 0.5),
         Target("histories", fuzz_seeds.histories, histories),
-        Target("labels", partial(made.artifact, "soft_labels"), labels),
-        Target("labels-forged", partial(made.artifact, "soft_labels"), forged_labels, 2.0),
-        Target("dataset", partial(made.artifact, "dataset"), data_set, 2.0),
-        Target("manifest", partial(made.artifact, "dataset", True), manifest),
-        Target("semantic-ids", partial(made.artifact, "semantic_ids"), semantic_ids),
-        Target("embeddings", partial(made.artifact, "embeddings"), item_embeddings),
-        Target("evaluation", partial(made.artifact, "evaluation"), ranked_lists),
-        Target("lists", made.outside_lists, outside_lists),
-        Target("student", partial(made.student_files, False), student),
-        Target("student-memories", partial(made.student_files, True), student),
-        Target("baseline", made.baseline_files, baseline),
-        Target("recommend", made.call_of_recommend, partial(recommend, False)),
-        Target("recommend-memories", made.call_of_recommend, partial(recommend, True)),
-        Target("gguf", made.gguf_files, gguf, 0.3),
+        Target("labels", partial(fuzz_artifacts.artifact, "soft_labels"), labels),
+        Target("labels-forged", partial(fuzz_artifacts.artifact, "soft_labels"), forged_labels, 2.0),
+        Target("dataset", partial(fuzz_artifacts.artifact, "dataset"), data_set, 2.0),
+        Target("manifest", partial(fuzz_artifacts.artifact, "dataset", True), manifest),
+        Target("semantic-ids", partial(fuzz_artifacts.artifact, "semantic_ids"), semantic_ids),
+        Target("embeddings", partial(fuzz_artifacts.artifact, "embeddings"), item_embeddings),
+        Target("evaluation", partial(fuzz_artifacts.artifact, "evaluation"), ranked_lists),
+        Target("lists", fuzz_artifacts.outside_lists, outside_lists),
+        Target("student", partial(fuzz_artifacts.student_files, False), student),
+        Target("student-memories", partial(fuzz_artifacts.student_files, True), student),
+        Target("baseline", fuzz_artifacts.baseline_files, baseline),
+        Target("recommend", fuzz_artifacts.call_of_recommend, partial(recommend, False)),
+        Target("recommend-memories", fuzz_artifacts.call_of_recommend, partial(recommend, True)),
+        Target("gguf", fuzz_artifacts.gguf_files, gguf, 0.3),
     ]
     for name, (config_class, seed) in COMMANDS.items():
         targets.append(Target(f"config-{name}", seed, partial(config, config_class), 0.1))

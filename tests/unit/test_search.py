@@ -1,4 +1,4 @@
-"""The study of a search: its trials, what continues it, and what it refuses."""
+"""The plan of a search: its trials, what continues it, and what it refuses."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from distill.runtime.errors import UserError
 from student.search_config import Config
-from student.study import Study
+from student.trial_plan import TrialPlan
 
 SPACE = {"gamma": {"low": 0.01, "high": 1.0, "log": True}, "candidates": {"low": 2, "high": 16}}
 GRID = {"gamma": {"choices": [0.1, 0.2]}, "scope": {"choices": ["level", "all"]}}
@@ -25,17 +25,17 @@ def value(params):
     return 1 - abs(params["gamma"] - 0.3)
 
 
-def finish(study, most=100):
+def finish(plan, most=100):
     """Run trials until none is left, or so many; their settings, in order."""
     settings = []
-    while len(settings) < most and (trial := study.next_trial()) is not None:
+    while len(settings) < most and (trial := plan.next_trial()) is not None:
         settings.append(trial.params)
-        study.optuna.tell(trial.number, value(trial.params))
+        plan.study.tell(trial.number, value(trial.params))
     return settings
 
 
 def test_the_first_trial_is_the_settings_as_they_are(config):
-    settings = finish(Study(config))
+    settings = finish(TrialPlan(config))
     assert settings[0] == {"gamma": 0.1, "candidates": 4} and len(settings) == 8
     assert all(0.01 <= row["gamma"] <= 1 and row["candidates"] in range(2, 17) for row in settings)
     assert len({row["gamma"] for row in settings}) == 8
@@ -44,52 +44,52 @@ def test_the_first_trial_is_the_settings_as_they_are(config):
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_broken_off_at_any_trial_it_ends_with_the_same_trials(config, sampler, tmp_path):
     config = replace(config, sampler=sampler)
-    whole = finish(Study(config))
+    whole = finish(TrialPlan(config))
     broken = replace(config, output=tmp_path / "broken")
     settings = []
     for _ in range(8):
-        killed = Study(broken).next_trial()  # its training is killed
-        study = Study(broken)
-        assert study.next_trial().params == killed.params
-        settings += finish(study, most=1)
-    assert settings == whole and Study(broken).next_trial() is None
+        killed = TrialPlan(broken).next_trial()  # its training is killed
+        plan = TrialPlan(broken)
+        assert plan.next_trial().params == killed.params
+        settings += finish(plan, most=1)
+    assert settings == whole and TrialPlan(broken).next_trial() is None
 
 
 def test_killed_while_values_are_chosen(config, tmp_path):
-    whole = finish(Study(config))
-    study = Study(replace(config, output=tmp_path / "broken"))
-    settings = finish(study, most=3)
-    study.optuna.ask({})  # a trial without values
-    settings += finish(Study(study.config))
+    whole = finish(TrialPlan(config))
+    plan = TrialPlan(replace(config, output=tmp_path / "broken"))
+    settings = finish(plan, most=3)
+    plan.study.ask({})  # a trial without values
+    settings += finish(TrialPlan(plan.config))
     assert settings == whole
 
 
 def test_killed_before_the_first_trial_starts(config):
-    study = Study(config)
-    study.optuna.enqueue_trial(study.planned[0])
-    assert finish(Study(config))[:1] == [{"gamma": 0.1, "candidates": 4}]
-    assert len(study.optuna.trials) == 8
+    plan = TrialPlan(config)
+    plan.study.enqueue_trial(plan.planned[0])
+    assert finish(TrialPlan(config))[:1] == [{"gamma": 0.1, "candidates": 4}]
+    assert len(plan.study.trials) == 8
 
 
 def test_more_trials_continue(config):
-    first = finish(Study(replace(config, sampler="random", trials=3)))
+    first = finish(TrialPlan(replace(config, sampler="random", trials=3)))
     assert len(first) == 3
-    more = finish(Study(replace(config, sampler="random", trials=5)))
+    more = finish(TrialPlan(replace(config, sampler="random", trials=5)))
     assert len(more) == 2 and not any(row in first for row in more)
 
 
 def test_a_grid_is_every_combination_once(config):
-    study = Study(replace(config, space=GRID, sampler="grid"))
-    settings = finish(study)
-    assert settings[0] == {"gamma": 0.1, "scope": "level"} and study.n_trials == 4
+    plan = TrialPlan(replace(config, space=GRID, sampler="grid"))
+    settings = finish(plan)
+    assert settings[0] == {"gamma": 0.1, "scope": "level"} and plan.n_trials == 4
     expected = [(gamma, scope) for gamma in (0.1, 0.2) for scope in ("level", "all")]
     assert sorted((row["gamma"], row["scope"]) for row in settings) == sorted(expected)
 
 
 def test_another_plan_in_the_folder_is_refused(config):
-    finish(Study(config), most=1)
+    finish(TrialPlan(config), most=1)
     with pytest.raises(UserError, match="another variant: dwr, now dtr"):
-        Study(replace(config, variant="dtr", output=config.folder))
+        TrialPlan(replace(config, variant="dtr", output=config.folder))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,6 @@ def test_another_plan_in_the_folder_is_refused(config):
 )
 def test_plans_that_cannot_be_meant(config, changes, message):
     with pytest.raises(UserError) as refused:
-        Study(replace(config, **changes))
+        TrialPlan(replace(config, **changes))
     assert message in str(refused.value)
     assert not Path(config.folder).exists()

@@ -4,7 +4,7 @@ The paper reduces the teacher's 4096 dimensions and the students' 384 to two and
 what an item's vector is, nor how reductions of different spaces come to share a plane. Here the vector is the mean
 state of the last layer at the item's codewords, the item read alone (`scripts/represent_items.py`). UMAP places
 neighbourhoods anywhere, so a student's map starts from the teacher's, from which it moves where its neighbourhoods are
-others, and is then turned and mirrored onto it (Procrustes analysis), both at the same size. Three figures beside say
+others, and is then rotated and reflected onto it (Procrustes analysis), both at the same size. Three figures beside say
 how alike the spaces are: nearest neighbours in common and linear CKA, which need no map, and what remains between the
 maps, with the same for items in random order as a control, because a map remembers where it started.
 """

@@ -26,8 +26,8 @@ from student.search_config import JOURNAL, Config, read_settings
 PLAN = "plan"  # attribute of the study: what its trials have in common
 
 
-class Study:
-    """The study of one folder.
+class TrialPlan:
+    """Chooses the trials of one folder's search; `study` is Optuna's.
 
     Args:
         config: of the command.
@@ -43,7 +43,7 @@ class Study:
         self.planned = self.planned_trials()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         config.folder.mkdir(parents=True, exist_ok=True)
-        self.optuna = optuna.create_study(
+        self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(config.folder / JOURNAL))), study_name="students",
             direction="maximize", load_if_exists=True,
         )  # fmt: skip
@@ -54,34 +54,34 @@ class Study:
         plan = {"student": read_settings(config.student), "variant": config.variant, "seed": config.seed}
         plan |= {"settings": config.settings, "space": config.space, "sampler": config.sampler}
         plan = json.loads(json.dumps(plan, default=str))
-        earlier = self.optuna.user_attrs.get(PLAN, plan)
+        earlier = self.study.user_attrs.get(PLAN, plan)
         different = [key for key in plan if plan[key] != earlier.get(key)]
         if different:
             raise UserError(
                 f"{config.folder} holds a search with another {different[0]}: {earlier.get(different[0])}, now "
                 f"{plan[different[0]]}. Name another --output, or forget that search with --overwrite."
             )
-        self.optuna.set_user_attr(PLAN, plan)
+        self.study.set_user_attr(PLAN, plan)
 
     def next_trial(self) -> FrozenTrial | None:
         """Return the trial that was broken off, or a new one; None when all are done."""
         for trial in self.trials(TrialState.RUNNING):
             if trial.params.keys() == self.space.keys():
                 return trial
-            self.optuna.tell(trial.number, state=TrialState.FAIL)  # killed while its values were chosen
+            self.study.tell(trial.number, state=TrialState.FAIL)  # killed while its values were chosen
         number = len(self.trials(TrialState.COMPLETE))
         if number >= self.n_trials:
             return None
         if number < len(self.planned) and not self.trials(TrialState.WAITING):
-            self.optuna.enqueue_trial(self.planned[number])
+            self.study.enqueue_trial(self.planned[number])
         # a sampler of its own for each trial: its choice depends on the trials before it, not on restarts
-        self.optuna.sampler = self._sampler(number)
-        number = self.optuna.ask(self.space).number
-        return self.optuna.trials[number]
+        self.study.sampler = self._sampler(number)
+        number = self.study.ask(self.space).number
+        return self.study.trials[number]
 
     def trials(self, state: TrialState) -> list[FrozenTrial]:
         """List the trials in a state, in order."""
-        return [trial for trial in self.optuna.trials if trial.state == state]
+        return [trial for trial in self.study.trials if trial.state == state]
 
     @property
     def n_trials(self) -> int:
