@@ -179,7 +179,10 @@ def export_command(artifact: Artifact) -> str:
         artifact: of kind soft_labels. The command is taken from its manifest; a set that was made from Python gets the
             command that writes to the same folder.
     """
-    words = shlex.split(artifact.manifest.get("command", ""))
+    try:
+        words = shlex.split(artifact.manifest.get("command", ""))
+    except ValueError:  # a quotation that does not end: no command has written that
+        words = []
     if not any(word.endswith("export_soft_labels.py") for word in words):
         return command_for("soft_labels", artifact.folder)
     kept: list[str] = []

@@ -381,6 +381,7 @@ def test_a_damaged_shard(folder, damage):
             "python distill/export_soft_labels.py --run r",
         ),
         ("python my_script.py", "python distill/export_soft_labels.py --run {run}"),
+        ("distill/export_soft_labels.py --run 'r", "python distill/export_soft_labels.py --run {run}"),
         ("", "python distill/export_soft_labels.py --run {run}"),
     ],
 )
