@@ -62,8 +62,12 @@ def save_adapter(tuned, folder: Path) -> None:
 
     By default PEFT would always add whole tables, since the vocabulary has grown.
     """
-    trains_rows = tuned.peft_config["default"].trainable_token_indices
-    tuned.save_pretrained(folder, save_embedding_layers=not trains_rows)
+    config = tuned.peft_config["default"]
+    # PEFT writes sets in their order of iteration, which changes with the hash seed of each process
+    for name, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
+    tuned.save_pretrained(folder, save_embedding_layers=not config.trainable_token_indices)
 
 
 def load_quantised(base: str, precision: str) -> PreTrainedModel:

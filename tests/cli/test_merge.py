@@ -126,6 +126,12 @@ def test_only_adapters_and_codeword_rows_are_in_the_file(tuned, kind, mode):
         assert all(file.get_tensor(name).shape == (3 * 8, 16) for name in rows)
 
 
+def test_an_adapter_has_the_same_bytes_in_every_process(tuned):
+    """Names stand in alphabetical order, not in that of a set, which changes with the process's hash seed."""
+    config = json.loads((tuned[1]("llama", "lora") / "adapter/adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(PROJECTIONS)
+
+
 @pytest.mark.parametrize(("kind", "mode", "embeddings"), WHOLE)
 def test_whole_tables_train_and_are_in_the_file(tuned, kind, mode, embeddings):
     """Rows of words too, in the adapter as in the merged teacher; tied tables stay one."""
