@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import filter_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
 from distill.runtime.errors import UserError
@@ -133,11 +133,10 @@ def _tracker(name: str) -> str | None:
     """
     if name == "none":
         return None
-    try:
-        installed = filter_trackers([name], logging_dir=".")
-    except ValueError as error:
-        raise UserError(f"--tracker {name}: {error}.") from None
-    if not installed:
+    # not by accelerate's filter_trackers: where a tracker is missing it logs, which fails before an Accelerator exists
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise UserError(f"--tracker is {name!r}; expected none or one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+    if name not in map(str, get_available_trackers()):
         raise UserError(f"--tracker {name}: it is not installed; pip install {name}, or --tracker none.")
     return name
 
