@@ -141,7 +141,7 @@ def one(root):
 
 @pytest.fixture(scope="module")
 def broken(root):
-    """Launches with a process killed, then started again: engine -> (output, exit code, files left, the second start's messages)."""
+    """Launches with a process killed, then started again: engine -> (output, exit code, files left, messages)."""
     made = {}
 
     def get(engine):
