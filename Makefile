@@ -2,7 +2,8 @@
 # make demo-llm: the same with a pretrained teacher that reads titles, SmolLM2-135M from the package index.
 # make test: style, types and the test suite.   make test-fast: style, types and the quick unit tests.
 # make lint: format and fix.   make docs: the documentation site, into site/.
-# make soak: kill every command at every change to a file, fill the disk, damage its inputs; hours (SOAK_ARGS: --help).
+# make soak: 50,000 mutated inputs; every command killed at every change to a file, on full disks, with damaged inputs;
+# about an hour (SOAK_ARGS: python -m tests.faults.soak --help).
 # make audit: secrets in the files of git; known weaknesses of the versions in constraints.txt (needs the network).
 # PIP_ARGS is passed to pip, for example an extra index with CPU builds of torch.
 # PYTEST_ARGS is passed to pytest: with "-m 'not vllm'" the suite does without vLLM, and it is not installed.
@@ -54,6 +55,7 @@ lint: $(VENV)/.installed-test
 	mypy
 
 soak: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 python -m tests.faults.fuzz --inputs 50000
 	OMP_NUM_THREADS=1 python -m tests.faults.soak $(SOAK_ARGS)
 
 docs: $(VENV)/.installed-docs
