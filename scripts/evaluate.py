@@ -33,6 +33,9 @@ class Config(InputSettings, EvaluationSettings, JobSettings):
     """auto, cpu or cuda."""
     teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata=IF_CHANGED)
     """Type of the teacher's weights; bfloat16 is faster where the processor or GPU has it, and rounds scores."""
+    precision: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata=IF_CHANGED)
+    """Of the students' matrix products; auto: bfloat16 for students from 4 M parameters, where the processor or GPU
+    multiplies in it."""
     seed: Seed = 0
     """Named in the table: the seed of the run's trainings."""
 
@@ -60,7 +63,7 @@ def main(config: Config) -> None:
     facts = {"dataset": config.run.name, "split": config.split, "seed": config.seed}
     evaluation = Evaluation(config, dataset, vectors, texts, facts)
     outside = [read_outside_lists(path, dataset, evaluation.examples, config.split) for path in paths]
-    systems = load_systems(inputs.learned(), dataset, ids, config.device, config.teacher_dtype)
+    systems = load_systems(inputs.learned(), dataset, ids, config.device, config.teacher_dtype, config.precision)
     table = evaluation.run(inputs.not_learned, systems, MemoryMixture)
     for lists in outside:
         evaluation.add_outside(lists)
@@ -71,7 +74,12 @@ def main(config: Config) -> None:
 
 
 def load_systems(
-    learned: Iterable[Artifact], dataset: Dataset, ids: SemanticIDs | None, device: str, teacher_dtype: str
+    learned: Iterable[Artifact],
+    dataset: Dataset,
+    ids: SemanticIDs | None,
+    device: str,
+    teacher_dtype: str,
+    precision: Literal["auto", "float32", "bfloat16"],
 ) -> Iterator[System]:
     """Load trained systems, one at a time."""
     import torch
@@ -87,7 +95,7 @@ def load_systems(
         elif artifact.kind == "baseline":
             yield ItemModelSystem(artifact, device)
         else:
-            yield StudentSystem(artifact, device)
+            yield StudentSystem(artifact, device, precision)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from student.memory_mixture import MixtureWeights
 from student.models import BACKBONE_NAMES, network_of
 from student.models.item_text import sizes_to_json
 from student.models.layers import among_all
+from student.precision import Precision, autocast, resolve_precision
 from student.threads import few_threads
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
@@ -90,11 +91,23 @@ class Recommender(WithMemories):
         self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
         users = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
         self.users_at_once = min(users, getattr(model, "users_at_once", users))
+        self.precision: Precision = "float32"  # of the matrix products
         self.static_shapes = False  # all batches have one shape, for compiled graphs
 
     @staticmethod
-    def from_pretrained(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Recommender:
-        """Load what `save_pretrained` wrote; half precision (bfloat16, float16) is for GPUs.
+    def from_pretrained(
+        folder: Path | str,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        precision: Precision = "auto",
+    ) -> Recommender:
+        """Load what `save_pretrained` wrote.
+
+        Args:
+            folder: the student's.
+            device: cpu, cuda, cuda:0 and so on.
+            dtype: of the weights; half precision (bfloat16, float16) is for GPUs.
+            precision: of the matrix products with float32 weights; see `resolve_precision`.
 
         Raises:
             UserError: the folder is not a student or is damaged, or there is no such device.
@@ -125,7 +138,9 @@ class Recommender(WithMemories):
             if codes.shape[1] != models[0].config.levels or not trie.is_of(codes, models[0].config.codebook_size):
                 raise UserError(f"{path}, trie.safetensors and model.safetensors of {folder} do not belong together.")
             names = id_column(table, "item_id", path).to_pylist(), titles
-            return Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie).load_memories(folder)
+            student = Recommender(models[0], codes, *names, *models[1:], facts=facts, trie=trie)
+            student.precision = resolve_precision(precision, models[0]) if dtype == torch.float32 else "float32"
+            return student.load_memories(folder)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json, model.safetensors, items.parquet, the trie, and ranker and memories if there are any."""
@@ -254,8 +269,9 @@ class Recommender(WithMemories):
         vocabulary = Vocabulary(torch.arange(levels * size, device=self.device).view(levels, size), levels * size)
         items = np.full((len(histories), width), PAD)
         for rows, recent in self._batches(histories, self.users_at_once):
-            step = self.model.step(self.model.encode(self.history_codes(recent)), "whole")
-            sequences, _ = search_tokens(_any_codeword(step, size, width), levels, len(rows), width, self.device)
+            with autocast(self.device, self.precision):
+                step = self.model.step(self.model.encode(self.history_codes(recent)), "whole")
+                sequences, _ = search_tokens(_any_codeword(step, size, width), levels, len(rows), width, self.device)
             items[rows, : sequences.shape[1]] = vocabulary.find_items(sequences, trie).cpu().numpy()
         return items
 
@@ -266,7 +282,9 @@ class Recommender(WithMemories):
         scores = np.empty(items.shape, dtype=np.float32)
         for rows, recent in self._batches(histories, self.users_at_once):
             codes = self.codes[torch.from_numpy(np.maximum(items[rows], 0)).to(self.device)]
-            scores[rows] = self._sequence_scores(model, self.history_codes(recent), codes, eta=0).float().cpu().numpy()
+            with autocast(self.device, self.precision):
+                part = self._sequence_scores(model, self.history_codes(recent), codes, eta=0)
+            scores[rows] = part.float().cpu().numpy()
         return np.where(items == PAD, -np.inf, scores)
 
     @torch.no_grad()
@@ -287,8 +305,10 @@ class Recommender(WithMemories):
         scores = np.empty((len(histories), len(self.item_ids)), dtype=np.float32)
         users = max(1, self.users_at_once * DEFAULT_WIDTH // self.trie.n_leaves)  # as many nodes as beams elsewhere
         for rows, recent in self._batches(histories, users):
-            step = model.step(model.encode(self.history_codes(recent)), self.facts["scope"])
-            scores[rows] = score_all(step, self.trie, len(rows), self.device)[:, self.trie.leaf_of_item].cpu().numpy()
+            with autocast(self.device, self.precision):
+                step = model.step(model.encode(self.history_codes(recent)), self.facts["scope"])
+                part = score_all(step, self.trie, len(rows), self.device)
+            scores[rows] = part[:, self.trie.leaf_of_item].cpu().numpy()
         exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
         return self.mixed_scores(scores, histories, None, exclude_bought).astype(np.float32, copy=False)
 
@@ -315,7 +335,7 @@ class Recommender(WithMemories):
         exclude_older = exclude_bought and histories.shape[1] > self.facts["max_history"]
         for rows, recent in self._batches(histories, self.users_at_once, self.static_shapes):
             bought = self._bought(histories[rows], len(recent)) if exclude_older else None
-            with few_threads(len(recent)):
+            with few_threads(len(recent)), autocast(self.device, self.precision):
                 lists = self._search(recent, bought, width, exclude_bought, constrained)
             _write_lists((items, scores), rows, [part[: len(rows)].cpu().numpy() for part in lists])
         check_scores(scores)

@@ -14,10 +14,12 @@ from distill.baselines.mixture import TEMPERATURES
 from distill.data.dataset import Dataset, Examples
 from distill.evaluation.systems import Ranked, System, batches
 from distill.runtime.artifacts import Artifact
+from distill.runtime.logs import log
 from student.content_memory import ContentMemory
 from student.item_recommender import ItemRecommender
 from student.memory_mixture import Candidates, MixtureWeights, candidates, join_candidates, score_mixture
 from student.memory_tuning import best_weights
+from student.precision import Precision
 from student.recommender import Recommender
 from student.transition_memory import TransitionMemory
 
@@ -32,9 +34,11 @@ class StudentSystem:
 
     kind = "student"
 
-    def __init__(self, artifact: Artifact, device: str):
+    def __init__(self, artifact: Artifact, device: str, precision: Precision = "auto"):
         self.name = artifact.folder.name
-        self.student = Recommender.from_pretrained(artifact.folder, device)
+        self.student = Recommender.from_pretrained(artifact.folder, device, precision=precision)
+        if self.student.precision != "float32":
+            log.info(f"{self.name}: {self.student.precision} (--precision float32 turns it off)")
         self.parameters = count_parameters(self.student.model, self.student.ranker)
 
     def rank(

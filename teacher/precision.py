@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from distill.runtime.logs import log
+from distill.runtime.precision import has_bf16
 
 
 def resolve_precision(precision: str, base: str | None) -> str:
@@ -20,14 +21,6 @@ def resolve_precision(precision: str, base: str | None) -> str:
     if precision != "auto":
         return precision
     return "bf16" if base is not None and has_bf16() else "no"
-
-
-def has_bf16() -> bool:
-    """Tell whether the GPU, or without one the processor, has instructions for bf16 products."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    features = torch.cpu.get_capabilities()
-    return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
 
 
 def log_precision(setting: str, chosen: str) -> None:

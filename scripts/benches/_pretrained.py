@@ -20,11 +20,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from benches import resident
 from distill.data.dataset import Dataset
 from distill.runtime.logs import progress_bar
+from distill.runtime.precision import has_bf16
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.batching import collate, make_batches
 from teacher.config import TrainingSettings
 from teacher.loss import use_counted_loss
-from teacher.precision import has_bf16, use_plain_attention
+from teacher.precision import use_plain_attention
 from teacher.tasks import TaskData
 from teacher.tokenizer import add_codewords, train_tokenizer
 

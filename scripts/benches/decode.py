@@ -6,6 +6,7 @@ import tempfile
 import time
 import tracemalloc
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from distill.data.dataset import PAD, Dataset
 from distill.decoding.trie import Trie
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
+from distill.runtime.precision import has_bf16
 from distill.semantic_ids.ids import SemanticIDs
 from student.models import BACKBONES
 from student.models.seq2seq import Seq2SeqConfig
@@ -111,25 +113,36 @@ def made_up(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def against_generate(student: Recommender, users: dict[int, np.ndarray], config: Config) -> dict[str, Any]:
     """Compare with `generate(num_beams=…, prefix_allowed_tokens_fn=…)` on the same weights, users and softmax."""
-    model, figures = student.model, {}
-    generate = Generate(to_t5(model), student, config.width)
-    identical, compared = 0, 0
+    figures: dict[str, Any] = {}
+    precisions = ["float32", "bfloat16"] if has_bf16() else ["float32"]
+    generators = {name: Generate(to_t5(student.model), student, config.width, name) for name in precisions}
+    identical, near, compared = 0, 0, 0
     student.facts["scope"] = "all"  # as Hugging Face's softmax
+
+    def ranked(batch: int, precision: str) -> np.ndarray:
+        student.precision = precision
+        return student.rank_items(users[batch], config.width, exclude_bought=False)[0]
+
     for batch in progress_bar(config.batches, desc="against generate", unit="batch"):
-        lists, _ = student.rank_items(users[batch], config.width, exclude_bought=False)
-        generated = student.trie.items(generate(users[batch]), config.width)[0].cpu().numpy()
+        lists = ranked(batch, "float32")
+        generated = student.trie.items(generators["float32"](users[batch]), config.width)[0].cpu().numpy()
         identical, compared = identical + (lists == generated).all(1).sum(), compared + batch
-        work = {
-            "search": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False),
-            "generate": lambda batch=batch: generate(users[batch]),
-        }
+        near += sum(len(np.intersect1d(*pair)) for pair in zip(lists, ranked(batch, precisions[-1]), strict=True))
+        work = {f"search_{name}": partial(ranked, batch, name) for name in precisions}
+        work |= {f"generate_{name}": partial(generate, users[batch]) for name, generate in generators.items()}
         median = interleaved(work, config.repeats if batch < 100 else max(1, config.repeats // 2), warm_ups=0)
-        figures[f"ratio_vs_hf_generate_b{batch}"] = median["generate"] / median["search"]
-        figures[f"users_per_s_hf_generate_b{batch}"] = batch / median["generate"]
+        figures |= {f"users_per_s_{name}_b{batch}": batch / seconds for name, seconds in median.items()}
+        figures[f"ratio_vs_hf_generate_b{batch}"] = median["generate_float32"] / median["search_float32"]
+        # in bfloat16, against the faster of `generate`'s precisions
+        best = min(median[f"generate_{name}"] for name in precisions)
+        figures[f"ratio_vs_best_generate_b{batch}"] = best / median[f"search_{precisions[-1]}"]
+    figures["same_items_in_bf16"] = near / (compared * config.width)
+    student.precision = "float32"
     figures["identical_lists"] = identical / compared
     student.facts["scope"] = "level"  # as students are used: only the level's part of the head is computed
     rate = matrix_rate(config.device)
     figures["gflop_per_s_matrix"] = rate / 1e9
+    model = student.model
     for batch in config.batches:
         work = {"search": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False)}
         seconds = interleaved(work, config.repeats)["search"]
@@ -152,12 +165,12 @@ def one_user_compiled(student: Recommender, user: np.ndarray, config: Config) ->
 class Generate:
     """Search by `generate` with a dictionary of allowed tokens by prefix, looked up for every beam at every step."""
 
-    def __init__(self, t5: T5ForConditionalGeneration, student: Recommender, width: int):
-        self.t5, self.student, self.width = t5.to(student.device), student, width
+    def __init__(self, t5: T5ForConditionalGeneration, student: Recommender, width: int, dtype: str):
+        self.t5, self.student, self.width = t5.to(student.device, getattr(torch, dtype)), student, width
         head = nn.Linear(t5.config.d_model, t5.config.vocab_size)  # its bias removes the pad token from the softmax
         head.weight = t5.lm_head.weight
         nn.init.zeros_(head.bias).data[0] = torch.finfo(torch.float32).min
-        t5.lm_head = head.to(student.device)
+        t5.lm_head = head.to(student.device, getattr(torch, dtype))
         self.start = torch.arange(LEVELS) * SIZE + 1
         self.allowed: dict[tuple, list[int]] = {}
         for row in (student.codes.cpu() + self.start).tolist():

@@ -36,7 +36,7 @@ class Attention(nn.Module):
             packing: of x.
         """
         queries = self.split_heads(packing.pad(self.q(x)))
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
+        mixed = attend(queries, keys, values, bias)
         return self.o(packing.pack(mixed.transpose(1, 2).flatten(2)))
 
     def keys_values(self, x: Tensor, packing: Packing | NoPacking = NO_PACKING) -> tuple[Tensor, Tensor]:
@@ -46,6 +46,17 @@ class Attention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         """Split heads: [batch, length, heads · d_head] → [batch, heads, length, d_head]."""
         return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Mix values by softmax(queries · keys + bias), without scaling; all are [batch, heads, length, d_head].
+
+    On CPUs in bf16 by plain products: the fused kernel takes up to twice as long there (torch 2.13, avx512_bf16).
+    """
+    if queries.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        weights = (queries @ keys.transpose(2, 3) + bias).softmax(-1)
+        return weights.to(values.dtype) @ values
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
 
 
 class FeedForward(nn.Module):
@@ -113,6 +124,22 @@ def padding_mask(present: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill(~present, torch.finfo(dtype).min)[:, None, None, :]
 
 
+def codeword_logits(states: Tensor, head: Tensor) -> Tensor:
+    """Compute logits [..., codewords] of states [..., d_model] with a head [codewords, d_model].
+
+    Under autocast in float32 all the same: it is a small part of the work, and logits rounded to bfloat16 (by .03 at 8)
+    would reorder what ranks close together.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        return (states.to(head.dtype) @ head.T).float()
+
+
+def level_logits(states: Tensor, head: Tensor) -> Tensor:
+    """Compute each level's logits [..., levels, codewords] of states [..., levels, d_model]; precision as above."""
+    with torch.autocast(states.device.type, enabled=False):
+        return torch.einsum("...ld,lnd->...ln", states.to(head.dtype), head).float()
+
+
 def level_log_probs(states: Tensor, head: Tensor, level: int, scope: str) -> Tensor:
     """Compute the log-probabilities of one level's codewords [..., codebook_size], or of all codewords.
 
@@ -124,8 +151,8 @@ def level_log_probs(states: Tensor, head: Tensor, level: int, scope: str) -> Ten
             "whole" is that of "all", and returns the codewords of all levels [..., levels · codebook_size].
     """
     if scope == "level":
-        return (states @ head[level].T).float().log_softmax(-1)
-    logits = (states @ head.flatten(0, 1).T).float()
+        return codeword_logits(states, head[level]).log_softmax(-1)
+    logits = codeword_logits(states, head.flatten(0, 1))
     if scope == "whole":
         return logits.log_softmax(-1)
     return logits.unflatten(-1, head.shape[:2])[..., level, :] - logits.logsumexp(-1, keepdim=True)
@@ -143,8 +170,8 @@ def forced_log_probs(states: Tensor, head: Tensor, scope: str) -> Tensor:
         [batch, k, levels, codebook_size], or [..., levels · codebook_size] for "all".
     """
     by_level = scope == "level"
-    logits = torch.einsum("bkld,lnd->bkln", states, head) if by_level else states @ head.flatten(0, 1).T
-    return logits.float().log_softmax(-1)
+    logits = level_logits(states, head) if by_level else codeword_logits(states, head.flatten(0, 1))
+    return logits.log_softmax(-1)
 
 
 def chosen_log_probs(states: Tensor, head: Tensor, codes: Tensor, scope: str) -> Tensor:
@@ -161,11 +188,11 @@ def chosen_log_probs(states: Tensor, head: Tensor, codes: Tensor, scope: str) ->
     """
     levels, last = len(head), codes.shape[-1]
     if scope == "level":
-        logits = torch.einsum("...ld,lnd->...ln", states, head[levels - last :])
+        logits = level_logits(states, head[levels - last :])
     else:
-        logits = states @ head.flatten(0, 1).T
+        logits = codeword_logits(states, head.flatten(0, 1))
         codes = codes + torch.arange(levels - last, levels, device=codes.device) * head.shape[1]
-    return logits.float().log_softmax(-1).gather(-1, codes[..., None]).squeeze(-1)
+    return logits.log_softmax(-1).gather(-1, codes[..., None]).squeeze(-1)
 
 
 def candidate_log_probs(first: Tensor, states: Tensor, head: Tensor, items: Tensor, scope: str) -> Tensor:
