@@ -62,7 +62,8 @@ class ModelSettings(DropoutSettings):
     backbone: Literal["seq2seq", "causal", "nested", "sasrec", "gru4rec", "fmlp", "setrec"] = "seq2seq"
     """The network: T5's encoder and decoder; a decoder alone that reads the history once; or nested, one decoder over
     items and a small one over the codewords of an item (the fastest). sasrec, gru4rec, fmlp and setrec score items
-    without semantic IDs; they learn tiger, distill, dwr and dwr-without-distill, and ignore the options of codewords."""
+    without semantic IDs; they learn tiger, distill, dwr and dwr-without-distill, and ignore the options of
+    codewords."""
     preset: str = "demo"
     """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
     init: Path | None = None
@@ -236,7 +237,13 @@ class TrainerSettings(OptimiserSettings, ValidationSettings, RunSettings):
 # dataclasses list the fields of the last base first: paths and network head the --help text
 @dataclass(frozen=True)
 class Config(
-    TrainerSettings, SamplerSettings, LossSettings, ItemModelSettings, ItemTextSettings, ModelSettings, SETRecInputs,
+    TrainerSettings,
+    SamplerSettings,
+    LossSettings,
+    ItemModelSettings,
+    ItemTextSettings,
+    ModelSettings,
+    SETRecInputs,
     PathSettings,
 ):
     """Train a student: accelerate launch student/train.py --variant NAME [--config FILE] [--field value ...]."""

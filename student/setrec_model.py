@@ -74,7 +74,7 @@ def build_setrec(config: BaselineConfig, n_items: int, sasrec: Path | None, text
     model.tokens.set_inputs(item_embeddings, vectors)
     if instruction is not None:
         model.instruction.copy_(instruction)
-    if base is not None:
+    if config.base:
         check_independent(model, config.base)
     return model
 
@@ -85,7 +85,7 @@ def read_item_embeddings(folder: Path, n_items: int) -> Tensor:
     Raises:
         UserError: it has none, or they are of another catalogue.
     """
-    model = ItemRecommender.from_pretrained(folder).model
+    model: Any = ItemRecommender.from_pretrained(folder).model
     if isinstance(model, SETRec):
         raise UserError(f"--sasrec {folder} is a setrec itself; name a SASRec, GRU4Rec or FMLP-Rec.")
     weight = model.items.weight.detach()
@@ -114,7 +114,7 @@ def random_network(config: BaselineConfig) -> dict[str, Any]:
 
 
 def read_base(folder: Path, trunk: str, words: str) -> tuple[Any, Tensor | None]:
-    """Read a pretrained language model without its head, and the vectors of an instruction [words, dim] if there is one.
+    """Read a pretrained language model without its head, and the vectors of an instruction [words, dim].
 
     Raises:
         UserError: the folder holds no such model.
@@ -222,13 +222,14 @@ def setrec_loss(model: nn.Module, batch: ItemBatch, device: torch.device, config
 @torch.inference_mode()
 def tune_beta(recommender: ItemRecommender, valid: Examples) -> None:
     """Choose β of 0, 0.1 … 1 with the best validation NDCG@10, the first of equals, and store it in the network."""
-    model: SETRec = recommender.model.eval()
+    model: Any = recommender.model.eval()
     gains = np.zeros(len(BETAS))
     for rows, recent in batches_by_length(last_items(valid.histories, model.config.max_history), 256):
         places = last_places(recent)
-        parts = model.score_parts(*(torch.from_numpy(array).to(model.queries.device) for array in (recent, places)))
+        inputs = (torch.from_numpy(array).to(model.queries.device) for array in (recent, places))
+        cf, semantic = model.score_parts(*inputs)
         for number, beta in enumerate(BETAS):
-            scores = ground(*parts, beta).cpu().numpy()
+            scores = ground(cf, semantic, beta).cpu().numpy()
             if recommender.facts["exclude_bought"]:
                 mask_history(scores, valid.histories[rows], -np.inf)
             lists = top_items(scores, 10, above=-np.inf)
@@ -236,5 +237,3 @@ def tune_beta(recommender: ItemRecommender, valid: Examples) -> None:
     best = int(gains.argmax())
     model.config = replace(model.config, beta=BETAS[best])
     log.info(f"setrec: β {BETAS[best]:g}, validation NDCG@10 {gains[best] / max(len(valid), 1):.4f}")
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class SETRec(nn.Module):
         self.tokens = SetTokens(
             config.n_items, config.dim, config.cf_dim, config.text_dim, config.semantic, config.hidden
         )
-        self.trunk = TRUNKS[config.trunk](config.network, model)
+        self.trunk = cast(Any, TRUNKS[config.trunk](config.network, model))
         self.queries = nn.Parameter(0.02 * torch.randn(self.n_tokens, config.dim))
         self.queries.requires_grad_(not config.frozen_queries)
         self.register_buffer("instruction", torch.zeros(config.instruction, config.dim))
@@ -91,7 +91,8 @@ class SETRec(nn.Module):
         if config.lora_rank:
             from student.models.large.lora import add_lora
 
-            add_lora(self.trunk.model, config.lora_rank, config.dropout)
+            language_model: Any = self.trunk.model
+            add_lora(language_model, config.lora_rank, config.dropout)
 
     @property
     def n_tokens(self) -> int:

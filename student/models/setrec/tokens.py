@@ -79,9 +79,10 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Build linear layers with ReLU between, of Xavier's initial weights."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-        nn.init.xavier_normal_(layers[-2].weight)
-        nn.init.zeros_(layers[-2].bias)
+        linear = nn.Linear(inputs, outputs)
+        nn.init.xavier_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 

@@ -7,7 +7,7 @@ tokens of a set come out of one forward pass.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from distill.data.dataset import PAD
 from distill.decoding.tree_attention import additive
 from distill.runtime import models
-
 
 PREFIXES = 64  # that T5 reads at once
 
@@ -32,10 +31,10 @@ class T5Trunk(nn.Module):
     """
 
     def __init__(self, network: dict[str, Any], model: Any = None):
-        from transformers import AutoConfig, T5Model
+        from transformers import AutoConfig, T5Config, T5Model
 
         super().__init__()
-        self.model = T5Model(AutoConfig.for_model(**network)) if model is None else model
+        self.model: Any = T5Model(cast(T5Config, AutoConfig.for_model(**network))) if model is None else model
         for part in (self.model, self.model.encoder, self.model.decoder):  # tokens come as vectors: no vocabulary
             setattr(part, "shared" if part is self.model else "embed_tokens", None)
         # queries see no other query, so there is no distance between them
@@ -105,7 +104,7 @@ class T5Trunk(nn.Module):
         return self._relative_bias(self.model.encoder)(buckets).permute(2, 0, 1)[None]
 
     @staticmethod
-    def _relative_bias(stack: nn.Module) -> nn.Embedding:
+    def _relative_bias(stack: Any) -> nn.Embedding:
         return stack.block[0].layer[0].SelfAttention.relative_attention_bias
 
 
@@ -127,7 +126,7 @@ class CausalTrunk(nn.Module):
         if model is None:
             config = AutoConfig.for_model(**network)
             model = models.build_causal_model(config, dtype=config.dtype).base_model
-        self.model = model
+        self.model: Any = model
         table = model.get_input_embeddings()
         for part in list(model.modules()):
             for name, child in part.named_children():
@@ -138,7 +137,7 @@ class CausalTrunk(nn.Module):
         self, tokens: Tensor, histories: Tensor, places: Tensor, queries: Tensor, instruction: Tensor, sparse: bool
     ) -> Tensor:
         """Generate the set of tokens after each place; as `T5Trunk.forward`."""
-        (users, length), (k, dim), words = histories.shape, queries.shape, len(instruction)
+        (users, length), k, words = histories.shape, len(queries), len(instruction)
         groups = int(places.sum(1).max())
         # the trained places of each user in order, then others, whose outputs are dropped
         order = (~places).to(torch.int8).argsort(dim=1, stable=True)[:, :groups]
