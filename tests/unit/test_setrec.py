@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,16 @@ from tiny_llms import NETWORKS, checkpoint
 from transformers import T5Config, T5Model
 
 from distill.data.dataset import PAD, Dataset
+from distill.export_soft_labels import main as export
+from distill.labels.config import Config as ExportConfig
+from distill.labels.config import check as check_export
+from distill.labels.store import LabelStore
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.checkpoints import Checkpoints
 from distill.runtime.errors import UserError
 from distill.semantic_ids import embeddings
+from distill.semantic_ids.ids import SemanticIDs
 from student import train
 from student.baseline import main
 from student.config import BaselineConfig, Config
@@ -381,3 +387,49 @@ def test_a_sasrec_of_another_data_set_is_refused(shop, tmp_path):
     main(BaselineConfig(run=tmp_path, dim=8, layers=1, epochs=1, tracker="none"))
     with pytest.raises(UserError, match="dataset"):
         main(config_of(shop, tmp_path / "setrec", sasrec=tmp_path / "baselines/sasrec"))
+
+
+def test_labels_students(shop, tmp_path):
+    """Candidates are scored by the network's distribution over items that were not bought; codewords by its sums."""
+    main(config_of(shop, shop / "baselines/setrec", epochs=1))
+    options = {"encoding": "fp16", "exclude_bought": True, "keep": 4, "item_temperature": 2.0}
+    export(ExportConfig(run=shop, mix={"item_model": 1.0}, output=tmp_path / "labels", **options))
+    store = LabelStore.open(tmp_path / "labels")
+    rows = store.read("user", "position", "target", "candidates", "candidate_scores")
+    (block,) = store.blocks()
+    log_probs = block.log_probs()
+    np.testing.assert_array_equal(block.positions, rows["position"])
+    dataset = Dataset.load(shop / "dataset")
+    codes = SemanticIDs.load(shop / "semantic_ids", ITEMS).codes
+    recommender = ItemRecommender.from_pretrained(shop / "baselines/setrec")
+    for row in range(0, store.rows, 17):
+        history = dataset.sequence(rows["user"][row])[: rows["position"][row]]
+        target = rows["target"][row]
+        scores = recommender.score_items(history[None])[0].astype(float) / 2
+        probabilities = np.exp(scores - scores.max())
+        probabilities[history] = 0
+        probabilities /= probabilities.sum()
+        for item, score in zip(rows["candidates"][row], rows["candidate_scores"][row], strict=True):
+            assert score == pytest.approx(np.log(probabilities[item]), abs=0.02)
+        best = np.argsort(-probabilities, kind="stable")[:4].tolist()
+        assert rows["candidates"][row].tolist() == [target, *[item for item in best if item != target][:3]]
+        alike = np.ones(ITEMS, dtype=bool)
+        for level in range(codes.shape[1]):
+            mass = np.bincount(codes[alike, level], probabilities[alike], minlength=6)
+            with np.errstate(divide="ignore"):
+                expected = np.log(mass / mass.sum())
+            actual = log_probs[row, level]
+            np.testing.assert_allclose(actual[mass > 0], expected[mass > 0], atol=0.02)
+            alike &= codes[:, level] == codes[target, level]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mix": {"item_model": 1.0}, "folds": 2}, "--folds needs a network for each fold"),
+        ({"item_model": Path("x")}, "are for --mix item_model=1"),
+    ],
+)
+def test_item_models_that_label_are_checked(changes, message):
+    with pytest.raises(UserError, match=message):
+        check_export(ExportConfig(**changes))
