@@ -20,7 +20,11 @@ from jsonargparse.typing import (
 
 from distill.runtime.config import IF_CHANGED, HistoryLength, JobSettings, Seed, suggest
 from distill.runtime.errors import UserError
-from student.setrec_config import SETRecInputs, check_setrec
+from student.setrec_config import (
+    SETRecInputs,
+    SETRecSettings,  # noqa: F401 - jsonargparse looks inherited fields' types up in the module of the config
+    check_setrec,
+)
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
 ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "setrec")
