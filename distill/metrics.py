@@ -34,6 +34,34 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
     return np.where(ranks < k, 1 / np.log2(ranks + 2.0), 0)
 
 
+def set_recall(lists: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+    """Compute the share of each user's set that is in the first k places, hits / |truth| [users].
+
+    Args:
+        lists: recommended item numbers, best first, -1 for none [users, width].
+        truth: distinct item numbers, -1 for none; no set is empty [users, largest set].
+        k: at most the width.
+    """
+    return _set_hits(lists, truth, k).sum(1) / (truth >= 0).sum(1)
+
+
+def set_ndcg(lists: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+    """Compute NDCG@k against a set: Σ of 1 / log2(rank + 2) over its hits, over that of min(|truth|, k) hits in front.
+
+    Args and Returns: as `set_recall`.
+    """
+    hits = _set_hits(lists, truth, k)
+    gains = 1 / np.log2(np.arange(k) + 2.0)
+    ideal = np.cumsum(gains)[np.minimum((truth >= 0).sum(1), k) - 1]
+    return (hits * gains[: hits.shape[1]]).sum(1) / ideal
+
+
+def _set_hits(lists: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+    """Tell which of the first k places hold an item of the set [users, k]."""
+    first = lists[:, :k]
+    return ((first[:, :, None] == truth[:, None]) & (first >= 0)[:, :, None]).any(2)
+
+
 def mrr(ranks: np.ndarray, k: int) -> np.ndarray:
     """Compute the reciprocal rank within the first k places for each user [users]."""
     return np.where(ranks < k, 1 / (ranks + 1.0), 0)

@@ -1,4 +1,4 @@
-"""Train a baseline without semantic IDs: SASRec, GRU4Rec or FMLP-Rec, with full cross-entropy.
+"""Train a network over items, without semantic IDs: SASRec, GRU4Rec, FMLP-Rec or SETRec, with full cross-entropy.
 
     python student/baseline.py --network sasrec --config configs/demo/baseline.yaml
 

@@ -20,9 +20,14 @@ from jsonargparse.typing import (
 
 from distill.runtime.config import IF_CHANGED, HistoryLength, JobSettings, Seed, suggest
 from distill.runtime.errors import UserError
+from student.setrec_config import (
+    SETRecInputs,
+    SETRecSettings,  # noqa: F401 - jsonargparse looks inherited fields' types up in the module of the config
+    check_setrec,
+)
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
-ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp")
+ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
 # the loss of an item model for each variant that it can learn
@@ -40,10 +45,10 @@ class PathSettings:
     soft_labels: Path | None = None
     """Soft labels artifact (default: RUN/soft_labels); read only where the loss needs a teacher."""
     embeddings: Path | None = None
-    """Embeddings artifact whose text part item_text reads (default: RUN/embeddings)."""
+    """Embeddings artifact whose text part item_text and setrec read (default: RUN/embeddings)."""
     output: Path | None = None
-    """Where the result goes (default: RUN/students/VARIANT; for sasrec, gru4rec and fmlp RUN/baselines/NETWORK, with
-    -LOSS where the loss is not ce)."""
+    """Where the result goes (default: RUN/students/VARIANT; for sasrec, gru4rec, fmlp and setrec
+    RUN/baselines/NETWORK, with -LOSS where the loss is not ce)."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,11 @@ class DropoutSettings:
 class ModelSettings(DropoutSettings):
     """A network over codewords."""
 
-    backbone: Literal["seq2seq", "causal", "nested", "sasrec", "gru4rec", "fmlp"] = "seq2seq"
+    backbone: Literal["seq2seq", "causal", "nested", "sasrec", "gru4rec", "fmlp", "setrec"] = "seq2seq"
     """The network: T5's encoder and decoder; a decoder alone that reads the history once; or nested, one decoder over
-    items and a small one over the codewords of an item (the fastest). sasrec, gru4rec and fmlp score items without
-    semantic IDs; they learn tiger, distill, dwr and dwr-without-distill, and ignore the options of codewords."""
+    items and a small one over the codewords of an item (the fastest). sasrec, gru4rec, fmlp and setrec score items
+    without semantic IDs; they learn tiger, distill, dwr and dwr-without-distill, and ignore the options of
+    codewords."""
     preset: str = "demo"
     """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
     init: Path | None = None
@@ -77,9 +83,9 @@ class ItemModelSettings(DropoutSettings):
     """A network over items."""
 
     dim: PositiveInt = field(default=64, metadata={"identity": False})
-    """sasrec, gru4rec, fmlp: size of an item's embedding."""
+    """sasrec, gru4rec, fmlp, setrec: size of an item's embedding or tokens."""
     layers: PositiveInt | None = field(default=None, metadata={"identity": False})
-    """sasrec, gru4rec, fmlp: layers of the network (default: two, one, two)."""
+    """sasrec, gru4rec, fmlp, setrec: layers of the network (default: two, one, two, two)."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +241,14 @@ class TrainerSettings(OptimiserSettings, ValidationSettings, RunSettings):
 # dataclasses list the fields of the last base first: paths and network head the --help text
 @dataclass(frozen=True)
 class Config(
-    TrainerSettings, SamplerSettings, LossSettings, ItemModelSettings, ItemTextSettings, ModelSettings, PathSettings
+    TrainerSettings,
+    SamplerSettings,
+    LossSettings,
+    ItemModelSettings,
+    ItemTextSettings,
+    ModelSettings,
+    SETRecInputs,
+    PathSettings,
 ):
     """Train a student: accelerate launch student/train.py --variant NAME [--config FILE] [--field value ...]."""
 
@@ -268,19 +281,20 @@ class Config(
 
 @dataclass(frozen=True)
 class BaselineConfig(
-    TrainerSettings, BatchSettings, TeacherLossSettings, ItemModelSettings, ItemTextSettings, PathSettings
+    TrainerSettings, BatchSettings, TeacherLossSettings, ItemModelSettings, ItemTextSettings, SETRecInputs, PathSettings
 ):
     """Train a baseline: python student/baseline.py [--network NAME] [--config FILE] [--field value ...]."""
 
-    network: Literal["sasrec", "gru4rec", "fmlp"] = "sasrec"
-    """Self-attention, a recurrent network, or filters in the frequency domain (FMLP-Rec)."""
+    network: Literal["sasrec", "gru4rec", "fmlp", "setrec"] = "sasrec"
+    """Self-attention, a recurrent network, filters in the frequency domain (FMLP-Rec), or a language model that
+    generates an item's set of tokens at once (SETRec)."""
     loss: ItemLoss = "ce"
     """Cross-entropy to the next items; plus gamma times the cross-entropy to the teacher's candidates (list), the
     ranking loss over them, equation (14), or both."""
     dim: PositiveInt = 64
-    """Size of an item's embedding."""
+    """Size of an item's embedding, or of its tokens."""
     layers: PositiveInt | None = None
-    """Layers of the network (default: two of sasrec and fmlp, one of gru4rec)."""
+    """Layers of the network (default: two of sasrec, fmlp and setrec, one of gru4rec)."""
     threads: NonNegativeInt = field(default=0, metadata={"identity": False})
     """CPU threads; 0: torch's choice."""
 
@@ -300,7 +314,9 @@ def check(config: Config) -> None:
         raise UserError(f"--init starts from a causal language model; --backbone {config.backbone} is none.")
     if not config.init and (config.lora_rank or config.gradient_checkpointing):
         raise UserError("--lora_rank and --gradient_checkpointing are for a large student; give --init.")
-    check_item_text(config.item_text, config.embeddings)
+    if config.backbone != "setrec":
+        check_item_text(config.item_text, config.embeddings)
+    check_setrec(config, config.backbone, config.dim, config.item_text)
     if config.reads_text and config.init:
         raise UserError("--item_text is for students without --init: a large student reads codewords alone.")
     if config.item_text == "only" and config.backbone == "causal":
@@ -334,7 +350,9 @@ def check_baseline(config: BaselineConfig) -> None:
     Raises:
         UserError: names the setting and what it may be.
     """
-    check_item_text(config.item_text, config.embeddings)
+    if config.network != "setrec":
+        check_item_text(config.item_text, config.embeddings)
+    check_setrec(config, config.network, config.dim, config.item_text)
     if config.dim % 2:
         raise UserError(f"--dim is {config.dim}; expected an even number, for two attention heads.")
 

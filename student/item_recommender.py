@@ -61,12 +61,13 @@ class ItemRecommender(WithMemories):
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json, model.safetensors, and memories if there are any."""
         self.save_memories(folder)
-        save_file(self.model.state_dict(), folder / "model.safetensors")
-        write_json(folder / "config.json", {**self.facts, "model": sizes_to_json(self.model.config)})
+        model = self.model.merged() if hasattr(self.model, "merged") else self.model  # setrec may have adapters
+        save_file(model.state_dict(), folder / "model.safetensors")
+        write_json(folder / "config.json", {**self.facts, "model": sizes_to_json(model.config)})
 
     @property
     def n_items(self) -> int:
-        return len(self.model.items.weight)
+        return self.model.config.n_items
 
     @property
     def max_history(self) -> int:
@@ -82,12 +83,10 @@ class ItemRecommender(WithMemories):
         Returns:
             float32 [users, n_items].
         """
-        weights = self.model.items.weight
-        scores = np.empty((len(histories), len(weights)), np.float32)
+        device = next(self.model.parameters()).device
+        scores = np.empty((len(histories), self.n_items), np.float32)
         for rows, recent in batches_by_length(last_items(histories, self.max_history), 256):
-            places = np.zeros(recent.shape, dtype=bool)
-            places[np.arange(len(rows)), (recent != PAD).sum(1) - 1] = True  # the last item of each history
-            inputs = (torch.from_numpy(array).to(weights.device) for array in (recent, places))
+            inputs = (torch.from_numpy(array).to(device) for array in (recent, last_places(recent)))
             scores[rows] = self.model(*inputs).cpu().numpy()
         return scores
 
@@ -137,3 +136,10 @@ class ItemRecommender(WithMemories):
             items.append(top_items(part_scores, width, above=-np.inf))
             scores.append(scores_of(part_scores, items[-1]))
         return np.concatenate(items), np.concatenate(scores)
+
+
+def last_places(histories: np.ndarray) -> np.ndarray:
+    """Mark the last item of each history, padded with -1 on the right; bool [users, length]."""
+    places = np.zeros(histories.shape, dtype=bool)
+    places[np.arange(len(histories)), (histories != PAD).sum(1) - 1] = True
+    return places

@@ -48,7 +48,7 @@ def make_student(config: Config) -> None:
 
 
 def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> None:
-    """Train SASRec, GRU4Rec or FMLP-Rec, once or once per seed, unless it is finished.
+    """Train SASRec, GRU4Rec, FMLP-Rec or SETRec, once or once per seed, unless it is finished.
 
     Raises:
         UserError: sizes that no network can have; inputs that are missing or do not fit.
@@ -58,16 +58,18 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
     if config.loss != "ce":
         inputs.append(read_labels(config))
     folders, texts = [artifact.folder for artifact in inputs], read_item_texts(config)
+    source = read_cf_source(config)
+    extra = check_base(config.base) if config.base else {}
 
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, output=output)
-        every_input = [*inputs, *texts]
-        job = ArtifactJob("baseline", seed_config, output, every_input, overwrite=config.overwrite)
+        every_input = [*inputs, *texts, *source]
+        job = ArtifactJob("baseline", seed_config, output, every_input, extra, config.overwrite, [config.base])
         if not job.is_finished():
             from student.phases import build_item_model
             from student.trainer import train
 
-            train(seed_config, job, partial(build_item_model, seed_config, folders, texts))
+            train(seed_config, job, partial(build_item_model, seed_config, folders, texts, source))
 
     each_seed(config.output_folder.name, seeds, config.seed, config.output_folder, train_seed)
 
@@ -142,10 +144,34 @@ def read_item_texts(config: Config | BaselineConfig) -> list[Artifact]:
     The role holds their fingerprint: they may be others than those of the semantic IDs, and students of different
     embeddings may stand in one table.
     """
-    if not config.reads_text:
+    is_setrec = isinstance(config, BaselineConfig) and config.network == "setrec"
+    if not (is_setrec and config.setrec.semantic) and not config.reads_text:
         return []
     artifact = artifacts.read(config.embeddings or config.run / "embeddings", "embeddings")
     return [replace(artifact, role=f"item_text-{artifact.fingerprint[:8]}")]
+
+
+def read_cf_source(config: BaselineConfig) -> list[Artifact]:
+    """Open the network whose item embeddings are the source of SETRec's CF tokens; none for other networks.
+
+    The role holds its fingerprint, as that of texts does.
+    """
+    if config.network != "setrec" or not config.setrec.cf:
+        return []
+    artifact = artifacts.read(config.sasrec or config.run / "baselines" / "sasrec", "baseline")
+    return [replace(artifact, role=f"cf_source-{artifact.fingerprint[:8]}")]
+
+
+def check_base(folder: Path) -> dict[str, Any]:
+    """Identify the pretrained model that a SETRec starts from.
+
+    Raises:
+        UserError: no checkpoint there.
+    """
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise UserError(f"--base {folder} is no Hugging Face checkpoint: no config.json with *.safetensors.")
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+    return {"base": {"config": (folder / "config.json").read_text(), "weights": sizes}}
 
 
 def read_labels(config: Config | BaselineConfig) -> Artifact:

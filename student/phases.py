@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from student.objective import batch_loss, item_loss
 from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import open_prior
 from student.recommender import Recommender
+from student.setrec_model import build_setrec, setrec_loss, tune_beta
 from student.variants import Loss, Variant
 
 
@@ -63,12 +65,14 @@ class Student:
         phases: in order; the ranker phase starts from the retriever.
         valid: users whose NDCG@10 chooses the epoch.
         width: items per validation list.
+        finish: what is chosen on validation when all phases are trained, before the recommender is saved.
     """
 
     recommender: Recommender | ItemRecommender
     phases: list[Phase]
     valid: Examples
     width: int
+    finish: Callable[[], None] | None = None
 
 
 def build_student(
@@ -114,13 +118,16 @@ def build_student(
     return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width)
 
 
-def build_item_model(config: BaselineConfig, folders: list[Path], texts: list[Artifact], acc: Accelerator) -> Student:
-    """Build SASRec, GRU4Rec or FMLP-Rec.
+def build_item_model(
+    config: BaselineConfig, folders: list[Path], texts: list[Artifact], source: list[Artifact], acc: Accelerator
+) -> Student:
+    """Build SASRec, GRU4Rec, FMLP-Rec or SETRec.
 
     Args:
         config: of the command.
         folders: of the data set and, where the loss needs a teacher, of the soft labels.
         texts: the embeddings that it reads, or none.
+        source: the network whose item embeddings SETRec reads, or none.
         acc: the Accelerator.
     """
     if config.threads:
@@ -129,26 +136,41 @@ def build_item_model(config: BaselineConfig, folders: list[Path], texts: list[Ar
     store = LabelStore.open(folders[1]) if config.loss != "ce" else None
     windows, candidates = read_windows(dataset, store, config.max_history)
     sampler = ItemBatchSampler(windows, candidates, config, acc.process_index, acc.num_processes)
-    network, sizes = ITEM_MODELS[config.network]
-    chosen = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
-    chosen = {name: value for name, value in chosen.items() if value is not None}  # otherwise the network's default
-    unit = read_unit_vectors(texts, dataset.n_items)
-    text = None if unit is None else TextConfig(*unit.shape, only=config.item_text == "only")
     with unsharded(acc):
-        model = network(sizes(dataset.n_items, text=text, **chosen)).to(acc.device)
-        if unit is not None:
-            model.items.text.set_vectors(unit)
+        model = build_item_network(config, dataset.n_items, texts, source).to(acc.device)
     facts = {name: getattr(config, name) for name in ("network", "loss", "seed")}
     facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
     log.info(f"{config.network}: {count_parameters(model):,} parameters, {len(windows.inputs):,} sequences")
 
     def compute(model: nn.Module, batch: ItemBatch, _: float) -> Tensor:
+        if config.network == "setrec":
+            return setrec_loss(model, batch, acc.device, config)
         return item_loss(model, config.loss, batch, acc.device, config)
 
     title = config.network if config.loss == "ce" else f"{config.network} {config.loss}"
     phase = Phase(config.network, title, config.epochs, config.lr, sampler, compute)
     valid = validation_users(dataset, config.max_history, config)
-    return Student(ItemRecommender(model, facts), [phase], valid, width=10)
+    recommender = ItemRecommender(model, facts)
+    tunes_beta = config.network == "setrec" and config.setrec.beta is None
+    finish = partial(tune_beta, recommender, valid) if tunes_beta else None
+    return Student(recommender, [phase], valid, width=10, finish=finish)
+
+
+def build_item_network(
+    config: BaselineConfig, n_items: int, texts: list[Artifact], source: list[Artifact]
+) -> nn.Module:
+    """Build a new network over items; arguments as `build_item_model`'s."""
+    if config.network == "setrec":
+        return build_setrec(config, n_items, source[0].folder if source else None, texts[0] if texts else None)
+    network, sizes = ITEM_MODELS[config.network]
+    chosen = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}  # otherwise the network's default
+    unit = read_unit_vectors(texts, n_items)
+    text = None if unit is None else TextConfig(*unit.shape, only=config.item_text == "only")
+    model = network(sizes(n_items, text=text, **chosen))
+    if unit is not None:
+        model.items.text.set_vectors(unit)
+    return model
 
 
 def build_model(config: Config, ids: SemanticIDs, unit: np.ndarray | None) -> nn.Module:

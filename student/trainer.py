@@ -71,6 +71,8 @@ def train(config: Config | BaselineConfig, job: ArtifactJob, build: Callable[[Ac
                     phase_trainer.checkpoints.remove()
         acc.wait_for_everyone()
         if acc.is_main_process:
+            if student.finish:
+                student.finish()
             save(recommender, curves, folder, acc)
     acc.wait_for_everyone()  # the result is in place before any process reads it
     for tracker in acc.trackers:  # not acc.end_training(), which would take the process group from the next seed

@@ -10,10 +10,10 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from distill.runtime.config import JobSettings, suggest
+from distill.runtime.config import IF_CHANGED, JobSettings, suggest
 from distill.runtime.errors import UserError
 
-TEACHERS = ("llm", "transitions", "distance", "statistics")
+TEACHERS = ("llm", "transitions", "distance", "statistics", "item_model")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,12 @@ class TeacherSettings:
 
     mix: dict[str, float] = field(default_factory=lambda: {"llm": 1.0})
     """Teachers and their weights: llm (the teacher artifact), transitions (counts, leave-one-out), distance and
-    statistics (paper, Appendix B); "llm=0.7,transitions=0.3" for short. Without llm no teacher artifact is read."""
+    statistics (paper, Appendix B), item_model (a trained network over items); "llm=0.7,transitions=0.3" for short.
+    Without llm no teacher artifact is read."""
+    item_model: Path | None = None
+    """The network of item_model: a SASRec, GRU4Rec, FMLP-Rec or SETRec (default: RUN/baselines/setrec)."""
+    item_temperature: PositiveFloat = field(default=1.0, metadata=IF_CHANGED)
+    """Temperature of item_model: divides its scores."""
     folds: NonNegativeInt = 0
     """Cross-fitting: users of fold i are labelled by teacher-fold<i>, or by counts without them; 0: none."""
 
@@ -136,6 +141,10 @@ def check(config: Config) -> None:
             raise UserError(f"mix.{name} is {weight}; expected a weight above 0, or leave {name} out.")
     if not config.mix:
         raise UserError("--mix is empty; expected a teacher or more, such as llm=0.7,transitions=0.3.")
+    if "item_model" in config.mix and config.folds:
+        raise UserError("--folds needs a network for each fold, and --item_model is one; leave one of them out.")
+    if "item_model" not in config.mix and (config.item_model or config.item_temperature != 1):
+        raise UserError("--item_model and --item_temperature are for --mix item_model=1, alone or beside others.")
     if config.folds == 1:
         raise UserError("--folds 1 would leave no other users to learn from; expected 0 (none) or 2 folds or more.")
     if config.folds and config.engine == "vllm" and "llm" in config.mix:

@@ -10,7 +10,7 @@ from distill.labels.labeller import Labeller
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.cross_fitting import FoldedLabeller
 from distill.teachers.heuristics import DistanceTeacher, StatisticsTeacher
-from distill.teachers.item_teacher import ItemLabeller
+from distill.teachers.item_teacher import ItemLabeller, ItemTeacher
 from distill.teachers.mixture import MixtureLabeller
 from distill.teachers.transitions import TransitionTeacher
 
@@ -22,17 +22,19 @@ def build_labeller(
     ids: SemanticIDs,
     exclude_bought: bool,
     language_model: Callable[[int | None], Labeller],
+    item_model: ItemTeacher | None = None,
 ) -> Labeller:
     """Build one teacher or a weighted mixture, cross-fitted where there are folds.
 
     Args:
-        mix: weights above zero by name: llm, transitions, distance, statistics.
+        mix: weights above zero by name: llm, transitions, distance, statistics, item_model.
         folds: number of folds, 0 for none.
         dataset: its training part is counted; settings are tuned on its validation part.
         ids: the semantic IDs.
         exclude_bought: whether items of the history will not be recommended.
         language_model: returns the language model's labeller that was tuned without the given fold; for None, the one
             that was tuned on all users.
+        item_model: the teacher of that name; None where it is not in the mix.
     """
     trie = Trie.build(ids.codes, ids.codebook_size)
     transitions = TransitionTeacher.tune(dataset, exclude_bought) if "transitions" in mix else None
@@ -43,6 +45,9 @@ def build_labeller(
         if name == "transitions":
             assert transitions is not None
             return ItemLabeller(transitions.on(data), trie, exclude_bought)
+        if name == "item_model":
+            assert item_model is not None
+            return ItemLabeller(item_model, trie, exclude_bought)
         teacher = DistanceTeacher(ids.codes) if name == "distance" else StatisticsTeacher(data)
         return ItemLabeller(teacher, trie, exclude_bought)
 

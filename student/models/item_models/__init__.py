@@ -3,9 +3,11 @@
 from student.models.item_models.fmlp import FMLPConfig, FMLPRec
 from student.models.item_models.gru4rec import GRU4Rec, GRUConfig
 from student.models.item_models.sasrec import SASRec, SASRecConfig
+from student.models.setrec import SETRec, SETRecConfig
 
 ITEM_MODELS = {  # name -> (network, its sizes)
     "sasrec": (SASRec, SASRecConfig),
     "gru4rec": (GRU4Rec, GRUConfig),
     "fmlp": (FMLPRec, FMLPConfig),
+    "setrec": (SETRec, SETRecConfig),
 }
