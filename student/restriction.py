@@ -13,7 +13,7 @@ from student.recommender import Recommender
 
 
 def restrict(recommender: Recommender, items: np.ndarray) -> Recommender:
-    """Return the same student that recommends these items only: a trie of their IDs, and memories that propose no other.
+    """Return the same student recommending these items only: a trie of their IDs, and memories that propose no other.
 
     Scores are those of the whole catalogue: nothing is renormalised.
 

@@ -32,7 +32,8 @@ class EventStore:
             self._database.execute("PRAGMA synchronous = FULL")  # each commit waits for the disk
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._database.execute(
-                "CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, user_id TEXT NOT NULL, item_id TEXT NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS events "
+                "(id INTEGER PRIMARY KEY, user_id TEXT NOT NULL, item_id TEXT NOT NULL)"
             )
             self._database.execute("SELECT id, user_id, item_id FROM events LIMIT 1")
         except sqlite3.Error as error:

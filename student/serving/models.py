@@ -146,7 +146,9 @@ class ServedStudent:
         if content:
             parts["content"] = content_weight * content.probabilities(rows, exclude_bought)[0, items]
         total = np.maximum(sum(parts.values()), np.finfo(float).tiny)
-        return [{name: float(part[place] / total[place]) for name, part in parts.items()} for place in range(len(items))]
+        return [
+            {name: float(part[place] / total[place]) for name, part in parts.items()} for place in range(len(items))
+        ]
 
     def similar(self, item: int, k: int) -> tuple[str, np.ndarray, np.ndarray]:
         """Rank the neighbours of an item by text, by transitions, or by codewords, the first that the student has.
