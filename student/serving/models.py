@@ -83,7 +83,7 @@ class ServedStudent:
         data = Dataset.load(dataset) if dataset is not None else None
         if data is not None and artifact.inputs.get("dataset") not in (None, data.artifact.fingerprint):
             raise UserError(f"{folder} was not trained on {dataset}: name its data set by --dataset.")
-        if "network" in artifact.config or artifact.kind == "baseline":
+        if artifact.kind == "baseline":
             if data is None:
                 raise UserError(f"{folder} names no items: give its data set by --dataset.")
             recommender: Recommender | ItemRecommender = ItemRecommender.from_pretrained(folder, device)
