@@ -33,6 +33,7 @@ def serve(config: Any, api_key: str | None) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
+        listener.listen(2048)  # from the message on, connections wait instead of being refused
     except (OSError, OverflowError) as error:
         raise UserError(f"Cannot listen on {config.host}:{config.port} ({error}); choose another --port.") from None
     host, port = listener.getsockname()[:2]
