@@ -37,12 +37,11 @@ class Catalogue:
 
     @staticmethod
     def of(item_ids: list[str], titles: list[str], categories: list[str | None]) -> Catalogue:
-        """Build a catalogue; an item's categories are separated by commas."""
+        """Build a catalogue; an item's categories are paths ("Office > Desk Lamp") with commas between."""
         members: dict[str, list[int]] = {}
         for number, text in enumerate(categories):
-            for name in dict.fromkeys(part.strip() for part in (text or "").split(",")):
-                if name:
-                    members.setdefault(name, []).append(number)
+            for name in _categories(text or ""):
+                members.setdefault(name, []).append(number)
         numbers = {item_id: number for number, item_id in enumerate(item_ids)}
         return Catalogue(item_ids, titles, numbers, {name: np.array(rows) for name, rows in members.items()})
 
@@ -252,3 +251,13 @@ class Models:
 def _with_memory(recommender: Recommender | ItemRecommender, growing: GrowingMemory) -> Recommender | ItemRecommender:
     """Return the student with the grown memory and the content memory that it has, if any."""
     return recommender.with_transition_memory(growing.memory)
+
+
+def _categories(text: str) -> dict[str, None]:
+    """List the categories of an item in order, each once; "A > B" is in A and in A > B."""
+    names = {}
+    for path in text.split(","):
+        steps = [step.strip() for step in path.split(">")]
+        if all(steps):
+            names |= dict.fromkeys(" > ".join(steps[: depth + 1]) for depth in range(len(steps)))
+    return names

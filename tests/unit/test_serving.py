@@ -200,6 +200,12 @@ def test_a_student_that_fails_its_check_is_refused_and_the_old_one_goes_on(tmp_p
     assert third.json() != first.json()
 
 
+def test_an_item_is_in_every_category_on_its_path():
+    catalogue = Catalogue.of(["a", "b"], ["", ""], ["Office > Desk Lamp, Sale", "Office > Desk Lamp, Office"])
+    rows = {name: numbers.tolist() for name, numbers in catalogue.categories.items()}
+    assert rows == {"Office": [0, 1], "Office > Desk Lamp": [0, 1], "Sale": [0]}
+
+
 def test_two_students_of_one_name_are_refused(tmp_path):
     student = served_student(tmp_path, shop())
     with pytest.raises(UserError, match="same folder name"):
