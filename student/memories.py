@@ -23,11 +23,13 @@ class WithMemories(ABC):
         facts: what is saved beside the weights; those of the memories are under "memory" and "content_memory".
         n_items: size of the catalogue.
         max_history: items of a history that the network reads.
+        allowed: the only items that the memories propose, a mask [n_items]; None: all (`student.restriction`).
     """
 
     facts: dict[str, Any]
     transition_memory: TransitionMemory | None = None
     content_memory: ContentMemory | None = None
+    allowed: np.ndarray | None = None
 
     @property
     @abstractmethod
@@ -130,7 +132,8 @@ class WithMemories(ABC):
         """
         lists, memory = self.network_lists(histories, width, exclude_bought), self.transition_memory
         content = self.active_content
-        return candidates(lists, self.score_candidates, memory, histories, exclude_bought, content, temperatures)
+        memories = (memory, histories, exclude_bought, content, temperatures, self.allowed)
+        return candidates(lists, self.score_candidates, *memories)
 
     def ranking_scores(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool) -> np.ndarray:
         """Score a few items with the memories; arguments as `score_candidates`."""

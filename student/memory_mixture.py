@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 from scipy.special import logsumexp
 
 from distill.baselines.mixture import TEMPERATURES
@@ -140,6 +141,7 @@ def candidates(
     exclude_bought: bool = True,
     content: ContentMemory | None = None,
     temperatures: Sequence[float] | None = None,
+    allowed: np.ndarray | None = None,
 ) -> Candidates:
     """Collect what a model and its memories propose, with the probabilities of all of them.
 
@@ -151,14 +153,18 @@ def candidates(
         exclude_bought: no probability of the memories for items of the history.
         content: the content memory, if there is one.
         temperatures: of the content's probabilities; None: the content memory's.
+        allowed: the only items that the memories may propose, a mask [n_items]; None: all. Probabilities remain those
+            among all items.
     """
     items, log_probs = beams
     counter = memory.probabilities(histories, exclude_bought)
-    proposed = [new_items(top_items(counter, memory.top), items)]
+    proposable = counter if allowed is None else (counter @ sp.diags_array(allowed.astype(float))).tocsr()
+    proposed = [new_items(top_items(proposable, memory.top), items)]
     if content:
         cosines = content.cosines(histories, exclude_bought)
         known = np.concatenate([items, *proposed], axis=1)
-        proposed.append(new_items(top_items(cosines, content.top, -np.inf), known))
+        proposable = cosines if allowed is None else np.where(allowed, cosines, -np.inf)
+        proposed.append(new_items(top_items(proposable, content.top, -np.inf), known))
     further = np.concatenate(proposed, axis=1)
     items = np.concatenate([items, further], axis=1)
     if further.shape[1]:

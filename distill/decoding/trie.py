@@ -7,7 +7,7 @@ children's codewords. The first two levels have few nodes with many children; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,19 @@ class Trie:
             leaf_offsets=torch.from_numpy(starts),
             leaf_items=torch.from_numpy(items),
         )
+
+    def restricted(self, codes: np.ndarray, items: np.ndarray) -> Trie:
+        """Build the trie of some of the items, on the CPU; item numbers remain those of the catalogue.
+
+        Args:
+            codes: of all items [n_items, levels].
+            items: distinct item numbers, at least one, ascending [any].
+        """
+        part = Trie.build(codes[items], self.codebook_size)
+        leaf_of_item = torch.full((len(codes),), -1, dtype=torch.int32)
+        numbers = torch.from_numpy(items)
+        leaf_of_item[numbers] = part.leaf_of_item
+        return replace(part, leaf_of_item=leaf_of_item, leaf_items=numbers[part.leaf_items.long()].int())
 
     @property
     def levels(self) -> int:

@@ -1,0 +1,44 @@
+"""Run the application in uvicorn: one process, which finishes its requests on SIGTERM."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import uvicorn
+
+from distill.runtime.errors import UserError
+from student.serving.app import Limit, create_app
+from student.serving.batcher import Batcher
+from student.serving.events import EventStore
+from student.serving.models import Models, ServedStudent
+
+
+def serve(config: Any, api_key: str | None) -> None:
+    """Load students, listen until a signal comes.
+
+    Args:
+        config: the fields of `scripts/serve.py`.
+        api_key: what callers must send; None: nothing.
+
+    Raises:
+        UserError: a student or store that cannot be loaded, or an address that cannot be listened on.
+    """
+    students = [ServedStudent.load(folder, config.dataset, config.device) for folder in config.student]
+    store = EventStore(config.events) if config.events is not None else None
+    models = Models(students, store, config.dataset, config.device)
+    batcher = Batcher(config.window_ms / 1000, config.max_batch, config.max_waiting)
+    app = create_app(models, batcher, Limit(config.timeout, api_key, config.max_body))
+    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+        listener.listen(2048)  # from the message on, connections wait instead of being refused
+    except (OSError, OverflowError) as error:
+        raise UserError(f"Cannot listen on {config.host}:{config.port} ({error}); choose another --port.") from None
+    host, port = listener.getsockname()[:2]
+    print(f"Serving {', '.join(models.students)} on http://{host}:{port}", flush=True)
+    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
+    uvicorn.Server(settings).run(sockets=[listener])
+    if store is not None:
+        store.close()
