@@ -14,11 +14,12 @@ from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
+    OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
 )
 
-from distill.runtime.config import IF_CHANGED, HistoryLength, JobSettings, Seed, suggest
+from distill.runtime.config import IF_CHANGED, HalfOpenUnitInterval, HistoryLength, JobSettings, Seed, suggest
 from distill.runtime.errors import UserError
 from student.setrec_config import (
     SETRecInputs,
@@ -189,6 +190,12 @@ class TeacherLossSettings:
     losses over the teacher's candidates."""
     margin: float = 0.001
     """λ of the ranking loss, equation (14)."""
+    list_loss: Literal["margin", "ranknet", "plackett_luce", "softmax_first"] = field(
+        default="margin", metadata=IF_CHANGED
+    )
+    """The ranking loss: equation (14), or another over the same candidates; see docs/objectives.md."""
+    list_scale: PositiveFloat = field(default=1.0, metadata=IF_CHANGED)
+    """Multiplies M in the ranking losses other than margin; β of DPO."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,14 @@ class LossSettings(TeacherLossSettings):
     """ξ of label smoothing, equation (10)."""
     alpha: ClosedUnitInterval = 0.0
     """Share of the hard label in DISTILL's weights."""
+    divergence: Literal[
+        "forward_kl", "reverse_kl", "jensen_shannon", "skewed_kl", "skewed_reverse_kl", "total_variation"
+    ] = field(default="forward_kl", metadata=IF_CHANGED)
+    """DISTILL's divergence between teacher and student; forward_kl: equation (11). See docs/objectives.md."""
+    beta: OpenUnitInterval = field(default=0.5, metadata=IF_CHANGED)
+    """β of jensen_shannon, the teacher's share of the mixture."""
+    skew: HalfOpenUnitInterval = field(default=0.1, metadata=IF_CHANGED)
+    """α of the skewed divergences."""
     eta: float = 1.0
     """η, length exponent of M."""
     rank_from: ClosedUnitInterval = 0.0

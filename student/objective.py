@@ -13,6 +13,8 @@ from torch import Tensor
 
 from distill import losses
 from distill.data.dataset import PAD
+from distill.divergences import divergence
+from distill.list_losses import list_losses
 from student.batches import Batch
 from student.config import LossSettings, TeacherLossSettings
 from student.item_batches import ItemBatch
@@ -62,8 +64,10 @@ def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, with_ranking: boo
         example_losses = generative_loss(loss, scores, batch, settings)
         value = value + (example_losses * batch.weights).sum() / max(batch.total, 1e-9)
     if scores.candidates is not None:
-        list_losses = losses.rank(scores.candidates, settings.margin, scores.present)
-        ranked = (list_losses * scores.rank_weights).sum() / max(batch.rank_total, 1e-9)
+        order_lists = list_losses(settings.margin, settings.list_scale)[settings.list_loss]
+        ranked = (order_lists(scores.candidates, scores.present) * scores.rank_weights).sum() / max(
+            batch.rank_total, 1e-9
+        )
         value = value + (settings.gamma if loss.generative else 1.0) * ranked
     return value
 
@@ -77,8 +81,13 @@ def generative_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSett
     teacher = batch.log_probs
     if teacher.shape[-1] != scores.log_probs.shape[-1]:  # labels per level, a student over all levels' codewords
         teacher = spread_levels(teacher)
-    soft = losses.distill(scores.log_probs, teacher, settings.temperature, scores.targets, settings.alpha)
-    return torch.where(batch.label_invalid, losses.nll(scores.log_probs, scores.targets), soft)
+    hard = losses.nll(scores.log_probs, scores.targets)
+    if settings.divergence == "forward_kl":
+        soft = losses.distill(scores.log_probs, teacher, settings.temperature, scores.targets, settings.alpha)
+    else:
+        options = settings.divergence, scores.log_probs, teacher, settings.temperature, settings.beta, settings.skew
+        soft = (1 - settings.alpha) * divergence(*options) + settings.alpha * hard
+    return torch.where(batch.label_invalid, hard, soft)
 
 
 def score_prefixes(
@@ -167,7 +176,8 @@ def item_loss(model, loss: str, batch: ItemBatch, device: torch.device, settings
         chosen = log_probs.gather(1, batch.candidates.clamp(min=0))
         teacher_losses = torch.zeros(len(chosen), device=device)
         if "rank" in loss:
-            teacher_losses = teacher_losses + losses.rank(chosen, settings.margin, present)
+            order_lists = list_losses(settings.margin, settings.list_scale)[settings.list_loss]
+            teacher_losses = teacher_losses + order_lists(chosen, present)
         if "list" in loss:
             scores = (batch.scores / settings.temperature).masked_fill(~present, -1e9)
             teacher_losses = teacher_losses - (torch.softmax(scores, dim=-1) * present * chosen).sum(-1)

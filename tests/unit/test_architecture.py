@@ -23,6 +23,8 @@ HEAVY = ("vllm", "deepspeed", "bitsandbytes", "umap")  # extras: a plain install
 # the packages and modules of distill/, in order: each may import those before it, and itself
 DISTILL_ORDER = [
     "losses",
+    "divergences",
+    "list_losses",
     "metrics",
     "runtime",
     "data",
@@ -35,7 +37,7 @@ DISTILL_ORDER = [
     "evaluation",
     "export_soft_labels",
 ]
-LEAVES = {"losses", "metrics"}
+LEAVES = {"losses", "divergences", "metrics"}
 
 
 def name_of(path):
