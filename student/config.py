@@ -195,7 +195,7 @@ class TeacherLossSettings:
     )
     """The ranking loss: equation (14), or another over the same candidates; see docs/objectives.md."""
     list_scale: PositiveFloat = field(default=1.0, metadata=IF_CHANGED)
-    """Multiplies M in the ranking losses other than margin; β of DPO."""
+    """Multiplies M in the ranking losses other than margin."""
 
 
 @dataclass(frozen=True)
