@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from breaking_off import BrokenOffError, break_at
 from student_shop import make_shop
 
 from distill import losses
 from distill.data.dataset import PAD, Dataset, write_dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
-from distill.runtime.checkpoints import Checkpoints
 from distill.runtime.config import parse
 from distill.runtime.errors import UserError
 from student import train
@@ -241,22 +241,12 @@ def test_patience(patience, epochs, taught, tmp_path, monkeypatch):
 def test_goes_on_where_it_was_broken_off(network, taught, tmp_path, monkeypatch, capsys):
     """With dropout: the very same bytes."""
 
-    class BrokenOffError(BaseException):
-        """In place of a power cut."""
-
     settings = BaselineConfig(
         run=taught, network=network, loss="list", dim=8, epochs=3, batch_size=4, dropout=0.2, checkpoint_every=2
     )
     main(replace(settings, output=tmp_path / "whole", checkpoint_every=0))
-    save = Checkpoints.save
-
-    def broken(self, progress):
-        save(self, progress)
-        if progress.step == 4:
-            raise BrokenOffError
-
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", broken)
+        break_at(patch, 4)
         with pytest.raises(BrokenOffError):
             main(replace(settings, output=tmp_path / "broken"))
     assert not (tmp_path / "broken").exists()

@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from breaking_off import BrokenOffError, break_at
 from safetensors.torch import load_file
 from test_tasks import TITLES, make_shop
 
 from distill.runtime import artifacts, checksums
 from distill.runtime.artifacts import ArtifactJob
-from distill.runtime.checkpoints import Checkpoints
 from distill.runtime.errors import UserError
 from teacher import trainer
 from teacher.base_model import from_scratch
@@ -41,10 +41,6 @@ CONFIG = Config(
 )
 
 
-class BrokenOffError(BaseException):
-    """In place of a power cut."""
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
@@ -63,21 +59,6 @@ def run(root, output, **changes):
     stage = ArtifactJob("teacher", config, output, inputs)
     trainer.tune(config, inputs[0].folder, inputs[1].folder, stage)
     return artifacts.read(output, "teacher")
-
-
-def break_at(monkeypatch, step, half=False):
-    """Break off after the checkpoint of a step, or in the middle of writing it."""
-    save = Checkpoints.save
-
-    def broken(self, progress):
-        save(self, progress)
-        if progress.step == step:
-            if half:
-                last = self.all()[-1]
-                last.rename(last.with_name(last.name + ".partial"))
-            raise BrokenOffError
-
-    monkeypatch.setattr(Checkpoints, "save", broken)
 
 
 def steps_of(folder):

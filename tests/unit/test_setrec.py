@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from breaking_off import BrokenOffError, break_at
 from reference import setrec_naive
 from student_shop import ITEMS, make_shop
 from tiny_llms import NETWORKS, checkpoint
@@ -20,7 +21,6 @@ from distill.labels.config import check as check_export
 from distill.labels.store import LabelStore
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
-from distill.runtime.checkpoints import Checkpoints
 from distill.runtime.errors import UserError
 from distill.semantic_ids import embeddings
 from distill.semantic_ids.ids import SemanticIDs
@@ -266,20 +266,10 @@ def test_overfits_fifty_users(trunk, shop, tmp_path):
 def test_goes_on_where_it_was_broken_off(trunk, loss, shop, tmp_path, monkeypatch):
     """With dropout: the very same bytes; and what is saved recommends the same."""
 
-    class BrokenOffError(BaseException):
-        """In place of a power cut."""
-
     config = config_of(shop, tmp_path / "whole", trunk, loss=loss, margin=0.1, dropout=0.2, checkpoint_every=2)
     main(config)
-    save = Checkpoints.save
-
-    def broken(self, progress):
-        save(self, progress)
-        if progress.step == 4:
-            raise BrokenOffError
-
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", broken)
+        break_at(patch, 4)
         with pytest.raises(BrokenOffError):
             main(replace(config, output=tmp_path / "broken"))
     main(replace(config, output=tmp_path / "broken"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from breaking_off import BrokenOffError, break_at
 from safetensors.torch import load_file
 from student_shop import LEVELS, SIZE, K, make_prior, make_shop
 
@@ -15,7 +16,6 @@ from distill.data.dataset import Dataset
 from distill.labels.store import LabelStore
 from distill.runtime import artifacts
 from distill.runtime.artifacts import write_json
-from distill.runtime.checkpoints import Checkpoints
 from distill.runtime.config import parse
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
@@ -141,22 +141,6 @@ def run(root, output, variant="dwr", **changes):
     config = dataclasses.replace(CONFIG, run=root, output=output, variant=variant, **changes)
     train.main(config)
     return artifacts.read(output, "student")
-
-
-class BrokenOffError(BaseException):
-    """In place of a power cut."""
-
-
-def break_at(monkeypatch, step, name="retriever"):
-    """Break off after the checkpoint of a step."""
-    save = Checkpoints.save
-
-    def broken(self, progress):
-        save(self, progress)
-        if progress.step == step and self.name.endswith(name):
-            raise BrokenOffError
-
-    monkeypatch.setattr(Checkpoints, "save", broken)
 
 
 @pytest.mark.parametrize(
