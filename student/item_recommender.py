@@ -122,9 +122,8 @@ class ItemRecommender(WithMemories):
         """Rank all items by the network alone, as `WithMemories.network_lists`."""
         return self._best(self.network_scores, histories, width, exclude_bought)
 
-    @staticmethod
     def _best(
-        score: Callable[[np.ndarray], np.ndarray], histories: np.ndarray, width: int, exclude_bought: bool
+        self, score: Callable[[np.ndarray], np.ndarray], histories: np.ndarray, width: int, exclude_bought: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         items, scores = [], []
         for start in range(0, len(histories), 1024):
@@ -133,6 +132,8 @@ class ItemRecommender(WithMemories):
             check_scores(part_scores)
             if exclude_bought:
                 mask_history(part_scores, part, -np.inf)
+            if self.allowed is not None:
+                part_scores[:, ~self.allowed] = -np.inf
             items.append(top_items(part_scores, width, above=-np.inf))
             scores.append(scores_of(part_scores, items[-1]))
         return np.concatenate(items), np.concatenate(scores)

@@ -59,7 +59,7 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
         inputs.append(read_labels(config))
     folders, texts = [artifact.folder for artifact in inputs], read_item_texts(config)
     source = read_cf_source(config)
-    extra = check_base(config.base) if config.base else {}
+    extra = identify_base(config.base) if config.base else {}
 
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, output=output)
@@ -144,8 +144,7 @@ def read_item_texts(config: Config | BaselineConfig) -> list[Artifact]:
     The role holds their fingerprint: they may be others than those of the semantic IDs, and students of different
     embeddings may stand in one table.
     """
-    is_setrec = isinstance(config, BaselineConfig) and config.network == "setrec"
-    if not (is_setrec and config.setrec.semantic) and not config.reads_text:
+    if not config.reads_text:
         return []
     artifact = artifacts.read(config.embeddings or config.run / "embeddings", "embeddings")
     return [replace(artifact, role=f"item_text-{artifact.fingerprint[:8]}")]
@@ -162,16 +161,14 @@ def read_cf_source(config: BaselineConfig) -> list[Artifact]:
     return [replace(artifact, role=f"cf_source-{artifact.fingerprint[:8]}")]
 
 
-def check_base(folder: Path) -> dict[str, Any]:
+def identify_base(folder: Path) -> dict[str, Any]:
     """Identify the pretrained model that a SETRec starts from.
 
     Raises:
         UserError: no checkpoint there.
     """
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise UserError(f"--base {folder} is no Hugging Face checkpoint: no config.json with *.safetensors.")
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
-    return {"base": {"config": (folder / "config.json").read_text(), "weights": sizes}}
+    check_checkpoint(folder, "--base")
+    return {"base": checkpoint_identity(folder)}
 
 
 def read_labels(config: Config | BaselineConfig) -> Artifact:
@@ -207,13 +204,9 @@ def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
     Raises:
         UserError: no checkpoint there, or a teacher of other semantic IDs.
     """
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        adapter = (folder / "adapter_config.json").is_file()
-        kind = "a LoRA adapter; merge it first (teacher/merge.py)" if adapter else "no config.json with *.safetensors"
-        raise UserError(f"--init {folder} is no Hugging Face checkpoint: it holds {kind}.")
+    check_checkpoint(folder, "--init")
     if not (folder / artifacts.MANIFEST).is_file():
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
-        return {"init": {"config": (folder / "config.json").read_text(), "weights": sizes}}
+        return {"init": checkpoint_identity(folder)}
     teacher = artifacts.read(folder, "teacher")
     if teacher.inputs.get("semantic_ids", ids.fingerprint) != ids.fingerprint:
         raise UserError(
@@ -221,3 +214,21 @@ def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
             f"{ids.fingerprint}, at {ids.folder}: another codebook. Tune a teacher on these."
         )
     return {"init": teacher.fingerprint}
+
+
+def check_checkpoint(folder: Path, flag: str) -> None:
+    """Refuse a folder that is no Hugging Face checkpoint.
+
+    Raises:
+        UserError: names the flag, and what the folder holds.
+    """
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        adapter = (folder / "adapter_config.json").is_file()
+        kind = "a LoRA adapter; merge it first (teacher/merge.py)" if adapter else "no config.json with *.safetensors"
+        raise UserError(f"{flag} {folder} is no Hugging Face checkpoint: it holds {kind}.")
+
+
+def checkpoint_identity(folder: Path) -> dict[str, Any]:
+    """Identify a checkpoint that is no artifact, by its config and the sizes of its weights' files."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+    return {"config": (folder / "config.json").read_text(), "weights": sizes}

@@ -23,7 +23,7 @@ class WithMemories(ABC):
         facts: what is saved beside the weights; those of the memories are under "memory" and "content_memory".
         n_items: size of the catalogue.
         max_history: items of a history that the network reads.
-        allowed: the only items that the memories propose, a mask [n_items]; None: all (`student.restriction`).
+        allowed: the only items that may be recommended, a mask [n_items]; None: all (`student.restriction`).
     """
 
     facts: dict[str, Any]

@@ -64,10 +64,8 @@ def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, with_ranking: boo
         example_losses = generative_loss(loss, scores, batch, settings)
         value = value + (example_losses * batch.weights).sum() / max(batch.total, 1e-9)
     if scores.candidates is not None:
-        order_lists = list_losses(settings.margin, settings.list_scale)[settings.list_loss]
-        ranked = (order_lists(scores.candidates, scores.present) * scores.rank_weights).sum() / max(
-            batch.rank_total, 1e-9
-        )
+        ranking = ranking_loss(scores.candidates, scores.present, settings) * scores.rank_weights
+        ranked = ranking.sum() / max(batch.rank_total, 1e-9)
         value = value + (settings.gamma if loss.generative else 1.0) * ranked
     return value
 
@@ -88,6 +86,11 @@ def generative_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSett
         options = settings.divergence, scores.log_probs, teacher, settings.temperature, settings.beta, settings.skew
         soft = (1 - settings.alpha) * divergence(*options) + settings.alpha * hard
     return torch.where(batch.label_invalid, hard, soft)
+
+
+def ranking_loss(scores: Tensor, present: Tensor | None, settings: TeacherLossSettings) -> Tensor:
+    """Compute equation (14), or the ranking loss that the settings name, for each list [..., k] → [...]."""
+    return list_losses(settings.margin, settings.list_scale)[settings.list_loss](scores, present)
 
 
 def score_prefixes(
@@ -176,8 +179,7 @@ def item_loss(model, loss: str, batch: ItemBatch, device: torch.device, settings
         chosen = log_probs.gather(1, batch.candidates.clamp(min=0))
         teacher_losses = torch.zeros(len(chosen), device=device)
         if "rank" in loss:
-            order_lists = list_losses(settings.margin, settings.list_scale)[settings.list_loss]
-            teacher_losses = teacher_losses + order_lists(chosen, present)
+            teacher_losses = teacher_losses + ranking_loss(chosen, present, settings)
         if "list" in loss:
             scores = (batch.scores / settings.temperature).masked_fill(~present, -1e9)
             teacher_losses = teacher_losses - (torch.softmax(scores, dim=-1) * present * chosen).sum(-1)

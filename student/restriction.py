@@ -6,24 +6,24 @@ import copy
 
 import numpy as np
 
-from distill.ranking import mask_history, scores_of, top_items
 from student.item_recommender import ItemRecommender
-from student.loading import check_scores
 from student.recommender import Recommender
 
 
-def restrict(recommender: Recommender, items: np.ndarray) -> Recommender:
-    """Return the same student recommending these items only: a trie of their IDs, and memories that propose no other.
+def restrict(recommender: Recommender | ItemRecommender, items: np.ndarray) -> Recommender | ItemRecommender:
+    """Return the same student recommending these items only: codewords are searched in a trie of their IDs.
 
     Scores are those of the whole catalogue: nothing is renormalised.
 
     Args:
-        recommender: a student that searches semantic IDs, not compiled.
+        recommender: any student, not compiled.
         items: distinct item numbers, at least one, ascending.
     """
     student = copy.copy(recommender)
-    student.trie = recommender.trie.restricted(recommender.codes.cpu().numpy(), items).to(recommender.device)
-    student.allowed = np.isin(np.arange(recommender.n_items), items)
+    student.allowed = np.zeros(recommender.n_items, dtype=bool)
+    student.allowed[items] = True
+    if isinstance(student, Recommender):
+        student.trie = student.trie.restricted(student.codes.cpu().numpy(), items).to(student.device)
     return student
 
 
@@ -43,14 +43,5 @@ def rank_within(
         exclude_bought: leave out the history's items.
         items: distinct item numbers, at least one, ascending; None: all.
     """
-    if items is None:
-        return recommender.rank_items(histories, width, exclude_bought)
-    if isinstance(recommender, Recommender):
-        return restrict(recommender, items).rank_items(histories, width, exclude_bought)
-    scores = recommender.score_items(histories, exclude_bought)
-    check_scores(scores)
-    if exclude_bought:
-        mask_history(scores, histories, -np.inf)
-    scores[:, ~np.isin(np.arange(scores.shape[1]), items)] = -np.inf
-    ranked = top_items(scores, width, above=-np.inf)
-    return ranked, scores_of(scores, ranked)
+    student = recommender if items is None else restrict(recommender, items)
+    return student.rank_items(histories, width, exclude_bought)
