@@ -21,7 +21,7 @@ from distill.data.dataset import PAD
 from distill.runtime.errors import UserError
 from student.serving import schemas
 from student.serving.batcher import Batcher, Overloaded, Query
-from student.serving.limits import Limits
+from student.serving.limits import RequestGuard
 from student.serving.models import Models, ServedStudent
 
 PAGE = Path(__file__).parent / "page.html"
@@ -34,7 +34,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Limit:
+class ServerLimits:
     """What a server takes on.
 
     Attributes:
@@ -63,7 +63,7 @@ class Metrics:
         Gauge("batched_queries", "Queries ranked", **options).set_function(lambda: batcher.queries)
 
 
-def create_app(models: Models, batcher: Batcher | None = None, limit: Limit | None = None) -> Any:
+def create_app(models: Models, batcher: Batcher | None = None, limit: ServerLimits | None = None) -> Any:
     """Build the ASGI application.
 
     Args:
@@ -71,7 +71,7 @@ def create_app(models: Models, batcher: Batcher | None = None, limit: Limit | No
         batcher: how queries are batched.
         limit: what the server takes on.
     """
-    batcher, limit = batcher or Batcher(), limit or Limit()
+    batcher, limit = batcher or Batcher(), limit or ServerLimits()
     metrics = Metrics(batcher)
 
     async def count_events() -> None:
@@ -93,7 +93,7 @@ def create_app(models: Models, batcher: Batcher | None = None, limit: Limit | No
         await batcher.stop()
 
     app = FastAPI(title="lohrec-distill", version="1", lifespan=lifespan, redoc_url=None, docs_url=None)
-    app.add_middleware(Limits, api_key=limit.api_key, max_body=limit.max_body)
+    app.add_middleware(RequestGuard, api_key=limit.api_key, max_body=limit.max_body)
     _answer_mistakes(app)
 
     @app.middleware("http")
@@ -105,6 +105,15 @@ def create_app(models: Models, batcher: Batcher | None = None, limit: Limit | No
         metrics.seconds.labels(route).observe(asyncio.get_running_loop().time() - start)
         return response
 
+    _add_ranking(app, models, batcher, limit.timeout)
+    _add_changes(app, models, metrics)
+    _add_status(app, models, batcher, metrics)
+    return app
+
+
+def _add_ranking(app: FastAPI, models: Models, batcher: Batcher, timeout: float) -> None:
+    """Add the routes that rank items."""
+
     @app.post("/v1/recommend", responses=PROBLEMS)
     async def recommend(request: schemas.RecommendRequest) -> schemas.Lists:
         """Rank next items after each history."""
@@ -114,7 +123,7 @@ def create_app(models: Models, batcher: Batcher | None = None, limit: Limit | No
         allowed = _allowed(student, request.filter)
         width = min(max(WIDTH, request.k), student.recommender.n_items)
         queries = [Query(student, history, width, exclude, allowed) for history in histories]
-        async with asyncio.timeout(limit.timeout):
+        async with asyncio.timeout(timeout):
             answers = await batcher.rank(queries)
         lists = [_items(student, items[: request.k], scores[: request.k]) for items, scores in answers]
         return schemas.Lists(student=student.name, lists=lists)
@@ -130,7 +139,7 @@ def create_app(models: Models, batcher: Batcher | None = None, limit: Limit | No
                 continue
             items = np.array([student.catalogue.numbers[item.item_id] for item in listed])
             work = (student.shares, _numbers(student, history), items, exclude)
-            async with asyncio.timeout(limit.timeout):
+            async with asyncio.timeout(timeout):
                 shares = await loop.run_in_executor(batcher.thread, *work)
             for item, parts in zip(listed, shares or [None] * len(listed), strict=True):
                 item.shares = parts
@@ -141,10 +150,14 @@ def create_app(models: Models, batcher: Batcher | None = None, limit: Limit | No
         """Rank the neighbours of an item."""
         student = models.get(request.student)
         (item,) = _numbers(student, [request.item])
-        async with asyncio.timeout(limit.timeout):
+        async with asyncio.timeout(timeout):
             work = (student.similar, item, request.k)
             by, items, scores = await asyncio.get_running_loop().run_in_executor(batcher.thread, *work)
         return schemas.Similar(student=student.name, by=by, items=_items(student, items, scores))
+
+
+def _add_changes(app: FastAPI, models: Models, metrics: Metrics) -> None:
+    """Add the routes that change what is served: new interactions, and a student loaded again."""
 
     @app.post("/v1/events", responses=PROBLEMS)
     async def events(request: schemas.EventsRequest) -> schemas.Acknowledged:
@@ -168,6 +181,10 @@ def create_app(models: Models, batcher: Batcher | None = None, limit: Limit | No
         """Load a student's folder again; it is refused, and the old one goes on, where it gives no lists."""
         student = await asyncio.to_thread(models.reload, request.student)
         return {"student": student.name, "fingerprint": student.fingerprint}
+
+
+def _add_status(app: FastAPI, models: Models, batcher: Batcher, metrics: Metrics) -> None:
+    """Add the routes that show the catalogue and the server's state, and the page."""
 
     @app.get("/v1/items", responses=PROBLEMS)
     async def items(title: str = "", student: str | None = None) -> dict[str, list[dict[str, str]]]:
@@ -210,8 +227,6 @@ def create_app(models: Models, batcher: Batcher | None = None, limit: Limit | No
     async def page() -> Response:
         """Show the page."""
         return FileResponse(PAGE, headers={"Content-Security-Policy": _POLICY})
-
-    return app
 
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -272,19 +287,25 @@ def _allowed(student: ServedStudent, choice: schemas.Filter | None) -> np.ndarra
     """
     if choice is None or (choice.categories is None and choice.items is None):
         return None
-    allowed = np.arange(student.recommender.n_items)
+    allowed = np.ones(student.recommender.n_items, dtype=bool)
     if choice.categories is not None:
         members = student.catalogue.categories
         unknown = next((name for name in choice.categories if name not in members), None)
         if unknown is not None:
             examples = ", ".join(sorted(members)[:5]) or "none; start the server with --dataset"
             raise UserError(f"Unknown category {unknown!r}; the catalogue's are, among others: {examples}.")
-        allowed = np.intersect1d(allowed, np.concatenate([members[name] for name in choice.categories]))
+        allowed &= _mask(np.concatenate([members[name] for name in choice.categories]), len(allowed))
     if choice.items is not None:
-        allowed = np.intersect1d(allowed, _numbers(student, choice.items))
-    if not len(allowed):
+        allowed &= _mask(_numbers(student, choice.items), len(allowed))
+    if not allowed.any():
         raise UserError("No item meets all conditions of the filter.")
-    return allowed
+    return np.flatnonzero(allowed)
+
+
+def _mask(items: np.ndarray | list[int], n_items: int) -> np.ndarray:
+    mask = np.zeros(n_items, dtype=bool)
+    mask[items] = True
+    return mask
 
 
 def _items(student: ServedStudent, items: np.ndarray, scores: np.ndarray) -> list[schemas.Item]:

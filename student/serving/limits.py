@@ -12,7 +12,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 OPEN_PATHS = {"/healthz", "/readyz", "/"}  # asked by load balancers; the page asks its user for the key
 
 
-class Limits:
+class RequestGuard:
     """ASGI middleware that reads a whole body, at most `max_body` bytes, and compares the API key.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import uvicorn
 
 from distill.runtime.errors import UserError
-from student.serving.app import Limit, create_app
+from student.serving.app import ServerLimits, create_app
 from student.serving.batcher import Batcher
 from student.serving.events import EventStore
 from student.serving.models import Models, ServedStudent
@@ -28,7 +28,7 @@ def serve(config: Any, api_key: str | None) -> None:
     store = EventStore(config.events) if config.events is not None else None
     models = Models(students, store, config.dataset, config.device)
     batcher = Batcher(config.window_ms / 1000, config.max_batch, config.max_waiting)
-    app = create_app(models, batcher, Limit(config.timeout, api_key, config.max_body))
+    app = create_app(models, batcher, ServerLimits(config.timeout, api_key, config.max_body))
     listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -16,7 +16,7 @@ from unit.test_restriction import item_model, with_memories
 from distill.baselines.counting import TransitionSettings, count_transitions
 from distill.runtime.errors import UserError
 from student.serving import models as served
-from student.serving.app import Limit, create_app
+from student.serving.app import ServerLimits, create_app
 from student.serving.batcher import Batcher
 from student.serving.events import EventStore, GrowingMemory
 from student.serving.models import Catalogue, Models, ServedStudent
@@ -118,7 +118,7 @@ def test_a_full_queue_is_429_and_a_late_list_504(tmp_path):
     models, body = Models([served_student(tmp_path, recommender)], None), {"histories": [["i1"]]}
 
     async def session():
-        async with client(models, Batcher(0, 1, max_waiting=1), Limit(timeout=0.1)) as http:
+        async with client(models, Batcher(0, 1, max_waiting=1), ServerLimits(timeout=0.1)) as http:
             return await asyncio.gather(*(http.post("/v1/recommend", json=body) for _ in range(4)))
 
     responses = asyncio.run(session())
@@ -129,7 +129,7 @@ def test_a_full_queue_is_429_and_a_late_list_504(tmp_path):
 
 
 def test_key_and_body_limits(tmp_path):
-    models, limit = Models([served_student(tmp_path, shop())], None), Limit(api_key="secret", max_body=200)
+    models, limit = Models([served_student(tmp_path, shop())], None), ServerLimits(api_key="secret", max_body=200)
 
     async def session():
         async with client(models, limit=limit) as http:
