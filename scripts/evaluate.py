@@ -21,6 +21,7 @@ from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
 from distill.runtime.config import IF_CHANGED, JobSettings, Seed, run
 from distill.runtime.devices import check_device
 from distill.semantic_ids.ids import SemanticIDs
+from student.config import Precision
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Config(InputSettings, EvaluationSettings, JobSettings):
     """auto, cpu or cuda."""
     teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata=IF_CHANGED)
     """Type of the teacher's weights; bfloat16 is faster where the processor or GPU has it, and rounds scores."""
-    precision: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata=IF_CHANGED)
+    precision: Precision = field(default="auto", metadata=IF_CHANGED)
     """Of the students' matrix products; auto: bfloat16 for students from 4 M parameters, where the processor or GPU
     multiplies in it."""
     seed: Seed = 0
@@ -79,7 +80,7 @@ def load_systems(
     ids: SemanticIDs | None,
     device: str,
     teacher_dtype: str,
-    precision: Literal["auto", "float32", "bfloat16"],
+    precision: Precision,
 ) -> Iterator[System]:
     """Load trained systems, one at a time."""
     import torch

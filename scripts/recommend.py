@@ -17,6 +17,7 @@ from jsonargparse.typing import PositiveInt
 
 from distill.runtime.config import run
 from distill.runtime.terminal import cell
+from student.config import Precision
 from student.histories import read_histories
 
 
@@ -42,7 +43,7 @@ class Config:
     """A table, or one JSON object per line."""
     device: str = "cpu"
     """cpu or cuda."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of the matrix products; auto: bfloat16 for students from 4 M parameters, where the processor or GPU has it."""
 
 

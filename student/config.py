@@ -30,6 +30,7 @@ from student.setrec_config import (
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
 ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
+Precision = Literal["auto", "float32", "bfloat16"]  # of a trained student's matrix products
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
 # the loss of an item model for each variant that it can learn
 ITEM_LOSSES: dict[str, ItemLoss] = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
@@ -312,6 +313,10 @@ class BaselineConfig(
     """Layers of the network (default: two of sasrec, fmlp and setrec, one of gru4rec)."""
     threads: NonNegativeInt = field(default=0, metadata={"identity": False})
     """CPU threads; 0: torch's choice."""
+
+    @property
+    def reads_text(self) -> bool:
+        return super().reads_text or (self.network == "setrec" and self.setrec.semantic > 0)
 
     @property
     def output_folder(self) -> Path:

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from distill.runtime import precision
-
-Precision = Literal["auto", "float32", "bfloat16"]
+from student.config import Precision
 
 # Below, casts and calls cost more than bf16 saves: for one user .7 to .8 of float32's speed at 1 M parameters,
 # 1.0 at 4.5 M, 1.3 at 13 M (docs/results/speed.md).

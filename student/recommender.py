@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from distill.runtime.errors import UserError
 from distill.runtime.json_files import read_object
 from distill.runtime.parquet import id_column, number_matrix, read_parquet, text_column
 from distill.runtime.verification import verify_folder
+from student.config import Precision
 from student.histories import check_histories, pad_histories, whole_number
 from student.loading import check_numbers, check_scores, load_network, report_damage
 from student.memories import WithMemories
@@ -33,7 +34,7 @@ from student.memory_mixture import MixtureWeights
 from student.models import BACKBONE_NAMES, network_of
 from student.models.item_text import sizes_to_json
 from student.models.layers import among_all
-from student.precision import Precision, autocast, resolve_precision
+from student.precision import autocast, resolve_precision
 from student.threads import few_threads
 
 DEFAULT_WIDTH = 20  # beams (paper: 20)
@@ -91,7 +92,7 @@ class Recommender(WithMemories):
         self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
         users = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
         self.users_at_once = min(users, getattr(model, "users_at_once", users))
-        self.precision: Precision = "float32"  # of the matrix products
+        self.precision: Literal["float32", "bfloat16"] = "float32"  # of the matrix products
         self.static_shapes = False  # all batches have one shape, for compiled graphs
 
     @staticmethod

@@ -190,7 +190,7 @@ def check_independent(model: SETRec, folder: Path) -> None:
         )
 
 
-class Teach:
+class TokenLogProbs:
     """Ask the network for what its loss needs, where `item_loss` asks for log-probabilities.
 
     The mean of the K tokens' log-softmaxes makes `item_loss`'s cross-entropy the paper's,
@@ -205,7 +205,7 @@ class Teach:
         self.reconstruction = torch.zeros(())
 
     def __call__(self, histories: Tensor, places: Tensor) -> Tensor:
-        log_probs, self.reconstruction = self.model(histories, places, teach=True)
+        log_probs, self.reconstruction = self.model(histories, places, for_loss=True)
         return log_probs
 
 
@@ -214,9 +214,9 @@ def setrec_loss(model: nn.Module, batch: ItemBatch, device: torch.device, config
 
     L_AE is the mean over the items of the global batch's histories. There are as many of them as targets.
     """
-    lesson = Teach(model)
-    loss = item_loss(lesson, config.loss, batch, device, config)
-    return loss + batch.weight * config.setrec.alpha * lesson.reconstruction / batch.count
+    log_probs = TokenLogProbs(model)
+    loss = item_loss(log_probs, config.loss, batch, device, config)
+    return loss + batch.weight * config.setrec.alpha * log_probs.reconstruction / batch.count
 
 
 @torch.inference_mode()

@@ -15,11 +15,11 @@ from distill.data.dataset import Dataset, Examples
 from distill.evaluation.systems import Ranked, System, batches
 from distill.runtime.artifacts import Artifact
 from distill.runtime.logs import log
+from student.config import Precision
 from student.content_memory import ContentMemory
 from student.item_recommender import ItemRecommender
 from student.memory_mixture import Candidates, MixtureWeights, candidates, join_candidates, score_mixture
 from student.memory_tuning import best_weights
-from student.precision import Precision
 from student.recommender import Recommender
 from student.transition_memory import TransitionMemory
 

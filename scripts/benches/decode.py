@@ -142,12 +142,11 @@ def against_generate(student: Recommender, users: dict[int, np.ndarray], config:
     student.facts["scope"] = "level"  # as students are used: only the level's part of the head is computed
     rate = matrix_rate(config.device)
     figures["gflop_per_s_matrix"] = rate / 1e9
-    model = student.model
     for batch in config.batches:
         work = {"search": lambda batch=batch: student.rank_items(users[batch], config.width, exclude_bought=False)}
         seconds = interleaved(work, config.repeats)["search"]
         figures[f"users_per_s_seq2seq_b{batch}"] = batch / seconds
-        flop = flops(model.config, (users[batch] != PAD).sum(1) * LEVELS, config.width)
+        flop = flops(student.model.config, (users[batch] != PAD).sum(1) * LEVELS, config.width)
         figures[f"times_flop_floor_b{batch}"] = seconds * rate / flop
     return figures
 

@@ -37,17 +37,17 @@ def test_large_students_use_bf16_where_the_hardware_has_it(monkeypatch, has_bf16
 @pytest.mark.parametrize("backbone", ["seq2seq", "causal", "nested"])
 def test_scores_are_near_those_of_float32(backbone, ranker):
     """The log-probabilities of all items, by one pass over the trie, of candidates, and of the beams."""
-    made = student(backbone, ranker)
+    recommender = student(backbone, ranker)
     histories = np.random.default_rng(1).integers(0, N_ITEMS, (5, 6))
     candidates = np.tile(np.arange(N_ITEMS), (5, 1))
 
     def scores():
-        items, beams = made.rank_items(histories, N_ITEMS, exclude_bought=False)  # exact: as many beams as items
+        items, beams = recommender.rank_items(histories, N_ITEMS, exclude_bought=False)  # exact: as many beams as items
         beams = np.take_along_axis(beams, items.argsort(1), 1)
-        return made.score_items(histories), made.score_candidates(histories, candidates), beams
+        return recommender.score_items(histories), recommender.score_candidates(histories, candidates), beams
 
     exact = scores()
-    made.precision = "bfloat16"
+    recommender.precision = "bfloat16"
     for rounded, expected in zip(scores(), exact, strict=True):
         assert rounded.dtype == np.float32
         difference = np.abs(rounded - expected)

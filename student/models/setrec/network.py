@@ -54,7 +54,7 @@ class SETRecConfig:
     dropout: float = 0.0
 
 
-class Lesson(NamedTuple):
+class LossInputs(NamedTuple):
     """What the loss is computed from.
 
     Attributes:
@@ -149,18 +149,18 @@ class SETRec(nn.Module):
         )
         return cf, semantic
 
-    def forward(self, histories: Tensor, places: Tensor, teach: bool = False) -> Tensor | Lesson:
+    def forward(self, histories: Tensor, places: Tensor, for_loss: bool = False) -> Tensor | LossInputs:
         """Score all items as the next item.
 
         Args:
             histories: item numbers, oldest first, padded with -1 on the right [users, length].
             places: True where the next item is scored [users, length].
-            teach: return what the loss needs.
+            for_loss: return what the loss needs.
 
         Returns:
-            The log-softmax of (1 − β)·⟨ê⁰, T⁰⟩ + β·Σ_k ⟨ê^k, T^k⟩ over all items [n, n_items]; or a `Lesson`.
+            The log-softmax of (1 − β)·⟨ê⁰, T⁰⟩ + β·Σ_k ⟨ê^k, T^k⟩ over all items [n, n_items]; or `LossInputs`.
         """
-        if not teach:
+        if not for_loss:
             return ground(*self.score_parts(histories, places), self.config.beta)
         tokens = self.catalogue()
         generated = self.generate(tokens, histories, places)
@@ -168,7 +168,7 @@ class SETRec(nn.Module):
         for k in range(self.n_tokens):
             log_probs = log_probs + (generated[:, k] @ tokens[:, k].T).float().log_softmax(-1)
         errors = self.tokens.reconstruction_errors(tokens, histories[histories >= 0])
-        return Lesson(log_probs / self.n_tokens, errors.sum())
+        return LossInputs(log_probs / self.n_tokens, errors.sum())
 
     def merged(self) -> SETRec:
         """Return the network without adapters, their effect added to its weights."""
