@@ -5,20 +5,24 @@
 Shards are written one by one; an export that is killed goes on from the last finished shard. Several processes share
 the work: launched (`accelerate launch`, `torchrun`), tasks of a job array (`--shard 3/8`), or started by hand. Each
 takes shards that no other process has, and the one that finishes the last shard completes the set (docs/labels.md).
+On a Ray cluster (`--launcher ray`) actors label the shards, and this process writes them.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from distill.data.dataset import Dataset
+from distill.data.dataset import Dataset, Examples
 from distill.labels import exporter
 from distill.labels.config import Config, EngineSettings, check
 from distill.labels.labeller import Labeller, LabelRequest
-from distill.runtime import artifacts
+from distill.runtime import artifacts, checksums
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
@@ -27,44 +31,120 @@ from distill.teachers.cross_fitting import read_teachers
 from distill.teachers.engine import Engine
 
 if TYPE_CHECKING:
+    from distill.labels.ray_export import RayExporter
     from distill.teachers.item_teacher import ItemTeacher
 
 MAX_HISTORY = 20  # items of history where no language model limits them (paper: 20)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The artifacts that an export reads."""
+
+    dataset: Artifact
+    semantic_ids: Artifact
+    teachers: list[Artifact]
+    networks: list[Artifact]
+
+    def __iter__(self) -> Iterator[Artifact]:
+        return iter([self.dataset, self.semantic_ids, *self.teachers, *self.networks])
+
+
 def main(config: Config) -> None:
     """Label the selected examples, or with --dry_run print what that would take."""
     check(config)
-    data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
-    codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
-    teachers = read_teachers(config.teacher or config.run / "teacher", config)
+    inputs = read_inputs(config)
     output = config.output or config.run / "soft_labels"
-    networks = read_item_model(config)
-    inputs = [data, codes, *teachers, *networks]
-    job = ArtifactJob("soft_labels", config, output, inputs, overwrite=config.overwrite, shared=True)
+    job = ArtifactJob("soft_labels", config, output, list(inputs), overwrite=config.overwrite, shared=True)
     if not (config.dry_run or config.overwrite or config.check):
         job.refuse_change()
     if not config.dry_run and exporter.is_complete(job):
         exporter.publish(output, config.push)
         return
+    if config.dry_run:
+        print(open_exporter(config, inputs).estimate())
+        return
+    export = open_ray_exporter(config, inputs) if config.launcher == "ray" else open_exporter(config, inputs)
+    if export.export(job):
+        exporter.publish(output, config.push)
 
-    dataset = Dataset.load(data.folder)
-    ids = SemanticIDs.load(codes.folder, dataset.n_items)
-    config = replace(config, exclude_bought=dataset.resolve_exclude_bought(config.exclude_bought))
-    labeller, max_history = open_labeller(config, dataset, ids, teachers, networks)
+
+def read_inputs(config: Config) -> Inputs:
+    """Open the artifacts that the config names."""
+    return Inputs(
+        artifacts.read(config.dataset or config.run / "dataset", "dataset"),
+        artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids"),
+        read_teachers(config.teacher or config.run / "teacher", config),
+        read_item_model(config),
+    )
+
+
+def open_exporter(config: Config, inputs: Inputs) -> exporter.Exporter:
+    """Load all that labels are made from, engines too."""
+    dataset, ids, config = load_inputs(config, inputs)
+    labeller, max_history = open_labeller(config, dataset, ids, inputs.teachers, inputs.networks)
+    return exporter.Exporter(labeller, *describe_export(config, inputs, dataset, ids, max_history))
+
+
+def open_ray_exporter(config: Config, inputs: Inputs) -> RayExporter:
+    """Load what the driver of a Ray cluster needs, which is no engine."""
+    from distill.labels.ray_export import RayExporter, ReportedLabeller
+
+    dataset, ids, config = load_inputs(config, inputs)
+    limits = [json.loads((teacher.folder / "teacher.json").read_text())["max_history"] for teacher in inputs.teachers]
+    details = describe_export(config, inputs, dataset, ids, min(limits, default=MAX_HISTORY))
+    gpus = 0 if config.device == "cpu" else config.tensor_parallel_size if config.engine == "vllm" else 1
+    open_on_node = partial(
+        open_exporter_on_node, with_absolute_paths(config), [source.fingerprint for source in inputs]
+    )
+    return RayExporter(ReportedLabeller(), *details, config, gpus, open_on_node)
+
+
+def open_exporter_on_node(config: Config, fingerprints: list[str]) -> exporter.Exporter:
+    """Do `open_exporter` in an actor.
+
+    Raises:
+        UserError: this node lacks an artifact, or has another than the driver.
+    """
+    if config.no_verify:
+        os.environ[checksums.SWITCH] = "1"
+    inputs = read_inputs(config)
+    for source, expected in zip(inputs, fingerprints, strict=True):
+        if source.fingerprint != expected:
+            raise UserError(
+                f"{source.folder} is another {source.kind} here ({source.fingerprint}) than where the export was "
+                f"started ({expected}). Copy it to all nodes, or put it on a disk that they share."
+            )
+    return open_exporter(config, inputs)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the config with paths that hold in any working directory."""
+    paths = {item.name: getattr(config, item.name) for item in fields(config)}
+    return replace(config, **{name: path.absolute() for name, path in paths.items() if isinstance(path, Path)})
+
+
+def load_inputs(config: Config, inputs: Inputs) -> tuple[Dataset, SemanticIDs, Config]:
+    """Load data set and semantic IDs; returns also the config with `exclude_bought` decided by the data."""
+    dataset = Dataset.load(inputs.dataset.folder)
+    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items)
+    return dataset, ids, replace(config, exclude_bought=dataset.resolve_exclude_bought(config.exclude_bought))
+
+
+def describe_export(
+    config: Config, inputs: Inputs, dataset: Dataset, ids: SemanticIDs, max_history: int
+) -> tuple[Examples, SemanticIDs, LabelRequest, Config, str, dict[str, Any]]:
+    """Collect the arguments of an `Exporter` after its labeller."""
     examples = exporter.select_examples(dataset, config, max_history)
+    assert config.exclude_bought is not None
     request = LabelRequest(config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained)
     sources = {
-        "teacher": " ".join(teacher.fingerprint for teacher in [*teachers, *networks]),
+        "teacher": " ".join(source.fingerprint for source in [*inputs.teachers, *inputs.networks]),
         "mix": config.mix,
-        "semantic_ids": codes.fingerprint,
-        "dataset": data.fingerprint,
+        "semantic_ids": inputs.semantic_ids.fingerprint,
+        "dataset": inputs.dataset.fingerprint,
     }
-    export = exporter.Exporter(labeller, examples, ids, request, config, config.split, sources)
-    if config.dry_run:
-        print(export.estimate())
-    elif export.export(job):
-        exporter.publish(output, config.push)
+    return examples, ids, request, config, config.split, sources
 
 
 def read_item_model(config: Config) -> list[Artifact]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,11 @@ from distill.data.dataset import Dataset, Examples
 from distill.labels.config import ExampleSettings, ShardSettings, parse_shard, parse_users
 from distill.labels.encodings import ENCODINGS
 from distill.labels.hub import push
-from distill.labels.labeller import Labeller, LabelRequest, Labels, no_progress
+from distill.labels.labeller import Labeller, LabelRequest, Labels, Progress, no_progress
 from distill.labels.quality import mean_quality, shard_quality
 from distill.labels.schema import recorded_shards, write_index
 from distill.labels.shard_queue import Record, ShardQueue
-from distill.labels.writer import encode_shard, is_intact, write_shard
+from distill.labels.writer import encode_shard, is_intact, write_content
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
@@ -93,18 +93,29 @@ class Exporter:
             log.info(f"shard {number} was cut or altered: made again")
         rows = np.diff(self.bounds)
         finished = sum(int(rows[number]) for number in numbers if queue.record(number) is not None)
-        data = queue.job.partial / "data"
         with LabelProgress(int(rows[numbers].sum()), finished, self.labeller) as progress:
-            return queue.make_shards(numbers, lambda number: self.make_shard(data, number, progress.update))
+            return self.label_shards(queue, numbers, progress.update)
 
-    def make_shard(self, data: Path, number: int, progress: Callable[[int], object]) -> Record:
-        """Label and write one shard; returns its record in the index, with its quality."""
+    def label_shards(self, queue: ShardQueue, numbers: range, progress: Progress) -> bool:
+        """Label and write the unfinished shards among `numbers` in this process, as `make_shards`."""
+
+        def make(number: int) -> Record:
+            return self.write(queue.job.partial / "data", number, *self.label_shard(number, progress))
+
+        return queue.make_shards(numbers, make)
+
+    def label_shard(self, number: int, progress: Progress) -> tuple[memoryview, dict[str, float]]:
+        """Label one shard; returns the content of its file, and its quality."""
         examples = self.examples.take(slice(self.bounds[number], self.bounds[number + 1]))
         labels = self.labeller.label(examples, self.request, progress)
         check_numbers(examples, labels)
+        return encode_shard(*self._columns(examples, labels)), shard_quality(examples, labels, self.ids, self.request)
+
+    def write(self, data: Path, number: int, content: bytes | memoryview, quality: dict[str, float]) -> Record:
+        """Write a shard's file; returns its record in the index, with its quality."""
         data.mkdir(exist_ok=True)
-        record = write_shard(data / f"{number:05d}.parquet", *self._columns(examples, labels))
-        return record | {"quality": shard_quality(examples, labels, self.ids, self.request)}
+        rows = int(self.bounds[number + 1] - self.bounds[number])
+        return write_content(data / f"{number:05d}.parquet", content, rows) | {"quality": quality}
 
     def complete(self, job: ArtifactJob, records: list[Record]) -> None:
         """Write the report, then the index: with it the set is whole."""

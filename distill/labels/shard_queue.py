@@ -123,14 +123,25 @@ class ShardQueue:
         """
         for wait in (False, True):
             for number in numbers:
-                if self.record(number) is not None:
-                    continue
-                with self.lock_shard(number, wait) as (lock, record):
-                    if lock is ShardLock.REMOVED:
-                        return False
-                    if lock is ShardLock.ACQUIRED and record is None:
-                        write_json(self._record_path(number), make(number))
+                if self.record(number) is None and not self.make_shard(number, make, wait):
+                    return False
         return True
+
+    def make_shard(self, number: int, make: Callable[[int], Record], wait: bool = True) -> bool:
+        """Make one shard, unless another process has made it or, without `wait`, is making it.
+
+        Args:
+            number: the shard.
+            make: writes the shard and returns its record.
+            wait: wait for a process that works on the shard.
+
+        Returns:
+            False if another process has finished the artifact in the meantime.
+        """
+        with self.lock_shard(number, wait) as (lock, record):
+            if lock is ShardLock.ACQUIRED and record is None:
+                write_json(self._record_path(number), make(number))
+        return lock is not ShardLock.REMOVED
 
     @contextlib.contextmanager
     def lock_shard(self, number: int, wait: bool) -> Iterator[tuple[ShardLock, Record | None]]:

@@ -121,7 +121,7 @@ def encode_shard(
 
 
 def write_shard(path: Path, examples: Examples, *labels: Any) -> dict[str, Any]:
-    """Write a shard through a temporary name.
+    """Encode and write a shard.
 
     Args:
         path: of the parquet file.
@@ -131,7 +131,20 @@ def write_shard(path: Path, examples: Examples, *labels: Any) -> dict[str, Any]:
     Returns:
         The shard's record in the index: file, rows and sha256.
     """
-    content = encode_shard(examples, *labels)
+    return write_content(path, encode_shard(examples, *labels), len(examples))
+
+
+def write_content(path: Path, content: bytes | memoryview, rows: int) -> dict[str, Any]:
+    """Write an encoded shard through a temporary name.
+
+    Args:
+        path: of the parquet file.
+        content: from `encode_shard`.
+        rows: its examples.
+
+    Returns:
+        The shard's record in the index: file, rows and sha256.
+    """
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_bytes(content)
@@ -139,7 +152,7 @@ def write_shard(path: Path, examples: Examples, *labels: Any) -> dict[str, Any]:
         temporary.unlink(missing_ok=True)  # the disk may be full
         raise
     temporary.replace(path)
-    return {"file": path.name, "rows": len(examples), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"file": path.name, "rows": rows, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def is_intact(folder: Path, shard: dict[str, Any]) -> bool:

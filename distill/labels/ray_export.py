@@ -1,0 +1,280 @@
+"""The export on a Ray cluster: actors label shards, and the driver writes them as a single process would.
+
+A task is the number of a shard, never rows: which rows a shard has follows from the data set alone, so it does not
+matter how Ray divides tasks into blocks. Actors return the encoded file: nodes need no disk in common with the driver.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distill.data.dataset import Examples
+from distill.labels.config import RaySettings, parse_actors
+from distill.labels.exporter import Exporter
+from distill.labels.labeller import LabelRequest, Labels, Progress, no_progress
+from distill.labels.shard_queue import Record, ShardQueue
+from distill.runtime import ray_cluster
+from distill.runtime.disk import full_disk_reason
+from distill.runtime.errors import UserError
+from distill.runtime.logs import log
+
+NO_SHARD = -1  # a task that asks for the labeller's facts alone
+INIT_DEATHS = 10  # actors that may die in a row while they load an engine, as on nodes that are taken away
+RESULT = pa.schema(
+    {
+        "shard": pa.int64(),
+        "content": pa.large_binary(),  # of the shard's file
+        "quality": pa.string(),  # JSON
+        "facts": pa.string(),  # JSON
+        "tokens": pa.int64(),  # that the engine read for the shard
+        "node": pa.string(),
+        "problem": pa.string(),  # what the user can mend; or, with a traceback, an error that nobody expected
+        "traceback": pa.string(),
+    }
+)
+
+
+class ShardLabeller:
+    """Labels a shard a call; an actor of Ray Data holds it, with its engine, as long as the actor lives.
+
+    Errors are returned, not raised: Ray Data would wrap them and take them for the death of an actor.
+
+    Args:
+        open_exporter: loads the engine and whatever else labels need.
+        versions: the driver's, from `ray_cluster.versions`.
+    """
+
+    def __init__(self, open_exporter: Callable[[], Exporter], versions: dict[str, str]):
+        self.exporter: Exporter | None = None
+        self.failure = error_columns(partial(self._open, open_exporter, versions))
+
+    def __call__(self, tasks: pa.Table) -> pa.Table:
+        """Label a shard.
+
+        Args:
+            tasks: one row, with the shard's number or NO_SHARD in the column `shard`.
+
+        Returns:
+            One row of `RESULT`.
+        """
+        (number,) = tasks["shard"].to_pylist()
+        columns = self.failure or error_columns(partial(self._label, number))
+        row = {"shard": number, "node": socket.gethostname(), **columns}
+        return pa.table({field.name: pa.array([row.get(field.name)], field.type) for field in RESULT})
+
+    def _open(self, open_exporter: Callable[[], Exporter], versions: dict[str, str]) -> dict[str, Any]:
+        ray_cluster.check_versions(versions)
+        self.exporter = open_exporter()
+        return {}
+
+    def _label(self, number: int) -> dict[str, Any]:
+        assert self.exporter is not None
+        labeller = self.exporter.labeller
+        counters: Callable[[], dict[str, int]] = getattr(labeller, "counters", dict)
+        before = counters().get("tokens", 0)
+        columns: dict[str, Any] = {}
+        if number != NO_SHARD:
+            content, quality = self.exporter.label_shard(number, no_progress)
+            columns = {"content": content, "quality": json.dumps(quality)}
+        return columns | {"facts": json.dumps(labeller.facts()), "tokens": counters().get("tokens", 0) - before}
+
+
+def error_columns(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do work that returns columns of `RESULT`; if it fails, return the columns that describe the error."""
+    try:
+        return work()
+    except UserError as error:
+        return {"problem": str(error)}
+    except Exception as error:
+        if full_disk_reason(error) is not None:
+            return {"problem": f"a disk is full ({error})"}
+        return {"problem": repr(error), "traceback": traceback.format_exc()}
+
+
+class ReportedLabeller:
+    """Stands for the actors' labellers in the driver: their facts and counters, as results report them.
+
+    Implements `Labeller`, but for the labelling.
+    """
+
+    def __init__(self) -> None:
+        self.reported: dict[str, Any] | None = None
+        self.tokens = 0
+
+    def add(self, facts: dict[str, Any], tokens: int) -> None:
+        """Take over what a result reports.
+
+        Raises:
+            UserError: actors have labellers that differ.
+        """
+        if self.reported not in (None, facts):
+            raise UserError(f"The actors' engines differ: {self.reported} and {facts}. Install the same everywhere.")
+        self.reported, self.tokens = facts, self.tokens + tokens
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts; there are some once an actor has answered."""
+        assert self.reported is not None
+        return self.reported
+
+    def counters(self) -> dict[str, int]:
+        """Return how many tokens all engines have read."""
+        return {"tokens": self.tokens} if self.tokens else {}
+
+    def label(self, examples: Examples, request: LabelRequest, progress: Progress) -> Labels:
+        """Not in the driver: it has no engine."""
+        raise NotImplementedError
+
+    def log_prob(self, examples: Examples, items: np.ndarray) -> np.ndarray:
+        """Not in the driver: it has no engine."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RayExporter(Exporter):
+    """An exporter whose shards are labelled by actors of a Ray cluster.
+
+    Attributes:
+        labeller: what the actors report.
+        cluster: address, actors and their resources.
+        gpus: GPUs of an actor on clusters that have any.
+        open_exporter: called by each actor; returns an exporter with an engine.
+    """
+
+    labeller: ReportedLabeller
+    cluster: RaySettings
+    gpus: float
+    open_exporter: Callable[[], Exporter]
+
+    def label_shards(self, queue: ShardQueue, numbers: range, progress: Progress) -> bool:
+        """Let actors label the unfinished shards among `numbers`, and write them; as `Exporter.label_shards`.
+
+        Shards that were lost with an actor or a node are labelled in the next pass.
+
+        Raises:
+            UserError: the cluster cannot be joined, an actor cannot work, or a pass finished nothing.
+        """
+        with ray_cluster.connect(self.cluster.ray_address) as ray:
+            from ray.data.exceptions import ExecutionTimeoutError
+
+            while True:
+                missing = [number for number in numbers if queue.record(number) is None]
+                if not missing and self.labeller.reported is not None:
+                    return True
+                answers, error = 0, None
+                try:
+                    for result in self._results(ray, missing or [NO_SHARD]):
+                        answers += 1
+                        if not self._store(queue, result, progress):
+                            return False
+                except (ray.exceptions.RayError, ExecutionTimeoutError) as raised:
+                    error = raised  # such as a finished shard that was lost before it arrived
+                if not answers:
+                    raise UserError(self._describe_standstill(ray, error))
+                if len(missing) > answers:
+                    log.info(f"{len(missing) - answers} shards are labelled again: their actors or nodes died")
+
+    def _results(self, ray: Any, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Yield rows of `RESULT` in the order in which they arrive; shards of actors that die are missing."""
+        context = ray.data.DataContext.get_current()
+        context.max_errored_blocks = -1  # go on without the shards of an actor that died
+        context.max_consecutive_actor_init_deaths = INIT_DEATHS
+        context.execution_no_progress_timeout_s = self.cluster.ray_timeout
+        gpus = self._actor_gpus(ray)
+        fewest, most = parse_actors(self.cluster.ray_actors) or (self._room(ray, gpus),) * 2
+        pool = ray.data.ActorPoolStrategy(
+            min_size=min(fewest, len(numbers)),
+            max_size=min(most, len(numbers)),
+            max_tasks_in_flight_per_actor=1,  # a second task would be lost with the first
+        )
+        tasks = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers))
+        results = tasks.map_batches(
+            ShardLabeller,
+            fn_constructor_args=(self.open_exporter, ray_cluster.versions()),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=self.cluster.ray_cpus,
+            num_gpus=gpus,
+            label_selector=self.cluster.ray_labels or None,
+            max_restarts=-1,
+            # a task of an actor that died fails at once and goes to the next pass. By default it would wait for the
+            # actor's restart: for ever, where the node does not come back and the others are full
+            max_task_retries=0,
+        )
+        for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from table.to_pylist()
+
+    def _store(self, queue: ShardQueue, result: dict[str, Any], progress: Progress) -> bool:
+        """Write the shard of a result; False if another process has finished the set meanwhile.
+
+        Raises:
+            UserError: the actor could not work.
+        """
+        if result["traceback"]:
+            raise RuntimeError(f"An actor on node {result['node']} failed:\n{result['traceback']}")
+        if result["problem"]:
+            raise UserError(
+                f"Node {result['node']} cannot label: {result['problem']} Finished shards are kept; the same command "
+                "goes on from there."
+            )
+        self.labeller.add(json.loads(result["facts"]), result["tokens"])
+        number = result["shard"]
+        if number == NO_SHARD:
+            return True
+
+        def write(number: int) -> Record:
+            data = queue.job.partial / "data"
+            return self.write(data, number, result["content"], json.loads(result["quality"]))
+
+        continues = queue.make_shard(number, write)
+        progress(int(self.bounds[number + 1] - self.bounds[number]))
+        return continues
+
+    def _actor_gpus(self, ray: Any) -> float:
+        """Return the GPUs that an actor reserves; 0 by default on a cluster that has none."""
+        if self.cluster.ray_gpus is not None:
+            return self.cluster.ray_gpus
+        return self.gpus if any(node.get("GPU") for node in resources_of_nodes(ray)) else 0
+
+    def _room(self, ray: Any, gpus: float) -> int:
+        """Count the actors that fit into the cluster as it is; at least 1, for nodes may still join."""
+        return max(1, sum(actors_of_node(node, self.cluster.ray_cpus, gpus) for node in resources_of_nodes(ray)))
+
+    def _describe_standstill(self, ray: Any, error: Exception | None) -> str:
+        """Describe why no actor answered, as far as the cluster shows it."""
+        nodes = resources_of_nodes(ray)
+        parts = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes]
+        labels = f" on nodes labelled {self.cluster.ray_labels}" if self.cluster.ray_labels else ""
+        reason = f" ({ray_cluster.describe(error)[:300]})" if error else ""
+        return (
+            f"No actor has finished a shard within {self.cluster.ray_timeout:g} s{reason}. An actor needs "
+            f"{self.cluster.ray_cpus:g} CPUs and {self._actor_gpus(ray):g} GPUs{labels}; the nodes have "
+            f"{'; '.join(parts) or 'nothing'}. If that suffices, actors die, or a shard takes longer: see Ray's logs, "
+            "and raise --ray_timeout or lower --shard_rows."
+        )
+
+
+def resources_of_nodes(ray: Any) -> list[dict[str, float]]:
+    """List the resources of the nodes that are alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def actors_of_node(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """Count the actors of some CPUs and GPUs that fit on a node.
+
+    Args:
+        node: its resources, CPU and GPU among them.
+        cpus: of an actor.
+        gpus: of an actor.
+    """
+    room = [node.get(name, 0) // need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
+    return int(min(room, default=1))

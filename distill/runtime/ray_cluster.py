@@ -1,0 +1,140 @@
+"""Connecting to a Ray cluster: in bounded time, silent, and with one message for whatever is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distill.runtime.errors import UserError
+
+CONNECT_SECONDS = 10  # Ray itself tries for minutes
+PACKAGES = ("ray", "torch", "transformers", "numpy", "pyarrow")  # their versions may change bytes of results
+SOURCES = ("distill", "teacher", "student")
+
+
+@contextlib.contextmanager
+def connect(address: str | None) -> Iterator[Any]:
+    """Connect to a cluster inside the block, or start one on this machine; yields the module `ray`.
+
+    Args:
+        address: HOST:PORT of the head, or "auto" on a machine of the cluster. None: that of RAY_ADDRESS, else a cluster
+            of this machine alone, which ends with the block.
+
+    Raises:
+        UserError: Ray is not installed; the cluster does not answer, or has another version of Ray or Python.
+    """
+    ray = import_ray()
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    check_address(address)
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (RuntimeError, ValueError, ConnectionError, OSError) as error:
+        raise UserError(f"Cannot join the Ray cluster at {address}: {describe(error)}") from None
+    silence(ray)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def import_ray() -> Any:
+    """Import Ray with Ray Data.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray retries by itself
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UserError(
+            f"Ray Data cannot be imported ({error}). Install it here and on every node: "
+            "pip install -c constraints.txt -e '.[ray]'"
+        ) from None
+    return ray
+
+
+def check_address(address: str) -> None:
+    """Refuse an address of another form, or where nothing listens.
+
+    Raises:
+        UserError: as above.
+    """
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise UserError(
+            f"The Ray address is {address}; expected HOST:PORT, auto or local. Ray Data does not run over ray://: "
+            "start the export on a machine of the cluster, or by `ray job submit`."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"No Ray cluster answers at {address} ({error}). Start its head with `ray start --head --port {port}`, or "
+            "correct --ray_address."
+        ) from None
+
+
+def silence(ray: Any) -> None:
+    """Keep the plans, progress and retried errors of Ray Data off the terminal; its log files have them all."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
+
+
+def versions() -> dict[str, str]:
+    """Collect what must be the same on all nodes: Python's minor version, packages, and this project's own code."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    # builds of one version for other hardware differ behind the plus
+    packages = {name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES}
+    return {"python": python, **packages, "code of lohrec-distill": code_fingerprint()}
+
+
+def code_fingerprint() -> str:
+    """Hash the names and bytes of this project's Python files."""
+    digest, root = hashlib.sha256(), Path(__file__).parents[2]
+    for package in SOURCES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def check_versions(expected: dict[str, str]) -> None:
+    """Refuse to work where versions differ from the driver's.
+
+    Args:
+        expected: the driver's `versions`.
+
+    Raises:
+        UserError: names what differs.
+    """
+    actual = versions()
+    differences = [
+        f"{name} {actual[name]}, not {version}" for name, version in expected.items() if actual[name] != version
+    ]
+    if differences:
+        raise UserError(
+            f"it has {', '.join(differences)}. Labels would depend on who makes them: install the same everywhere."
+        )
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

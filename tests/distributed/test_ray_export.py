@@ -1,0 +1,159 @@
+"""The export on a real Ray cluster of three nodes on this machine: a driver and a node are killed, the bytes stay."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from distill import export_soft_labels as export
+from distill.data.dataset import Dataset, write_dataset
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.semantic_ids.ids import SemanticIDs, write_codes
+from teacher.base_model import from_scratch
+from teacher.tokenizer import add_codewords, train_tokenizer
+
+ROOT = Path(__file__).parents[2]
+LEVELS, SIZE, ITEMS, USERS = 3, 8, 40, 240
+SETTINGS = {"width": 6, "keep": 4, "shard_rows": 20, "device": "cpu"}
+SIZES = {
+    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "initializer_range": 0.3,
+}  # fmt: skip
+# nothing is sent home, and no process outlives its driver for long
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder: data set, semantic IDs and a tiny random LLaMA as the teacher."""
+    root, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
+    names = [f"i{number}" for number in range(ITEMS)]
+    sequences = [rng.permutation(ITEMS)[: rng.integers(4, 12)] for _ in range(USERS)]
+    with ArtifactJob("dataset", Nothing(), root / "dataset").write() as folder:
+        items = pa.table({"item_id": names, "title": [f"lamp number {number}" for number in range(ITEMS)]})
+        write_dataset(folder, items, [f"u{user}" for user in range(USERS)], sequences)
+    with ArtifactJob("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
+        write_codes(folder, names, rng.integers(0, SIZE, (ITEMS, LEVELS)))
+        write_json(folder / "report.json", {"codebook_size": SIZE})
+    tokenizer = train_tokenizer(Dataset.load(root / "dataset").texts(), 300)
+    add_codewords(tokenizer, SemanticIDs.load(root / "semantic_ids", ITEMS))
+    torch.manual_seed(0)
+    with ArtifactJob("teacher", Nothing(), root / "teacher").write() as folder:
+        from_scratch(tokenizer, SIZES, 96).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "teacher.json", {"prompt": "stream", "max_history": 8, "max_tokens": 96})
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """The set that this process writes alone."""
+    output = tmp_path_factory.mktemp("whole") / "labels"
+    export.main(replace(export.Config(run=run, output=output), **SETTINGS))
+    return output
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without processors for actors; nodes are added by the tests."""
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="ray")  # short: paths of sockets may have 107 characters
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, **node()}
+        running = Cluster(initialize_head=True, head_node_args=head)
+        yield running
+        running.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def node():
+    """Settings of a node: loopback, and little memory for objects."""
+    return {"node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
+
+
+def start(run, cluster, output, *words):
+    """Start the command on the cluster."""
+    script = str(Path(export.__file__))
+    settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, script, "--run", str(run), "--output", str(output), *settings, "--launcher", "ray"]
+    address = ["--ray_address", cluster.address]
+    return subprocess.Popen(
+        [*command, *address, *words], env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for_shards(process, output, count):
+    """Wait until a number of shards is finished, and return their files."""
+    records = output.with_name(output.name + ".partial") / "parts"
+    while len(list(records.glob("*.json"))) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return sorted(path.stem for path in records.glob("*.json"))
+
+
+def content(folder):
+    """All files but the manifest, which holds times."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != "manifest.json"}
+
+
+def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster, tmp_path):
+    """The first driver is killed; under the second one a node dies, and another goes on."""
+    output = tmp_path / "labels"
+    doomed, _ = cluster.add_node(num_cpus=1, **node()), cluster.add_node(num_cpus=1, **node())
+    shards = len(content(whole)) - 2
+    assert shards > 40
+
+    driver = start(run, cluster, output, "--ray_actors", "2")
+    wait_for_shards(driver, output, 5)
+    driver.kill()
+    driver.communicate()
+    data = output.with_name("labels.partial") / "data"
+    kept = {path.name: path.stat().st_mtime_ns for path in data.glob("*.parquet")}
+    assert 5 <= len(kept) < shards
+
+    driver = start(run, cluster, output)  # as many actors as fit: two
+    before = len(kept)
+    wait_for_shards(driver, output, before + 6)
+    cluster.remove_node(doomed, allow_graceful=False)
+    _, log = driver.communicate(timeout=100)
+    assert driver.returncode == 0, log
+    assert "shards are labelled again" in log and "Traceback" not in log
+    assert content(output) == content(whole)
+    assert artifacts.read(output, "soft_labels").fingerprint == artifacts.read(whole, "soft_labels").fingerprint
+    times = {path.name: path.stat().st_mtime_ns for path in (output / "data").glob("*.parquet")}
+    assert kept.items() <= times.items()  # nothing finished was written again
+    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+
+
+def test_what_a_node_cannot_do_is_told_in_one_message(run, cluster, tmp_path):
+    """Actors that need more than any node has; a Ctrl-C ends the driver as it ends the export on one machine."""
+    driver = start(run, cluster, tmp_path / "labels", "--ray_cpus", "64", "--ray_timeout", "3")
+    _, log = driver.communicate(timeout=60)
+    assert driver.returncode == 2, log
+    assert "An actor needs 64 CPUs" in log and "Traceback" not in log
+    driver = start(run, cluster, tmp_path / "labels")
+    wait_for_shards(driver, tmp_path / "labels", 1)
+    driver.send_signal(signal.SIGINT)
+    _, log = driver.communicate(timeout=60)
+    assert driver.returncode == 130, log
