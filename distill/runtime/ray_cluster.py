@@ -7,8 +7,10 @@ import hashlib
 import importlib.metadata
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any
 
 from distill.runtime.errors import UserError
 
-CONNECT_SECONDS = 10  # Ray itself tries for minutes
+CONNECT_SECONDS = 10  # for a port to answer
+JOIN_SECONDS = 45  # then for Ray, which by itself tries for ever; it looks for signals every half minute
 PACKAGES = ("ray", "torch", "transformers", "numpy", "pyarrow")  # their versions may change bytes of results
 SOURCES = ("distill", "teacher", "student")
 
@@ -37,7 +40,8 @@ def connect(address: str | None) -> Iterator[Any]:
     check_address(address)
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        with deadline(JOIN_SECONDS):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (RuntimeError, ValueError, ConnectionError, OSError) as error:
         raise UserError(f"Cannot join the Ray cluster at {address}: {describe(error)}") from None
     silence(ray)
@@ -45,6 +49,25 @@ def connect(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def deadline(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in the block after some seconds; only the main thread of a process has such a deadline."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"no answer within {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def import_ray() -> Any:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,8 @@ from teacher.base_model import from_scratch
 from teacher.tokenizer import add_codewords, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
-LEVELS, SIZE, ITEMS, USERS = 3, 8, 40, 240
+LEVELS, SIZE, ITEMS, USERS = 3, 8, 40, 120
+MEMORY = 80 << 20  # of a node, for objects
 SETTINGS = {"width": 6, "keep": 4, "shard_rows": 20, "device": "cpu"}
 SIZES = {
     "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -79,16 +79,11 @@ def cluster():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("OMP_NUM_THREADS", "1")
-        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, **node()}
+        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, "object_store_memory": MEMORY}
         running = Cluster(initialize_head=True, head_node_args=head)
         yield running
         running.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def node():
-    """Settings of a node: loopback, and little memory for objects."""
-    return {"node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
 
 
 def start(run, cluster, output, *words):
@@ -120,23 +115,22 @@ def content(folder):
 def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster, tmp_path):
     """The first driver is killed; under the second one a node dies, and another goes on."""
     output = tmp_path / "labels"
-    doomed, _ = cluster.add_node(num_cpus=1, **node()), cluster.add_node(num_cpus=1, **node())
+    doomed, _ = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
     shards = len(content(whole)) - 2
-    assert shards > 40
+    assert shards > 20
 
     driver = start(run, cluster, output, "--ray_actors", "2")
-    wait_for_shards(driver, output, 5)
+    wait_for_shards(driver, output, 3)
     driver.kill()
     driver.communicate()
     data = output.with_name("labels.partial") / "data"
     kept = {path.name: path.stat().st_mtime_ns for path in data.glob("*.parquet")}
-    assert 5 <= len(kept) < shards
+    assert 3 <= len(kept) < shards - 8
 
     driver = start(run, cluster, output)  # as many actors as fit: two
-    before = len(kept)
-    wait_for_shards(driver, output, before + 6)
+    wait_for_shards(driver, output, len(kept) + 3)
     cluster.remove_node(doomed, allow_graceful=False)
-    _, log = driver.communicate(timeout=100)
+    _, log = driver.communicate(timeout=200)
     assert driver.returncode == 0, log
     assert "shards are labelled again" in log and "Traceback" not in log
     assert content(output) == content(whole)
@@ -147,13 +141,8 @@ def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster
 
 
 def test_what_a_node_cannot_do_is_told_in_one_message(run, cluster, tmp_path):
-    """Actors that need more than any node has; a Ctrl-C ends the driver as it ends the export on one machine."""
+    """Actors that need more than any node has."""
     driver = start(run, cluster, tmp_path / "labels", "--ray_cpus", "64", "--ray_timeout", "3")
     _, log = driver.communicate(timeout=60)
     assert driver.returncode == 2, log
     assert "An actor needs 64 CPUs" in log and "Traceback" not in log
-    driver = start(run, cluster, tmp_path / "labels")
-    wait_for_shards(driver, tmp_path / "labels", 1)
-    driver.send_signal(signal.SIGINT)
-    _, log = driver.communicate(timeout=60)
-    assert driver.returncode == 130, log
