@@ -23,11 +23,13 @@ from distill.labels.exporter import Exporter
 from distill.labels.labeller import LabelRequest, Labels, Progress, no_progress
 from distill.labels.shard_queue import Record, ShardQueue
 from distill.runtime import ray_cluster
+from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.disk import full_disk_reason
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 
 NO_SHARD = -1  # a task that asks for the labeller's facts alone
+IDLE_PASSES = 3  # in a row that lose all of their shards, before the export gives up
 INIT_DEATHS = 10  # actors that may die in a row while they load an engine, as on nodes that are taken away
 RESULT = pa.schema(
     {
@@ -154,42 +156,58 @@ class RayExporter(Exporter):
     gpus: float
     open_exporter: Callable[[], Exporter]
 
+    def export(self, job: ArtifactJob) -> bool:
+        """Do as `Exporter.export` on the cluster, which is joined before anything is written.
+
+        Raises:
+            UserError: as there; or the cluster cannot be joined.
+        """
+        with ray_cluster.connect(self.cluster.ray_address):
+            return super().export(job)
+
     def label_shards(self, queue: ShardQueue, numbers: range, progress: Progress) -> bool:
         """Let actors label the unfinished shards among `numbers`, and write them; as `Exporter.label_shards`.
 
         Shards that were lost with an actor or a node are labelled in the next pass.
 
         Raises:
-            UserError: the cluster cannot be joined, an actor cannot work, or a pass finished nothing.
+            UserError: an actor cannot work; nothing was finished within the time limit, or by several passes.
         """
-        with ray_cluster.connect(self.cluster.ray_address) as ray:
-            from ray.data.exceptions import ExecutionTimeoutError
+        from ray.data.exceptions import ExecutionTimeoutError
+        from ray.exceptions import RayError
 
-            while True:
-                missing = [number for number in numbers if queue.record(number) is None]
-                if not missing and self.labeller.reported is not None:
-                    return True
-                answers, error = 0, None
-                try:
-                    for result in self._results(ray, missing or [NO_SHARD]):
-                        answers += 1
-                        if not self._store(queue, result, progress):
-                            return False
-                except (ray.exceptions.RayError, ExecutionTimeoutError) as raised:
-                    error = raised  # such as a finished shard that was lost before it arrived
-                if not answers:
-                    raise UserError(self._describe_standstill(ray, error))
-                if len(missing) > answers:
-                    log.info(f"{len(missing) - answers} shards are labelled again: their actors or nodes died")
+        idle_passes = 0
+        while True:
+            missing = [number for number in numbers if queue.record(number) is None]
+            if not missing and self.labeller.reported is not None:
+                return True
+            answers, error = 0, None
+            try:
+                for result in self._results(missing or [NO_SHARD]):
+                    answers += 1
+                    if not self._store(queue, result, progress):
+                        return False
+            except (RayError, ExecutionTimeoutError) as raised:
+                error = raised  # such as a finished shard that was lost before it arrived
+            idle_passes = 0 if answers else idle_passes + 1
+            if idle_passes == IDLE_PASSES or isinstance(error, ExecutionTimeoutError):
+                raise UserError(self._describe_standstill(error))
+            if len(missing) > answers:
+                log.info(f"{len(missing) - answers} shards are labelled again: their actors or nodes died")
 
-    def _results(self, ray: Any, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def _results(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Yield rows of `RESULT` in the order in which they arrive; shards of actors that die are missing."""
+        import ray.data
+
         context = ray.data.DataContext.get_current()
         context.max_errored_blocks = -1  # go on without the shards of an actor that died
         context.max_consecutive_actor_init_deaths = INIT_DEATHS
         context.execution_no_progress_timeout_s = self.cluster.ray_timeout
-        gpus = self._actor_gpus(ray)
-        fewest, most = parse_actors(self.cluster.ray_actors) or (self._room(ray, gpus),) * 2
+        nodes = ray_cluster.resources_of_nodes()
+        gpus = self._actor_gpus(nodes)
+        # at least one, for nodes may still join
+        room = max(1, sum(actors_of_node(node, self.cluster.ray_cpus, gpus) for node in nodes))
+        fewest, most = parse_actors(self.cluster.ray_actors) or (room, room)
         pool = ray.data.ActorPoolStrategy(
             min_size=min(fewest, len(numbers)),
             max_size=min(most, len(numbers)),
@@ -210,7 +228,8 @@ class RayExporter(Exporter):
             # actor's restart: for ever, where the node does not come back and the others are full
             max_task_retries=0,
         )
-        for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        tables: Any = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for table in tables:
             yield from table.to_pylist()
 
     def _store(self, queue: ShardQueue, result: dict[str, Any], progress: Progress) -> bool:
@@ -239,33 +258,24 @@ class RayExporter(Exporter):
         progress(int(self.bounds[number + 1] - self.bounds[number]))
         return continues
 
-    def _actor_gpus(self, ray: Any) -> float:
+    def _actor_gpus(self, nodes: list[dict[str, float]]) -> float:
         """Return the GPUs that an actor reserves; 0 by default on a cluster that has none."""
         if self.cluster.ray_gpus is not None:
             return self.cluster.ray_gpus
-        return self.gpus if any(node.get("GPU") for node in resources_of_nodes(ray)) else 0
+        return self.gpus if any(node.get("GPU") for node in nodes) else 0
 
-    def _room(self, ray: Any, gpus: float) -> int:
-        """Count the actors that fit into the cluster as it is; at least 1, for nodes may still join."""
-        return max(1, sum(actors_of_node(node, self.cluster.ray_cpus, gpus) for node in resources_of_nodes(ray)))
-
-    def _describe_standstill(self, ray: Any, error: Exception | None) -> str:
+    def _describe_standstill(self, error: Exception | None) -> str:
         """Describe why no actor answered, as far as the cluster shows it."""
-        nodes = resources_of_nodes(ray)
+        nodes = ray_cluster.resources_of_nodes()
         parts = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes]
         labels = f" on nodes labelled {self.cluster.ray_labels}" if self.cluster.ray_labels else ""
         reason = f" ({ray_cluster.describe(error)[:300]})" if error else ""
         return (
-            f"No actor has finished a shard within {self.cluster.ray_timeout:g} s{reason}. An actor needs "
-            f"{self.cluster.ray_cpus:g} CPUs and {self._actor_gpus(ray):g} GPUs{labels}; the nodes have "
+            f"No shard has been finished within {self.cluster.ray_timeout:g} s or {IDLE_PASSES} passes{reason}. An actor "
+            f"needs {self.cluster.ray_cpus:g} CPUs and {self._actor_gpus(nodes):g} GPUs{labels}; the nodes have "
             f"{'; '.join(parts) or 'nothing'}. If that suffices, actors die, or a shard takes longer: see Ray's logs, "
             "and raise --ray_timeout or lower --shard_rows."
         )
-
-
-def resources_of_nodes(ray: Any) -> list[dict[str, float]]:
-    """List the resources of the nodes that are alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def actors_of_node(node: dict[str, float], cpus: float, gpus: float) -> int:

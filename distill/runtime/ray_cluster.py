@@ -25,8 +25,8 @@ SOURCES = ("distill", "teacher", "student")
 
 
 @contextlib.contextmanager
-def connect(address: str | None) -> Iterator[Any]:
-    """Connect to a cluster inside the block, or start one on this machine; yields the module `ray`.
+def connect(address: str | None) -> Iterator[None]:
+    """Connect to a cluster inside the block, or start one on this machine.
 
     Args:
         address: HOST:PORT of the head, or "auto" on a machine of the cluster. None: that of RAY_ADDRESS, else a cluster
@@ -46,7 +46,7 @@ def connect(address: str | None) -> Iterator[Any]:
         raise UserError(f"Cannot join the Ray cluster at {address}: {describe(error)}") from None
     silence(ray)
     try:
-        yield ray
+        yield
     finally:
         ray.shutdown()
 
@@ -120,6 +120,13 @@ def silence(ray: Any) -> None:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
+
+
+def resources_of_nodes() -> list[dict[str, float]]:
+    """List the resources, CPU and GPU among them, of the nodes that are alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def versions() -> dict[str, str]:
