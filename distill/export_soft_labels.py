@@ -10,44 +10,33 @@ On a Ray cluster (`--launcher ray`) actors label the shards, and this process wr
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from distill.data.dataset import Dataset, Examples
+from distill.data.dataset import Dataset
 from distill.labels import exporter
 from distill.labels.config import Config, EngineSettings, check
-from distill.labels.labeller import Labeller, LabelRequest
-from distill.runtime import artifacts, checksums
+from distill.labels.labeller import Labeller
+from distill.runtime import checksums
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
-from distill.teachers.cross_fitting import read_teachers
 from distill.teachers.engine import Engine
+from distill.teachers.export_inputs import (
+    MAX_HISTORY,
+    Inputs,
+    describe_export,
+    load_inputs,
+    read_inputs,
+    read_inputs_on_node,
+    with_absolute_paths,
+)
 
 if TYPE_CHECKING:
     from distill.labels.ray_export import RayExporter
     from distill.teachers.item_teacher import ItemTeacher
-
-MAX_HISTORY = 20  # items of history where no language model limits them (paper: 20)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The artifacts that an export reads."""
-
-    dataset: Artifact
-    semantic_ids: Artifact
-    teachers: list[Artifact]
-    networks: list[Artifact]
-
-    def __iter__(self) -> Iterator[Artifact]:
-        return iter([self.dataset, self.semantic_ids, *self.teachers, *self.networks])
 
 
 def main(config: Config) -> None:
@@ -69,16 +58,6 @@ def main(config: Config) -> None:
         exporter.publish(output, config.push)
 
 
-def read_inputs(config: Config) -> Inputs:
-    """Open the artifacts that the config names."""
-    return Inputs(
-        artifacts.read(config.dataset or config.run / "dataset", "dataset"),
-        artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids"),
-        read_teachers(config.teacher or config.run / "teacher", config),
-        read_item_model(config),
-    )
-
-
 def open_exporter(config: Config, inputs: Inputs) -> exporter.Exporter:
     """Load all that labels are made from, engines too."""
     dataset, ids, config = load_inputs(config, inputs)
@@ -91,71 +70,17 @@ def open_ray_exporter(config: Config, inputs: Inputs) -> RayExporter:
     from distill.labels.ray_export import RayExporter, ReportedLabeller
 
     dataset, ids, config = load_inputs(config, inputs)
-    limits = [json.loads((teacher.folder / "teacher.json").read_text())["max_history"] for teacher in inputs.teachers]
-    details = describe_export(config, inputs, dataset, ids, min(limits, default=MAX_HISTORY))
+    details = describe_export(config, inputs, dataset, ids, inputs.max_history())
     gpus = 0 if config.device == "cpu" else config.tensor_parallel_size if config.engine == "vllm" else 1
-    open_on_node = partial(
-        open_exporter_on_node, with_absolute_paths(config), [source.fingerprint for source in inputs]
-    )
+    open_on_node = partial(open_exporter_on_node, with_absolute_paths(config), inputs.fingerprints())
     return RayExporter(ReportedLabeller(), *details, config, gpus, open_on_node)
 
 
 def open_exporter_on_node(config: Config, fingerprints: list[str]) -> exporter.Exporter:
-    """Do `open_exporter` in an actor.
-
-    Raises:
-        UserError: this node lacks an artifact, or has another than the driver.
-    """
+    """Do `open_exporter` in an actor, from the inputs of these fingerprints."""
     if config.no_verify:
         os.environ[checksums.SWITCH] = "1"
-    inputs = read_inputs(config)
-    for source, expected in zip(inputs, fingerprints, strict=True):
-        if source.fingerprint != expected:
-            raise UserError(
-                f"{source.folder} is another {source.kind} here ({source.fingerprint}) than where the export was "
-                f"started ({expected}). Copy it to all nodes, or put it on a disk that they share."
-            )
-    return open_exporter(config, inputs)
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """Return the config with paths that hold in any working directory."""
-    paths = {item.name: getattr(config, item.name) for item in fields(config)}
-    return replace(config, **{name: path.absolute() for name, path in paths.items() if isinstance(path, Path)})
-
-
-def load_inputs(config: Config, inputs: Inputs) -> tuple[Dataset, SemanticIDs, Config]:
-    """Load data set and semantic IDs; returns also the config with `exclude_bought` decided by the data."""
-    dataset = Dataset.load(inputs.dataset.folder)
-    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items)
-    return dataset, ids, replace(config, exclude_bought=dataset.resolve_exclude_bought(config.exclude_bought))
-
-
-def describe_export(
-    config: Config, inputs: Inputs, dataset: Dataset, ids: SemanticIDs, max_history: int
-) -> tuple[Examples, SemanticIDs, LabelRequest, Config, str, dict[str, Any]]:
-    """Collect the arguments of an `Exporter` after its labeller."""
-    examples = exporter.select_examples(dataset, config, max_history)
-    assert config.exclude_bought is not None
-    request = LabelRequest(config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained)
-    sources = {
-        "teacher": " ".join(source.fingerprint for source in [*inputs.teachers, *inputs.networks]),
-        "mix": config.mix,
-        "semantic_ids": inputs.semantic_ids.fingerprint,
-        "dataset": inputs.dataset.fingerprint,
-    }
-    return examples, ids, request, config, config.split, sources
-
-
-def read_item_model(config: Config) -> list[Artifact]:
-    """Open the network over items that labels; none where it is not in the mix.
-
-    The role holds its fingerprint: it may be another than the one of that name in the run's table.
-    """
-    if "item_model" not in config.mix:
-        return []
-    network = artifacts.read(config.item_model or config.run / "baselines" / "setrec", "baseline")
-    return [replace(network, role=f"item_teacher-{network.fingerprint[:8]}")]
+    return open_exporter(config, read_inputs_on_node(config, fingerprints))
 
 
 def open_labeller(

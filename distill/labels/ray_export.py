@@ -271,8 +271,8 @@ class RayExporter(Exporter):
         labels = f" on nodes labelled {self.cluster.ray_labels}" if self.cluster.ray_labels else ""
         reason = f" ({ray_cluster.describe(error)[:300]})" if error else ""
         return (
-            f"No shard has been finished within {self.cluster.ray_timeout:g} s or {IDLE_PASSES} passes{reason}. An actor "
-            f"needs {self.cluster.ray_cpus:g} CPUs and {self._actor_gpus(nodes):g} GPUs{labels}; the nodes have "
+            f"No shard has been finished within {self.cluster.ray_timeout:g} s or {IDLE_PASSES} passes{reason}. An "
+            f"actor needs {self.cluster.ray_cpus:g} CPUs and {self._actor_gpus(nodes):g} GPUs{labels}; the nodes have "
             f"{'; '.join(parts) or 'nothing'}. If that suffices, actors die, or a shard takes longer: see Ray's logs, "
             "and raise --ray_timeout or lower --shard_rows."
         )

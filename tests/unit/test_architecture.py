@@ -18,7 +18,7 @@ ENTRIES = {
     "distill.export_soft_labels",
 }
 DISTILL_ENTRY = "distill.export_soft_labels"  # the one place where distill reaches for teacher and student
-HEAVY = ("vllm", "deepspeed", "bitsandbytes", "umap")  # extras: a plain install has none of them
+HEAVY = ("vllm", "deepspeed", "bitsandbytes", "umap", "ray")  # extras: a plain install has none of them
 
 # the packages and modules of distill/, in order: each may import those before it, and itself
 DISTILL_ORDER = [

@@ -1,0 +1,118 @@
+"""What an export of labels reads, and what follows from it: examples, the request to the teacher, the index's facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from distill.data.dataset import Dataset, Examples
+from distill.labels import exporter
+from distill.labels.config import Config
+from distill.labels.labeller import LabelRequest
+from distill.runtime import artifacts
+from distill.runtime.artifacts import Artifact
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs
+from distill.teachers.cross_fitting import read_teachers
+
+MAX_HISTORY = 20  # items of history where no language model limits them (paper: 20)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The artifacts that an export reads; `networks` are those over items."""
+
+    dataset: Artifact
+    semantic_ids: Artifact
+    teachers: list[Artifact]
+    networks: list[Artifact]
+
+    def __iter__(self) -> Iterator[Artifact]:
+        return iter([self.dataset, self.semantic_ids, *self.teachers, *self.networks])
+
+    def fingerprints(self) -> list[str]:
+        """Return the fingerprint of each."""
+        return [source.fingerprint for source in self]
+
+    def max_history(self) -> int:
+        """Read how many items of history the teachers take, without loading them."""
+        limits = [json.loads((teacher.folder / "teacher.json").read_text())["max_history"] for teacher in self.teachers]
+        return min(limits, default=MAX_HISTORY)
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Open the artifacts that the config names.
+
+    Raises:
+        UserError: one is missing or unfinished.
+    """
+    return Inputs(
+        artifacts.read(config.dataset or config.run / "dataset", "dataset"),
+        artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids"),
+        read_teachers(config.teacher or config.run / "teacher", config),
+        read_item_model(config),
+    )
+
+
+def read_item_model(config: Config) -> list[Artifact]:
+    """Open the network over items that labels; none where it is not in the mix.
+
+    The role holds its fingerprint: it may be another than the one of that name in the run's table.
+    """
+    if "item_model" not in config.mix:
+        return []
+    network = artifacts.read(config.item_model or config.run / "baselines" / "setrec", "baseline")
+    return [replace(network, role=f"item_teacher-{network.fingerprint[:8]}")]
+
+
+def read_inputs_on_node(config: Config, fingerprints: list[str]) -> Inputs:
+    """Open the artifacts on a machine other than the one where the export was started.
+
+    Args:
+        config: with absolute paths.
+        fingerprints: of the artifacts where the export was started.
+
+    Raises:
+        UserError: as `read_inputs`; or one is another than there.
+    """
+    inputs = read_inputs(config)
+    for source, expected in zip(inputs, fingerprints, strict=True):
+        if source.fingerprint != expected:
+            raise UserError(
+                f"{source.folder} is another {source.kind} there ({source.fingerprint}) than where the export was "
+                f"started ({expected}). Copy it to all nodes, or put it on a disk that they share."
+            )
+    return inputs
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the config with paths that hold in any working directory."""
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    paths: dict[str, Any] = {name: value.absolute() for name, value in values.items() if isinstance(value, Path)}
+    return replace(config, **paths)
+
+
+def load_inputs(config: Config, inputs: Inputs) -> tuple[Dataset, SemanticIDs, Config]:
+    """Load data set and semantic IDs; returns also the config with `exclude_bought` decided by the data."""
+    dataset = Dataset.load(inputs.dataset.folder)
+    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items)
+    return dataset, ids, replace(config, exclude_bought=dataset.resolve_exclude_bought(config.exclude_bought))
+
+
+def describe_export(
+    config: Config, inputs: Inputs, dataset: Dataset, ids: SemanticIDs, max_history: int
+) -> tuple[Examples, SemanticIDs, LabelRequest, Config, str, dict[str, Any]]:
+    """Collect the arguments of an `Exporter` after its labeller; `config` is that of `load_inputs`."""
+    examples = exporter.select_examples(dataset, config, max_history)
+    assert config.exclude_bought is not None
+    request = LabelRequest(config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained)
+    sources = {
+        "teacher": " ".join(source.fingerprint for source in [*inputs.teachers, *inputs.networks]),
+        "mix": config.mix,
+        "semantic_ids": inputs.semantic_ids.fingerprint,
+        "dataset": inputs.dataset.fingerprint,
+    }
+    return examples, ids, request, config, config.split, sources
