@@ -21,4 +21,4 @@ address=$(getent ahostsv4 "$head" | awk 'NR == 1 {print $1}'):6379
 # --no-kill, --kill-on-bad-exit=0: a machine that dies ends its own Ray node alone
 srun --no-kill --kill-on-bad-exit=0 \
     ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_PER_TASK" -- \
-    python distill/export_soft_labels.py "$@" --launcher ray --ray_address "$address" --ray_gpus 1
+    python distill/export_soft_labels.py --launcher ray --ray_address "$address" "$@"

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import shlex
 import socket
+import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from distill.data.dataset import Examples
 from distill.labels.config import Config, check, parse_actors
@@ -269,3 +272,23 @@ def test_joining_has_a_deadline():
         socket.create_server(("127.0.0.1", 0)).accept()
     with ray_cluster.deadline(1):
         pass
+
+
+def test_the_examples_for_clusters_are_well_formed():
+    """The SLURM script parses; the options that the examples give exist."""
+    folder = Path(__file__).parents[2] / "configs" / "ray"
+    assert subprocess.run(["bash", "-n", folder / "slurm.sh"], check=False).returncode == 0
+    job = yaml.safe_load((folder / "rayjob.yaml").read_text())
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[:2] == ["python", "/app/distill/export_soft_labels.py"]
+    options = {name: value for name, value in zip(words[2::2], words[3::2], strict=True)}
+    assert options["--launcher"] == "ray" and {name[2:] for name in options} <= {"config", *Config.__dataclass_fields__}
+    check(replace(SETTINGS, launcher="ray", ray_actors=options["--ray_actors"], ray_gpus=float(options["--ray_gpus"])))
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == next(
+        line.removeprefix("ray==") for line in (folder.parents[1] / "constraints.txt").read_text().splitlines()
+        if line.startswith("ray==")
+    )  # fmt: skip
+    assert (
+        cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] == "/runs"
+    )
