@@ -86,6 +86,7 @@ class Batch:
         last: whether the optimiser step follows.
         one_pass: whether sequences hold the targets.
         candidates: item numbers, the reference first, PAD for none [n, k].
+        candidate_scores: the teacher's log P(v|S) of the candidates, −∞ for none [n, k].
         pseudo_ids: codewords of candidates that are no items, in place of `candidates`, the reference first
             [n, k, levels].
         log_probs: the teacher's, float16 [n, levels, V].
@@ -105,6 +106,7 @@ class Batch:
     last: bool
     one_pass: bool
     candidates: Tensor | None = None
+    candidate_scores: Tensor | None = None
     pseudo_ids: Tensor | None = None
     log_probs: Tensor | None = None
 
@@ -263,11 +265,13 @@ class BatchSampler:
             return reference_ranks(block.scores(label_rows), self.settings.candidates)
         return self.prior.ranks[self._examples(block, label_rows)]
 
-    def _candidates(self, block: LabelBlock, label_rows: np.ndarray) -> np.ndarray:
-        """Return the candidates that are ranked, best first [n, k]."""
+    def _candidates(self, block: LabelBlock, label_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the candidates that are ranked, best first, and the log P(v|S) of their teacher; both [n, k]."""
+        k = self.settings.candidates
         if self.prior is None:
-            return block.candidates(label_rows)[:, : self.settings.candidates].astype(np.int64)
-        return self.prior.candidates[self._examples(block, label_rows)].astype(np.int64)
+            return block.candidates(label_rows)[:, :k].astype(np.int64), block.scores(label_rows)[:, :k]
+        examples = self._examples(block, label_rows)
+        return self.prior.candidates[examples].astype(np.int64), self.prior.scores[examples]
 
     def _examples(self, block: LabelBlock, label_rows: np.ndarray) -> np.ndarray:
         """Look up the numbers of labelled examples among the training examples [n]."""
@@ -298,7 +302,7 @@ class BatchSampler:
         }
         if block is not None:
             if self.loss.rank and not self.loss.pseudo:
-                arrays["candidates"] = self._candidates(block, label_rows)
+                arrays["candidates"], arrays["candidate_scores"] = self._candidates(block, label_rows)
             if self.loss.generative == "distill":
                 arrays["log_probs"] = block.log_probs(label_rows)
             if self.loss.target != "ref":
@@ -343,8 +347,8 @@ def check_scope(store: LabelStore | None, loss: Loss, scope: str) -> None:
     Raises:
         UserError: names the labels.
     """
-    if loss.generative == "distill" and store.scope == "all" and scope == "level":
+    if loss.generative == "distill" and store.scope == "all" and scope != "all":
         raise UserError(
-            f"{store.artifact.folder} has distributions over all levels' codewords, --scope level asks for each "
+            f"{store.artifact.folder} has distributions over all levels' codewords, --scope {scope} asks for each "
             "level's own; train with --scope all, or export with --scope level."
         )

@@ -28,6 +28,8 @@ from student.setrec_config import (
 )
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
+NEEDS_TEACHER, NEEDS_REFERENCE = ("listnet", "item_kl"), ("dpo", "s_dpo")  # ranking losses that read other scores too
+JOINT_VARIANTS = ("dwr", "dwr-smooth", "dwr-without-distill")  # one model learns to generate and to rank
 ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 Precision = Literal["auto", "float32", "bfloat16"]  # of a trained student's matrix products
@@ -191,24 +193,29 @@ class TeacherLossSettings:
     losses over the teacher's candidates."""
     margin: float = 0.001
     """λ of the ranking loss, equation (14)."""
-    list_loss: Literal["margin", "ranknet", "plackett_luce", "softmax_first"] = field(
-        default="margin", metadata=IF_CHANGED
+    temperature_end: PositiveFloat | None = field(default=None, metadata=IF_CHANGED)
+    """Temperature at the end of the training, to which it changes evenly (default: as at the start)."""
+    list_loss: Literal["margin", "ranknet", "plackett_luce", "softmax_first", "listnet", "item_kl", "dpo", "s_dpo"] = (
+        field(default="margin", metadata=IF_CHANGED)
     )
     """The ranking loss: equation (14), or another over the same candidates; see docs/objectives.md."""
     list_scale: PositiveFloat = field(default=1.0, metadata=IF_CHANGED)
-    """Multiplies M in the ranking losses other than margin."""
+    """Multiplies M in the ranking losses other than margin and item_kl."""
 
 
 @dataclass(frozen=True)
 class LossSettings(TeacherLossSettings):
     """Losses over codewords."""
 
-    scope: Literal["level", "all"] = "level"
-    """Softmax over the level's codewords, or over all levels'."""
+    scope: Literal["level", "all", "trie"] = "level"
+    """Softmax over the level's codewords, over all levels', or over the codewords that continue some item's ID (the
+    trie's children), in training as in the search. With trie, ranking losses are trained prefix by prefix."""
     xi: ClosedUnitInterval = 0.1
     """ξ of label smoothing, equation (10)."""
     alpha: ClosedUnitInterval = 0.0
     """Share of the hard label in DISTILL's weights."""
+    alpha_end: ClosedUnitInterval | None = field(default=None, metadata=IF_CHANGED)
+    """Share of the hard label at the end of the training, to which it changes evenly (default: as at the start)."""
     divergence: Literal[
         "forward_kl", "reverse_kl", "jensen_shannon", "skewed_kl", "skewed_reverse_kl", "total_variation"
     ] = field(default="forward_kl", metadata=IF_CHANGED)
@@ -281,6 +288,8 @@ class Config(
     distributions."""
     prior_labels: Path | None = None
     """The second set of labels (default: RUN/soft_labels-PRIOR)."""
+    reference: Path | None = field(default=None, metadata=IF_CHANGED)
+    """list_loss dpo and s_dpo: the finished student whose scores are subtracted (default, for dtr: its retriever)."""
     ranker_epochs: PositiveInt = 5
     """Passes of dtr's ranker phase."""
     ranker_lr: PositiveFloat = 5e-4
@@ -348,10 +357,31 @@ def check(config: Config) -> None:
         raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
     if config.candidates < 2:
         raise UserError(f"--candidates is {config.candidates}; it must be at least 2.")
+    check_list_loss(config)
     if config.prior not in LABELLED_PRIORS and config.prior_labels:
         raise UserError("--prior_labels needs its --prior: distance, statistics or mixture.")
     if config.seeds is not None and len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"--seeds {config.seeds} names a seed twice.")
+
+
+def check_list_loss(config: Config) -> None:
+    """Refuse ranking losses that lack what they compare with, and pseudo-IDs outside the trie.
+
+    Raises:
+        UserError: names the setting and what it needs.
+    """
+    needs_reference = config.list_loss in NEEDS_REFERENCE
+    if config.reference and not needs_reference:
+        raise UserError(f"--reference is for --list_loss {' and '.join(NEEDS_REFERENCE)}, not {config.list_loss}.")
+    joint = config.variant in JOINT_VARIANTS or config.labels == "rank"
+    if needs_reference and joint and not config.reference:
+        raise UserError(
+            f"--list_loss {config.list_loss} compares with a finished student: give --reference STUDENT, or take "
+            "--variant dtr, whose ranker is compared with its retriever."
+        )
+    if config.prior == "pseudo" and (config.list_loss in NEEDS_TEACHER or config.scope == "trie"):
+        setting = "--scope trie" if config.scope == "trie" else f"--list_loss {config.list_loss}"
+        raise UserError(f"{setting} needs items of the catalogue as candidates; --prior pseudo has none.")
 
 
 def check_item_text(item_text: str, embeddings: Path | None) -> None:
@@ -373,6 +403,8 @@ def check_baseline(config: BaselineConfig) -> None:
     if config.network != "setrec":
         check_item_text(config.item_text, config.embeddings)
     check_setrec(config, config.network, config.dim, config.item_text)
+    if config.list_loss in NEEDS_REFERENCE:
+        raise UserError(f"--list_loss {config.list_loss} compares students of semantic IDs; {config.network} has none.")
     if config.dim % 2:
         raise UserError(f"--dim is {config.dim}; expected an even number, for two attention heads.")
 

@@ -16,6 +16,7 @@ from distill.data.dataset import Dataset, Examples
 from distill.evaluation.inputs import text_vectors
 from distill.labels.store import LabelStore
 from distill.runtime.artifacts import Artifact
+from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.runtime.sharding import trainable_state, unsharded
 from distill.semantic_ids.ids import SemanticIDs
@@ -27,7 +28,7 @@ from student.models import BACKBONES
 from student.models.causal import Causal
 from student.models.item_models import ITEM_MODELS
 from student.models.item_text import TextConfig, text_of_ids, unit_vectors
-from student.objective import batch_loss, item_loss
+from student.objective import anneal, batch_loss, item_loss
 from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import open_prior
 from student.recommender import Recommender
@@ -103,10 +104,15 @@ def build_student(
         f"{config.variant}: {count_parameters(model):,} parameters{adapters}, {samplers['retriever'].total:,} examples"
     )
 
+    trie = recommender.trie if config.scope == "trie" else None
+    reference = read_reference(config, ids, acc) if config.reference else None
+
     def make_loss(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
         def compute(model: nn.Module, batch: Batch, done: float) -> Tensor:
             with_ranking = loss.rank and (loss.generative is None or done >= config.rank_from)
-            return batch_loss(model, loss, batch, recommender.codes, with_ranking, config)
+            other = reference or recommender.model  # of dpo and s_dpo: dtr's ranker is compared with its retriever
+            settings = anneal(config, done)
+            return batch_loss(model, loss, batch, recommender.codes, with_ranking, settings, trie, other)
 
         return compute
 
@@ -116,6 +122,19 @@ def build_student(
         for name, loss in variant.phases.items()
     ]
     return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width)
+
+
+def read_reference(config: Config, ids: SemanticIDs, acc: Accelerator) -> nn.Module:
+    """Load the network whose scores the ranking loss subtracts.
+
+    Raises:
+        UserError: it is no student, or of other semantic IDs.
+    """
+    assert config.reference is not None
+    student = Recommender.from_pretrained(config.reference)
+    if student.codes.shape != ids.codes.shape or (student.codes.numpy() != ids.codes).any():
+        raise UserError(f"--reference {config.reference} is a student of other semantic IDs than {config.variant}'s.")
+    return (student.ranker or student.model).to(acc.device)
 
 
 def build_item_model(
@@ -142,10 +161,10 @@ def build_item_model(
     facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
     log.info(f"{config.network}: {count_parameters(model):,} parameters, {len(windows.inputs):,} sequences")
 
-    def compute(model: nn.Module, batch: ItemBatch, _: float) -> Tensor:
+    def compute(model: nn.Module, batch: ItemBatch, done: float) -> Tensor:
         if config.network == "setrec":
-            return setrec_loss(model, batch, acc.device, config)
-        return item_loss(model, config.loss, batch, acc.device, config)
+            return setrec_loss(model, batch, acc.device, anneal(config, done))
+        return item_loss(model, config.loss, batch, acc.device, anneal(config, done))
 
     title = config.network if config.loss == "ce" else f"{config.network} {config.loss}"
     phase = Phase(config.network, title, config.epochs, config.lr, sampler, compute)
@@ -222,6 +241,8 @@ def build_sampler(
     one_pass = config.one_pass and issubclass(BACKBONES[config.backbone][0], Causal) and loss.target == "ref"
     if loss.needs_labels and config.shuffle:
         one_pass = False  # labels are of targets in their own order
+    if loss.rank and config.scope == "trie":
+        one_pass = False  # which scores a candidate's own codewords alone, without their siblings
     labels = store if loss.needs_labels else None
     check_scope(labels, loss, config.scope)
     prior = None

@@ -75,6 +75,8 @@ class PriorLists:
         numbers, known = index.find(columns["user"], columns["position"], columns["target"])
         self.candidates = np.full((len(index.targets), k), PAD, np.int32)
         self.candidates[numbers[known]] = columns["candidates"][known, :k]
+        self.scores = np.full((len(index.targets), k), -np.inf, np.float32)
+        self.scores[numbers[known]] = columns["candidate_scores"][known, :k]
         self.ranks = np.zeros(len(index.targets), np.int64)
         self.ranks[numbers[known]] = reference_ranks(columns["candidate_scores"][known], k)
         self._refuse_gaps(prior, labels, index)

@@ -48,3 +48,16 @@ def softmax_first(scores, scale):
     """−log of the first candidate's share."""
     weights = [math.exp(scale * score) for score in scores]
     return -math.log(weights[0] / sum(weights))
+
+
+def listnet(scores, teacher, scale, temperature):
+    """Cross-entropy between two softmaxes over the list."""
+    wanted = [math.exp(value / temperature) for value in teacher]
+    weights = [math.exp(scale * score) for score in scores]
+    return -sum(w / sum(wanted) * math.log(q / sum(weights)) for w, q in zip(wanted, weights, strict=True))
+
+
+def item_kl(log_probs, teacher):
+    """KL over the items of the list and one outcome for all others."""
+    p, q = ([math.exp(value) for value in values] for values in (teacher, log_probs))
+    return kl([*p, 1 - sum(p)], [*q, 1 - sum(q)])
