@@ -52,6 +52,7 @@ class GlobalBatch:
         weights, rank_weights: of the generative and of the ranking loss [n]; `total`, `rank_total`: their sums.
         draws: random numbers in [0, 1) [n].
         pseudo_ids: codewords of the candidates where these are no items [n, k, levels].
+        on_policy: whether the student's own items are distilled, after one prefix of each row; weights are 0 elsewhere.
     """
 
     sequences: np.ndarray
@@ -66,6 +67,7 @@ class GlobalBatch:
     rank_total: float
     draws: np.ndarray
     pseudo_ids: np.ndarray | None
+    on_policy: bool
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Batch:
         count: examples in the whole global batch.
         last: whether the optimiser step follows.
         one_pass: whether sequences hold the targets.
+        on_policy: whether targets and log-probabilities are yet to come (student/on_policy.py).
+        draws: random numbers in [0, 1), where on_policy [n].
         candidates: item numbers, the reference first, PAD for none [n, k].
         candidate_scores: the teacher's log P(v|S) of the candidates, −∞ for none [n, k].
         pseudo_ids: codewords of candidates that are no items, in place of `candidates`, the reference first
@@ -105,6 +109,8 @@ class Batch:
     count: int
     last: bool
     one_pass: bool
+    on_policy: bool = False
+    draws: Tensor | None = None
     candidates: Tensor | None = None
     candidate_scores: Tensor | None = None
     pseudo_ids: Tensor | None = None
@@ -186,6 +192,8 @@ class BatchSampler:
                     continue
                 rng = np.random.default_rng([settings.seed, epoch, number, 1])
                 global_batch = self._global_batch(block, layout, self.index.targets[examples], label_rows, group, rng)
+                if self._is_on_policy(epoch, number):
+                    global_batch = self._own_prefixes(global_batch, len(group), rng)
                 shares = shard_rows(np.arange(len(group)), self.process, self.processes, settings.accumulation)
                 for step, rows in enumerate(shares):
                     yield self._local_batch(block, global_batch, rows, last=step == len(shares) - 1)
@@ -238,7 +246,23 @@ class BatchSampler:
         pseudo_ids = self.pseudo_ids.draw(targets, rng) if self.pseudo_ids else None
         return GlobalBatch(
             sequences, rows, places, targets, label_rows, label_invalid,
-            weights, float(weights.sum()), rank_weights, rank_total, draws, pseudo_ids,
+            weights, float(weights.sum()), rank_weights, rank_total, draws, pseudo_ids, on_policy=False,
+        )  # fmt: skip
+
+    def _is_on_policy(self, epoch: int, number: int) -> bool:
+        """Draw whether the student's own items are distilled in a global batch."""
+        share = self.settings.on_policy if self.loss.generative == "distill" else 0.0
+        return share > 0 and np.random.default_rng([self.settings.seed, epoch, number, 2]).random() < share
+
+    def _own_prefixes(self, batch: GlobalBatch, n_rows: int, rng: np.random.Generator) -> GlobalBatch:
+        """Choose where the student proposes an item: in one pass at one place of each row, otherwise at all."""
+        weights = np.ones(len(batch.rows))
+        if self.one_pass:
+            weights = sample_position(batch.rows, weights, n_rows, rng)
+        none = np.zeros(len(batch.rows))
+        return replace(
+            batch, weights=weights, total=float(weights.sum()), label_invalid=none.astype(bool), rank_weights=none,
+            rank_total=0.0, on_policy=True,
         )  # fmt: skip
 
     def _weights(
@@ -280,6 +304,8 @@ class BatchSampler:
 
     def _local_batch(self, block: LabelBlock | None, global_batch: GlobalBatch, rows: np.ndarray, last: bool) -> Batch:
         """Cut some rows out of a global batch; without rows, take the first with weight 0."""
+        if global_batch.on_policy:
+            return self._own_batch(global_batch, rows, last)
         factor = 1.0 if len(rows) else 0.0
         rows = rows if len(rows) else np.arange(1)
         row_number = np.full(len(global_batch.sequences), PAD)
@@ -310,6 +336,29 @@ class BatchSampler:
         tensors = {name: None if value is None else torch.from_numpy(value) for name, value in arrays.items()}
         sums = {"total": global_batch.total, "rank_total": global_batch.rank_total, "count": len(global_batch.targets)}
         return Batch(**tensors, **sums, last=last, one_pass=self.one_pass)
+
+    def _own_batch(self, global_batch: GlobalBatch, rows: np.ndarray, last: bool) -> Batch:
+        """Cut the prefixes of some rows out of a global batch; without any, take the first with weight 0."""
+        chosen = np.flatnonzero(np.isin(global_batch.rows, rows) & (global_batch.weights > 0))
+        factor = 1.0 if len(chosen) else 0.0
+        chosen = chosen if len(chosen) else np.arange(1)
+        places, sequences = global_batch.places[chosen], global_batch.sequences[global_batch.rows[chosen]]
+        before = np.arange(max(1, places.max())) < places[:, None]
+        arrays = {
+            "sequences": np.where(before, sequences[:, : before.shape[1]], PAD),
+            "rows": np.arange(len(chosen)),
+            "places": places,
+            "targets": global_batch.targets[chosen],
+            "label_invalid": global_batch.label_invalid[chosen],
+            "weights": (global_batch.weights[chosen] * factor).astype(np.float32),
+            "rank_weights": global_batch.rank_weights[chosen].astype(np.float32),
+            "draws": global_batch.draws[chosen],
+        }
+        tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        return Batch(
+            **tensors, total=global_batch.total, rank_total=0.0, ranked_examples=None,
+            count=len(global_batch.targets), last=last, one_pass=False, on_policy=True,
+        )  # fmt: skip
 
 
 def check_labels(store: LabelStore | None, total: int) -> None:

@@ -169,7 +169,22 @@ class LabelSettings:
 
 
 @dataclass(frozen=True)
-class SamplerSettings(BatchSettings, AugmentationSettings, LabelSettings):
+class OnPolicySettings:
+    """Distillation along the student's own IDs; the teacher is asked during the training."""
+
+    on_policy: ClosedUnitInterval = field(default=0.0, metadata=IF_CHANGED)
+    """λ, share of the batches in which DISTILL learns the teacher's distributions along IDs that the student proposes,
+    at one place of each sequence; the others learn the soft labels. See docs/objectives.md."""
+    on_policy_width: PositiveInt = field(default=8, metadata=IF_CHANGED)
+    """Beams of the student, of which one is drawn by its probability."""
+    teacher: Path | None = None
+    """The teacher that is asked, in this process (default: RUN/teacher); read only with on_policy."""
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata=IF_CHANGED)
+    """Precision of its weights."""
+
+
+@dataclass(frozen=True)
+class SamplerSettings(BatchSettings, AugmentationSettings, LabelSettings, OnPolicySettings):
     """All that decides which batches are trained."""
 
     one_pass: bool = True
@@ -358,6 +373,10 @@ def check(config: Config) -> None:
     if config.candidates < 2:
         raise UserError(f"--candidates is {config.candidates}; it must be at least 2.")
     check_list_loss(config)
+    if config.on_policy and config.scope == "all":
+        raise UserError(
+            "--on_policy asks the teacher for each level's codewords; it needs semantic IDs and --scope level or trie."
+        )
     if config.prior not in LABELLED_PRIORS and config.prior_labels:
         raise UserError("--prior_labels needs its --prior: distance, statistics or mixture.")
     if config.seeds is not None and len(set(config.seeds)) < len(config.seeds):
@@ -415,6 +434,10 @@ def baseline_config(config: Config) -> BaselineConfig:
     Raises:
         UserError: a variant or labels that such a network cannot learn.
     """
+    if config.on_policy:
+        raise UserError(
+            f"--on_policy is for backbones with semantic IDs (seq2seq, causal, nested), not {config.backbone}."
+        )
     if config.variant not in ITEM_LOSSES or config.labels != "ref":
         refused = f"--variant {config.variant}" if config.labels == "ref" else f"--labels {config.labels}"
         raise UserError(

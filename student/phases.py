@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from distill.data.dataset import Dataset, Examples
 from distill.evaluation.inputs import text_vectors
 from distill.labels.store import LabelStore
 from distill.runtime.artifacts import Artifact
-from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.runtime.sharding import trainable_state, unsharded
 from distill.semantic_ids.ids import SemanticIDs
+from distill.teachers.engine import Engine
+from distill.teachers.forced import CachedTeacher, EngineTeacher
 from student.batches import Batch, BatchSampler, check_scope
 from student.config import LABELLED_PRIORS, BaselineConfig, Config, ValidationSettings
 from student.item_batches import ItemBatch, ItemBatchSampler, read_windows
@@ -29,6 +30,7 @@ from student.models.causal import Causal
 from student.models.item_models import ITEM_MODELS
 from student.models.item_text import TextConfig, text_of_ids, unit_vectors
 from student.objective import anneal, batch_loss, item_loss
+from student.on_policy import OnPolicy
 from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import open_prior
 from student.recommender import Recommender
@@ -77,7 +79,12 @@ class Student:
 
 
 def build_student(
-    config: Config, variant: Variant, folders: list[Path], texts: list[Artifact], acc: Accelerator
+    config: Config,
+    variant: Variant,
+    folders: list[Path],
+    texts: list[Artifact],
+    acc: Accelerator,
+    ask: Callable[[Dataset, SemanticIDs, str, str], Engine] | None = None,
 ) -> Student:
     """Build a student over codewords.
 
@@ -87,6 +94,7 @@ def build_student(
         folders: of the data set, the semantic IDs and, where the variant needs them, the soft labels.
         texts: the embeddings that it reads, or none.
         acc: the Accelerator.
+        ask: loads the teacher that is asked during the training; None: none is.
     """
     dataset = Dataset.load(folders[0])
     ids = SemanticIDs.load(folders[1], dataset.n_items)
@@ -105,13 +113,21 @@ def build_student(
     )
 
     trie = recommender.trie if config.scope == "trie" else None
-    reference = read_reference(config, ids, acc) if config.reference else None
+    reference = read_reference(config, acc) if config.reference else None
+
+    on_policy = None
+    if ask is not None:
+        teacher = EngineTeacher(ask(dataset, ids, str(acc.device), config.teacher_dtype))
+        on_policy = OnPolicy(recommender, CachedTeacher(teacher), config.on_policy_width)
 
     def make_loss(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
         def compute(model: nn.Module, batch: Batch, done: float) -> Tensor:
             with_ranking = loss.rank and (loss.generative is None or done >= config.rank_from)
             other = reference or recommender.model  # of dpo and s_dpo: dtr's ranker is compared with its retriever
             settings = anneal(config, done)
+            if batch.on_policy:
+                assert on_policy is not None
+                batch, settings = on_policy.relabel(batch), replace(settings, alpha=0.0)  # no item is the right one
             return batch_loss(model, loss, batch, recommender.codes, with_ranking, settings, trie, other)
 
         return compute
@@ -124,16 +140,10 @@ def build_student(
     return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width)
 
 
-def read_reference(config: Config, ids: SemanticIDs, acc: Accelerator) -> nn.Module:
-    """Load the network whose scores the ranking loss subtracts.
-
-    Raises:
-        UserError: it is no student, or of other semantic IDs.
-    """
+def read_reference(config: Config, acc: Accelerator) -> nn.Module:
+    """Load the network whose scores the ranking loss subtracts."""
     assert config.reference is not None
     student = Recommender.from_pretrained(config.reference)
-    if student.codes.shape != ids.codes.shape or (student.codes.numpy() != ids.codes).any():
-        raise UserError(f"--reference {config.reference} is a student of other semantic IDs than {config.variant}'s.")
     return (student.ranker or student.model).to(acc.device)
 
 

@@ -455,7 +455,7 @@ def test_a_joint_ranker_is_compared_with_a_finished_student(root, tmp_path):
     run(root, tmp_path / "dwr", "dwr", **options)
     foreign = tmp_path / "foreign"
     make_shop(foreign, LENGTHS, seed=1)
-    with pytest.raises(UserError, match="student of other semantic IDs"):
+    with pytest.raises(UserError, match="do not belong together"):
         run(foreign, tmp_path / "other", "dwr", **options)
 
 
