@@ -83,6 +83,59 @@ def item_kl(log_probs: Tensor, teacher: Tensor, present: Tensor | None = None) -
     return (p * log_ratio).sum(-1) + p_tail * (p_tail.log() - q_tail.log())
 
 
+def rewards(items: Tensor, target: Tensor) -> Tensor:
+    """Reward the beams of a policy by the real next item (after MiniOneRec, 2025: its rule and ranking rewards).
+
+    The target gets 1. The others share −1 by their places, 1 / log₂(1 + place): a wrong item costs most in front. Where
+    the target is not among the beams, the same holds for all of them.
+
+    Args:
+        items: item numbers of the beams, best first, -1 for none [n, k].
+        target: the real next items [n].
+
+    Returns:
+        float32 [n, k], 0 for none.
+    """
+    place = torch.arange(1, items.shape[-1] + 1, device=items.device)
+    hit = items == target[:, None]
+    costs = torch.where(hit | (items < 0), 0, 1 / torch.log2(1 + place.float()))
+    return hit.float() - costs / costs.sum(-1, keepdim=True).clamp(min=torch.finfo(costs.dtype).tiny)
+
+
+def grpo(
+    scores: Tensor,
+    reward: Tensor,
+    reference: Tensor,
+    present: Tensor | None = None,
+    kl_weight: float = 0.001,
+    length: float = 1.0,
+) -> Tensor:
+    """Compute GRPO's loss of one update on fresh beams (Shao et al., 2024): −mean(A · M) + β · mean(KL).
+
+    A is the reward, normalised over the group of beams. The policy has not changed since it made the beams, so its
+    ratio to itself is 1 and nothing is clipped. KL is estimated as exp(d) − d − 1, d = log Q_reference(v|S) − log Q(v|S).
+
+    Args:
+        scores: the policy's M of its beams [..., k].
+        reward: [..., k].
+        reference: a frozen model's M [..., k].
+        present: which beams exist [..., k]; None: all.
+        kl_weight: β.
+        length: log Q(v|S) / M.
+
+    Returns:
+        [...].
+    """
+    if present is None:
+        present = torch.ones_like(scores, dtype=torch.bool)
+    count = present.sum(-1, keepdim=True).clamp(min=1)
+    centred = torch.where(present, reward - (reward * present).sum(-1, keepdim=True) / count, 0)
+    advantage = centred / ((centred**2).sum(-1, keepdim=True) / count).sqrt().clamp(min=1e-6)
+    difference = length * (reference - scores)
+    losses = kl_weight * (difference.exp() - difference - 1) - advantage * scores
+    return (torch.where(present, losses, 0) / count).sum(-1)
+
+
 def list_loss(
     name: str,
     scores: Tensor,
@@ -93,6 +146,7 @@ def list_loss(
     scale: float = 1.0,
     temperature: float = 1.0,
     length: float = 1.0,
+    kl_weight: float = 0.001,
 ) -> Tensor:
     """Compute one of the losses.
 
@@ -100,15 +154,16 @@ def list_loss(
     al., NeurIPS 2023) and S-DPO (Chen et al., NeurIPS 2024), with scale as β.
 
     Args:
-        name: margin (equation 14), ranknet, plackett_luce, softmax_first, listnet, item_kl, dpo or s_dpo.
+        name: margin (equation 14), ranknet, plackett_luce, softmax_first, listnet, item_kl, dpo, s_dpo or grpo.
         scores: M of each candidate, best first in the teacher's order [..., k].
         present: which exist [..., k]; None: all.
-        teacher: the teacher's log P(v|S), for listnet and item_kl [..., k].
-        reference: M of a reference model, for dpo and s_dpo [..., k].
+        teacher: the teacher's log P(v|S), for listnet and item_kl; for grpo the rewards [..., k].
+        reference: M of a reference model, for dpo, s_dpo and grpo [..., k].
         margin: λ of equation (14).
         scale: of the others.
         temperature: divides `teacher` in listnet.
-        length: log Q(v|S) / M, |v|^η; for item_kl.
+        length: log Q(v|S) / M, |v|^η; for item_kl and grpo.
+        kl_weight: β of grpo.
 
     Returns:
         [...].
@@ -121,6 +176,9 @@ def list_loss(
     if name == "listnet":
         assert teacher is not None
         return listnet(scores, teacher, present, scale, temperature)
+    if name == "grpo":
+        assert teacher is not None and reference is not None
+        return grpo(scores, teacher, reference, present, kl_weight, length)
     if name in ("dpo", "s_dpo"):
         assert reference is not None
         scores = scores - reference

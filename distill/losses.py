@@ -72,6 +72,28 @@ def distill(
     return soft if not alpha else (1 - alpha) * soft + alpha * nll(log_probs, targets)
 
 
+def prefix(log_probs: Tensor, targets: Tensor, focus: float = 0.0) -> Tensor:
+    """Compute the loss of the target's prefixes, which beams must keep: Σ_t w_t · L_t (APAO: Yu et al., 2026).
+
+    L_t = −(1/t) log P(first t codewords), t from 1 to levels − 1, and w_t ∝ L_t · exp(focus · L_t), without gradients:
+    the likelier a prefix is to be pruned, the more it weighs. The authors' code takes the weights from the means over a
+    batch; here each example has its own, so that the loss does not depend on how a batch is split.
+
+    Args:
+        log_probs: [..., levels, V], at least two levels.
+        targets: the target's codewords [..., levels].
+        focus: η of the paper, from 0.
+
+    Returns:
+        [...].
+    """
+    of_codewords = -log_probs.gather(-1, targets[..., None]).squeeze(-1)[..., :-1]
+    prefixes = of_codewords.cumsum(-1) / torch.arange(1, of_codewords.shape[-1] + 1, device=log_probs.device)
+    known = prefixes.detach()
+    weights = torch.softmax(known.clamp(min=torch.finfo(known.dtype).tiny).log() + focus * known, dim=-1)
+    return (weights * prefixes).sum(-1)
+
+
 def reference_rank(scores: Tensor) -> Tensor:
     """Find the rank of the reference among the teacher's candidates, from 1.
 

@@ -52,7 +52,7 @@ class GlobalBatch:
         weights, rank_weights: of the generative and of the ranking loss [n]; `total`, `rank_total`: their sums.
         draws: random numbers in [0, 1) [n].
         pseudo_ids: codewords of the candidates where these are no items [n, k, levels].
-        on_policy: whether the student's own items are distilled, after one prefix of each row; weights are 0 elsewhere.
+        on_policy: whether the student's own items are learnt, after one prefix of each row; weights are 0 elsewhere.
     """
 
     sequences: np.ndarray
@@ -87,7 +87,8 @@ class Batch:
         count: examples in the whole global batch.
         last: whether the optimiser step follows.
         one_pass: whether sequences hold the targets.
-        on_policy: whether targets and log-probabilities are yet to come (student/on_policy.py).
+        on_policy: whether the student's own items are yet to come, with log-probabilities or rewards
+            (student/on_policy.py).
         draws: random numbers in [0, 1), where on_policy [n].
         candidates: item numbers, the reference first, PAD for none [n, k].
         candidate_scores: the teacher's log P(v|S) of the candidates, −∞ for none [n, k].
@@ -169,7 +170,7 @@ class BatchSampler:
         check_labels(store, self.total)
         self.pseudo_ids = prior if loss.pseudo else None
         self.prior = None
-        if loss.rank and not loss.pseudo:
+        if loss.ranks_labels:
             check_candidates(prior or store, settings.candidates)
             self.prior = PriorLists(prior, store, self.index, settings.candidates) if prior else None
 
@@ -250,8 +251,8 @@ class BatchSampler:
         )  # fmt: skip
 
     def _is_on_policy(self, epoch: int, number: int) -> bool:
-        """Draw whether the student's own items are distilled in a global batch."""
-        share = self.settings.on_policy if self.loss.generative == "distill" else 0.0
+        """Draw whether a global batch learns from the student's own items."""
+        share = self.settings.on_policy if self.loss.generative == "distill" else float(self.loss.own_beams)
         return share > 0 and np.random.default_rng([self.settings.seed, epoch, number, 2]).random() < share
 
     def _own_prefixes(self, batch: GlobalBatch, n_rows: int, rng: np.random.Generator) -> GlobalBatch:
@@ -259,10 +260,11 @@ class BatchSampler:
         weights = np.ones(len(batch.rows))
         if self.one_pass:
             weights = sample_position(batch.rows, weights, n_rows, rng)
-        none = np.zeros(len(batch.rows))
+        valid, total = np.zeros(len(batch.rows), dtype=bool), float(weights.sum())
+        ranked = (weights, total) if self.loss.own_beams else (np.zeros(len(batch.rows)), 0.0)
         return replace(
-            batch, weights=weights, total=float(weights.sum()), label_invalid=none.astype(bool), rank_weights=none,
-            rank_total=0.0, on_policy=True,
+            batch, weights=weights, total=total, label_invalid=valid, rank_weights=ranked[0], rank_total=ranked[1],
+            on_policy=True,
         )  # fmt: skip
 
     def _weights(
@@ -327,7 +329,7 @@ class BatchSampler:
             "ranked_examples": group_by_row(local_rows, rank_weights, len(rows)) if has_ranked else None,
         }
         if block is not None:
-            if self.loss.rank and not self.loss.pseudo:
+            if self.loss.ranks_labels:
                 arrays["candidates"], arrays["candidate_scores"] = self._candidates(block, label_rows)
             if self.loss.generative == "distill":
                 arrays["log_probs"] = block.log_probs(label_rows)
@@ -351,12 +353,12 @@ class BatchSampler:
             "targets": global_batch.targets[chosen],
             "label_invalid": global_batch.label_invalid[chosen],
             "weights": (global_batch.weights[chosen] * factor).astype(np.float32),
-            "rank_weights": global_batch.rank_weights[chosen].astype(np.float32),
+            "rank_weights": (global_batch.rank_weights[chosen] * factor).astype(np.float32),
             "draws": global_batch.draws[chosen],
         }
         tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
         return Batch(
-            **tensors, total=global_batch.total, rank_total=0.0, ranked_examples=None,
+            **tensors, total=global_batch.total, rank_total=global_batch.rank_total, ranked_examples=None,
             count=len(global_batch.targets), last=last, one_pass=False, on_policy=True,
         )  # fmt: skip
 

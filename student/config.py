@@ -28,7 +28,10 @@ from student.setrec_config import (
 )
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
-NEEDS_TEACHER, NEEDS_REFERENCE = ("listnet", "item_kl"), ("dpo", "s_dpo")  # ranking losses that read other scores too
+NEEDS_TEACHER, NEEDS_REFERENCE = (
+    ("listnet", "item_kl"),
+    ("dpo", "s_dpo", "grpo"),
+)  # ranking losses that read other scores too
 JOINT_VARIANTS = ("dwr", "dwr-smooth", "dwr-without-distill")  # one model learns to generate and to rank
 ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
@@ -215,7 +218,9 @@ class TeacherLossSettings:
     )
     """The ranking loss: equation (14), or another over the same candidates; see docs/objectives.md."""
     list_scale: PositiveFloat = field(default=1.0, metadata=IF_CHANGED)
-    """Multiplies M in the ranking losses other than margin and item_kl."""
+    """Multiplies M in the ranking losses other than margin, item_kl and grpo."""
+    kl_weight: NonNegativeFloat = field(default=0.001, metadata=IF_CHANGED)
+    """β of grpo, weight of the divergence from the retriever."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +246,11 @@ class LossSettings(TeacherLossSettings):
     """α of the skewed divergences."""
     eta: float = 1.0
     """η, length exponent of M."""
+    prefix_weight: NonNegativeFloat = field(default=0.0, metadata=IF_CHANGED)
+    """Weight of the loss of the target's prefixes, which beams must not prune (APAO), beside equations (8), (9) and
+    (11)."""
+    prefix_focus: NonNegativeFloat = field(default=0.0, metadata=IF_CHANGED)
+    """How much it favours the least likely prefixes."""
     rank_from: ClosedUnitInterval = 0.0
     """Share of the training before the ranking loss joins a generative one (paper: 0). Early in the
     training the student cannot tell the candidates apart yet, so the loss costs time and helps little."""
@@ -304,7 +314,7 @@ class Config(
     prior_labels: Path | None = None
     """The second set of labels (default: RUN/soft_labels-PRIOR)."""
     reference: Path | None = field(default=None, metadata=IF_CHANGED)
-    """list_loss dpo and s_dpo: the finished student whose scores are subtracted (default, for dtr: its retriever)."""
+    """list_loss dpo, s_dpo and grpo: the finished student that is compared with (default, for dtr: its retriever)."""
     ranker_epochs: PositiveInt = 5
     """Passes of dtr's ranker phase."""
     ranker_lr: PositiveFloat = 5e-4
@@ -391,13 +401,17 @@ def check_list_loss(config: Config) -> None:
     """
     needs_reference = config.list_loss in NEEDS_REFERENCE
     if config.reference and not needs_reference:
-        raise UserError(f"--reference is for --list_loss {' and '.join(NEEDS_REFERENCE)}, not {config.list_loss}.")
+        raise UserError(f"--reference is for --list_loss {', '.join(NEEDS_REFERENCE)}, not {config.list_loss}.")
+    if config.list_loss == "grpo" and config.variant not in ("dtr", "dtr-smooth"):
+        raise UserError(f"--list_loss grpo starts from a trained retriever: --variant dtr, not {config.variant}.")
     joint = config.variant in JOINT_VARIANTS or config.labels == "rank"
     if needs_reference and joint and not config.reference:
         raise UserError(
             f"--list_loss {config.list_loss} compares with a finished student: give --reference STUDENT, or take "
             "--variant dtr, whose ranker is compared with its retriever."
         )
+    if config.prior != "teacher" and config.list_loss == "grpo":
+        raise UserError(f"--list_loss grpo ranks the model's own beams; --prior {config.prior} would not be read.")
     if config.prior == "pseudo" and (config.list_loss in NEEDS_TEACHER or config.scope == "trie"):
         setting = "--scope trie" if config.scope == "trie" else f"--list_loss {config.list_loss}"
         raise UserError(f"{setting} needs items of the catalogue as candidates; --prior pseudo has none.")

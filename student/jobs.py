@@ -40,6 +40,8 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
     variant = variants.find(config.variant, config.labels)
     if config.prior == "pseudo":
         variant = variant.on_pseudo_ids()
+    if config.list_loss == "grpo":
+        variant = variant.on_own_beams()
     inputs, texts, asked = read_inputs(config, variant), read_item_texts(config), read_asked_models(config, variant)
     folders = [artifact.folder for artifact in inputs]
     output = config.output or config.run / "students" / config.variant

@@ -110,6 +110,14 @@ def batch_loss(
 
 
 def generative_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSettings) -> Tensor:
+    """Compute equation (8), (9) or (11) for each example, with the loss of its prefixes where it has a weight [n]."""
+    value = codeword_loss(loss, scores, batch, settings)
+    if settings.prefix_weight and not batch.on_policy:
+        value = value + settings.prefix_weight * losses.prefix(scores.log_probs, scores.targets, settings.prefix_focus)
+    return value
+
+
+def codeword_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSettings) -> Tensor:
     """Compute equation (8), (9) or (11) for each example [n]."""
     if loss.generative == "nll":
         return losses.nll(scores.log_probs, scores.targets)
@@ -141,7 +149,7 @@ def ranking_loss(
 
     Args and result as for `list_loss`.
     """
-    parameters = settings.margin, settings.list_scale, settings.temperature, length
+    parameters = settings.margin, settings.list_scale, settings.temperature, length, settings.kl_weight
     return list_loss(settings.list_loss, scores, present, teacher, reference, *parameters)
 
 

@@ -1,7 +1,8 @@
-"""On-policy distillation (GKD: Agarwal et al., ICLR 2024): the student proposes IDs, the teacher scores these.
+"""Learning from the student's own beams, in batches that are trained prefix by prefix (`Batch.on_policy`).
 
-Offline labels show the student what the teacher thinks along the IDs of real next items. At inference the student
-follows its own beams, along prefixes that no label covers. Here some batches teach it there.
+Labels show what the teacher thinks along the IDs of real next items. At inference the student follows its own beams,
+along prefixes that no label covers. `OnPolicyTeacher` has it taught there (GKD: Agarwal et al., ICLR 2024);
+`rewarded_beams` are ranked by what they are worth (GRPO).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 
 from distill.data.dataset import PAD
+from distill.list_losses import rewards
 from distill.runtime.errors import UserError
 from distill.teachers.forced import ForcedTeacher
 from student.batches import Batch
 from student.recommender import Recommender
 
 
-class OnPolicy:
+class OnPolicyTeacher:
     """Gives batches the student's own items as targets, with the teacher's distributions along their IDs.
 
     Args:
@@ -30,28 +32,58 @@ class OnPolicy:
     def __init__(self, recommender: Recommender, teacher: ForcedTeacher, width: int):
         self.recommender, self.teacher, self.width = recommender, teacher, width
 
-    @torch.no_grad()
     def relabel(self, batch: Batch) -> Batch:
-        """Replace targets and labels of a batch that is trained prefix by prefix (`batch.on_policy`).
+        """Replace targets and log-probabilities.
 
         Raises:
-            UserError: the weights are sharded, so that no process can search with them.
+            UserError: see `own_beams`.
         """
-        model = self.recommender.model
-        if any(hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-            raise UserError("--on_policy searches with the student at every step, and its weights are sharded here; "
-                            "launch with DDP or ZeRO-2.")  # fmt: skip
         assert batch.draws is not None
-        histories, training = batch.sequences.cpu().numpy(), model.training
-        model.eval()
-        try:
-            lists = self.recommender.rank_items(histories, self.width, self.recommender.facts["exclude_bought"])
-        finally:
-            model.train(training)
-        items = draw_items(*lists, batch.draws.cpu().numpy())
+        histories = batch.sequences.cpu().numpy()
+        items = draw_items(*own_beams(self.recommender, histories, self.width), batch.draws.cpu().numpy())
         items = np.where(items == PAD, batch.targets.cpu().numpy(), items)  # nothing left to recommend
         log_probs = self.teacher.codeword_log_probs(histories, items)
         return replace(batch, targets=torch.from_numpy(items), log_probs=torch.from_numpy(log_probs))
+
+
+def rewarded_beams(recommender: Recommender, batch: Batch, width: int) -> Batch:
+    """Make the student's own beams the candidates of a batch, and their rewards the candidates' scores.
+
+    Raises:
+        UserError: see `own_beams`.
+    """
+    items = torch.from_numpy(own_beams(recommender, batch.sequences.cpu().numpy(), width)[0])
+    return replace(batch, candidates=items, candidate_scores=rewards(items, batch.targets.cpu()))
+
+
+@torch.no_grad()
+def own_beams(recommender: Recommender, histories: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Search with the network in training: the ranker if there is one, which otherwise only ranks.
+
+    Args:
+        recommender: the student.
+        histories: item numbers, oldest first, padded with -1 on the right [n, length].
+        width: beams.
+
+    Returns:
+        Items, best first, -1 for none, and their log-probabilities; both [n, width].
+
+    Raises:
+        UserError: the weights are sharded, so that no process can search with them.
+    """
+    model = recommender.ranker or recommender.model
+    if any(hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        raise UserError(
+            "--on_policy and --list_loss grpo search with the student at every step, and its weights are sharded "
+            "here; launch with DDP or ZeRO-2."
+        )
+    models, training = (recommender.model, recommender.ranker), model.training
+    recommender.model, recommender.ranker = model.eval(), None
+    try:
+        return recommender.rank_items(histories, width, recommender.facts["exclude_bought"])
+    finally:
+        recommender.model, recommender.ranker = models
+        model.train(training)
 
 
 def draw_items(items: np.ndarray, scores: np.ndarray, draws: np.ndarray) -> np.ndarray:

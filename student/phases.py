@@ -30,7 +30,7 @@ from student.models.causal import Causal
 from student.models.item_models import ITEM_MODELS
 from student.models.item_text import TextConfig, text_of_ids, unit_vectors
 from student.objective import anneal, batch_loss, item_loss
-from student.on_policy import OnPolicy
+from student.on_policy import OnPolicyTeacher, rewarded_beams
 from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import open_prior
 from student.recommender import Recommender
@@ -118,14 +118,18 @@ def build_student(
     on_policy = None
     if ask is not None:
         teacher = EngineTeacher(ask(dataset, ids, str(acc.device), config.teacher_dtype))
-        on_policy = OnPolicy(recommender, CachedTeacher(teacher), config.on_policy_width)
+        on_policy = OnPolicyTeacher(recommender, CachedTeacher(teacher), config.on_policy_width)
 
     def make_loss(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
         def compute(model: nn.Module, batch: Batch, done: float) -> Tensor:
             with_ranking = loss.rank and (loss.generative is None or done >= config.rank_from)
-            other = reference or recommender.model  # of dpo and s_dpo: dtr's ranker is compared with its retriever
+            other = (
+                reference or recommender.model
+            )  # of dpo, s_dpo and grpo: dtr's ranker is compared with its retriever
             settings = anneal(config, done)
-            if batch.on_policy:
+            if batch.on_policy and loss.own_beams:
+                batch = rewarded_beams(recommender, batch, config.candidates)
+            elif batch.on_policy:
                 assert on_policy is not None
                 batch, settings = on_policy.relabel(batch), replace(settings, alpha=0.0)  # no item is the right one
             return batch_loss(model, loss, batch, recommender.codes, with_ranking, settings, trie, other)

@@ -121,13 +121,36 @@ def test_losses_against_the_teachers_scores():
     torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_grpo_by_its_definition():
+    """Groups of 4, 2 and no beams."""
+    lengths = [4, 2, 0]
+    present = torch.arange(4) < torch.tensor(lengths)[:, None]
+    scores, reward, reference = (random(seed, 3, 4) for seed in (20, 21, 22))
+    values = list_loss("grpo", scores, present, reward, reference, length=3, kl_weight=0.2)
+    rows = zip(*(each.tolist() for each in (scores, reward, reference)), lengths, strict=True)
+    expected = [naive.grpo(row[:n], gains[:n], other[:n], 0.2, 3) if n else 0.0 for row, gains, other, n in rows]
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_rewards_by_hand():
+    """Places cost 1 / log₂ 2 = 1, 1 / log₂ 4 = ½ …; shares of all wrong items add to −1."""
+    items = torch.tensor([[7, 8, 9], [7, 8, 9], [5, -1, -1]])
+    third = 1 / math.log2(3)
+    expected = [
+        [-1 / 1.5, 1.0, -0.5 / 1.5],
+        [-1 / (1.5 + third), -third / (1.5 + third), -0.5 / (1.5 + third)],
+        [1, 0, 0],
+    ]
+    torch.testing.assert_close(list_losses.rewards(items, torch.tensor([8, 1, 5])), torch.tensor(expected))
+
+
 def test_item_kl_by_hand():
     """One candidate of ½ for the teacher and ¼ for the student, one that the teacher excludes."""
     teacher, student = torch.tensor([0.5, 0.0]).log(), torch.tensor([0.25, 0.25]).log()
     assert list_losses.item_kl(student, teacher).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(1.0))
 
 
-@pytest.mark.parametrize("name", [*LISTS, "dpo", "s_dpo", "listnet", "item_kl"])
+@pytest.mark.parametrize("name", [*LISTS, "dpo", "s_dpo", "listnet", "item_kl", "grpo"])
 def test_gradients_of_ranking_losses(name):
     present = torch.arange(4) < torch.tensor([4, 2, 0])[:, None]
     teacher, reference = random(18, 3, 4).log_softmax(-1) - 1, random(19, 3, 4)

@@ -22,7 +22,7 @@ from distill.teachers.forced import CachedTeacher, EngineTeacher
 from student import train
 from student.batches import BatchSampler
 from student.objective import batch_loss
-from student.on_policy import OnPolicy, draw_items
+from student.on_policy import OnPolicyTeacher, draw_items, rewarded_beams
 from student.recommender import Recommender
 from student.variants import Loss
 
@@ -122,7 +122,7 @@ def test_the_loss_is_the_teachers_cross_entropy_along_the_proposed_ids(root, bac
     recommender, teacher = student(root, backbone), Teacher()
     batch = next(sampler(root, backbone == "nested").batches(0))
     recommender.model.train()
-    labelled = OnPolicy(recommender, teacher, width=4).relabel(batch)
+    labelled = OnPolicyTeacher(recommender, teacher, width=4).relabel(batch)
     assert recommender.model.training
     lists, _ = recommender.rank_items(batch.sequences.numpy(), 4, True)
     items = labelled.targets.tolist()
@@ -137,6 +137,25 @@ def test_the_loss_is_the_teachers_cross_entropy_along_the_proposed_ids(root, bac
         told = torch.from_numpy(teacher.codeword_log_probs(history[None].numpy(), np.array([item])))[0]
         total += weight * losses.distill(log_probs, told).item()
     assert value.item() == pytest.approx(total / batch.total, rel=1e-5)
+
+
+def test_beams_of_the_ranker_are_rewarded_by_the_real_next_item(root):
+    recommender = student(root)
+    recommender.ranker = network("nested", seed=1)
+    config = dataclasses.replace(CONFIG, on_policy=0.0)
+    dataset, loss = Dataset.load(root / "dataset"), Loss(None, rank=True, own_beams=True)
+    batch = next(BatchSampler(dataset, None, loss, True, config).batches(0))
+    assert batch.on_policy and batch.rank_total == batch.rank_weights.sum().item() > len(batch.rows)
+    batch = dataclasses.replace(batch, targets=batch.targets.clone())
+    alone = Recommender(
+        recommender.ranker, recommender.codes.numpy(), *[recommender.item_ids] * 2, facts=recommender.facts
+    )
+    lists, _ = alone.rank_items(batch.sequences.numpy(), 5, True)
+    batch.targets[0] = int(lists[0, 2])
+    labelled = rewarded_beams(recommender, batch, 5)
+    assert labelled.candidates.tolist() == lists.tolist()
+    assert labelled.candidate_scores[0, 2] > 0 > labelled.candidate_scores[0, 0]
+    assert recommender.ranker is not None and recommender.model is not recommender.ranker
 
 
 def test_the_engine_reads_as_many_items_as_its_prompts_hold():
@@ -164,6 +183,12 @@ def test_the_cache_asks_once_and_forgets_the_oldest():
     assert len(teacher.calls) == calls
     small.codeword_log_probs(histories[3:], items[:1])
     assert len(teacher.calls) == calls + 1
+
+
+def test_grpo_trains_a_ranker_without_labels_for_it(root, tmp_path):
+    run(root, tmp_path / "student", "dtr-smooth", list_loss="grpo", kl_weight=0.1, soft_labels=tmp_path / "none")
+    curve = json.loads((tmp_path / "student/curve.json").read_text())["ranker"]
+    assert len(curve) == 1 and np.isfinite(curve[0]["loss"])
 
 
 def test_the_command_asks_the_runs_teacher(root, tmp_path, monkeypatch):
