@@ -113,7 +113,8 @@ def grpo(
     """Compute GRPO's loss of one update on fresh beams (Shao et al., 2024): −mean(A · M) + β · mean(KL).
 
     A is the reward, normalised over the group of beams. The policy has not changed since it made the beams, so its
-    ratio to itself is 1 and nothing is clipped. KL is estimated as exp(d) − d − 1, d = log Q_reference(v|S) − log Q(v|S).
+    ratio to itself is 1 and nothing is clipped. KL is estimated as exp(d) − d − 1, where d is
+    log Q_reference(v|S) − log Q(v|S).
 
     Args:
         scores: the policy's M of its beams [..., k].
