@@ -35,7 +35,7 @@ from student.layout import (
     shard_rows,
 )
 from student.pseudo_ids import PseudoIDs
-from student.ranked_lists import ExampleIndex, PriorLists, pick_target, reference_ranks
+from student.ranked_lists import ExampleIndex, PriorLists, pick_target, plain_scores, reference_ranks
 from student.variants import Loss
 
 
@@ -78,8 +78,8 @@ class Batch:
         sequences: item numbers, padded with PAD on the right [rows, items].
         rows, places: the row of each example, and the items there before its target [n].
         targets: item numbers [n].
-        label_invalid: whether the sequence is reversed, so that the labels are of another target and only the item
-            itself is trained [n].
+        label_invalid: whether only the item itself is trained [n]: the sequence is reversed, so that the labels are of
+            another target, or a plain teacher knows the target as well.
         weights: of the generative loss [n]; `total`: their sum in the whole global batch.
         rank_weights: of the ranking loss, 0 where it is left out [n]; `rank_total`: their sum in the global batch.
         ranked_examples: in one pass, the examples of each row whose candidates are ranked, as numbers in this batch,
@@ -143,6 +143,7 @@ class BatchSampler:
         process, processes: number of this process, and how many there are.
         prior: labels whose candidates are ranked in place of the store's, or pseudo-IDs (`loss.pseudo`); all else
             stays the store's (Appendix B).
+        plain: labels of a plain teacher; where it knows the target as well, only the target is learnt.
 
     Attributes:
         total: examples per epoch, on all processes.
@@ -162,6 +163,7 @@ class BatchSampler:
         process: int = 0,
         processes: int = 1,
         prior: LabelStore | PseudoIDs | None = None,
+        plain: LabelStore | None = None,
     ):
         self.dataset, self.store, self.loss, self.one_pass, self.settings = dataset, store, loss, one_pass, settings
         self.process, self.processes = process, processes
@@ -173,6 +175,7 @@ class BatchSampler:
         if loss.ranks_labels:
             check_candidates(prior or store, settings.candidates)
             self.prior = PriorLists(prior, store, self.index, settings.candidates) if prior else None
+        self.plain = plain_scores(plain, store, self.index) if plain and store else None
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Yield this process's parts of an epoch's global batches, without the first `skip` of these.
@@ -239,6 +242,9 @@ class BatchSampler:
                 sequences = drop_items(sequences, settings.drop_items, rng)
                 places = (sequences != PAD).sum(1)
         label_rows = label_rows[examples]
+        if block is not None and self.plain is not None:
+            known = self.plain[self._examples(block, label_rows)] >= block.scores(label_rows)[:, 0]
+            label_invalid = label_invalid | known
         weights, rank_weights = self._weights(block, label_rows, label_invalid)
         rank_total = float(rank_weights.sum())
         if self.one_pass and settings.rank_positions == "one":

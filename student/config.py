@@ -313,6 +313,9 @@ class Config(
     distributions."""
     prior_labels: Path | None = None
     """The second set of labels (default: RUN/soft_labels-PRIOR)."""
+    plain_labels: Path | None = None
+    """Selective distillation: labels of a plain teacher, such as transition counts. Where it gives the real next item
+    at least the teacher's probability, the student learns that item (equation 8), no distribution and no order."""
     reference: Path | None = field(default=None, metadata=IF_CHANGED)
     """list_loss dpo, s_dpo and grpo: the finished student that is compared with (default, for dtr: its retriever)."""
     ranker_epochs: PositiveInt = 5

@@ -137,6 +137,8 @@ def read_inputs(config: Config, variant: Variant) -> list[Artifact]:
         check_prior(config, variant)
     if config.prior in LABELLED_PRIORS:
         inputs.append(read_prior(config))
+    if config.plain_labels and variant.needs_labels:
+        inputs.append(replace(artifacts.read(config.plain_labels, "soft_labels"), role="plain"))
     return inputs
 
 

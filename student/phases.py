@@ -265,7 +265,8 @@ def build_sampler(
         prior = PseudoIDs(ids.codes, ids.codebook_size, config.candidates)
     elif loss.rank and config.prior in LABELLED_PRIORS:
         prior = open_prior(config.prior_folder, config.prior)
-    return BatchSampler(dataset, labels, loss, one_pass, config, acc.process_index, acc.num_processes, prior)
+    plain = LabelStore.open(config.plain_labels) if config.plain_labels and labels else None
+    return BatchSampler(dataset, labels, loss, one_pass, config, acc.process_index, acc.num_processes, prior, plain)
 
 
 def validation_users(dataset: Dataset, max_history: int, settings: ValidationSettings) -> Examples:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -373,6 +374,50 @@ def test_a_prior_is_trained_and_part_of_the_identity(priors, capsys, variant):
     make_prior(priors, "soft_labels-distance", "distance", seed=77)
     run(priors, priors / "students/distance", **changes, prior="distance")
     assert "because input soft_labels/distance changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_where_a_plain_teacher_knows_the_target_as_well_the_target_is_learnt(priors, one_pass):
+    """One example a batch: each has the loss of the hard label (α 1) or of the distribution (α 0)."""
+    dataset, store = Dataset.load(priors / "dataset"), LabelStore.open(priors / "soft_labels")
+    plain = LabelStore.open(priors / "soft_labels-distance")
+    codes, model = torch.from_numpy(SemanticIDs.load(priors / "semantic_ids", dataset.n_items).codes), network("nested")
+    config = dataclasses.replace(CONFIG, batch_size=1, confidence=0.0, rank_within=0)
+
+    def batches(loss, plain=None):
+        return list(BatchSampler(dataset, store, loss, one_pass, config, plain=plain).batches(0))
+
+    def values(batches, alpha):
+        options = dataclasses.replace(config, alpha=alpha)
+        return [batch_loss(model, LOSSES["distill"], batch, codes, False, options).item() for batch in batches]
+
+    mixed, usual = batches(LOSSES["distill"], plain), batches(LOSSES["distill"])
+    soft, hard, chosen = values(usual, 0.0), values(usual, 1.0), values(mixed, 0.0)
+    columns = [labels.read("user", "position", "target", "candidate_scores") for labels in (store, plain)]
+    scores = [
+        dict(zip(zip(c["user"].tolist(), c["position"].tolist()), c["candidate_scores"][:, 0].tolist()))
+        for c in columns
+    ]
+    known = sum(scores[1][key] >= scores[0][key] for key in scores[0])
+    assert 0 < known < len(scores[0])
+    assert sum(batch.label_invalid.sum().item() for batch in mixed) == known
+    if not one_pass:
+        for value, batch, first, second in zip(chosen, mixed, hard, soft, strict=True):
+            assert value == pytest.approx(first if batch.label_invalid.item() else second)
+    ranked = batches(LOSSES["dwr"], plain)
+    assert sum((batch.rank_weights * batch.label_invalid).sum().item() for batch in ranked) == 0
+
+
+def test_a_plain_teacher_must_know_all_examples(priors):
+    changes = {"variant": "distill", "plain_labels": priors / "plain", "epochs": 1}
+    make_prior(priors, "plain", "transitions", examples=slice(1, None))
+    with pytest.raises(UserError, match="plain lacks 1 of the .* examples of"):
+        run(priors, priors / "student", **changes)
+    shutil.rmtree(priors / "plain")
+    make_prior(priors, "plain", "transitions")
+    first = run(priors, priors / "student", **changes)
+    assert "soft_labels/plain" in first.inputs
+    assert run(priors, priors / "tiger", **changes | {"variant": "tiger"}).inputs.keys() == {"dataset", "semantic_ids"}
 
 
 def test_priors_that_cannot_be_taught(priors):
