@@ -182,6 +182,8 @@ class OnPolicySettings:
     """Beams of the student, of which one is drawn by its probability."""
     teacher: Path | None = None
     """The teacher that is asked, in this process (default: RUN/teacher); read only with on_policy."""
+    teacher_url: str | None = field(default=None, metadata={"identity": False})
+    """Ask a teacher behind scripts/serve_teacher.py instead, such as http://127.0.0.1:8001."""
     teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata=IF_CHANGED)
     """Precision of its weights."""
 

@@ -17,6 +17,7 @@ from distill.runtime.commands import COMMANDS
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.semantic_ids.ids import SemanticIDs
+from distill.teachers.remote import RemoteTeacher
 from student import variants
 from student.config import LABELLED_PRIORS, BaselineConfig, Config, check_baseline
 from student.variants import VARIANTS, Variant
@@ -43,12 +44,14 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
     if config.list_loss == "grpo":
         variant = variant.on_own_beams()
     inputs, texts, asked = read_inputs(config, variant), read_item_texts(config), read_asked_models(config, variant)
+    remote = identify_remote_teacher(config, inputs[1])
     folders = [artifact.folder for artifact in inputs]
     output = config.output or config.run / "students" / config.variant
 
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, seeds=None)
         extra = check_init(config.init, inputs[1]) if config.init else {}
+        extra |= remote
         reads = [config.init]
         every_input = [*inputs, *texts, *asked]
         job = ArtifactJob("student", seed_config, output, every_input, extra, config.overwrite, reads)
@@ -56,7 +59,8 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
             from student.phases import build_student
             from student.trainer import train
 
-            ask = partial(open_teacher, asked[0]) if open_teacher and config.on_policy else None
+            in_process = open_teacher and config.on_policy and not config.teacher_url
+            ask = partial(open_teacher, asked[0]) if in_process else None
             train(seed_config, job, partial(build_student, seed_config, variant, folders, texts, ask=ask))
 
     each_seed(config.variant, config.seeds, config.seed, output, train_seed)
@@ -166,12 +170,38 @@ def read_asked_models(config: Config, variant: Variant) -> list[Artifact]:
 
 
 def read_teacher(config: Config, variant: Variant) -> list[Artifact]:
-    """Open the teacher that is asked during the training; none without on_policy."""
+    """Open the teacher that is asked in this process; none without on_policy."""
     if not config.on_policy:
         return []
     if variant.retriever.generative != "distill":
         raise UserError(f"--on_policy is for --variant distill, dtr and dwr; {config.variant} learns no distributions.")
+    if config.teacher_url:
+        return []
     return [artifacts.read(config.teacher or config.run / "teacher", "teacher")]
+
+
+def identify_remote_teacher(config: Config, ids: Artifact) -> dict[str, Any]:
+    """Ask the teacher's server which teacher it is.
+
+    Args:
+        config: of the command.
+        ids: the semantic IDs.
+
+    Returns:
+        Facts for the job's identity; none without such a server.
+
+    Raises:
+        UserError: no teacher there, or one of other semantic IDs.
+    """
+    if not (config.on_policy and config.teacher_url):
+        return {}
+    facts = RemoteTeacher(config.teacher_url).facts()
+    if facts["semantic_ids"] != ids.fingerprint:
+        raise UserError(
+            f"The teacher at {config.teacher_url} was tuned on semantic_ids {facts['semantic_ids']}, the student's are "
+            f"{ids.fingerprint}, at {ids.folder}: other codewords. Serve a teacher of these."
+        )
+    return {"remote_teacher": facts["teacher"]}
 
 
 def read_item_texts(config: Config | BaselineConfig) -> list[Artifact]:

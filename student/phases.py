@@ -20,7 +20,8 @@ from distill.runtime.logs import log
 from distill.runtime.sharding import trainable_state, unsharded
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.engine import Engine
-from distill.teachers.forced import CachedTeacher, EngineTeacher
+from distill.teachers.forced import CachedTeacher, EngineTeacher, ForcedTeacher
+from distill.teachers.remote import RemoteTeacher
 from student.batches import Batch, BatchSampler, check_scope
 from student.config import LABELLED_PRIORS, BaselineConfig, Config, ValidationSettings
 from student.item_batches import ItemBatch, ItemBatchSampler, read_windows
@@ -94,7 +95,7 @@ def build_student(
         folders: of the data set, the semantic IDs and, where the variant needs them, the soft labels.
         texts: the embeddings that it reads, or none.
         acc: the Accelerator.
-        ask: loads the teacher that is asked during the training; None: none is.
+        ask: loads the teacher that is asked during the training; None: none is, or one behind a server.
     """
     dataset = Dataset.load(folders[0])
     ids = SemanticIDs.load(folders[1], dataset.n_items)
@@ -116,8 +117,8 @@ def build_student(
     reference = read_reference(config, acc) if config.reference else None
 
     on_policy = None
-    if ask is not None:
-        teacher = EngineTeacher(ask(dataset, ids, str(acc.device), config.teacher_dtype))
+    if config.on_policy and variant.retriever.generative == "distill":
+        teacher = open_forced_teacher(config, dataset, ids, acc, ask)
         on_policy = OnPolicyTeacher(recommender, CachedTeacher(teacher), config.on_policy_width)
 
     def make_loss(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
@@ -142,6 +143,20 @@ def build_student(
         for name, loss in variant.phases.items()
     ]
     return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width)
+
+
+def open_forced_teacher(
+    config: Config,
+    dataset: Dataset,
+    ids: SemanticIDs,
+    acc: Accelerator,
+    ask: Callable[[Dataset, SemanticIDs, str, str], Engine] | None,
+) -> ForcedTeacher:
+    """Find the teacher that is asked during the training; arguments as `build_student`'s."""
+    if config.teacher_url:
+        return RemoteTeacher(config.teacher_url)
+    assert ask is not None
+    return EngineTeacher(ask(dataset, ids, str(acc.device), config.teacher_dtype))
 
 
 def read_reference(config: Config, acc: Accelerator) -> nn.Module:

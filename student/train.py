@@ -34,7 +34,7 @@ def main(config: Config) -> None:
 
 def open_teacher(teacher: Artifact, dataset: Dataset, ids: SemanticIDs, device: str, dtype: str) -> Engine:
     """Load the teacher that is asked during the training: the one place where student/ imports teacher/."""
-    from teacher.engines.hf import HFEngine
+    from teacher.engines.hf import HFEngine  # not vLLM, which would take the memory of the device that trains
 
     return HFEngine.load(teacher.folder, dataset, ids, device, dtype)
 

@@ -87,7 +87,7 @@ def test_the_rules_see_the_house():
     assert TREES.keys() >= ENTRIES
     assert "distill.runtime.artifacts" in imports("distill.data.dataset")
     assert "teacher.model" in imports("teacher.engines")
-    assert "teacher.engines.hf" in imports(DISTILL_ENTRY)
+    assert "teacher.engines.opening" in imports(DISTILL_ENTRY)
     assert {name.split(".")[1] for name in inside("distill") if "." in name} == set(DISTILL_ORDER)
 
 

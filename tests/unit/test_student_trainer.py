@@ -393,13 +393,12 @@ def test_where_a_plain_teacher_knows_the_target_as_well_the_target_is_learnt(pri
 
     mixed, usual = batches(LOSSES["distill"], plain), batches(LOSSES["distill"])
     soft, hard, chosen = values(usual, 0.0), values(usual, 1.0), values(mixed, 0.0)
-    columns = [labels.read("user", "position", "target", "candidate_scores") for labels in (store, plain)]
-    scores = [
-        dict(zip(zip(c["user"].tolist(), c["position"].tolist()), c["candidate_scores"][:, 0].tolist()))
-        for c in columns
-    ]
-    known = sum(scores[1][key] >= scores[0][key] for key in scores[0])
-    assert 0 < known < len(scores[0])
+    columns = [labels.read("user", "position", "candidate_scores") for labels in (store, plain)]
+    teacher, other = (
+        {(user, position): scores[0] for user, position, scores in zip(*part.values(), strict=True)} for part in columns
+    )
+    known = sum(other[key] >= score for key, score in teacher.items())
+    assert 0 < known < len(teacher)
     assert sum(batch.label_invalid.sum().item() for batch in mixed) == known
     if not one_pass:
         for value, batch, first, second in zip(chosen, mixed, hard, soft, strict=True):
@@ -411,7 +410,7 @@ def test_where_a_plain_teacher_knows_the_target_as_well_the_target_is_learnt(pri
 def test_a_plain_teacher_must_know_all_examples(priors):
     changes = {"variant": "distill", "plain_labels": priors / "plain", "epochs": 1}
     make_prior(priors, "plain", "transitions", examples=slice(1, None))
-    with pytest.raises(UserError, match="plain lacks 1 of the .* examples of"):
+    with pytest.raises(UserError, match="plain lacks 1 of the"):
         run(priors, priors / "student", **changes)
     shutil.rmtree(priors / "plain")
     make_prior(priors, "plain", "transitions")
