@@ -79,6 +79,8 @@ class ModelSettings(DropoutSettings):
     """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
     init: Path | None = None
     """causal: start from this Hugging Face causal language model, a teacher's folder or a base model's; no preset."""
+    init_layers: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
+    """init: keep only so many layers of it, from the first; 0: all."""
     lora_rank: NonNegativeInt = 0
     """init: train adapters of this rank and the codewords' rows; 0: all weights."""
     gradient_checkpointing: bool = field(default=False, metadata={"identity": False})
@@ -371,8 +373,8 @@ def check(config: Config) -> None:
     """
     if config.init and config.backbone != "causal":
         raise UserError(f"--init starts from a causal language model; --backbone {config.backbone} is none.")
-    if not config.init and (config.lora_rank or config.gradient_checkpointing):
-        raise UserError("--lora_rank and --gradient_checkpointing are for a large student; give --init.")
+    if not config.init and (config.lora_rank or config.gradient_checkpointing or config.init_layers):
+        raise UserError("--lora_rank, --gradient_checkpointing and --init_layers are for a large student; give --init.")
     if config.backbone != "setrec":
         check_item_text(config.item_text, config.embeddings)
     check_setrec(config, config.backbone, config.dim, config.item_text)

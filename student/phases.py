@@ -241,7 +241,7 @@ def build_model(config: Config, ids: SemanticIDs, unit: np.ndarray | None) -> nn
         return model
     from student.models import large
 
-    options = config.lora_rank, config.dropout, config.gradient_checkpointing, config.precision
+    options = config.lora_rank, config.dropout, config.gradient_checkpointing, config.precision, config.init_layers
     return large.load(config.init, ids, config.max_history, *options)
 
 
