@@ -69,7 +69,7 @@ class Student:
         phases: in order; the ranker phase starts from the retriever.
         valid: users whose NDCG@10 chooses the epoch.
         width: items per validation list.
-        finish: what is chosen on validation when all phases are trained, before the recommender is saved.
+        finish: called in the main process when all phases are trained, before the recommender is saved.
     """
 
     recommender: Recommender | ItemRecommender
@@ -116,10 +116,10 @@ def build_student(
     trie = recommender.trie if config.scope == "trie" else None
     reference = read_reference(config, acc) if config.reference else None
 
-    on_policy = None
+    on_policy = finish = None
     if config.on_policy and variant.retriever.generative == "distill":
-        teacher = open_forced_teacher(config, dataset, ids, acc, ask)
-        on_policy = OnPolicyTeacher(recommender, CachedTeacher(teacher), config.on_policy_width)
+        teacher = CachedTeacher(open_forced_teacher(config, dataset, ids, acc, ask))
+        on_policy, finish = OnPolicyTeacher(recommender, teacher, config.on_policy_width), teacher.log_questions
 
     def make_loss(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
         def compute(model: nn.Module, batch: Batch, done: float) -> Tensor:
@@ -142,7 +142,7 @@ def build_student(
         Phase(name, f"{config.variant} {name}", *schedules[name], samplers[name], make_loss(loss))
         for name, loss in variant.phases.items()
     ]
-    return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width)
+    return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width, finish)
 
 
 def open_forced_teacher(

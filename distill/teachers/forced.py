@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from distill.data.histories import last_items
+from distill.runtime.logs import log
 from distill.teachers.engine import Engine
 
 
@@ -80,6 +81,11 @@ class CachedTeacher:
         for key, answer in answers.items():
             self._keep(key, answer)
         return np.stack([answers[key] for key in keys])
+
+    def log_questions(self) -> None:
+        """Log how many questions this process had, and how many of them the teacher was spared."""
+        share = self.answered / max(self.asked, 1)
+        log.info(f"teacher: {self.asked:,} questions, {share:.0%} answered before; {self.bytes / 2**20:,.0f} MiB kept")
 
     def _keep(self, key: bytes, answer: np.ndarray) -> None:
         if key not in self.kept:
