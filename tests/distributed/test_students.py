@@ -18,7 +18,7 @@ import psutil
 import pytest
 from recorded import TRAININGS, record_all
 from safetensors.numpy import load_file
-from student_shop import ITEMS, K, make_shop
+from student_shop import ITEMS, K, make_shop, make_teacher
 from tiny_llms import NETWORKS, checkpoint
 
 from distill.runtime import artifacts
@@ -69,6 +69,7 @@ def root(tmp_path_factory):
     """17 users: the last global batch of 8 is one row."""
     folder = tmp_path_factory.mktemp("shop")
     make_shop(folder, [4, 4, 5, 6, 9, 13, 4, 4, 7, 5, 6, 8, 5, 5, 12, 6, 4], shards=1)
+    make_teacher(folder)
     write_json(folder / "student.yaml", SETTINGS)  # JSON is YAML
     write_json(folder / "recorded.yaml", RECORDED)
     return folder

@@ -3,19 +3,18 @@
 import dataclasses
 import json
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from student_shop import ITEMS, LEVELS, SIZE, Nothing, make_shop
+from breaking_off import BrokenOffError, break_at
+from student_shop import ITEMS, LEVELS, SIZE, FakeTeacher, make_shop, make_teacher
 from unit.test_student_trainer import CONFIG, LENGTHS, network, run, tiny  # noqa: F401 - tiny is a fixture
 
 from distill import losses
 from distill.data.dataset import Dataset
 from distill.labels.store import LabelStore
 from distill.runtime import artifacts
-from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.forced import CachedTeacher, EngineTeacher
@@ -29,32 +28,11 @@ from student.variants import Loss
 DISTILL = Loss("distill")
 
 
-class Teacher:
-    """Answers with log-probabilities that name history and item; an engine too."""
-
-    data = SimpleNamespace(max_history=3)
-
-    def __init__(self):
-        self.calls = []
-
-    def codeword_log_probs(self, histories, items):
-        self.calls.append((histories, items))
-        seeds = [
-            np.random.default_rng([*(row[row >= 0] + 1), item]) for row, item in zip(histories, items, strict=True)
-        ]
-        return np.stack([np.log(rng.dirichlet(np.ones(SIZE), LEVELS)) for rng in seeds]).astype(np.float16)
-
-    def codeword_logprobs(self, histories, items):
-        return torch.from_numpy(self.codeword_log_probs(histories, items))
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
     make_shop(folder, LENGTHS)
-    inputs = [artifacts.read(folder / kind, kind) for kind in ("dataset", "semantic_ids")]
-    with ArtifactJob("teacher", Nothing(), folder / "teacher", inputs).write() as partial:
-        (partial / "config.json").write_text("{}")
+    make_teacher(folder)
     return folder
 
 
@@ -119,7 +97,7 @@ def test_draws_by_hand():
 
 @pytest.mark.parametrize("backbone", ["seq2seq", "nested"])
 def test_the_loss_is_the_teachers_cross_entropy_along_the_proposed_ids(root, backbone):
-    recommender, teacher = student(root, backbone), Teacher()
+    recommender, teacher = student(root, backbone), FakeTeacher()
     batch = next(sampler(root, backbone == "nested").batches(0))
     recommender.model.train()
     labelled = OnPolicyTeacher(recommender, teacher, width=4).relabel(batch)
@@ -159,18 +137,18 @@ def test_beams_of_the_ranker_are_rewarded_by_the_real_next_item(root):
 
 
 def test_the_engine_reads_as_many_items_as_its_prompts_hold():
-    teacher = Teacher()
+    teacher = FakeTeacher()
     histories, items = np.array([[1, 2, 3, 4, 5], [6, 7, -1, -1, -1]]), np.array([8, 9])
     EngineTeacher(teacher, batch_size=1).codeword_log_probs(histories, items)
     assert [call[0].tolist() for call in teacher.calls] == [[[3, 4, 5]], [[6, 7, -1]]]
 
 
 def test_the_cache_asks_once_and_forgets_the_oldest():
-    teacher = Teacher()
+    teacher = FakeTeacher()
     histories, items = np.array([[1, 2], [1, -1], [1, 2], [2, 1]]), np.array([3, 3, 3, 3])
     cached = CachedTeacher(teacher)
     first = cached.codeword_log_probs(histories, items)
-    np.testing.assert_array_equal(first, Teacher().codeword_log_probs(histories, items))
+    np.testing.assert_array_equal(first, FakeTeacher().codeword_log_probs(histories, items))
     assert len(teacher.calls) == 1 and len(teacher.calls[0][1]) == 3
     np.testing.assert_array_equal(cached.codeword_log_probs(histories[::-1], items), first[::-1])
     assert len(teacher.calls) == 1 and (cached.asked, cached.answered) == (8, 5)
@@ -192,7 +170,7 @@ def test_grpo_trains_a_ranker_without_labels_for_it(root, tmp_path):
 
 
 def test_the_command_asks_the_runs_teacher(root, tmp_path, monkeypatch):
-    teacher = Teacher()
+    teacher = FakeTeacher()
     monkeypatch.setattr(train, "open_teacher", lambda *_: teacher)
     options = {"backbone": "nested", "on_policy": 0.5, "scope": "trie"}
     first = run(root, tmp_path / "student", "distill", **options)
@@ -205,3 +183,16 @@ def test_the_command_asks_the_runs_teacher(root, tmp_path, monkeypatch):
         run(root, tmp_path / "all", "distill", **options | {"scope": "all"})
     with pytest.raises(UserError, match="not sasrec"):
         run(root, tmp_path / "sasrec", "distill", **options | {"backbone": "sasrec"})
+
+
+def test_an_interrupted_training_ends_as_an_unbroken_one(root, tmp_path, monkeypatch):
+    """Its answers are forgotten and asked for again."""
+    monkeypatch.setattr(train, "open_teacher", lambda *_: FakeTeacher())
+    options = {"backbone": "nested", "on_policy": 0.5, "list_loss": "grpo"}
+    whole = run(root, tmp_path / "whole", "dtr", **options)
+    for step, phase in ((3, "retriever"), (2, "ranker")):
+        with monkeypatch.context() as patch:
+            break_at(patch, step, phase)
+            with pytest.raises(BrokenOffError):
+                run(root, tmp_path / "broken", "dtr", **options)
+    assert run(root, tmp_path / "broken", "dtr", **options).fingerprint == whole.fingerprint

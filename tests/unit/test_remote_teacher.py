@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import uvicorn
-from student_shop import ITEMS, LEVELS, SIZE
-from unit.test_on_policy import CONFIG, Teacher, root, run, tiny  # noqa: F401 - root and tiny are fixtures
+from student_shop import ITEMS, LEVELS, SIZE, FakeTeacher
+from unit.test_on_policy import CONFIG, root, run, tiny  # noqa: F401 - root and tiny are fixtures
 
 from distill.runtime import artifacts
 from distill.runtime.errors import UserError
@@ -29,7 +29,7 @@ class Server:
     def __init__(self, facts, port=0):
         self.listener = listen("127.0.0.1", port)
         self.port = self.listener.getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(create_app(Teacher(), facts, ITEMS), log_level="error"))
+        self.server = uvicorn.Server(uvicorn.Config(create_app(FakeTeacher(), facts, ITEMS), log_level="error"))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
 
@@ -53,7 +53,7 @@ def server():
 def test_answers_are_the_teachers(server):
     teacher = RemoteTeacher(server.url)
     assert teacher.facts() == FACTS
-    expected = Teacher().codeword_log_probs(HISTORIES, TARGETS)
+    expected = FakeTeacher().codeword_log_probs(HISTORIES, TARGETS)
     np.testing.assert_array_equal(teacher.codeword_log_probs(HISTORIES, TARGETS), expected)
 
 
@@ -85,7 +85,7 @@ def test_a_server_that_comes_back_is_asked_again(caplog, monkeypatch):
     monkeypatch.setattr(remote, "time", type("Clock", (), {"sleep": staticmethod(sleep), "monotonic": time.monotonic}))
     answer = RemoteTeacher(f"http://127.0.0.1:{port}").codeword_log_probs(HISTORIES, TARGETS)
     started[0].stop()
-    np.testing.assert_array_equal(answer, Teacher().codeword_log_probs(HISTORIES, TARGETS))
+    np.testing.assert_array_equal(answer, FakeTeacher().codeword_log_probs(HISTORIES, TARGETS))
     with pytest.raises(UserError, match="The checkpoints stay"):
         RemoteTeacher(f"http://127.0.0.1:{port}", patience=0).codeword_log_probs(HISTORIES, TARGETS)
     with pytest.raises(UserError, match="Start it with scripts"):
