@@ -20,7 +20,7 @@ from student import train, trainer
 from student.config import Config
 from student.models import BACKBONES
 
-TRAININGS = [(variant, backbone, {}) for variant in ("distill", "dwr") for backbone in [*BACKBONES, "sasrec"]]
+TRAININGS = [("dwr", backbone, {}) for backbone in [*BACKBONES, "sasrec"]] + [("distill", "sasrec", {})]
 TRAININGS += [("tiger", "gru4rec", {})]
 TRAININGS += [("distill", "nested", {"on_policy": 0.5}), ("dtr", "nested", {"list_loss": "grpo"})]
 
