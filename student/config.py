@@ -28,10 +28,11 @@ from student.setrec_config import (
 )
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
-NEEDS_TEACHER, NEEDS_REFERENCE = (
-    ("listnet", "item_kl"),
-    ("dpo", "s_dpo", "grpo"),
-)  # ranking losses that read other scores too
+ListLoss = Literal[
+    "margin", "ranknet", "plackett_luce", "softmax_first", "listnet", "item_kl", "dpo", "s_dpo", "grpo"
+]  # fmt: skip
+NEEDS_TEACHER = ("listnet", "item_kl")  # ranking losses that read the teacher's scores of the candidates
+NEEDS_REFERENCE = ("dpo", "s_dpo", "grpo")  # ranking losses that compare with another model
 JOINT_VARIANTS = ("dwr", "dwr-smooth", "dwr-without-distill")  # one model learns to generate and to rank
 ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
@@ -217,10 +218,9 @@ class TeacherLossSettings:
     """λ of the ranking loss, equation (14)."""
     temperature_end: PositiveFloat | None = field(default=None, metadata=IF_CHANGED)
     """Temperature at the end of the training, to which it changes evenly (default: as at the start)."""
-    list_loss: Literal["margin", "ranknet", "plackett_luce", "softmax_first", "listnet", "item_kl", "dpo", "s_dpo"] = (
-        field(default="margin", metadata=IF_CHANGED)
-    )
-    """The ranking loss: equation (14), or another over the same candidates; see docs/objectives.md."""
+    list_loss: ListLoss = field(default="margin", metadata=IF_CHANGED)
+    """The ranking loss: equation (14), or another over the same candidates; grpo (of dtr's ranker) rewards the model's
+    own beams by the real next item. See docs/objectives.md."""
     list_scale: PositiveFloat = field(default=1.0, metadata=IF_CHANGED)
     """Multiplies M in the ranking losses other than margin, item_kl and grpo."""
     kl_weight: NonNegativeFloat = field(default=0.001, metadata=IF_CHANGED)

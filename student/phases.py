@@ -124,9 +124,7 @@ def build_student(
     def make_loss(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
         def compute(model: nn.Module, batch: Batch, done: float) -> Tensor:
             with_ranking = loss.rank and (loss.generative is None or done >= config.rank_from)
-            other = (
-                reference or recommender.model
-            )  # of dpo, s_dpo and grpo: dtr's ranker is compared with its retriever
+            other = reference or recommender.model  # dtr's ranker is compared with its retriever
             settings = anneal(config, done)
             if batch.on_policy and loss.own_beams:
                 batch = rewarded_beams(recommender, batch, config.candidates)

@@ -15,11 +15,13 @@ from distill import losses
 from distill.data.dataset import Dataset
 from distill.labels.store import LabelStore
 from distill.runtime import artifacts
+from distill.runtime.config import parse
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.forced import CachedTeacher, EngineTeacher
 from student import train
 from student.batches import BatchSampler
+from student.config import Config
 from student.objective import batch_loss
 from student.on_policy import OnPolicyTeacher, draw_items, rewarded_beams
 from student.recommender import Recommender
@@ -164,7 +166,9 @@ def test_the_cache_asks_once_and_forgets_the_oldest():
 
 
 def test_grpo_trains_a_ranker_without_labels_for_it(root, tmp_path):
-    run(root, tmp_path / "student", "dtr-smooth", list_loss="grpo", kl_weight=0.1, soft_labels=tmp_path / "none")
+    parsed = parse(Config, None, ["--list_loss", "grpo", "--kl_weight", "0.1"])
+    options = {"list_loss": parsed.list_loss, "kl_weight": parsed.kl_weight, "soft_labels": tmp_path / "none"}
+    run(root, tmp_path / "student", "dtr-smooth", **options)
     curve = json.loads((tmp_path / "student/curve.json").read_text())["ranker"]
     assert len(curve) == 1 and np.isfinite(curve[0]["loss"])
 
