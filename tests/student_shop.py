@@ -1,9 +1,11 @@
 """Shared by the tests of the students' training: a small shop with labels of a synthetic teacher."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from distill.data.dataset import Dataset, write_dataset
 from distill.labels.schema import write_index
@@ -44,6 +46,31 @@ def make_shop(root, lengths, seed=0, shards=3):
     inputs = [data, read(root / "semantic_ids", "semantic_ids")]
     with ArtifactJob("soft_labels", Nothing(), root / "soft_labels", inputs).write() as folder:
         write_labels(folder, examples, codes, candidates, scores, log_probs, shards=shards)
+
+
+def make_teacher(root):
+    """Write a teacher artifact that holds no model: `FakeTeacher` answers for it."""
+    inputs = [read(root / kind, kind) for kind in ("dataset", "semantic_ids")]
+    with ArtifactJob("teacher", Nothing(), root / "teacher", inputs).write() as partial:
+        (partial / "config.json").write_text("{}")
+
+
+class FakeTeacher:
+    """Answers with log-probabilities that depend on history and item alone, as an engine and as a `ForcedTeacher`."""
+
+    data = SimpleNamespace(max_history=3)
+
+    def __init__(self):
+        self.calls = []
+
+    def codeword_log_probs(self, histories, items):
+        self.calls.append((histories, items))
+        pairs = zip(histories, items, strict=True)
+        generators = [np.random.default_rng([*(history[history >= 0] + 1), item]) for history, item in pairs]
+        return np.stack([np.log(rng.dirichlet(np.ones(SIZE), LEVELS)) for rng in generators]).astype(np.float16)
+
+    def codeword_logprobs(self, histories, items):
+        return torch.from_numpy(self.codeword_log_probs(histories, items))
 
 
 def make_prior(root, name, teacher, keep=K, examples=slice(None), inputs=("dataset", "semantic_ids"), seed=5):

@@ -98,7 +98,7 @@ def error_columns(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"problem": str(error)}
     except Exception as error:
         if full_disk_reason(error) is not None:
-            return {"problem": f"a disk is full ({error})"}
+            return {"problem": f"A disk is full there ({error})."}
         return {"problem": repr(error), "traceback": traceback.format_exc()}
 
 

@@ -13,15 +13,16 @@ from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
+from student_shop import FakeTeacher
 
 from distill.runtime.config import leave
-from student import trainer
+from student import train, trainer
 from student.config import Config
 from student.models import BACKBONES
-from student.train import main
 
-TRAININGS = [(variant, backbone) for variant in ("distill", "dwr") for backbone in [*BACKBONES, "sasrec"]]
-TRAININGS += [("tiger", "gru4rec")]
+TRAININGS = [("dwr", backbone, {}) for backbone in [*BACKBONES, "sasrec"]] + [("distill", "sasrec", {})]
+TRAININGS += [("tiger", "gru4rec", {})]
+TRAININGS += [("distill", "nested", {"on_policy": 0.5}), ("dtr", "nested", {"list_loss": "grpo"})]
 
 
 def record(config: Config) -> list[tuple[float, float]]:
@@ -42,7 +43,7 @@ def record(config: Config) -> list[tuple[float, float]]:
         return norm
 
     with patch.object(trainer, "check_finite", record_loss), patch.object(Accelerator, "clip_grad_norm_", record_norm):
-        main(config)
+        train.main(config)
     return steps
 
 
@@ -50,9 +51,11 @@ def record_all(root: Path, config: Config) -> dict[str, list[tuple[float, float]
     """Record all of `TRAININGS`."""
     folder = root / f"recorded-{config.batch_size}-{config.accumulation}"
     recorded = {}
-    for variant, backbone in TRAININGS:
-        output = folder / f"{variant}-{backbone}"
-        recorded[f"{variant} {backbone}"] = record(replace(config, variant=variant, backbone=backbone, output=output))
+    for variant, backbone, changes in TRAININGS:
+        name = "-".join([variant, backbone, *changes])
+        changed = replace(config, variant=variant, backbone=backbone, output=folder / name, **changes)
+        with patch.object(train, "open_teacher", lambda *_: FakeTeacher()):
+            recorded[name] = record(changed)
     return recorded
 
 

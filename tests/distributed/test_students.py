@@ -18,7 +18,7 @@ import psutil
 import pytest
 from recorded import TRAININGS, record_all
 from safetensors.numpy import load_file
-from student_shop import ITEMS, K, make_shop
+from student_shop import ITEMS, K, make_shop, make_teacher
 from tiny_llms import NETWORKS, checkpoint
 
 from distill.runtime import artifacts
@@ -61,7 +61,8 @@ LAUNCHERS = {
     },
 }  # fmt: skip
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
-ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": PATHS}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,7 @@ def root(tmp_path_factory):
     """17 users: the last global batch of 8 is one row."""
     folder = tmp_path_factory.mktemp("shop")
     make_shop(folder, [4, 4, 5, 6, 9, 13, 4, 4, 7, 5, 6, 8, 5, 5, 12, 6, 4], shards=1)
+    make_teacher(folder)
     write_json(folder / "student.yaml", SETTINGS)  # JSON is YAML
     write_json(folder / "recorded.yaml", RECORDED)
     return folder

@@ -99,6 +99,20 @@ def close(a, b):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_first_layers_of_a_language_model(name, ids, tmp_path):
+    folder = checkpoint(tmp_path / "base", NETWORKS[name], ids.tokens())
+    plain = AutoModelForCausalLM.from_pretrained(folder, num_hidden_layers=1, dtype=torch.float64).eval()
+    model, codes, items = large.load(folder, ids, 20, layers=1).double(), histories([3, 2]), some_items(2, 4)
+    close(model(codes, items), naive_all(plain, codes, items))
+    rebuilt = large.Large(model.config).double()
+    rebuilt.load_state_dict(model.state_dict())
+    close(rebuilt.eval()(codes, items), naive_all(plain, codes, items))
+    with pytest.raises(UserError, match="--init_layers is 3"):
+        large.load(folder, ids, 20, layers=3)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("scope", ["level", "all"])
 def test_candidates_beside_one_history_equal_plain_passes(pair, scope):
     model, plain = pair

@@ -150,7 +150,7 @@ def test_problems_of_a_node_are_told_with_its_name(tmp_path):
         problem.value
     )
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(UserError, match="a disk is full"):
+    with pytest.raises(UserError, match="A disk is full there"):
         driver(partial(exporter, full)).export(job(tmp_path / "labels"))
     with pytest.raises(RuntimeError, match=r"(?s)failed:.*in label\n.*ZeroDivisionError: weights"):
         driver(partial(exporter, ZeroDivisionError("weights"))).export(job(tmp_path / "labels"))

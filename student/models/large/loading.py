@@ -26,6 +26,7 @@ def load(
     dropout: float = 0.0,
     checkpointing: bool = False,
     precision: str = "no",
+    layers: int = 0,
 ) -> Large:
     """Build a student from a language model.
 
@@ -36,6 +37,7 @@ def load(
         max_history: items of history that have to fit the model's window.
         lora_rank, dropout, checkpointing: see `LargeConfig`.
         precision: of the training; with LoRA the frozen weights are stored in it.
+        layers: keep so many layers, from the first; 0: all.
 
     Raises:
         UserError: no such checkpoint, codewords of another codebook, a window that is too short, or a model whose
@@ -43,6 +45,8 @@ def load(
     """
     stored = HALF_PRECISIONS.get(precision, torch.float32) if lora_rank else torch.float32
     base, tokenizer = read_checkpoint(folder, stored)
+    if layers:
+        keep_first_layers(base, layers, folder)
     table, base_head = base.get_input_embeddings(), base.get_output_embeddings()
     start = start_token(tokenizer, folder)
     check_window(base, max_history, ids.levels, folder)
@@ -83,6 +87,36 @@ def read_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     refusal = f"--init {folder} is no causal language model"
     tokenizer = models.load_tokenizer(folder, refusal, local_files_only=True)
     return models.load_model(folder, refusal, dtype=dtype, local_files_only=True).eval(), tokenizer
+
+
+def keep_first_layers(base: PreTrainedModel, layers: int, folder: Path) -> None:
+    """Drop all but the first layers of a language model (SLMRec: Xu et al., ICLR 2025, prunes its students so).
+
+    Args:
+        base: the model, changed in place.
+        layers: how many are kept.
+        folder: of the model, for the message.
+
+    Raises:
+        UserError: it has fewer, or keeps them in no single list.
+    """
+    config = base.config.get_text_config()
+    total = config.num_hidden_layers
+    if layers > total:
+        raise UserError(f"--init_layers is {layers}, and {folder} has {total} layers.")
+    lists = [
+        (parent, name)
+        for parent in base.base_model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == total
+    ]
+    if len(lists) != 1:
+        raise UserError(f"{folder} ({base.config.model_type}) keeps its layers in {len(lists)} lists, expected one.")
+    parent, name = lists[0]
+    setattr(parent, name, getattr(parent, name)[:layers])
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
