@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import warnings
@@ -38,6 +39,8 @@ def connect(address: str | None) -> Iterator[None]:
     ray = import_ray()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     check_address(address)
+    if address not in ("local", "auto"):
+        check_health(address)
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         with deadline(JOIN_SECONDS):
@@ -110,6 +113,26 @@ def check_address(address: str) -> None:
             f"No Ray cluster answers at {address} ({error}). Start its head with `ray start --head --port {port}`, or "
             "correct --ray_address."
         ) from None
+
+
+def check_health(address: str) -> None:
+    """Refuse an address where something listens that is no head of a Ray cluster of this version.
+
+    Another process asks, because it can be ended: Ray would wait for ever for a head that accepts and is silent.
+
+    Raises:
+        UserError: as above.
+    """
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        healthy = subprocess.run(command, capture_output=True, timeout=JOIN_SECONDS, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        healthy = False
+    if not healthy:
+        raise UserError(
+            f"What listens at {address} is no head of a Ray cluster, or it does not answer. Correct --ray_address, or "
+            "see `ray status` there."
+        )
 
 
 def silence(ray: Any) -> None:

@@ -292,3 +292,11 @@ def test_the_examples_for_clusters_are_well_formed():
     assert (
         cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] == "/runs"
     )
+
+
+def test_a_port_that_is_no_cluster(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "JOIN_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"What listens at {address} is no head of a Ray cluster"):
+            ray_cluster.check_health(address)
