@@ -11,7 +11,8 @@ from distill.runtime.errors import UserError
 from student.serving.app import ServerLimits, create_app
 from student.serving.batcher import Batcher
 from student.serving.events import EventStore
-from student.serving.models import Models, ServedStudent
+from student.serving.models import Models
+from student.serving.served_student import ServedStudent
 
 
 def serve(config: Any, api_key: str | None) -> None:
@@ -26,9 +27,10 @@ def serve(config: Any, api_key: str | None) -> None:
     """
     students = [ServedStudent.load(folder, config.dataset, config.device) for folder in config.student]
     store = EventStore(config.events) if config.events is not None else None
-    models = Models(students, store, config.dataset, config.device)
+    models = Models(students, store, config.dataset, config.device, config.counted_events)
     batcher = Batcher(config.window_ms / 1000, config.max_batch, config.max_waiting)
-    app = create_app(models, batcher, ServerLimits(config.timeout, api_key, config.max_body))
+    limits = ServerLimits(config.timeout, api_key, config.max_body, config.host, tuple(config.allowed_hosts))
+    app = create_app(models, batcher, limits)
     listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -15,19 +15,21 @@ from unit.test_restriction import item_model, with_memories
 
 from distill.baselines.counting import TransitionSettings, count_transitions
 from distill.runtime.errors import UserError
-from student.serving import models as served
 from student.serving.app import ServerLimits, create_app
 from student.serving.batcher import Batcher
-from student.serving.events import EventStore, GrowingMemory
-from student.serving.models import Catalogue, Models, ServedStudent
+from student.serving.catalogue import Catalogue
+from student.serving.events import EventStore, GrowingMemory, NewEvent
+from student.serving.models import Models
+from student.serving.served_student import ServedStudent
 from student.transition_memory import TransitionMemory
 
 IDS = [f"i{number}" for number in range(N_ITEMS)]
 CATEGORIES = ["Red, Small" if number % 3 == 0 else "Blue" for number in range(N_ITEMS)]
 
 
-def served_student(tmp_path, recommender, name="a"):
-    return ServedStudent(name, tmp_path / name, "f", recommender, Catalogue.of(IDS, IDS, CATEGORIES))
+def served_student(tmp_path, recommender, name="a", dataset="d"):
+    catalogue = Catalogue.of(IDS, IDS, CATEGORIES)
+    return ServedStudent(name, tmp_path / name, "f", recommender, catalogue, dataset)
 
 
 @contextlib.asynccontextmanager
@@ -38,7 +40,7 @@ async def client(models, batcher=None, limit=None):
         inner = inner.app
     async with inner.router.lifespan_context(inner):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://shop") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             yield http
 
 
@@ -160,7 +162,7 @@ def test_events_in_any_steps_are_counted_as_at_once(tmp_path):
         events = [(rng.choice(["a", "b"]), int(rng.integers(N_ITEMS))) for _ in range(size)]
         for user, item in events:
             numbers[user].append(item)
-        store.append([(str(user), f"i{item}") for user, item in events])
+        store.append([NewEvent(str(user), f"i{item}") for user, item in events])
         growing.read(store)
     expected = counted([np.array(sequence) for sequence in numbers.values()], rule)
     np.testing.assert_allclose(growing.memory.counts.toarray(), expected.toarray(), atol=1e-9)
@@ -179,7 +181,7 @@ def test_events_reach_the_lists(tmp_path):
         ("/v1/events", {"events": events}),
         ("/v1/events", {"events": [*events, {"user_id": "u", "item_id": "?"}]}),
     )
-    assert stored.json() == {"stored": 2, "last_event": 2}
+    assert stored.json() == {"stored": 2, "repeated": 0, "last_event": 2}
     assert refused.status_code == 422
     assert models.grow() == 2
     assert models.get(None).recommender.transition_memory.counts[1, 17] == pytest.approx(before + 1)
@@ -192,7 +194,7 @@ def test_a_student_that_fails_its_check_is_refused_and_the_old_one_goes_on(tmp_p
     broken.model.head.data.fill_(float("nan"))
     recommend, reload = ("/v1/recommend", {"histories": [["i1"]]}), ("/v1/admin/reload", {})
     loaded = iter([served_student(tmp_path, broken), served_student(tmp_path, good)])
-    monkeypatch.setattr(served.ServedStudent, "load", staticmethod(lambda *args: next(loaded)))
+    monkeypatch.setattr(ServedStudent, "load", staticmethod(lambda *args: next(loaded)))
     first, refused, second, swapped, third = ask(models, recommend, reload, recommend, reload, recommend)
     assert refused.status_code == 422 and "NaN" in refused.json()["error"]
     assert second.json() == first.json()
