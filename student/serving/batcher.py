@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import contextlib
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -83,7 +83,7 @@ class Batcher:
         self.batches = self.queries = 0
         self._expected = 1
         self._waiting: list[_Waiting] = []
-        self._arrived = asyncio.Event()
+        self._arrived, self._enough = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.Task | None = None
 
     @property
@@ -114,6 +114,8 @@ class Batcher:
         entries = [_Waiting(job, loop.create_future()) for job in jobs]
         self._waiting += entries
         self._arrived.set()
+        if self.waiting >= self._expected:
+            self._enough.set()
         try:
             return list(await asyncio.gather(*(entry.answer for entry in entries)))
         finally:
@@ -145,9 +147,10 @@ class Batcher:
             self._expected = min(self.max_batch, len(batch) + self.waiting)
 
     async def _wait_for_others(self) -> None:
-        end = time.monotonic() + self.window
-        while self.waiting < self._expected and (left := end - time.monotonic()) > 0:
-            await asyncio.sleep(min(self.window / 4, left))
+        if self.window and self.waiting < self._expected:
+            self._enough.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._enough.wait(), self.window)
 
     def _take(self) -> list[_Waiting]:
         """Take the job that waits longest, and those of its key whose lengths are nearest."""

@@ -8,13 +8,19 @@ import time
 import httpx
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from student_shop import ITEMS, Nothing, make_shop
 from unit.test_recommender import N_ITEMS, shop
 from unit.test_restriction import item_model, with_memories
+from unit.test_setrec import model_of as setrec
 
 from distill.baselines.counting import TransitionSettings, count_transitions
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
+from student.item_recommender import ItemRecommender
 from student.serving.app import ServerLimits, create_app
 from student.serving.batcher import Batcher
 from student.serving.catalogue import Catalogue
@@ -93,6 +99,28 @@ def test_shares_sum_to_one_and_similar_leaves_the_item_out(tmp_path):
         assert sum(item["shares"].values()) == pytest.approx(1)
     assert similar.json()["by"] == "content"
     assert {item["item_id"] for item in similar.json()["items"]} == set(IDS) - {"i3"}
+
+
+def test_a_setrec_is_served_from_its_folder(tmp_path):
+    make_shop(tmp_path, [4, 4])
+    network, data = setrec("causal", n_items=ITEMS, beta=0.8), artifacts.read(tmp_path / "dataset", "dataset")
+    with ArtifactJob("baseline", Nothing(), tmp_path / "baselines/setrec", [data]).write() as folder:
+        ItemRecommender(network, {"network": "setrec", "exclude_bought": True}).save_pretrained(folder)
+    student = ServedStudent.load(tmp_path / "baselines/setrec", None, "cpu")
+    assert student.dataset == data.fingerprint
+    ranked, similar, explained = ask(
+        Models([student], None),
+        ("/v1/recommend", {"histories": [["i1"]], "filter": {"items": ["i2", "i5"]}}),
+        ("/v1/similar", {"item": "i3", "k": 5}),
+        ("/v1/explain", {"histories": [["i1"]], "k": 3}),
+    )
+    assert {item["item_id"] for item in ranked.json()["lists"][0]} == {"i2", "i5"}
+    tokens = network.catalogue()
+    vectors = torch.cat([weight**0.5 * tokens[:, k] for k, weight in enumerate((0.2, 0.8, 0.8))], dim=1)  # β is 0.8
+    cosines = torch.nn.functional.cosine_similarity(vectors, vectors[3:4])
+    expected = [f"i{item}" for item in cosines.argsort(descending=True).tolist() if item != 3]
+    assert [item["item_id"] for item in similar.json()["items"]] == expected[:5]
+    assert explained.json()["beams"] is None and len(explained.json()["lists"][0]) == 3
 
 
 def test_concurrent_requests_share_batches_and_get_the_same_lists(tmp_path):
