@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 
@@ -207,7 +207,7 @@ def _add_status(app: FastAPI, models: Models, batcher: Batcher, metrics: Metrics
             raise HTTPException(503, "The queue is full.")
         return {"status": "ready"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """Show the figures for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
@@ -222,10 +222,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 
 def _answer_mistakes(app: FastAPI) -> None:
-    def problem(status: int, message: str, **headers: str) -> JSONResponse:
-        return JSONResponse(
-            {"error": message}, status, {name.replace("_", "-"): text for name, text in headers.items()}
-        )
+    def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        return JSONResponse({"error": message}, status, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -239,11 +237,13 @@ def _answer_mistakes(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail))
+        if error.status_code == 400:  # FastAPI's answer to bytes that are no text
+            return problem(422, "Expected a body of JSON in UTF-8.")
+        return problem(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Overloaded)
     async def overloaded(request: Request, error: Overloaded) -> JSONResponse:
-        return problem(429, "Too many requests wait; ask again in a second.", Retry_After="1")
+        return problem(429, "Too many requests wait; ask again in a second.", {"Retry-After": "1"})
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, error: TimeoutError) -> JSONResponse:

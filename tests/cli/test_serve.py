@@ -118,10 +118,12 @@ def test_a_folder_without_a_student_is_one_message(tmp_path):
 
 def test_the_images_command_parses():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
-    entry, command = (
-        json.loads(line.split(" ", 1)[1]) for word in ("ENTRYPOINT", "CMD") for line in lines if line.startswith(word)
+    (entry,) = (json.loads(line.split(" ", 1)[1]) for line in lines if line.startswith("ENTRYPOINT"))
+    assert entry[:2] == ["python", "scripts/serve.py"]
+    config = parse(Config, argv=[*entry[2:], "--device", "cuda", "--allowed_hosts", "shop.example,www.shop.example"])
+    assert (config.host, config.student, config.events) == (
+        "0.0.0.0",
+        [Path("/student")],
+        Path("/events/events.sqlite"),
     )
-    assert entry == ["python", "scripts/serve.py"]
-    config = parse(Config, argv=command)
-    assert config.host == "0.0.0.0"
-    assert config.student == [Path("/student")]
+    assert (config.device, config.allowed_hosts) == ("cuda", ["shop.example", "www.shop.example"])

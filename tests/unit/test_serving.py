@@ -258,6 +258,28 @@ VALUES = JSON | st.just([["i1"]]) | st.just([{"user_id": "\ud800", "item_id": "i
 PATHS = ("/v1/recommend", "/v1/explain", "/v1/similar", "/v1/events", "/v1/admin/reload")
 
 
+def test_mistakes_of_http_are_answered_in_json(tmp_path):
+    models = Models([served_student(tmp_path, shop())], None)
+
+    async def session():
+        async with client(models) as http:
+            headers = {"content-type": "application/json"}
+            return [
+                await http.post("/v1/recommend", content=b"\xff", headers=headers),
+                await http.post(
+                    "/v1/admin/reload", content=b"{}", headers={"content-type": "text/plain"}
+                ),  # a foreign page's
+                await http.get("/v1/recommend"),
+                await http.get("/v2"),
+            ]
+
+    undecodable, text, method, path = asyncio.run(session())
+    assert (undecodable.status_code, undecodable.json()) == (422, {"error": "Expected a body of JSON in UTF-8."})
+    assert text.status_code == 422
+    assert (method.status_code, method.headers["allow"]) == (405, "POST")
+    assert (path.status_code, path.json()) == (404, {"error": "Not Found"})
+
+
 def test_no_malformed_request_is_a_5xx(tmp_path):
     store = EventStore(tmp_path / "events.sqlite")
     models = Models([served_student(tmp_path, with_memories(shop()))], store)
