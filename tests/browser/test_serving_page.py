@@ -94,7 +94,7 @@ def test_a_history_by_clicking_gives_two_lists(chromium, address, tmp_path):  # 
     plain, mixed = result["systems"]
     assert plain.startswith("tiny\n") and "codewords" in plain and "Why" not in plain
     assert mixed.startswith("tiny+memory\n") and re.search(r"Why: model \d+%, counter \d+%, content \d+%", mixed)
-    steps = r"codewords \d+ \([\d.]+%\) → \d+ \([\d.]+%\) → \d+ \([\d.]+%\)"
+    steps = r"codewords \d+ \(<?[\d.]+%\) → \d+ \(<?[\d.]+%\) → \d+ \(<?[\d.]+%\)"
     assert len(re.findall(steps, plain)) == 10  # every item of a list without memories came from a beam
     assert result["tree_focused"]
     ranks = [int(rank) for rank in re.findall(r"(\d+)\. i\d+", result["tree"])]
