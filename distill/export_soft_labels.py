@@ -9,7 +9,6 @@ takes shards that no other process has, and the one that finishes the last shard
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -103,6 +102,7 @@ def open_item_model(network: Artifact, dataset: Dataset, config: Config) -> Item
     Raises:
         UserError: it is of another catalogue.
     """
+    from distill.runtime.devices import choose_device
     from distill.teachers.item_teacher import ScoreTeacher
     from student.item_recommender import ItemRecommender
 
@@ -114,32 +114,11 @@ def open_item_model(network: Artifact, dataset: Dataset, config: Config) -> Item
     return ScoreTeacher(score, recommender.facts["network"], config.item_temperature)
 
 
-def choose_device(device: str) -> str:
-    """Choose this process's device."""
-    import torch
-
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
-
-
 def open_engine(settings: EngineSettings, dataset: Dataset, ids: SemanticIDs, teacher: Artifact) -> Engine:
     """Load a teacher into its engine: the one place where distill/ imports teacher/."""
-    if settings.engine == "vllm":
-        from teacher.engines.vllm import VLLMEngine  # an extra
+    from teacher.engines import opening
 
-        return VLLMEngine.load(
-            teacher.folder,
-            dataset,
-            ids,
-            settings.dtype,
-            tensor_parallel_size=settings.tensor_parallel_size,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            kv_cache_gb=settings.kv_cache_gb,
-            max_num_seqs=settings.max_num_seqs,
-        )
-    from teacher.engines.hf import HFEngine
-
-    return HFEngine.load(teacher.folder, dataset, ids, choose_device(settings.device), settings.dtype)
+    return opening.open_engine(settings, dataset, ids, teacher.folder)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The losses of the students (paper 3.1 and 3.2): pure functions of tensors.
 
 `log_probs` [..., levels, V] are the student's, after log-softmax over the codewords: V is the codebook size of a level
-(scope "level"), or the codewords of all levels (scope "all"). `targets` [..., levels] index the same V. Every loss is
-averaged over the levels (the positions of the equations) and returned for each example [...], so that the caller can
-weight examples.
+(scope "level" or "trie"), or the codewords of all levels (scope "all"). `targets` [..., levels] index the same V. Every
+loss is averaged over the levels (the positions of the equations) and returned for each example [...], so that the
+caller can weight examples.
 """
 
 from __future__ import annotations
@@ -25,20 +25,27 @@ def nll(log_probs: Tensor, targets: Tensor) -> Tensor:
     return -log_probs.gather(-1, targets[..., None]).squeeze(-1).mean(-1)
 
 
-def smooth(log_probs: Tensor, targets: Tensor, xi: float = 0.1) -> Tensor:
+def smooth(log_probs: Tensor, targets: Tensor, xi: float = 0.1, allowed: Tensor | None = None) -> Tensor:
     """Compute label smoothing, equations (9), (10): weight 1 − ξ on the target codeword, ξ / (V − 1) on every other.
 
     Args:
         log_probs: [..., levels, V].
         targets: the target's codewords [..., levels].
         xi: ξ, the weight of all other codewords together.
+        allowed: bool, the codewords of the softmax, the target's among them [..., levels, V]; V is their number then.
+            None: all.
 
     Returns:
         [...].
     """
-    other_weight = xi / (log_probs.shape[-1] - 1)
-    all_codewords = -log_probs.sum(-1).mean(-1)
-    return (1 - xi - other_weight) * nll(log_probs, targets) + other_weight * all_codewords
+    if allowed is None:
+        other_weight = xi / (log_probs.shape[-1] - 1)
+        all_codewords = -log_probs.sum(-1).mean(-1)
+        return (1 - xi - other_weight) * nll(log_probs, targets) + other_weight * all_codewords
+    target = -log_probs.gather(-1, targets[..., None]).squeeze(-1)
+    others = torch.where(allowed, -log_probs, 0).sum(-1) - target
+    count = (allowed.sum(-1) - 1).clamp(min=1)
+    return ((1 - xi) * target + xi * others / count).mean(-1)
 
 
 def distill(
@@ -63,6 +70,28 @@ def distill(
     weights = torch.softmax(teacher_log_probs.float() / temperature, dim=-1)
     soft = -(weights * log_probs).sum(-1).mean(-1)
     return soft if not alpha else (1 - alpha) * soft + alpha * nll(log_probs, targets)
+
+
+def prefix(log_probs: Tensor, targets: Tensor, focus: float = 0.0) -> Tensor:
+    """Compute the loss of the target's prefixes, which beams must keep: Σ_t w_t · L_t (APAO: Yu et al., 2026).
+
+    L_t = −(1/t) log P(first t codewords), t from 1 to levels − 1, and w_t ∝ L_t · exp(focus · L_t), without gradients:
+    the likelier a prefix is to be pruned, the more it weighs. The authors' code takes the weights from the means over a
+    batch; here each example has its own, so that the loss does not depend on how a batch is split.
+
+    Args:
+        log_probs: [..., levels, V], at least two levels.
+        targets: the target's codewords [..., levels].
+        focus: η of the paper, from 0.
+
+    Returns:
+        [...].
+    """
+    of_codewords = -log_probs.gather(-1, targets[..., None]).squeeze(-1)[..., :-1]
+    prefixes = of_codewords.cumsum(-1) / torch.arange(1, of_codewords.shape[-1] + 1, device=log_probs.device)
+    known = prefixes.detach()
+    weights = torch.softmax(known.clamp(min=torch.finfo(known.dtype).tiny).log() + focus * known, dim=-1)
+    return (weights * prefixes).sum(-1)
 
 
 def reference_rank(scores: Tensor) -> Tensor:

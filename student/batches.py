@@ -35,7 +35,7 @@ from student.layout import (
     shard_rows,
 )
 from student.pseudo_ids import PseudoIDs
-from student.ranked_lists import ExampleIndex, PriorLists, pick_target, reference_ranks
+from student.ranked_lists import ExampleIndex, PriorLists, pick_target, plain_scores, reference_ranks
 from student.variants import Loss
 
 
@@ -52,6 +52,7 @@ class GlobalBatch:
         weights, rank_weights: of the generative and of the ranking loss [n]; `total`, `rank_total`: their sums.
         draws: random numbers in [0, 1) [n].
         pseudo_ids: codewords of the candidates where these are no items [n, k, levels].
+        on_policy: whether the student's own items are learnt, after one prefix of each row; weights are 0 elsewhere.
     """
 
     sequences: np.ndarray
@@ -66,6 +67,7 @@ class GlobalBatch:
     rank_total: float
     draws: np.ndarray
     pseudo_ids: np.ndarray | None
+    on_policy: bool
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class Batch:
         sequences: item numbers, padded with PAD on the right [rows, items].
         rows, places: the row of each example, and the items there before its target [n].
         targets: item numbers [n].
-        label_invalid: whether the sequence is reversed, so that the labels are of another target and only the item
-            itself is trained [n].
+        label_invalid: whether only the item itself is trained [n]: the sequence is reversed, so that the labels are of
+            another target, or a plain teacher knows the target as well.
         weights: of the generative loss [n]; `total`: their sum in the whole global batch.
         rank_weights: of the ranking loss, 0 where it is left out [n]; `rank_total`: their sum in the global batch.
         ranked_examples: in one pass, the examples of each row whose candidates are ranked, as numbers in this batch,
@@ -85,7 +87,11 @@ class Batch:
         count: examples in the whole global batch.
         last: whether the optimiser step follows.
         one_pass: whether sequences hold the targets.
+        on_policy: whether the student's own items are yet to come, with log-probabilities or rewards
+            (student/on_policy.py).
+        draws: random numbers in [0, 1), where on_policy [n].
         candidates: item numbers, the reference first, PAD for none [n, k].
+        candidate_scores: the teacher's log P(v|S) of the candidates, −∞ for none [n, k].
         pseudo_ids: codewords of candidates that are no items, in place of `candidates`, the reference first
             [n, k, levels].
         log_probs: the teacher's, float16 [n, levels, V].
@@ -104,7 +110,10 @@ class Batch:
     count: int
     last: bool
     one_pass: bool
+    on_policy: bool = False
+    draws: Tensor | None = None
     candidates: Tensor | None = None
+    candidate_scores: Tensor | None = None
     pseudo_ids: Tensor | None = None
     log_probs: Tensor | None = None
 
@@ -134,6 +143,7 @@ class BatchSampler:
         process, processes: number of this process, and how many there are.
         prior: labels whose candidates are ranked in place of the store's, or pseudo-IDs (`loss.pseudo`); all else
             stays the store's (Appendix B).
+        plain: labels of a plain teacher; where it knows the target as well, only the target is learnt.
 
     Attributes:
         total: examples per epoch, on all processes.
@@ -153,6 +163,7 @@ class BatchSampler:
         process: int = 0,
         processes: int = 1,
         prior: LabelStore | PseudoIDs | None = None,
+        plain: LabelStore | None = None,
     ):
         self.dataset, self.store, self.loss, self.one_pass, self.settings = dataset, store, loss, one_pass, settings
         self.process, self.processes = process, processes
@@ -161,9 +172,10 @@ class BatchSampler:
         check_labels(store, self.total)
         self.pseudo_ids = prior if loss.pseudo else None
         self.prior = None
-        if loss.rank and not loss.pseudo:
+        if loss.ranks_labels:
             check_candidates(prior or store, settings.candidates)
             self.prior = PriorLists(prior, store, self.index, settings.candidates) if prior else None
+        self.plain = plain_scores(plain, store, self.index) if plain and store else None
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Yield this process's parts of an epoch's global batches, without the first `skip` of these.
@@ -184,6 +196,8 @@ class BatchSampler:
                     continue
                 rng = np.random.default_rng([settings.seed, epoch, number, 1])
                 global_batch = self._global_batch(block, layout, self.index.targets[examples], label_rows, group, rng)
+                if self._is_on_policy(epoch, number):
+                    global_batch = self._own_prefixes(global_batch, len(group), rng)
                 shares = shard_rows(np.arange(len(group)), self.process, self.processes, settings.accumulation)
                 for step, rows in enumerate(shares):
                     yield self._local_batch(block, global_batch, rows, last=step == len(shares) - 1)
@@ -228,6 +242,9 @@ class BatchSampler:
                 sequences = drop_items(sequences, settings.drop_items, rng)
                 places = (sequences != PAD).sum(1)
         label_rows = label_rows[examples]
+        if block is not None and self.plain is not None:
+            known = self.plain[self._examples(block, label_rows)] >= block.scores(label_rows)[:, 0]
+            label_invalid = label_invalid | known
         weights, rank_weights = self._weights(block, label_rows, label_invalid)
         rank_total = float(rank_weights.sum())
         if self.one_pass and settings.rank_positions == "one":
@@ -236,7 +253,24 @@ class BatchSampler:
         pseudo_ids = self.pseudo_ids.draw(targets, rng) if self.pseudo_ids else None
         return GlobalBatch(
             sequences, rows, places, targets, label_rows, label_invalid,
-            weights, float(weights.sum()), rank_weights, rank_total, draws, pseudo_ids,
+            weights, float(weights.sum()), rank_weights, rank_total, draws, pseudo_ids, on_policy=False,
+        )  # fmt: skip
+
+    def _is_on_policy(self, epoch: int, number: int) -> bool:
+        """Draw whether a global batch learns from the student's own items."""
+        share = self.settings.on_policy if self.loss.generative == "distill" else float(self.loss.own_beams)
+        return share > 0 and np.random.default_rng([self.settings.seed, epoch, number, 2]).random() < share
+
+    def _own_prefixes(self, batch: GlobalBatch, n_rows: int, rng: np.random.Generator) -> GlobalBatch:
+        """Choose where the student proposes an item: in one pass at one place of each row, otherwise at all."""
+        weights = np.ones(len(batch.rows))
+        if self.one_pass:
+            weights = sample_position(batch.rows, weights, n_rows, rng)
+        valid, total = np.zeros(len(batch.rows), dtype=bool), float(weights.sum())
+        ranked = (weights, total) if self.loss.own_beams else (np.zeros(len(batch.rows)), 0.0)
+        return replace(
+            batch, weights=weights, total=total, label_invalid=valid, rank_weights=ranked[0], rank_total=ranked[1],
+            on_policy=True,
         )  # fmt: skip
 
     def _weights(
@@ -263,11 +297,13 @@ class BatchSampler:
             return reference_ranks(block.scores(label_rows), self.settings.candidates)
         return self.prior.ranks[self._examples(block, label_rows)]
 
-    def _candidates(self, block: LabelBlock, label_rows: np.ndarray) -> np.ndarray:
-        """Return the candidates that are ranked, best first [n, k]."""
+    def _candidates(self, block: LabelBlock, label_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the candidates that are ranked, best first, and the log P(v|S) of their teacher; both [n, k]."""
+        k = self.settings.candidates
         if self.prior is None:
-            return block.candidates(label_rows)[:, : self.settings.candidates].astype(np.int64)
-        return self.prior.candidates[self._examples(block, label_rows)].astype(np.int64)
+            return block.candidates(label_rows)[:, :k].astype(np.int64), block.scores(label_rows)[:, :k]
+        examples = self._examples(block, label_rows)
+        return self.prior.candidates[examples].astype(np.int64), self.prior.scores[examples]
 
     def _examples(self, block: LabelBlock, label_rows: np.ndarray) -> np.ndarray:
         """Look up the numbers of labelled examples among the training examples [n]."""
@@ -276,6 +312,8 @@ class BatchSampler:
 
     def _local_batch(self, block: LabelBlock | None, global_batch: GlobalBatch, rows: np.ndarray, last: bool) -> Batch:
         """Cut some rows out of a global batch; without rows, take the first with weight 0."""
+        if global_batch.on_policy:
+            return self._own_batch(global_batch, rows, last)
         factor = 1.0 if len(rows) else 0.0
         rows = rows if len(rows) else np.arange(1)
         row_number = np.full(len(global_batch.sequences), PAD)
@@ -297,8 +335,8 @@ class BatchSampler:
             "ranked_examples": group_by_row(local_rows, rank_weights, len(rows)) if has_ranked else None,
         }
         if block is not None:
-            if self.loss.rank and not self.loss.pseudo:
-                arrays["candidates"] = self._candidates(block, label_rows)
+            if self.loss.ranks_labels:
+                arrays["candidates"], arrays["candidate_scores"] = self._candidates(block, label_rows)
             if self.loss.generative == "distill":
                 arrays["log_probs"] = block.log_probs(label_rows)
             if self.loss.target != "ref":
@@ -306,6 +344,29 @@ class BatchSampler:
         tensors = {name: None if value is None else torch.from_numpy(value) for name, value in arrays.items()}
         sums = {"total": global_batch.total, "rank_total": global_batch.rank_total, "count": len(global_batch.targets)}
         return Batch(**tensors, **sums, last=last, one_pass=self.one_pass)
+
+    def _own_batch(self, global_batch: GlobalBatch, rows: np.ndarray, last: bool) -> Batch:
+        """Cut the prefixes of some rows out of a global batch; without any, take the first with weight 0."""
+        chosen = np.flatnonzero(np.isin(global_batch.rows, rows) & (global_batch.weights > 0))
+        factor = 1.0 if len(chosen) else 0.0
+        chosen = chosen if len(chosen) else np.arange(1)
+        places, sequences = global_batch.places[chosen], global_batch.sequences[global_batch.rows[chosen]]
+        before = np.arange(max(1, places.max())) < places[:, None]
+        arrays = {
+            "sequences": np.where(before, sequences[:, : before.shape[1]], PAD),
+            "rows": np.arange(len(chosen)),
+            "places": places,
+            "targets": global_batch.targets[chosen],
+            "label_invalid": global_batch.label_invalid[chosen],
+            "weights": (global_batch.weights[chosen] * factor).astype(np.float32),
+            "rank_weights": (global_batch.rank_weights[chosen] * factor).astype(np.float32),
+            "draws": global_batch.draws[chosen],
+        }
+        tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        return Batch(
+            **tensors, total=global_batch.total, rank_total=global_batch.rank_total, ranked_examples=None,
+            count=len(global_batch.targets), last=last, one_pass=False, on_policy=True,
+        )  # fmt: skip
 
 
 def check_labels(store: LabelStore | None, total: int) -> None:
@@ -343,8 +404,8 @@ def check_scope(store: LabelStore | None, loss: Loss, scope: str) -> None:
     Raises:
         UserError: names the labels.
     """
-    if loss.generative == "distill" and store.scope == "all" and scope == "level":
+    if loss.generative == "distill" and store.scope == "all" and scope != "all":
         raise UserError(
-            f"{store.artifact.folder} has distributions over all levels' codewords, --scope level asks for each "
+            f"{store.artifact.folder} has distributions over all levels' codewords, --scope {scope} asks for each "
             "level's own; train with --scope all, or export with --scope level."
         )

@@ -28,6 +28,11 @@ from student.setrec_config import (
 )
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
+NEEDS_TEACHER, NEEDS_REFERENCE = (
+    ("listnet", "item_kl"),
+    ("dpo", "s_dpo", "grpo"),
+)  # ranking losses that read other scores too
+JOINT_VARIANTS = ("dwr", "dwr-smooth", "dwr-without-distill")  # one model learns to generate and to rank
 ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 Precision = Literal["auto", "float32", "bfloat16"]  # of a trained student's matrix products
@@ -167,7 +172,24 @@ class LabelSettings:
 
 
 @dataclass(frozen=True)
-class SamplerSettings(BatchSettings, AugmentationSettings, LabelSettings):
+class OnPolicySettings:
+    """Distillation along the student's own IDs; the teacher is asked during the training."""
+
+    on_policy: ClosedUnitInterval = field(default=0.0, metadata=IF_CHANGED)
+    """λ, share of the batches in which DISTILL learns the teacher's distributions along IDs that the student proposes,
+    at one place of each sequence; the others learn the soft labels. See docs/objectives.md."""
+    on_policy_width: PositiveInt = field(default=8, metadata=IF_CHANGED)
+    """Beams of the student, of which one is drawn by its probability."""
+    teacher: Path | None = None
+    """The teacher that is asked, in this process (default: RUN/teacher); read only with on_policy."""
+    teacher_url: str | None = field(default=None, metadata={"identity": False})
+    """Ask a teacher behind scripts/serve_teacher.py instead, such as http://127.0.0.1:8001."""
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata=IF_CHANGED)
+    """Precision of its weights."""
+
+
+@dataclass(frozen=True)
+class SamplerSettings(BatchSettings, AugmentationSettings, LabelSettings, OnPolicySettings):
     """All that decides which batches are trained."""
 
     one_pass: bool = True
@@ -191,24 +213,31 @@ class TeacherLossSettings:
     losses over the teacher's candidates."""
     margin: float = 0.001
     """λ of the ranking loss, equation (14)."""
-    list_loss: Literal["margin", "ranknet", "plackett_luce", "softmax_first"] = field(
-        default="margin", metadata=IF_CHANGED
+    temperature_end: PositiveFloat | None = field(default=None, metadata=IF_CHANGED)
+    """Temperature at the end of the training, to which it changes evenly (default: as at the start)."""
+    list_loss: Literal["margin", "ranknet", "plackett_luce", "softmax_first", "listnet", "item_kl", "dpo", "s_dpo"] = (
+        field(default="margin", metadata=IF_CHANGED)
     )
     """The ranking loss: equation (14), or another over the same candidates; see docs/objectives.md."""
     list_scale: PositiveFloat = field(default=1.0, metadata=IF_CHANGED)
-    """Multiplies M in the ranking losses other than margin."""
+    """Multiplies M in the ranking losses other than margin, item_kl and grpo."""
+    kl_weight: NonNegativeFloat = field(default=0.001, metadata=IF_CHANGED)
+    """β of grpo, weight of the divergence from the retriever."""
 
 
 @dataclass(frozen=True)
 class LossSettings(TeacherLossSettings):
     """Losses over codewords."""
 
-    scope: Literal["level", "all"] = "level"
-    """Softmax over the level's codewords, or over all levels'."""
+    scope: Literal["level", "all", "trie"] = "level"
+    """Softmax over the level's codewords, over all levels', or over the codewords that continue some item's ID (the
+    trie's children), in training as in the search. With trie, ranking losses are trained prefix by prefix."""
     xi: ClosedUnitInterval = 0.1
     """ξ of label smoothing, equation (10)."""
     alpha: ClosedUnitInterval = 0.0
     """Share of the hard label in DISTILL's weights."""
+    alpha_end: ClosedUnitInterval | None = field(default=None, metadata=IF_CHANGED)
+    """Share of the hard label at the end of the training, to which it changes evenly (default: as at the start)."""
     divergence: Literal[
         "forward_kl", "reverse_kl", "jensen_shannon", "skewed_kl", "skewed_reverse_kl", "total_variation"
     ] = field(default="forward_kl", metadata=IF_CHANGED)
@@ -219,6 +248,11 @@ class LossSettings(TeacherLossSettings):
     """α of the skewed divergences."""
     eta: float = 1.0
     """η, length exponent of M."""
+    prefix_weight: NonNegativeFloat = field(default=0.0, metadata=IF_CHANGED)
+    """Weight of the loss of the target's prefixes, which beams must not prune (APAO), beside equations (8), (9) and
+    (11)."""
+    prefix_focus: NonNegativeFloat = field(default=0.0, metadata=IF_CHANGED)
+    """How much it favours the least likely prefixes."""
     rank_from: ClosedUnitInterval = 0.0
     """Share of the training before the ranking loss joins a generative one (paper: 0). Early in the
     training the student cannot tell the candidates apart yet, so the loss costs time and helps little."""
@@ -281,6 +315,11 @@ class Config(
     distributions."""
     prior_labels: Path | None = None
     """The second set of labels (default: RUN/soft_labels-PRIOR)."""
+    plain_labels: Path | None = None
+    """Selective distillation: labels of a plain teacher, such as transition counts. Where it gives the real next item
+    at least the teacher's probability, the student learns that item (equation 8), no distribution and no order."""
+    reference: Path | None = field(default=None, metadata=IF_CHANGED)
+    """list_loss dpo, s_dpo and grpo: the finished student that is compared with (default, for dtr: its retriever)."""
     ranker_epochs: PositiveInt = 5
     """Passes of dtr's ranker phase."""
     ranker_lr: PositiveFloat = 5e-4
@@ -348,10 +387,39 @@ def check(config: Config) -> None:
         raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
     if config.candidates < 2:
         raise UserError(f"--candidates is {config.candidates}; it must be at least 2.")
+    check_list_loss(config)
+    if config.on_policy and config.scope == "all":
+        raise UserError(
+            "--on_policy asks the teacher for each level's codewords; it needs semantic IDs and --scope level or trie."
+        )
     if config.prior not in LABELLED_PRIORS and config.prior_labels:
         raise UserError("--prior_labels needs its --prior: distance, statistics or mixture.")
     if config.seeds is not None and len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"--seeds {config.seeds} names a seed twice.")
+
+
+def check_list_loss(config: Config) -> None:
+    """Refuse ranking losses that lack what they compare with, and pseudo-IDs outside the trie.
+
+    Raises:
+        UserError: names the setting and what it needs.
+    """
+    needs_reference = config.list_loss in NEEDS_REFERENCE
+    if config.reference and not needs_reference:
+        raise UserError(f"--reference is for --list_loss {', '.join(NEEDS_REFERENCE)}, not {config.list_loss}.")
+    if config.list_loss == "grpo" and config.variant not in ("dtr", "dtr-smooth"):
+        raise UserError(f"--list_loss grpo starts from a trained retriever: --variant dtr, not {config.variant}.")
+    joint = config.variant in JOINT_VARIANTS or config.labels == "rank"
+    if needs_reference and joint and not config.reference:
+        raise UserError(
+            f"--list_loss {config.list_loss} compares with a finished student: give --reference STUDENT, or take "
+            "--variant dtr, whose ranker is compared with its retriever."
+        )
+    if config.prior != "teacher" and config.list_loss == "grpo":
+        raise UserError(f"--list_loss grpo ranks the model's own beams; --prior {config.prior} would not be read.")
+    if config.prior == "pseudo" and (config.list_loss in NEEDS_TEACHER or config.scope == "trie"):
+        setting = "--scope trie" if config.scope == "trie" else f"--list_loss {config.list_loss}"
+        raise UserError(f"{setting} needs items of the catalogue as candidates; --prior pseudo has none.")
 
 
 def check_item_text(item_text: str, embeddings: Path | None) -> None:
@@ -373,6 +441,8 @@ def check_baseline(config: BaselineConfig) -> None:
     if config.network != "setrec":
         check_item_text(config.item_text, config.embeddings)
     check_setrec(config, config.network, config.dim, config.item_text)
+    if config.list_loss in NEEDS_REFERENCE:
+        raise UserError(f"--list_loss {config.list_loss} compares students of semantic IDs; {config.network} has none.")
     if config.dim % 2:
         raise UserError(f"--dim is {config.dim}; expected an even number, for two attention heads.")
 
@@ -383,6 +453,10 @@ def baseline_config(config: Config) -> BaselineConfig:
     Raises:
         UserError: a variant or labels that such a network cannot learn.
     """
+    if config.on_policy:
+        raise UserError(
+            f"--on_policy is for backbones with semantic IDs (seq2seq, causal, nested), not {config.backbone}."
+        )
     if config.variant not in ITEM_LOSSES or config.labels != "ref":
         refused = f"--variant {config.variant}" if config.labels == "ref" else f"--labels {config.labels}"
         raise UserError(

@@ -8,20 +8,32 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from distill.data.dataset import Dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.commands import COMMANDS
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
+from distill.semantic_ids.ids import SemanticIDs
+from distill.teachers.remote import RemoteTeacher
 from student import variants
 from student.config import LABELLED_PRIORS, BaselineConfig, Config, check_baseline
 from student.variants import VARIANTS, Variant
 
+if TYPE_CHECKING:
+    from distill.teachers.engine import Engine
 
-def make_student(config: Config) -> None:
+OpenTeacher = Callable[[Artifact, Dataset, SemanticIDs, str, str], "Engine"]
+
+
+def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> None:
     """Train a student over codewords, once or once per seed, unless it is finished.
+
+    Args:
+        config: of the command.
+        open_teacher: loads the teacher that is asked during the training; for on_policy.
 
     Raises:
         UserError: an unknown variant; inputs that are missing or do not fit.
@@ -29,20 +41,27 @@ def make_student(config: Config) -> None:
     variant = variants.find(config.variant, config.labels)
     if config.prior == "pseudo":
         variant = variant.on_pseudo_ids()
-    inputs, texts = read_inputs(config, variant), read_item_texts(config)
+    if config.list_loss == "grpo":
+        variant = variant.on_own_beams()
+    inputs, texts, asked = read_inputs(config, variant), read_item_texts(config), read_asked_models(config, variant)
+    remote = identify_remote_teacher(config, inputs[1])
     folders = [artifact.folder for artifact in inputs]
     output = config.output or config.run / "students" / config.variant
 
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, seeds=None)
         extra = check_init(config.init, inputs[1]) if config.init else {}
+        extra |= remote
         reads = [config.init]
-        job = ArtifactJob("student", seed_config, output, [*inputs, *texts], extra, config.overwrite, reads)
+        every_input = [*inputs, *texts, *asked]
+        job = ArtifactJob("student", seed_config, output, every_input, extra, config.overwrite, reads)
         if not job.is_finished():
             from student.phases import build_student
             from student.trainer import train
 
-            train(seed_config, job, partial(build_student, seed_config, variant, folders, texts))
+            in_process = open_teacher and config.on_policy and not config.teacher_url
+            ask = partial(open_teacher, asked[0]) if in_process else None
+            train(seed_config, job, partial(build_student, seed_config, variant, folders, texts, ask=ask))
 
     each_seed(config.variant, config.seeds, config.seed, output, train_seed)
 
@@ -122,6 +141,8 @@ def read_inputs(config: Config, variant: Variant) -> list[Artifact]:
         check_prior(config, variant)
     if config.prior in LABELLED_PRIORS:
         inputs.append(read_prior(config))
+    if config.plain_labels and variant.needs_labels:
+        inputs.append(replace(artifacts.read(config.plain_labels, "soft_labels"), role="plain"))
     return inputs
 
 
@@ -136,6 +157,51 @@ def check_prior(config: Config, variant: Variant) -> None:
             f"--prior {config.prior} is an order for the ranking loss, and {config.variant} has none; take --variant "
             f"{', '.join(name for name, each in VARIANTS.items() if each.ranks)}, or --labels rank."
         )
+
+
+def read_asked_models(config: Config, variant: Variant) -> list[Artifact]:
+    """Open the models that are asked during the training: the teacher with on_policy, the reference of a ranking loss.
+
+    Raises:
+        UserError: on_policy and a variant that learns no distributions.
+    """
+    reference = [replace(artifacts.read(config.reference, "student"), role="reference")] if config.reference else []
+    return read_teacher(config, variant) + reference
+
+
+def read_teacher(config: Config, variant: Variant) -> list[Artifact]:
+    """Open the teacher that is asked in this process; none without on_policy."""
+    if not config.on_policy:
+        return []
+    if variant.retriever.generative != "distill":
+        raise UserError(f"--on_policy is for --variant distill, dtr and dwr; {config.variant} learns no distributions.")
+    if config.teacher_url:
+        return []
+    return [artifacts.read(config.teacher or config.run / "teacher", "teacher")]
+
+
+def identify_remote_teacher(config: Config, ids: Artifact) -> dict[str, Any]:
+    """Ask the teacher's server which teacher it is.
+
+    Args:
+        config: of the command.
+        ids: the semantic IDs.
+
+    Returns:
+        Facts for the job's identity; none without such a server.
+
+    Raises:
+        UserError: no teacher there, or one of other semantic IDs.
+    """
+    if not (config.on_policy and config.teacher_url):
+        return {}
+    facts = RemoteTeacher(config.teacher_url).facts()
+    if facts["semantic_ids"] != ids.fingerprint:
+        raise UserError(
+            f"The teacher at {config.teacher_url} was tuned on semantic_ids {facts['semantic_ids']}, the student's are "
+            f"{ids.fingerprint}, at {ids.folder}: other codewords. Serve a teacher of these."
+        )
+    return {"remote_teacher": facts["teacher"]}
 
 
 def read_item_texts(config: Config | BaselineConfig) -> list[Artifact]:

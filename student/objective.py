@@ -6,20 +6,23 @@ weights of the whole global batch. The parts of all processes and accumulation s
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from distill import losses
 from distill.data.dataset import PAD
+from distill.decoding.children import EXCLUDED, renormalise
+from distill.decoding.trie import Trie
 from distill.divergences import divergence
-from distill.list_losses import list_losses
+from distill.list_losses import list_loss
 from student.batches import Batch
-from student.config import LossSettings, TeacherLossSettings
+from student.config import NEEDS_REFERENCE, LossSettings, TeacherLossSettings
 from student.item_batches import ItemBatch
 from student.models.causal import Positions
-from student.models.layers import among_all
+from student.models.layers import among_all, network_scope
 from student.variants import Loss
 
 
@@ -29,19 +32,47 @@ class Scores(NamedTuple):
     Attributes:
         log_probs: at each example's target [n, levels, V].
         targets: the targets' codewords, as numbers in V [n, levels].
+        allowed: the codewords of the softmax, bool [n, levels, V]; None: all V.
         candidates: M of each candidate [..., k]; None where nothing is ranked.
         present: which candidates exist [..., k].
+        teacher: the teacher's log P(v|S) of the candidates [..., k]; None for pseudo-IDs.
         rank_weights: of the ranked lists [...].
     """
 
     log_probs: Tensor
     targets: Tensor
+    allowed: Tensor | None = None
     candidates: Tensor | None = None
     present: Tensor | None = None
+    teacher: Tensor | None = None
     rank_weights: Tensor | None = None
 
 
-def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, with_ranking: bool, settings: LossSettings) -> Tensor:
+Settings = TypeVar("Settings", bound=TeacherLossSettings)
+
+
+def anneal(settings: Settings, done: float) -> Settings:
+    """Return the settings at a share of the training: temperature and α go evenly from their start to their end.
+
+    Args:
+        settings: as configured.
+        done: share of the training that is done, from 0 to 1.
+    """
+    ends = {name: getattr(settings, f"{name}_end", None) for name in ("temperature", "alpha")}
+    changed = {name: (1 - done) * getattr(settings, name) + done * end for name, end in ends.items() if end is not None}
+    return replace(settings, **changed) if changed else settings
+
+
+def batch_loss(
+    model,
+    loss: Loss,
+    batch: Batch,
+    codes: Tensor,
+    with_ranking: bool,
+    settings: LossSettings,
+    trie: Trie | None = None,
+    reference=None,
+) -> Tensor:
     """Compute the loss of a phase: equation (8), (9), (11) or (14), or one of the first three plus γ · (14), as (16).
 
     Args:
@@ -51,6 +82,8 @@ def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, with_ranking: boo
         codes: codewords of all items [n_items, levels].
         with_ranking: whether the ranking loss has joined (`rank_from`).
         settings: parameters of the losses.
+        trie: of the codes, on their device; for the scope "trie".
+        reference: the frozen network of the ranking losses dpo and s_dpo.
 
     Returns:
         This process's part of the global batch's loss.
@@ -58,25 +91,41 @@ def batch_loss(model, loss: Loss, batch: Batch, codes: Tensor, with_ranking: boo
     batch, with_ranking = batch.to(codes.device), with_ranking and batch.rank_total > 0
     history = torch.where((batch.sequences != PAD)[..., None], codes[batch.sequences.clamp(min=0)], PAD)
     score = score_one_pass if batch.one_pass else score_prefixes
-    scores = score(model, history, batch, codes, with_ranking, settings)
+    inputs = history, batch, codes, with_ranking, settings, trie
+    scores = score(model, *inputs)
     value = 0 * scores.log_probs.sum()  # every process needs a graph, even with nothing to train
     if loss.generative is not None:
         example_losses = generative_loss(loss, scores, batch, settings)
         value = value + (example_losses * batch.weights).sum() / max(batch.total, 1e-9)
     if scores.candidates is not None:
-        ranking = ranking_loss(scores.candidates, scores.present, settings) * scores.rank_weights
-        ranked = ranking.sum() / max(batch.rank_total, 1e-9)
+        reference_scores = None
+        if settings.list_loss in NEEDS_REFERENCE:
+            with torch.no_grad():
+                reference_scores = score(reference, *inputs).candidates
+        length = codes.shape[1] ** settings.eta
+        ranking = ranking_loss(scores.candidates, scores.present, settings, scores.teacher, reference_scores, length)
+        ranked = (ranking * scores.rank_weights).sum() / max(batch.rank_total, 1e-9)
         value = value + (settings.gamma if loss.generative else 1.0) * ranked
     return value
 
 
 def generative_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSettings) -> Tensor:
+    """Compute equation (8), (9) or (11) for each example, with the loss of its prefixes where it has a weight [n]."""
+    value = codeword_loss(loss, scores, batch, settings)
+    if settings.prefix_weight and not batch.on_policy:
+        value = value + settings.prefix_weight * losses.prefix(scores.log_probs, scores.targets, settings.prefix_focus)
+    return value
+
+
+def codeword_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSettings) -> Tensor:
     """Compute equation (8), (9) or (11) for each example [n]."""
     if loss.generative == "nll":
         return losses.nll(scores.log_probs, scores.targets)
     if loss.generative == "smooth":
-        return losses.smooth(scores.log_probs, scores.targets, settings.xi)
+        return losses.smooth(scores.log_probs, scores.targets, settings.xi, scores.allowed)
     teacher = batch.log_probs
+    if scores.allowed is not None:
+        teacher = teacher.float().clamp(min=EXCLUDED).masked_fill(~scores.allowed, -torch.inf)
     if teacher.shape[-1] != scores.log_probs.shape[-1]:  # labels per level, a student over all levels' codewords
         teacher = spread_levels(teacher)
     hard = losses.nll(scores.log_probs, scores.targets)
@@ -88,41 +137,68 @@ def generative_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSett
     return torch.where(batch.label_invalid, hard, soft)
 
 
-def ranking_loss(scores: Tensor, present: Tensor | None, settings: TeacherLossSettings) -> Tensor:
-    """Compute equation (14), or the ranking loss that the settings name, for each list [..., k] → [...]."""
-    return list_losses(settings.margin, settings.list_scale)[settings.list_loss](scores, present)
+def ranking_loss(
+    scores: Tensor,
+    present: Tensor | None,
+    settings: TeacherLossSettings,
+    teacher: Tensor | None = None,
+    reference: Tensor | None = None,
+    length: float = 1.0,
+) -> Tensor:
+    """Compute the ranking loss that the settings name, equation (14) or another, for each list.
+
+    Args and result as for `list_loss`.
+    """
+    parameters = settings.margin, settings.list_scale, settings.temperature, length, settings.kl_weight
+    return list_loss(settings.list_loss, scores, present, teacher, reference, *parameters)
 
 
 def score_prefixes(
-    model, history: Tensor, batch: Batch, codes: Tensor, with_ranking: bool, settings: LossSettings
+    model,
+    history: Tensor,
+    batch: Batch,
+    codes: Tensor,
+    with_ranking: bool,
+    settings: LossSettings,
+    trie: Trie | None = None,
 ) -> Scores:
     """Score each example by itself: its target, and the candidates if they are ranked.
 
     Args:
-        model, batch, codes, with_ranking, settings: as in `batch_loss`.
+        model, batch, codes, with_ranking, settings, trie: as in `batch_loss`.
         history: codewords of the sequences, PAD for none [rows, items, levels].
     """
     if with_ranking:
         codewords, present = ranked_codewords(batch, codes)
     else:
         codewords, present = codes[batch.targets[:, None]], None
-    log_probs = model(history, codewords, settings.scope)
+    log_probs, allowed = over_children(model(history, codewords, network_scope(settings.scope)), codewords, trie)
     numbers = codeword_numbers(codewords, log_probs, settings.scope)
     candidates = losses.sequence_score(log_probs, numbers, settings.eta) if with_ranking else None
-    return Scores(log_probs[:, 0], numbers[:, 0], candidates, present, batch.rank_weights)
+    allowed = None if allowed is None else allowed[:, 0]
+    ranked = candidates, present, batch.candidate_scores, batch.rank_weights
+    return Scores(log_probs[:, 0], numbers[:, 0], allowed, *ranked)
 
 
 def score_one_pass(
-    model, history: Tensor, batch: Batch, codes: Tensor, with_ranking: bool, settings: LossSettings
+    model,
+    history: Tensor,
+    batch: Batch,
+    codes: Tensor,
+    with_ranking: bool,
+    settings: LossSettings,
+    trie: Trie | None = None,
 ) -> Scores:
     """Score the target at every position of each window, and the candidates that are ranked.
 
-    The reference candidate is scored from the window itself, so it is not repeated. Arguments as in `score_prefixes`.
+    The reference candidate is scored from the window itself, so it is not repeated. Arguments as in `score_prefixes`;
+    with a trie, nothing is ranked.
     """
     examples = batch.ranked_examples if with_ranking else None
     if examples is None:
-        log_probs, _ = model(history, None, settings.scope, Positions(batch.rows, batch.places))
-        return Scores(log_probs, codeword_numbers(codes[batch.targets], log_probs, settings.scope))
+        log_probs, _ = model(history, None, network_scope(settings.scope), Positions(batch.rows, batch.places))
+        log_probs, allowed = over_children(log_probs, codes[batch.targets], trie)
+        return Scores(log_probs, codeword_numbers(codes[batch.targets], log_probs, settings.scope), allowed)
     ranked, examples = examples >= 0, examples.clamp(min=0)
     codewords, present = (of_example[examples] for of_example in ranked_codewords(batch, codes))  # [rows, groups, k, …]
     positions = Positions(batch.rows, batch.places, torch.where(ranked, batch.places[examples], PAD))
@@ -130,7 +206,20 @@ def score_one_pass(
     targets = codeword_numbers(codes[batch.targets], log_probs, settings.scope)
     reference = log_probs.gather(-1, targets[..., None]).squeeze(-1)[examples]
     candidates = losses.mean_score(torch.cat([reference[:, :, None], others], dim=2), settings.eta)
-    return Scores(log_probs, targets, candidates, present, batch.rank_weights[examples] * ranked)
+    teacher = None if batch.candidate_scores is None else batch.candidate_scores[examples]
+    return Scores(log_probs, targets, None, candidates, present, teacher, batch.rank_weights[examples] * ranked)
+
+
+def over_children(log_probs: Tensor, codewords: Tensor, trie: Trie | None) -> tuple[Tensor, Tensor | None]:
+    """Renormalise log-probabilities [..., levels, V] over the children of each prefix of the IDs [..., levels].
+
+    Returns:
+        Log-probabilities, and which codewords they are of [..., levels, V]; without a trie, as they were and None.
+    """
+    if trie is None:
+        return log_probs, None
+    allowed = trie.allowed(codewords)
+    return renormalise(log_probs, allowed), allowed
 
 
 def ranked_codewords(batch: Batch, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +268,7 @@ def item_loss(model, loss: str, batch: ItemBatch, device: torch.device, settings
         chosen = log_probs.gather(1, batch.candidates.clamp(min=0))
         teacher_losses = torch.zeros(len(chosen), device=device)
         if "rank" in loss:
-            teacher_losses = teacher_losses + ranking_loss(chosen, present, settings)
+            teacher_losses = teacher_losses + ranking_loss(chosen, present, settings, batch.scores)
         if "list" in loss:
             scores = (batch.scores / settings.temperature).masked_fill(~present, -1e9)
             teacher_losses = teacher_losses - (torch.softmax(scores, dim=-1) * present * chosen).sum(-1)

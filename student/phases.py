@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from distill.runtime.artifacts import Artifact
 from distill.runtime.logs import log
 from distill.runtime.sharding import trainable_state, unsharded
 from distill.semantic_ids.ids import SemanticIDs
+from distill.teachers.engine import Engine
+from distill.teachers.forced import CachedTeacher, EngineTeacher, ForcedTeacher
+from distill.teachers.remote import RemoteTeacher
 from student.batches import Batch, BatchSampler, check_scope
 from student.config import LABELLED_PRIORS, BaselineConfig, Config, ValidationSettings
 from student.item_batches import ItemBatch, ItemBatchSampler, read_windows
@@ -27,7 +30,8 @@ from student.models import BACKBONES
 from student.models.causal import Causal
 from student.models.item_models import ITEM_MODELS
 from student.models.item_text import TextConfig, text_of_ids, unit_vectors
-from student.objective import batch_loss, item_loss
+from student.objective import anneal, batch_loss, item_loss
+from student.on_policy import OnPolicyTeacher, rewarded_beams
 from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import open_prior
 from student.recommender import Recommender
@@ -76,7 +80,12 @@ class Student:
 
 
 def build_student(
-    config: Config, variant: Variant, folders: list[Path], texts: list[Artifact], acc: Accelerator
+    config: Config,
+    variant: Variant,
+    folders: list[Path],
+    texts: list[Artifact],
+    acc: Accelerator,
+    ask: Callable[[Dataset, SemanticIDs, str, str], Engine] | None = None,
 ) -> Student:
     """Build a student over codewords.
 
@@ -86,6 +95,7 @@ def build_student(
         folders: of the data set, the semantic IDs and, where the variant needs them, the soft labels.
         texts: the embeddings that it reads, or none.
         acc: the Accelerator.
+        ask: loads the teacher that is asked during the training; None: none is, or one behind a server.
     """
     dataset = Dataset.load(folders[0])
     ids = SemanticIDs.load(folders[1], dataset.n_items)
@@ -103,10 +113,27 @@ def build_student(
         f"{config.variant}: {count_parameters(model):,} parameters{adapters}, {samplers['retriever'].total:,} examples"
     )
 
+    trie = recommender.trie if config.scope == "trie" else None
+    reference = read_reference(config, acc) if config.reference else None
+
+    on_policy = None
+    if config.on_policy and variant.retriever.generative == "distill":
+        teacher = open_forced_teacher(config, dataset, ids, acc, ask)
+        on_policy = OnPolicyTeacher(recommender, CachedTeacher(teacher), config.on_policy_width)
+
     def make_loss(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
         def compute(model: nn.Module, batch: Batch, done: float) -> Tensor:
             with_ranking = loss.rank and (loss.generative is None or done >= config.rank_from)
-            return batch_loss(model, loss, batch, recommender.codes, with_ranking, config)
+            other = (
+                reference or recommender.model
+            )  # of dpo, s_dpo and grpo: dtr's ranker is compared with its retriever
+            settings = anneal(config, done)
+            if batch.on_policy and loss.own_beams:
+                batch = rewarded_beams(recommender, batch, config.candidates)
+            elif batch.on_policy:
+                assert on_policy is not None
+                batch, settings = on_policy.relabel(batch), replace(settings, alpha=0.0)  # no item is the right one
+            return batch_loss(model, loss, batch, recommender.codes, with_ranking, settings, trie, other)
 
         return compute
 
@@ -116,6 +143,27 @@ def build_student(
         for name, loss in variant.phases.items()
     ]
     return Student(recommender, phases, validation_users(dataset, config.max_history, config), config.width)
+
+
+def open_forced_teacher(
+    config: Config,
+    dataset: Dataset,
+    ids: SemanticIDs,
+    acc: Accelerator,
+    ask: Callable[[Dataset, SemanticIDs, str, str], Engine] | None,
+) -> ForcedTeacher:
+    """Find the teacher that is asked during the training; arguments as `build_student`'s."""
+    if config.teacher_url:
+        return RemoteTeacher(config.teacher_url)
+    assert ask is not None
+    return EngineTeacher(ask(dataset, ids, str(acc.device), config.teacher_dtype))
+
+
+def read_reference(config: Config, acc: Accelerator) -> nn.Module:
+    """Load the network whose scores the ranking loss subtracts."""
+    assert config.reference is not None
+    student = Recommender.from_pretrained(config.reference)
+    return (student.ranker or student.model).to(acc.device)
 
 
 def build_item_model(
@@ -142,10 +190,10 @@ def build_item_model(
     facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
     log.info(f"{config.network}: {count_parameters(model):,} parameters, {len(windows.inputs):,} sequences")
 
-    def compute(model: nn.Module, batch: ItemBatch, _: float) -> Tensor:
+    def compute(model: nn.Module, batch: ItemBatch, done: float) -> Tensor:
         if config.network == "setrec":
-            return setrec_loss(model, batch, acc.device, config)
-        return item_loss(model, config.loss, batch, acc.device, config)
+            return setrec_loss(model, batch, acc.device, anneal(config, done))
+        return item_loss(model, config.loss, batch, acc.device, anneal(config, done))
 
     title = config.network if config.loss == "ce" else f"{config.network} {config.loss}"
     phase = Phase(config.network, title, config.epochs, config.lr, sampler, compute)
@@ -222,6 +270,8 @@ def build_sampler(
     one_pass = config.one_pass and issubclass(BACKBONES[config.backbone][0], Causal) and loss.target == "ref"
     if loss.needs_labels and config.shuffle:
         one_pass = False  # labels are of targets in their own order
+    if loss.rank and config.scope == "trie":
+        one_pass = False  # which scores a candidate's own codewords alone, without their siblings
     labels = store if loss.needs_labels else None
     check_scope(labels, loss, config.scope)
     prior = None
@@ -230,7 +280,8 @@ def build_sampler(
         prior = PseudoIDs(ids.codes, ids.codebook_size, config.candidates)
     elif loss.rank and config.prior in LABELLED_PRIORS:
         prior = open_prior(config.prior_folder, config.prior)
-    return BatchSampler(dataset, labels, loss, one_pass, config, acc.process_index, acc.num_processes, prior)
+    plain = LabelStore.open(config.plain_labels) if config.plain_labels and labels else None
+    return BatchSampler(dataset, labels, loss, one_pass, config, acc.process_index, acc.num_processes, prior, plain)
 
 
 def validation_users(dataset: Dataset, max_history: int, settings: ValidationSettings) -> Examples:

@@ -75,21 +75,49 @@ class PriorLists:
         numbers, known = index.find(columns["user"], columns["position"], columns["target"])
         self.candidates = np.full((len(index.targets), k), PAD, np.int32)
         self.candidates[numbers[known]] = columns["candidates"][known, :k]
+        self.scores = np.full((len(index.targets), k), -np.inf, np.float32)
+        self.scores[numbers[known]] = columns["candidate_scores"][known, :k]
         self.ranks = np.zeros(len(index.targets), np.int64)
         self.ranks[numbers[known]] = reference_ranks(columns["candidate_scores"][known], k)
-        self._refuse_gaps(prior, labels, index)
+        refuse_gaps(self.candidates[:, 0] == PAD, prior, labels, index)  # the reference comes first
 
-    def _refuse_gaps(self, prior: LabelStore, labels: LabelStore, index: ExampleIndex) -> None:
-        wanted = labels.read("user", "position", "target")
-        numbers, _ = index.find(wanted["user"], wanted["position"], wanted["target"])  # the sampler checks the match
-        lacking = self.candidates[numbers, 0] == PAD  # the reference comes first
-        if lacking.any():
-            first = lacking.argmax()
-            raise UserError(
-                f"{prior.artifact.folder} lacks {lacking.sum():,} of the {len(lacking):,} examples of "
-                f"{labels.artifact.folder}, first the item at {wanted['position'][first]} of user "
-                f"{wanted['user'][first]}; export it again, of the training split and without --limit or --users."
-            )
+
+def plain_scores(plain: LabelStore, labels: LabelStore, index: ExampleIndex) -> np.ndarray:
+    """Read a plain teacher's log P(v|S) of the real next items, by training example [n].
+
+    Raises:
+        UserError: examples of the soft labels that it lacks.
+    """
+    columns = plain.read("user", "position", "target", "candidate_scores")
+    numbers, known = index.find(columns["user"], columns["position"], columns["target"])
+    scores = np.full(len(index.targets), np.nan, np.float32)
+    scores[numbers[known]] = columns["candidate_scores"][known, 0]  # the reference comes first
+    refuse_gaps(np.isnan(scores), plain, labels, index)
+    return scores
+
+
+def refuse_gaps(lacking: np.ndarray, others: LabelStore, labels: LabelStore, index: ExampleIndex) -> None:
+    """Refuse a second set of labels that does not cover the soft labels' examples.
+
+    Args:
+        lacking: of which training examples it has none [n].
+        others: the second set.
+        labels: the soft labels.
+        index: the training examples.
+
+    Raises:
+        UserError: names the first gap.
+    """
+    wanted = labels.read("user", "position", "target")
+    numbers, _ = index.find(wanted["user"], wanted["position"], wanted["target"])  # the sampler checks the match
+    gaps = lacking[numbers]
+    if gaps.any():
+        first = gaps.argmax()
+        raise UserError(
+            f"{others.artifact.folder} lacks {gaps.sum():,} of the {len(gaps):,} examples of "
+            f"{labels.artifact.folder}, first the item at {wanted['position'][first]} of user "
+            f"{wanted['user'][first]}; export it again, of the training split and without --limit or --users."
+        )
 
 
 def open_prior(folder: Path, teacher: str) -> LabelStore:

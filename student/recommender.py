@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distill.data.dataset import PAD, batches_by_length
 from distill.data.histories import last_items
 from distill.decoding.beam_search import Beams, Step, score_all, search, to_items
+from distill.decoding.children import ChildrenStep, renormalise
 from distill.decoding.trie import Trie
 from distill.decoding.whole_vocabulary import TokenStep, Vocabulary, search_tokens
 from distill.losses import sequence_score
@@ -33,7 +34,7 @@ from student.memories import WithMemories
 from student.memory_mixture import MixtureWeights
 from student.models import BACKBONE_NAMES, network_of
 from student.models.item_text import sizes_to_json
-from student.models.layers import among_all
+from student.models.layers import among_all, network_scope
 from student.precision import autocast, resolve_precision
 from student.threads import few_threads
 
@@ -64,7 +65,7 @@ class Recommender(WithMemories):
         item_ids, titles: of all items.
         ranker: re-scores the retriever's beams (`dtr`).
         facts: what is saved beside the weights: backbone, variant, seed, max_history and so on. `scope` is the softmax
-            of beams and ranker: over the "level"'s codewords or over "all" levels'.
+            of beams and ranker: over the "level"'s codewords, over "all" levels', or over the "trie"'s children.
         trie: of the codes; None: built here.
 
     Raises:
@@ -90,6 +91,7 @@ class Recommender(WithMemories):
             if getattr(network, "text", None) is not None:
                 network.text.check_catalogue(self.codes)
         self.trie = (trie or Trie.build(codes, model.config.codebook_size)).to(self.device)
+        self.catalogue = self.trie  # of all items, also where a search is restricted to some
         users = USERS_AT_ONCE.get(self.device.type, USERS_AT_ONCE["cuda"])
         self.users_at_once = min(users, getattr(model, "users_at_once", users))
         self.precision: Literal["float32", "bfloat16"] = "float32"  # of the matrix products
@@ -307,7 +309,7 @@ class Recommender(WithMemories):
         users = max(1, self.users_at_once * DEFAULT_WIDTH // self.trie.n_leaves)  # as many nodes as beams elsewhere
         for rows, recent in self._batches(histories, users):
             with autocast(self.device, self.precision):
-                step = model.step(model.encode(self.history_codes(recent)), self.facts["scope"])
+                step = self._step(model, self.history_codes(recent))
                 part = score_all(step, self.trie, len(rows), self.device)
             scores[rows] = part[:, self.trie.leaf_of_item].cpu().numpy()
         exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
@@ -354,7 +356,7 @@ class Recommender(WithMemories):
         """
         history = self.history_codes(recent)
         bought = recent if bought is None else bought
-        step = self.model.step(self.model.encode(history), self.facts["scope"])
+        step = self._step(self.model, history, constrained)
         beams = search(step, self.trie, bought, width, exclude_bought, constrained)
         if self.ranker is not None:
             scores = self._sequence_scores(self.ranker, history, beams.codes)
@@ -363,6 +365,16 @@ class Recommender(WithMemories):
             codes = beams.codes.gather(1, order[..., None].expand_as(beams.codes))
             beams = Beams(beams.leaves.gather(1, order), codes, scores)
         return to_items(beams, self.trie, bought, width, exclude_bought, constrained)
+
+    def _step(self, model: nn.Module, history: Tensor, constrained: bool = True) -> Step:
+        """Make a step of the student's softmax after histories [users, length, levels].
+
+        An unconstrained search leaves the trie, so a softmax over its children has no meaning there; the level's is
+        taken.
+        """
+        scope = self.facts["scope"]
+        step = model.step(model.encode(history), network_scope(scope))
+        return ChildrenStep(step, self.catalogue) if scope == "trie" and constrained else step
 
     def _sequence_scores(self, model: nn.Module, history: Tensor, codes: Tensor, eta: float = 1.0) -> Tensor:
         """M of items [users, k] by teacher forcing (paper 3.2); eta 0: their log-probabilities.
@@ -373,8 +385,11 @@ class Recommender(WithMemories):
             codes: of the items [users, k, levels].
             eta: η of M.
         """
-        log_probs = model.log_probs(model.encode(history), codes, self.facts["scope"])
-        numbers = among_all(codes, self.trie.codebook_size) if self.facts["scope"] == "all" else codes
+        scope = self.facts["scope"]
+        log_probs = model.log_probs(model.encode(history), codes, network_scope(scope))
+        if scope == "trie":
+            log_probs = renormalise(log_probs, self.catalogue.allowed(codes))
+        numbers = among_all(codes, self.trie.codebook_size) if scope == "all" else codes
         return sequence_score(log_probs, numbers, eta=eta)
 
     def _batches(
@@ -425,7 +440,11 @@ def _check_facts(facts: dict[str, Any], path: Path) -> None:
         UserError: names the first fact that cannot be.
     """
     check_numbers(facts, {"max_history": (int, 1, 100_000)}, path)
-    for name, known in (("scope", ("level", "all")), ("exclude_bought", (True, False)), ("backbone", BACKBONE_NAMES)):
+    for name, known in (
+        ("scope", ("level", "all", "trie")),
+        ("exclude_bought", (True, False)),
+        ("backbone", BACKBONE_NAMES),
+    ):
         if name in facts and facts[name] not in known:
             expected = " or ".join(str(value) for value in known)
             raise UserError(f"{path} is damaged: {name} is {str(facts[name])[:60]}, expected {expected}.")

@@ -8,10 +8,18 @@ are in `student/config.py`, the loop in `student/trainer.py`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from distill.data.dataset import Dataset
+from distill.runtime.artifacts import Artifact
 from distill.runtime.config import run
+from distill.semantic_ids.ids import SemanticIDs
 from student import variants
 from student.config import ITEM_BACKBONES, Config, baseline_config, check
 from student.jobs import make_item_model, make_student
+
+if TYPE_CHECKING:
+    from distill.teachers.engine import Engine
 
 
 def main(config: Config) -> None:
@@ -21,7 +29,14 @@ def main(config: Config) -> None:
     if config.backbone in ITEM_BACKBONES:
         make_item_model(baseline_config(config), config.seeds)
     else:
-        make_student(config)
+        make_student(config, open_teacher)
+
+
+def open_teacher(teacher: Artifact, dataset: Dataset, ids: SemanticIDs, device: str, dtype: str) -> Engine:
+    """Load the teacher that is asked during the training: the one place where student/ imports teacher/."""
+    from teacher.engines.hf import HFEngine  # not vLLM, which would take the memory of the device that trains
+
+    return HFEngine.load(teacher.folder, dataset, ids, device, dtype)
 
 
 if __name__ == "__main__":

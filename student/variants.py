@@ -18,16 +18,23 @@ class Loss:
         rank: whether the ranking loss, equation (14), is part of it.
         target: the item that nll and smooth learn: the real next item, the teacher's first, or any item of its list.
         pseudo: whether the ranking loss orders pseudo-IDs around the target, which need no labels (Appendix B, 18).
+        own_beams: whether it ranks the model's own beams, rewarded by the real next item, which need none either.
     """
 
     generative: Literal["nll", "smooth", "distill"] | None
     rank: bool = False
     target: Literal["ref", "top", "random"] = "ref"
     pseudo: bool = False
+    own_beams: bool = False
+
+    @property
+    def ranks_labels(self) -> bool:
+        """Whether it ranks candidates of the labels."""
+        return self.rank and not self.pseudo and not self.own_beams
 
     @property
     def needs_labels(self) -> bool:
-        return (self.rank and not self.pseudo) or self.generative_needs_labels
+        return self.ranks_labels or self.generative_needs_labels
 
     @property
     def generative_needs_labels(self) -> bool:
@@ -59,6 +66,10 @@ class Variant:
     @property
     def ranks(self) -> bool:
         return any(loss.rank for loss in self.phases.values())
+
+    def on_own_beams(self) -> Variant:
+        """Return the variant whose ranker learns from its own beams."""
+        return replace(self, ranker=replace(self.ranker, own_beams=True) if self.ranker else None)
 
     def on_pseudo_ids(self) -> Variant:
         """Return the variant with pseudo-IDs as the candidates of its ranking losses."""

@@ -198,6 +198,38 @@ class Trie:
         child = (self.offsets[level][nodes] + place).clamp(max=len(self.codes[level]) - 1).int()
         return self.codes[level][child].long(), child
 
+    def child(self, level: int, nodes: Tensor, codes: Tensor) -> Tensor:
+        """Look up each node's child with a codeword of `level`, below the codebook size; -1 for none; all [...]."""
+        if level < len(self.dense):
+            return self.dense[level][nodes, codes]
+        child, code = self.children(level, nodes)
+        match = (child >= 0) & (code == codes[..., None])
+        return torch.where(match.any(-1), torch.where(match, child, 0).sum(-1, dtype=torch.int32), -1)
+
+    def child_mask(self, level: int, nodes: Tensor) -> Tensor:
+        """Mark the codewords of a level that nodes [...] have a child with, bool [..., codebook_size]."""
+        if level < len(self.dense):
+            return self.dense[level][nodes] >= 0
+        child, code = self.children(level, nodes)
+        counts = torch.zeros(*nodes.shape, self.codebook_size, dtype=torch.int8, device=nodes.device)
+        return counts.scatter_add(-1, code, (child >= 0).to(torch.int8)) > 0
+
+    def allowed(self, codes: Tensor) -> Tensor:
+        """Mark the codewords that continue the prefixes of valid IDs.
+
+        Args:
+            codes: of valid IDs [..., levels].
+
+        Returns:
+            bool [..., levels, codebook_size]; at each level with the ID's own codeword, and its siblings.
+        """
+        nodes = torch.zeros(codes.shape[:-1], dtype=torch.int32, device=codes.device)
+        masks = []
+        for level in range(self.levels):
+            masks.append(self.child_mask(level, nodes))
+            nodes = self.child(level, nodes, codes[..., level]).clamp(min=0)
+        return torch.stack(masks, dim=-2)
+
     def find(self, codes: Tensor) -> Tensor:
         """Look up the leaf numbers of IDs, [..., levels] → [...]; -1 where no item has the ID."""
         node = torch.zeros(codes.shape[:-1], dtype=torch.int32, device=codes.device)

@@ -105,6 +105,11 @@ def among_all(codes: Tensor, codebook_size: int) -> Tensor:
     return codes + torch.arange(codes.shape[-1], device=codes.device) * codebook_size
 
 
+def network_scope(scope: str) -> str:
+    """Return the networks' softmax for a student's: networks know no trie, which renormalises their "level"."""
+    return "level" if scope == "trie" else scope
+
+
 def history_tokens(codes: Tensor, codebook_size: int) -> Tensor:
     """Turn histories' codewords [batch, items, levels] into tokens, 0 where padded [batch, items · levels]."""
     return torch.where(codes >= 0, among_all(codes, codebook_size) + 1, 0).flatten(1)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import uvicorn
 
-from distill.runtime.errors import UserError
+from distill.runtime.listening import listen
 from student.serving.app import ServerLimits, create_app
 from student.serving.batcher import Batcher
 from student.serving.events import EventStore
@@ -31,13 +30,7 @@ def serve(config: Any, api_key: str | None) -> None:
     batcher = Batcher(config.window_ms / 1000, config.max_batch, config.max_waiting)
     limits = ServerLimits(config.timeout, api_key, config.max_body, config.host, tuple(config.allowed_hosts))
     app = create_app(models, batcher, limits)
-    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.host, config.port))
-        listener.listen(2048)  # from the message on, connections wait instead of being refused
-    except (OSError, OverflowError) as error:
-        raise UserError(f"Cannot listen on {config.host}:{config.port} ({error}); choose another --port.") from None
+    listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
     print(f"Serving {', '.join(models.students)} on http://{host}:{port}", flush=True)
     settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=30)

@@ -48,3 +48,27 @@ def softmax_first(scores, scale):
     """−log of the first candidate's share."""
     weights = [math.exp(scale * score) for score in scores]
     return -math.log(weights[0] / sum(weights))
+
+
+def listnet(scores, teacher, scale, temperature):
+    """Cross-entropy between two softmaxes over the list."""
+    wanted = [math.exp(value / temperature) for value in teacher]
+    weights = [math.exp(scale * score) for score in scores]
+    return -sum(w / sum(wanted) * math.log(q / sum(weights)) for w, q in zip(wanted, weights, strict=True))
+
+
+def item_kl(log_probs, teacher):
+    """KL over the items of the list and one outcome for all others."""
+    p, q = ([math.exp(value) for value in values] for values in (teacher, log_probs))
+    return kl([*p, 1 - sum(p)], [*q, 1 - sum(q)])
+
+
+def grpo(scores, reward, reference, beta, length):
+    """−mean(A · M) + β · mean of exp(d) − d − 1 over the beams of a group."""
+    mean = sum(reward) / len(reward)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in reward) / len(reward))
+    total = 0.0
+    for score, value, other in zip(scores, reward, reference, strict=True):
+        d = length * (other - score)
+        total += beta * (math.exp(d) - d - 1) - (value - mean) / max(spread, 1e-6) * score
+    return total / len(scores)

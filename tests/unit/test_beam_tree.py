@@ -41,6 +41,11 @@ def test_wide_beams_keep_every_prefix(backbone):
     assert {prefix.codewords: prefix.items for prefix in levels[-1]} == items
 
 
+def test_a_softmax_over_the_tries_children_sums_to_one_on_each_level():
+    for level in beam_tree(shop(scope="trie"), HISTORY, N_ITEMS, False):
+        assert sum(prefix.probability for prefix in level) == pytest.approx(1)
+
+
 def test_narrow_beams_keep_the_likeliest_that_continue_kept_ones():
     student, width = shop(), 2
     probabilities, _ = prefix_probabilities(student)

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 
 from distill import list_losses, losses
 from distill.divergences import FLOOR, divergence, divergences
+from distill.list_losses import list_loss
 
 NAMES = list(divergences())
 LISTS = ["ranknet", "plackett_luce", "softmax_first"]
@@ -88,27 +89,81 @@ def test_ranking_losses_by_their_definitions(name, scale):
     """Lists of 5, 3, 1 and no candidates; the absent ones' scores do not matter."""
     scores, lengths = random(10, 4, 5), [5, 3, 1, 0]
     present = torch.arange(5) < torch.tensor(lengths)[:, None]
-    values = list_losses.list_losses(scale=scale)[name](scores, present)
+    values = list_loss(name, scores, present, scale=scale)
     slow = getattr(naive, name)
     expected = [
         slow(row[:length].tolist(), scale) if length else 0.0 for row, length in zip(scores, lengths, strict=True)
     ]
     torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
-    torch.testing.assert_close(list_losses.list_losses(scale=scale)[name](scores[:1]), values[:1])
+    torch.testing.assert_close(list_loss(name, scores[:1], scale=scale), values[:1])
 
 
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize(("name", "like"), [("dpo", naive.ranknet), ("s_dpo", naive.softmax_first)])
+def test_losses_against_a_reference_read_the_gain_over_it(name, like):
+    scores, reference = random(14, 2, 4), random(15, 2, 4)
+    values = list_loss(name, scores, reference=reference, scale=2.0)
+    expected = [like((row - other).tolist(), 2.0) for row, other in zip(scores, reference, strict=True)]
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_losses_against_the_teachers_scores():
+    """Lists of 4, 2 and no candidates; half of the mass lies outside the list."""
+    lengths = [4, 2, 0]
+    present = torch.arange(4) < torch.tensor(lengths)[:, None]
+    teacher, scores = (random(seed, 3, 4).log_softmax(-1) - math.log(2) for seed in (16, 17))
+    gone = teacher.masked_fill(~present, -torch.inf)
+    lists = [(row[:n].tolist(), other[:n].tolist()) for row, other, n in zip(scores, teacher, lengths, strict=True)]
+    expected = [naive.listnet(row, other, 3.0, 0.7) if row else 0.0 for row, other in lists]
+    values = list_loss("listnet", scores, present, gone, scale=3.0, temperature=0.7)
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
+    expected = [naive.item_kl(row, other) for row, other in lists]
+    values = list_loss("item_kl", scores / 4, present, gone, scale=9.0, length=4)  # M is a quarter of log Q(v|S)
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_grpo_by_its_definition():
+    """Groups of 4, 2 and no beams."""
+    lengths = [4, 2, 0]
+    present = torch.arange(4) < torch.tensor(lengths)[:, None]
+    scores, reward, reference = (random(seed, 3, 4) for seed in (20, 21, 22))
+    values = list_loss("grpo", scores, present, reward, reference, length=3, kl_weight=0.2)
+    rows = zip(*(each.tolist() for each in (scores, reward, reference)), lengths, strict=True)
+    expected = [naive.grpo(row[:n], gains[:n], other[:n], 0.2, 3) if n else 0.0 for row, gains, other, n in rows]
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_rewards_by_hand():
+    """Places cost 1 / log₂ 2 = 1, 1 / log₂ 4 = ½ …; shares of all wrong items add to −1."""
+    items = torch.tensor([[7, 8, 9], [7, 8, 9], [5, -1, -1]])
+    third = 1 / math.log2(3)
+    expected = [
+        [-1 / 1.5, 1.0, -0.5 / 1.5],
+        [-1 / (1.5 + third), -third / (1.5 + third), -0.5 / (1.5 + third)],
+        [1, 0, 0],
+    ]
+    torch.testing.assert_close(list_losses.rewards(items, torch.tensor([8, 1, 5])), torch.tensor(expected))
+
+
+def test_item_kl_by_hand():
+    """One candidate of ½ for the teacher and ¼ for the student, one that the teacher excludes."""
+    teacher, student = torch.tensor([0.5, 0.0]).log(), torch.tensor([0.25, 0.25]).log()
+    assert list_losses.item_kl(student, teacher).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(1.0))
+
+
+@pytest.mark.parametrize("name", [*LISTS, "dpo", "s_dpo", "listnet", "item_kl", "grpo"])
 def test_gradients_of_ranking_losses(name):
     present = torch.arange(4) < torch.tensor([4, 2, 0])[:, None]
-    loss = list_losses.list_losses(scale=2.0)[name]
-    assert gradcheck(lambda scores: loss(scores, present), random(11, 3, 4).requires_grad_())
-    scores = random(12, 3, 4).requires_grad_()
-    loss(scores, present).sum().backward()
+    teacher, reference = random(18, 3, 4).log_softmax(-1) - 1, random(19, 3, 4)
+
+    def loss(scores):
+        return list_loss(name, scores.log_softmax(-1) - 1, present, teacher, reference, scale=2.0)
+
+    assert gradcheck(loss, random(11, 3, 4).requires_grad_())
+    scores = random(12, 3, 4).sub(4).requires_grad_()
+    list_loss(name, scores, present, teacher, reference, scale=2.0).sum().backward()
     assert scores.grad[~present].abs().max() == 0
 
 
 def test_margin_is_equation_14():
     scores, present = random(13, 2, 4), torch.tensor([[True] * 4, [True, True, False, False]])
-    torch.testing.assert_close(
-        list_losses.list_losses(margin=0.1)["margin"](scores, present), losses.rank(scores, 0.1, present)
-    )
+    torch.testing.assert_close(list_loss("margin", scores, present, margin=0.1), losses.rank(scores, 0.1, present))

@@ -243,3 +243,31 @@ def test_absent_candidates_have_no_gradient():
     loss = losses.rank(scores, 0.1, present)
     loss.sum().backward()
     assert loss.item() == 0 and (scores.grad == 0).all()
+
+
+def test_prefix_loss_by_hand():
+    """Codewords of ½, ¼, ⅛: prefixes lose ln 2 and (ln 2 + ln 4) / 2 = 1.5 ln 2; the last codeword is no prefix."""
+    log_probs = torch.full((1, 3, 2), -1.0)
+    log_probs[0, :, 0] = torch.tensor([0.5, 0.25, 0.125]).log()
+    first, second = math.log(2), 1.5 * math.log(2)
+    targets = torch.zeros(1, 3, dtype=torch.long)
+    weights = [1 / 2.5, 1.5 / 2.5]
+    assert losses.prefix(log_probs, targets).item() == pytest.approx(weights[0] * first + weights[1] * second)
+    powers = [first * math.exp(2 * first), second * math.exp(2 * second)]
+    expected = (powers[0] * first + powers[1] * second) / sum(powers)
+    assert losses.prefix(log_probs, targets, focus=2.0).item() == pytest.approx(expected)
+
+
+def test_prefix_loss_takes_no_gradient_through_its_weights():
+    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets = torch.tensor([[0, 1, 2, 3], [4, 3, 2, 1]])
+    logits.requires_grad_()
+    losses.prefix(logits.log_softmax(-1), targets, focus=1.0).sum().backward()
+    chosen = -logits.detach().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    known = chosen[:, :3].cumsum(1) / torch.arange(1, 4)
+    weights = known * known.exp() / (known * known.exp()).sum(1, keepdim=True)
+    share = torch.stack([(weights[:, t:] / torch.arange(t + 1, 4)).sum(1) for t in range(3)], dim=1)
+    expected = logits.detach().softmax(-1)
+    expected.scatter_add_(-1, targets[..., None], torch.full((2, 4, 1), -1.0, dtype=torch.float64))
+    torch.testing.assert_close(logits.grad[:, :3], expected[:, :3] * share[..., None])
+    assert logits.grad[:, 3].abs().max() == 0

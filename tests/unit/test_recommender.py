@@ -44,7 +44,12 @@ def item_scores(model, codes, history, scope="level"):
     history_codes = codes[torch.from_numpy(history[history >= 0])][None]
     scores = []
     for row in codes:
-        log_probs = model.log_probs(model.encode(history_codes), row[None, None], scope)[0, 0]
+        networks = "level" if scope == "trie" else scope
+        log_probs = model.log_probs(model.encode(history_codes), row[None, None], networks)[0, 0]
+        if scope == "trie":  # one prefix at a time: the codewords with which some item goes on
+            for level in range(LEVELS):
+                after = codes[(codes[:, :level] == row[:level]).all(1), level].unique()
+                log_probs[level] -= log_probs[level, after].logsumexp(0)
         start = SIZE if scope == "all" else 0
         scores.append(sum(log_probs[level, start * level + code].item() for level, code in enumerate(row.tolist())))
     return np.array(scores)
@@ -57,13 +62,13 @@ def ranking(scores, excluded):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("exclude_bought", [True, False])
-def test_wide_beams_are_the_ranking_of_all_items(backbone, exclude_bought):
-    student, users = shop(backbone), histories([6, 1, 3])
+@pytest.mark.parametrize(("exclude_bought", "scope"), [(True, "level"), (False, "level"), (True, "trie")])
+def test_wide_beams_are_the_ranking_of_all_items(backbone, exclude_bought, scope):
+    student, users = shop(backbone, scope=scope), histories([6, 1, 3])
     items, scores = student.rank_items(users, N_ITEMS, exclude_bought)
     exact = student.score_items(users)
     for row, history in enumerate(users):
-        expected = item_scores(student.model, student.codes, history)
+        expected = item_scores(student.model, student.codes, history, scope)
         np.testing.assert_allclose(exact[row], expected, atol=1e-4)
         order = ranking(expected.round(4), set(history.tolist()) if exclude_bought else set())
         found = [item for item in items[row].tolist() if item >= 0]
@@ -107,7 +112,7 @@ def test_every_recommendation_is_an_item_and_new(seed, width, backbone):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("scope", ["level", "all"])
+@pytest.mark.parametrize("scope", ["level", "all", "trie"])
 def test_the_ranker_orders_the_retrievers_beams(backbone, scope):
     student, alone = (shop(backbone, ranker, shared=False, scope=scope) for ranker in (True, False))
     users = histories([4, 2])
@@ -119,6 +124,13 @@ def test_the_ranker_orders_the_retrievers_beams(backbone, scope):
         np.testing.assert_allclose(scores[row], mean[items[row]], atol=1e-5)
         np.testing.assert_allclose(np.sort(mean[retrieved[row]])[::-1], scores[row], atol=1e-5)
         np.testing.assert_allclose(student.score_items(users)[row], mean * LEVELS, atol=1e-4)
+
+
+def test_over_the_tries_children_all_ids_together_have_probability_one():
+    student = shop(shared=False, scope="trie")
+    scores = student.score_items(histories([6, 1, 3]))
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-4)
+    assert np.exp(shop(shared=False).score_items(histories([6]))).sum() < 0.9  # over the level's codewords it is less
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

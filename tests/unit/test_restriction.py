@@ -28,7 +28,12 @@ def item_model():
     return ItemRecommender(network(config(N_ITEMS, dim=8, max_history=6)).eval(), {"network": "sasrec"})
 
 
-STUDENTS = {"codewords": shop, "ranker": lambda: shop(ranker=True), "items": item_model}
+STUDENTS = {
+    "codewords": shop,
+    "over children": lambda: shop(scope="trie"),  # of the whole catalogue's trie, not of the restricted one
+    "ranker": lambda: shop(ranker=True),
+    "items": item_model,
+}
 ALLOWED = np.array([2, 3, 7, 11, 12, 25, 29])  # 3 and 7 share an ID
 
 

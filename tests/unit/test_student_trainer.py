@@ -1,7 +1,10 @@
 """The students' training: one loss whatever the split and the number of passes; runs that are resumed."""
 
 import dataclasses
+import itertools
 import json
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from safetensors.torch import load_file
 from student_shop import LEVELS, SIZE, K, make_prior, make_shop
 
 from distill.data.dataset import Dataset
+from distill.decoding.trie import Trie
 from distill.labels.store import LabelStore
 from distill.runtime import artifacts
 from distill.runtime.artifacts import write_json
@@ -24,7 +28,8 @@ from student.batches import BatchSampler
 from student.config import Config
 from student.models import BACKBONES
 from student.models.seq2seq import PRESETS
-from student.objective import batch_loss
+from student.objective import anneal, batch_loss
+from student.recommender import Recommender
 from student.variants import Loss
 
 LENGTHS = [3, 4, 5, 6, 9, 13, 4, 4, 7, 3, 3, 8, 5, 5, 21, 6, 4]
@@ -69,10 +74,11 @@ def losses_of(root, model, loss, one_pass, **changes):
     dataset = Dataset.load(root / "dataset")
     store = LabelStore.open(root / "soft_labels") if loss.needs_labels else None
     codes = torch.from_numpy(SemanticIDs.load(root / "semantic_ids", dataset.n_items).codes)
+    trie = Trie.build(codes.numpy(), SIZE) if config.scope == "trie" else None
     model.zero_grad()
     values = [0.0]
     for batch in BatchSampler(dataset, store, loss, one_pass, config).batches(0):
-        value = batch_loss(model, loss, batch, codes, loss.rank, config)
+        value = batch_loss(model, loss, batch, codes, loss.rank, config, trie)
         value.backward()
         values[-1] += value.item()
         if batch.last:
@@ -88,8 +94,9 @@ def agree(expected, others):
 
 
 @pytest.mark.parametrize("backbone", ["causal", "nested"])
-@pytest.mark.parametrize("scope", ["level", "all"])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("loss", "scope"), [*itertools.product(LOSSES, ["level", "all"]), ("smooth", "trie"), ("distill", "trie")]
+)
 def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope, backbone):
     """All examples in one batch: equal loss and gradient."""
     changes = {
@@ -100,6 +107,32 @@ def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope, backbone):
     ones, others = (losses_of(root, model, LOSSES[loss], one_pass, **changes) for one_pass in (True, False))
     assert len(ones[0]) == 1
     agree(ones, others)
+
+
+@pytest.mark.parametrize("backbone", ["seq2seq", "nested"])
+def test_over_the_tries_children_the_loss_is_the_mean_log_probability_of_the_target(root, backbone):
+    """As the trained student scores all items: of each example's target, divided by the levels; smoothed by hand."""
+    dataset = Dataset.load(root / "dataset")
+    codes = SemanticIDs.load(root / "semantic_ids", dataset.n_items).codes
+    model = network(backbone).eval()
+    facts = {"backbone": backbone, "scope": "trie", "max_history": 4}
+    student = Recommender(model, codes, *[[str(item) for item in range(len(codes))]] * 2, facts=facts)
+    examples = dataset.examples("train", 4)
+    scores = student.score_items(examples.histories)[np.arange(len(examples)), examples.targets]
+    values, _ = losses_of(root, model, Loss("nll"), False, scope="trie", batch_size=10**4)
+    np.testing.assert_allclose(values, [-scores.mean() / LEVELS], rtol=1e-5)
+    smoothed = []
+    for history, target in zip(examples.histories, examples.targets, strict=True):
+        history_codes = torch.from_numpy(codes[history[history >= 0]])[None]
+        log_probs = model(history_codes, torch.from_numpy(codes[target])[None, None])[0, 0].tolist()
+        for level, row in enumerate(log_probs):
+            prefix = (codes[:, :level] == codes[target, :level]).all(1)
+            siblings = set(codes[prefix, level].tolist())
+            total = math.log(sum(math.exp(row[code]) for code in siblings))
+            weights = {code: 0.1 / max(len(siblings) - 1, 1) for code in siblings} | {codes[target, level]: 0.9}
+            smoothed.append(sum(-weight * (row[code] - total) for code, weight in weights.items()))
+    values, _ = losses_of(root, model, Loss("smooth"), False, scope="trie", batch_size=10**4)
+    np.testing.assert_allclose(values, [np.mean(smoothed)], rtol=1e-5)
 
 
 def test_reversed_sequences_learn_their_items(root):
@@ -264,6 +297,8 @@ def test_seeds(root, tmp_path, capsys):
         ("tiger", {"labels": "random", "backbone": "causal"}),
         ("smooth", {"labels": "rank", "backbone": "causal", "rank_positions": "all"}),
         ("dwr-without-distill", {"scope": "all"}),
+        ("dwr", {"backbone": "nested", "scope": "trie", "list_loss": "listnet", "temperature_end": 1.0}),
+        ("dtr", {"backbone": "nested", "list_loss": "dpo", "alpha_end": 0.5, "prefix_weight": 0.1}),
         ("dwr", {"backbone": "causal", "scope": "all", "reverse": 0.5, "shuffle": 2, "drop_items": 0.1}),
         ("tiger", {"backbone": "causal", "reverse": 0.5, "shuffle": 2, "drop_items": 0.1}),
         ("dwr-smooth", {"prior": "pseudo", "soft_labels": Path("nowhere"), "candidates": 16}),
@@ -286,6 +321,14 @@ def test_every_option_trains(root, tmp_path, variant, changes):
         ({"variant": "distill", "labels": "top"}, "its labels are of the real next item's codewords"),
         ({"candidates": 1}, "--candidates is 1; it must be at least 2"),
         ({"seeds": [1, 1]}, "names a seed twice"),
+        ({"variant": "dwr", "list_loss": "dpo"}, "give --reference STUDENT, or take --variant dtr"),
+        ({"labels": "rank", "list_loss": "s_dpo"}, "give --reference STUDENT"),
+        ({"variant": "dtr", "reference": Path("nowhere")}, "--reference is for --list_loss dpo, s_dpo, grpo"),
+        ({"variant": "dwr", "list_loss": "grpo"}, "starts from a trained retriever: --variant dtr, not dwr"),
+        ({"variant": "dtr", "prior": "pseudo", "list_loss": "grpo"}, "--prior pseudo would not be read"),
+        ({"backbone": "sasrec", "list_loss": "dpo"}, "--list_loss dpo compares students of semantic IDs"),
+        ({"variant": "dwr", "prior": "pseudo", "list_loss": "item_kl"}, "--prior pseudo has none"),
+        ({"variant": "dwr", "prior": "pseudo", "scope": "trie"}, "--scope trie needs items of the catalogue"),
     ],
 )
 def test_bad_input(root, tmp_path, changes, message):
@@ -331,6 +374,49 @@ def test_a_prior_is_trained_and_part_of_the_identity(priors, capsys, variant):
     make_prior(priors, "soft_labels-distance", "distance", seed=77)
     run(priors, priors / "students/distance", **changes, prior="distance")
     assert "because input soft_labels/distance changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_where_a_plain_teacher_knows_the_target_as_well_the_target_is_learnt(priors, one_pass):
+    """One example a batch: each has the loss of the hard label (α 1) or of the distribution (α 0)."""
+    dataset, store = Dataset.load(priors / "dataset"), LabelStore.open(priors / "soft_labels")
+    plain = LabelStore.open(priors / "soft_labels-distance")
+    codes, model = torch.from_numpy(SemanticIDs.load(priors / "semantic_ids", dataset.n_items).codes), network("nested")
+    config = dataclasses.replace(CONFIG, batch_size=1, confidence=0.0, rank_within=0)
+
+    def batches(loss, plain=None):
+        return list(BatchSampler(dataset, store, loss, one_pass, config, plain=plain).batches(0))
+
+    def values(batches, alpha):
+        options = dataclasses.replace(config, alpha=alpha)
+        return [batch_loss(model, LOSSES["distill"], batch, codes, False, options).item() for batch in batches]
+
+    mixed, usual = batches(LOSSES["distill"], plain), batches(LOSSES["distill"])
+    soft, hard, chosen = values(usual, 0.0), values(usual, 1.0), values(mixed, 0.0)
+    columns = [labels.read("user", "position", "candidate_scores") for labels in (store, plain)]
+    teacher, other = (
+        {(user, position): scores[0] for user, position, scores in zip(*part.values(), strict=True)} for part in columns
+    )
+    known = sum(other[key] >= score for key, score in teacher.items())
+    assert 0 < known < len(teacher)
+    assert sum(batch.label_invalid.sum().item() for batch in mixed) == known
+    if not one_pass:
+        for value, batch, first, second in zip(chosen, mixed, hard, soft, strict=True):
+            assert value == pytest.approx(first if batch.label_invalid.item() else second)
+    ranked = batches(LOSSES["dwr"], plain)
+    assert sum((batch.rank_weights * batch.label_invalid).sum().item() for batch in ranked) == 0
+
+
+def test_a_plain_teacher_must_know_all_examples(priors):
+    changes = {"variant": "distill", "plain_labels": priors / "plain", "epochs": 1}
+    make_prior(priors, "plain", "transitions", examples=slice(1, None))
+    with pytest.raises(UserError, match="plain lacks 1 of the"):
+        run(priors, priors / "student", **changes)
+    shutil.rmtree(priors / "plain")
+    make_prior(priors, "plain", "transitions")
+    first = run(priors, priors / "student", **changes)
+    assert "soft_labels/plain" in first.inputs
+    assert run(priors, priors / "tiger", **changes | {"variant": "tiger"}).inputs.keys() == {"dataset", "semantic_ids"}
 
 
 def test_priors_that_cannot_be_taught(priors):
@@ -394,3 +480,33 @@ def test_variants_of_table_2():
     assert variants.find("dwr-smooth").retriever == Loss("smooth", rank=True)
     assert variants.find("dtr-smooth").phases == {"retriever": Loss("smooth"), "ranker": Loss(None, rank=True)}
     assert variants.find("tiger", "rank").retriever == Loss(None, rank=True)
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_a_student_that_is_its_own_reference_has_gained_nothing(root, one_pass):
+    """Every pair is −log σ(0)."""
+    config = dataclasses.replace(CONFIG, list_loss="dpo", list_scale=7.0, rank_within=0)
+    dataset, store = Dataset.load(root / "dataset"), LabelStore.open(root / "soft_labels")
+    codes, model = torch.from_numpy(SemanticIDs.load(root / "semantic_ids", dataset.n_items).codes), network("nested")
+    batch = next(BatchSampler(dataset, store, LOSSES["rank"], one_pass, config).batches(0))
+    value = batch_loss(model, LOSSES["rank"], batch, codes, True, config, reference=model)
+    assert value.item() == pytest.approx(math.log(2) * batch.rank_weights.sum().item() / batch.rank_total)
+    other = batch_loss(model, LOSSES["rank"], batch, codes, True, config, reference=network("nested", seed=1))
+    assert abs(other.item() - value.item()) > 0.01
+
+
+def test_a_joint_ranker_is_compared_with_a_finished_student(root, tmp_path):
+    run(root, tmp_path / "tiger", "tiger", epochs=1)
+    options = {"list_loss": "s_dpo", "reference": tmp_path / "tiger", "epochs": 1}
+    run(root, tmp_path / "dwr", "dwr", **options)
+    foreign = tmp_path / "foreign"
+    make_shop(foreign, LENGTHS, seed=1)
+    with pytest.raises(UserError, match="do not belong together"):
+        run(foreign, tmp_path / "other", "dwr", **options)
+
+
+def test_annealing_by_hand():
+    config = dataclasses.replace(CONFIG, temperature=2.0, temperature_end=1.0, alpha=0.1)
+    assert [anneal(config, done).temperature for done in (0.0, 0.25, 1.0)] == [2.0, 1.75, 1.0]
+    assert anneal(config, 0.5).alpha == 0.1
+    assert anneal(dataclasses.replace(config, alpha_end=0.5), 0.5).alpha == pytest.approx(0.3)

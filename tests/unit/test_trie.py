@@ -55,6 +55,24 @@ def test_hand_made():
     assert [table.tolist() for table in tree.dense] == [[[0, -1, 1]], [[0, 1, -1], [2, -1, 3]]]
 
 
+@given(catalogues())
+def test_allowed_codewords_are_those_of_the_ids_with_the_same_prefix(catalogue):
+    codes, size = catalogue
+    for dense in (True, False):
+        tree = Trie.build(codes, size)
+        allowed = (tree if dense else replace(tree, dense=[])).allowed(torch.from_numpy(codes))
+        for row, mask in zip(codes, allowed, strict=True):
+            for level in range(codes.shape[1]):
+                siblings = codes[(codes[:, :level] == row[:level]).all(1), level]
+                assert mask[level].nonzero().flatten().tolist() == sorted(set(siblings.tolist()))
+
+
+def test_children_by_hand():
+    tree = Trie.build(np.array(HAND), codebook_size=3)
+    for used in (tree, replace(tree, dense=[])):
+        assert used.child(1, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 0, 2])).tolist() == [0, -1, 2, 3]
+
+
 def test_find_by_hand():
     tree = Trie.build(np.array(HAND), codebook_size=3)
     asked = torch.tensor([[[2, 2, 2], [0, 1, 1]], [[2, 1, 1], [1, 0, 0]], [[0, 0, 0], [0, 0, 2]]])
