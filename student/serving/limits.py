@@ -37,7 +37,7 @@ class RequestGuard:
     ):
         self.app, self.max_body = app, max_body
         self._expected = None if api_key is None else f"Bearer {api_key}".encode()
-        self._names = {"localhost", *(name.lower().rstrip(".") for name in (host, *allowed_hosts))}
+        self._names = {"localhost", host.lower(), *map(host_name, allowed_hosts)}
         bound = _address(host)
         self._any_address = bound is not None and bound.is_unspecified
 

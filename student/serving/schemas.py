@@ -123,9 +123,10 @@ class RollbackRequest(Strict):
     student: ItemId | None = None
 
 
-class ReloadRequest(RollbackRequest):
+class ReloadRequest(Strict):
     """Load a served student's folder again, which a newer student has replaced."""
 
+    student: ItemId | None = None
     counted_events: int | None = Field(
         None, ge=0, lt=1 << 63, strict=True, description="the last event that the new student's data set holds"
     )

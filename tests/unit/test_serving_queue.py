@@ -59,7 +59,7 @@ def test_an_unexpected_failure_is_counted(tmp_path):
     ],
 )
 def test_only_the_servers_names_are_answered(host, status, tmp_path):
-    models, limit = Models([served_student(tmp_path, shop())], None), ServerLimits(allowed_hosts=("Shop.example",))
+    models, limit = Models([served_student(tmp_path, shop())], None), ServerLimits(allowed_hosts=("Shop.example:443",))
 
     async def session():
         async with client(models, limit=limit) as http:
