@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class Prefix:
 
     codewords: tuple[int, ...]
     probability: float
-    items: list[int] = field(default_factory=list)
+    items: Sequence[int] = ()
 
 
 class RecordedStep:
@@ -72,16 +73,22 @@ def beam_tree(recommender: Recommender, history: np.ndarray, width: int, exclude
         prefixes = torch.cat([prefixes[parents], codes[:, None]], dim=1)
         scores = scores[parents] + log_probs[parents, codes]
         levels.append(_prefixes(prefixes, scores, prefix_exists(recommender.trie, prefixes)))
-    leaves = beams.leaves[0].cpu()
-    last = _prefixes(beams.codes[0].cpu(), beams.scores[0].cpu(), leaves >= 0)
+    leaves, codes = beams.leaves[0].cpu(), beams.codes[0].cpu()
     excluded = set(history.tolist()) if exclude_bought else set()
-    every_leaf = zip(beams.codes[0].tolist(), leaves.tolist(), strict=True)
-    leaf_of = {tuple(codes): leaf for codes, leaf in every_leaf if leaf >= 0}
-    for prefix in last:
-        leaf = leaf_of[prefix.codewords]
-        first, end = recommender.trie.leaf_offsets[leaf : leaf + 2].tolist()
-        prefix.items.extend(item for item in recommender.trie.leaf_items[first:end].tolist() if item not in excluded)
+    leaf_of = {tuple(codes[row].tolist()): leaf for row, leaf in enumerate(leaves.tolist()) if leaf >= 0}
+    whole = _prefixes(codes, beams.scores[0].cpu(), leaves >= 0)
+    items_of = [leaf_items(recommender.trie, leaf_of[prefix.codewords]) for prefix in whole]
+    last = [
+        replace(prefix, items=[item for item in items if item not in excluded])
+        for prefix, items in zip(whole, items_of, strict=True)
+    ]
     return [*levels, last]
+
+
+def leaf_items(trie: Trie, leaf: int) -> list[int]:
+    """List the item numbers of a leaf."""
+    first, end = trie.leaf_offsets[leaf : leaf + 2].tolist()
+    return trie.leaf_items[first:end].tolist()
 
 
 def prefix_exists(trie: Trie, prefixes: Tensor) -> Tensor:

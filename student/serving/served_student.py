@@ -131,7 +131,8 @@ class ServedStudent:
     ) -> Explanation:
         """Rank k items after a history, and tell which source and which codewords brought them there."""
         items, scores = (part[0, :k] for part in self.rank([history], width, exclude_bought, allowed))
-        shares = self.shares(history, items[items != PAD], exclude_bought)
+        listed = items[items != PAD]
+        shares = self.shares(history, listed, exclude_bought) if len(listed) else None
         beams = None
         if isinstance(self.recommender, Recommender):
             student = self.recommender if allowed is None else allowed.restrict(self.recommender)

@@ -38,7 +38,7 @@ def test_wide_beams_keep_every_prefix(backbone):
         expected = {prefix: value for prefix, value in probabilities.items() if len(prefix) == length}
         assert actual == pytest.approx(expected, rel=1e-3)
         assert list(actual.values()) == sorted(actual.values(), reverse=True)
-    assert {prefix.codewords: prefix.items for prefix in levels[-1]} == items
+    assert {prefix.codewords: list(prefix.items) for prefix in levels[-1]} == items
 
 
 def test_a_softmax_over_the_tries_children_sums_to_one_on_each_level():

@@ -101,6 +101,14 @@ def test_shares_sum_to_one_and_similar_leaves_the_item_out(tmp_path):
     assert {item["item_id"] for item in similar.json()["items"]} == set(IDS) - {"i3"}
 
 
+@pytest.mark.parametrize("make", [shop, lambda: with_memories(shop()), item_model])
+def test_a_list_without_items_is_explained(make, tmp_path):
+    models = Models([served_student(tmp_path, make())], None)
+    body = {"histories": [["i1"]], "exclude_bought": True, "filter": {"items": ["i1"]}}
+    for response in ask(models, ("/v1/recommend", body), ("/v1/explain", body)):
+        assert (response.status_code, response.json()["lists"]) == (200, [[]])
+
+
 def test_a_setrec_is_served_from_its_folder(tmp_path):
     make_shop(tmp_path, [4, 4])
     network, data = setrec("causal", n_items=ITEMS, beta=0.8), artifacts.read(tmp_path / "dataset", "dataset")
