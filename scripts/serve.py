@@ -29,7 +29,8 @@ class Config:
     events: Path | None = None
     """SQLite file of new interactions, which the transition memories count; without it none are taken."""
     counted_events: NonNegativeInt | None = None
-    """The last event that the students' data sets hold already, asked for where the events do not know a data set."""
+    """Number of the last event that the students' data sets hold already; needed once for each data set that is new to
+    the file of events, unless that is empty."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0: all of this machine's."""
     port: NonNegativeInt = 8000
