@@ -66,7 +66,7 @@ def beam_tree(recommender: Recommender, history: np.ndarray, width: int, exclude
     bought = torch.from_numpy(history)[None].to(recommender.device)
     with autocast(recommender.device, recommender.precision):
         recent = recommender.history_codes(bought[:, -recommender.max_history :])
-        step = RecordedStep(recommender._step(recommender.model, recent))  # as its search makes it
+        step = RecordedStep(recommender.make_step(recommender.model, recent))  # as its search makes it
         beams = search(step, recommender.trie, bought, width, exclude_bought)
     levels, prefixes, scores = [], torch.zeros(1, 0, dtype=torch.long), torch.zeros(1)
     for (parents, codes), log_probs in zip(step.chosen, step.log_probs, strict=False):
