@@ -28,14 +28,19 @@ class Config:
     """Their data set, for titles and categories (default: the folder `dataset` of the first student's run)."""
     events: Path | None = None
     """SQLite file of new interactions, which the transition memories count; without it none are taken."""
+    counted_events: NonNegativeInt | None = None
+    """Number of the last event that the students' data sets hold already; needed once for each data set that is new to
+    the file of events, unless that is empty."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0: all of this machine's."""
     port: NonNegativeInt = 8000
     """Port; 0: any free port."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Further names that requests may call the server by, with commas between, such as a proxy's shop.example."""
     api_key_file: Path | None = None
     """File with the key that callers must send (default: the environment's LOHREC_API_KEY; without both: no key)."""
     window_ms: NonNegativeFloat = 2.0
-    """Milliseconds that a history waits for others to be ranked with."""
+    """Milliseconds that a history waits, under load, for others to be ranked with."""
     max_batch: PositiveInt = 64
     """Histories of a batch; 1: one by one."""
     max_waiting: PositiveInt = 512

@@ -309,7 +309,7 @@ class Recommender(WithMemories):
         users = max(1, self.users_at_once * DEFAULT_WIDTH // self.trie.n_leaves)  # as many nodes as beams elsewhere
         for rows, recent in self._batches(histories, users):
             with autocast(self.device, self.precision):
-                step = self._step(model, self.history_codes(recent))
+                step = self.make_step(model, self.history_codes(recent))
                 part = score_all(step, self.trie, len(rows), self.device)
             scores[rows] = part[:, self.trie.leaf_of_item].cpu().numpy()
         exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
@@ -356,7 +356,7 @@ class Recommender(WithMemories):
         """
         history = self.history_codes(recent)
         bought = recent if bought is None else bought
-        step = self._step(self.model, history, constrained)
+        step = self.make_step(self.model, history, constrained)
         beams = search(step, self.trie, bought, width, exclude_bought, constrained)
         if self.ranker is not None:
             scores = self._sequence_scores(self.ranker, history, beams.codes)
@@ -366,7 +366,7 @@ class Recommender(WithMemories):
             beams = Beams(beams.leaves.gather(1, order), codes, scores)
         return to_items(beams, self.trie, bought, width, exclude_bought, constrained)
 
-    def _step(self, model: nn.Module, history: Tensor, constrained: bool = True) -> Step:
+    def make_step(self, model: nn.Module, history: Tensor, constrained: bool = True) -> Step:
         """Make a step of the student's softmax after histories [users, length, levels].
 
         An unconstrained search leaves the trie, so a softmax over its children has no meaning there; the level's is

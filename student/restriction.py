@@ -6,11 +6,14 @@ import copy
 
 import numpy as np
 
+from distill.decoding.trie import Trie
 from student.item_recommender import ItemRecommender
 from student.recommender import Recommender
 
 
-def restrict(recommender: Recommender | ItemRecommender, items: np.ndarray) -> Recommender | ItemRecommender:
+def restrict(
+    recommender: Recommender | ItemRecommender, items: np.ndarray, trie: Trie | None = None
+) -> Recommender | ItemRecommender:
     """Return the same student recommending these items only: codewords are searched in a trie of their IDs.
 
     Scores are those of the whole catalogue: nothing is renormalised.
@@ -18,12 +21,14 @@ def restrict(recommender: Recommender | ItemRecommender, items: np.ndarray) -> R
     Args:
         recommender: any student, not compiled.
         items: distinct item numbers, at least one, ascending.
+        trie: of these items' IDs, on the student's device; None: built here.
     """
     student = copy.copy(recommender)
     student.allowed = np.zeros(recommender.n_items, dtype=bool)
     student.allowed[items] = True
     if isinstance(student, Recommender):
-        student.trie = student.trie.restricted(student.codes.cpu().numpy(), items).to(student.device)
+        trie = trie or student.trie.restricted(student.codes.cpu().numpy(), items).to(student.device)
+        student.trie = trie
     return student
 
 

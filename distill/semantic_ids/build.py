@@ -12,7 +12,7 @@ from distill.data.dataset import Dataset
 from distill.runtime.artifacts import Artifact, write_json
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
-from distill.semantic_ids import embeddings, numbering, quantisers
+from distill.semantic_ids import cooccurrence, embeddings, numbering, quantisers
 from distill.semantic_ids.collaborative import collaborative_codes
 from distill.semantic_ids.config import CollisionSettings, IDSettings, QuantiserSettings
 from distill.semantic_ids.ids import SemanticIDs, write_codes
@@ -22,6 +22,7 @@ from distill.semantic_ids.quantisers.settings import check
 
 # Share of the old items that must get their old first code again; else the new embeddings lie in another space.
 SAME_SPACE = 0.5
+WINDOW = 20  # items at most this far apart in a sequence are bought together, for LETTER's collaborative loss
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def train_ids(embedded: Artifact, dataset: Dataset, settings: IDSettings) -> Bui
     """
     item_ids = dataset.items["item_id"].to_pylist()
     vectors = embeddings.load(embedded.folder, item_ids)
-    quantiser = _train(vectors, settings)
+    quantiser = _train(vectors, settings, _collaborative(dataset, settings))
     before = quantiser.encode(vectors)
     codes = _resolve(quantiser, vectors, before, settings)
     return BuiltIDs(item_ids, codes, before, quantiser.codebook_size, {"source": quantiser.name}, vectors, quantiser)
@@ -150,7 +151,24 @@ def _rows_of(old_items: list[str], items: list[str], folder: Path) -> np.ndarray
     return np.array([row_of[item] for item in old_items])
 
 
-def _train(vectors: np.ndarray, settings: QuantiserSettings) -> Quantiser:
+def _collaborative(dataset: Dataset, settings: QuantiserSettings) -> np.ndarray | None:
+    """Embed the items by co-occurrence in the training part, for LETTER's collaborative loss [n_items, latent_dim].
+
+    None where the loss has no weight.
+
+    Raises:
+        UserError: LETTER's losses beside another quantiser than rqvae.
+    """
+    letter = settings.letter
+    if settings.quantiser != "rqvae" and (letter.collaborative or letter.diversity):
+        raise UserError(f"--letter is for --quantiser rqvae, not {settings.quantiser}.")
+    if not letter.collaborative:
+        return None
+    values, offsets = dataset.training_sequences()
+    return cooccurrence.embed(values, offsets, dataset.n_items, settings.rqvae.latent_dim, WINDOW, settings.seed)
+
+
+def _train(vectors: np.ndarray, settings: QuantiserSettings, collaborative: np.ndarray | None) -> Quantiser:
     import torch  # late: importing IDs does not need it
 
     with progress_bar(desc=settings.quantiser, unit="step") as bar:
@@ -172,6 +190,8 @@ def _train(vectors: np.ndarray, settings: QuantiserSettings) -> Quantiser:
             settings.sample,
             progress,
             "cuda" if torch.cuda.is_available() else "cpu",
+            settings.letter,
+            collaborative,
         )
 
 

@@ -10,7 +10,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from distill.data.dataset import TEXT_FIELDS, TextField
 from distill.runtime.config import IF_CHANGED, HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
-from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig, SpectralConfig
+from distill.semantic_ids.quantisers.settings import KMeansConfig, LetterConfig, RQVAEConfig, SpectralConfig
 
 NUMBERINGS = ("sid", "rid", "iid", "cid")  # IDs that need no embeddings
 
@@ -82,6 +82,8 @@ class QuantiserSettings:
     """Train the quantiser on this many items, drawn at random if there are more; 0: on all. All are encoded."""
     rqvae: RQVAEConfig = field(default_factory=RQVAEConfig)
     """Settings of rqvae."""
+    letter: LetterConfig = field(default_factory=LetterConfig, metadata=IF_CHANGED)
+    """Weights of LETTER's losses beside rqvae's."""
     kmeans: KMeansConfig = field(default_factory=KMeansConfig)
     """Settings of rkmeans and pq."""
     spectral: SpectralConfig = field(default_factory=SpectralConfig, metadata=IF_CHANGED)

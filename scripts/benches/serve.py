@@ -1,8 +1,9 @@
 """The server under closed-loop load: each client asks again as soon as it has its list; batches against one by one.
 
-python scripts/bench.py serve --student runs/demo/students/dwr+memory --seconds 60
+python scripts/bench.py serve --student runs/demo/students/dwr+memory --seconds 60 --swaps 5
 
-Clients are threads of other processes than the server. The server runs twice: with batches, and with `--max_batch 1`.
+Clients are threads of other processes than the server. The server runs twice: with batches, and with `--max_batch 1`;
+with `--swaps` a third time, while events arrive and the student is loaded again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -44,6 +46,8 @@ class Config:
     """Items per list."""
     seed: NonNegativeInt = 0
     """Of the histories."""
+    swaps: NonNegativeInt = 0
+    """Times that the student is loaded again, while events arrive, under the most clients; 0: not measured."""
     json: Path | None = None
     """File for the figures."""
 
@@ -64,7 +68,61 @@ def main(config: Config) -> dict[str, Any]:
     for clients in config.clients:
         speeds = [figures[f"{label}, {clients} clients: lists/s"] for label in ("batches", "one by one")]
         figures[f"{clients} clients: batches / one by one"] = speeds[0] / max(speeds[1], 1e-9)
-    return figures
+    return figures | (load_with_changes(config) if config.swaps else {})
+
+
+def load_with_changes(config: Config) -> dict[str, float]:
+    """Measure the server under the most clients while events arrive and the student is swapped."""
+    clients = max(config.clients)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Served(config.student, ["--events", str(Path(folder) / "events.sqlite")]) as server,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        names = server.item_ids()
+        sent = threads.submit(send_events, server.port, names, config)
+        swapped = threads.submit(swap, server.port, config)
+        figures = load(server.port, names, clients, config)
+        (acknowledged, lost_events), failed_swaps = sent.result(), swapped.result()
+        counted, end = server.last_event(), time.monotonic() + 60
+        while counted < acknowledged and time.monotonic() < end:
+            time.sleep(0.1)
+            counted = server.last_event()
+    figures |= {"events acknowledged": acknowledged, "events not acknowledged": lost_events, "events counted": counted}
+    figures |= {"failed swaps": failed_swaps}
+    return {f"events and {config.swaps} swaps, {clients} clients: {name}": value for name, value in figures.items()}
+
+
+def send_events(port: int, names: list[str], config: Config) -> tuple[int, int]:
+    """Send one event after the other while the load lasts; returns how many were acknowledged, and how many not."""
+    rng, end, sent, acknowledged = random.Random(config.seed), time.monotonic() + 1 + config.seconds, 0, 0
+    while time.monotonic() < end:
+        event = {"user_id": f"u{rng.randrange(100)}", "item_id": rng.choice(names), "event_id": str(sent)}
+        acknowledged += post(port, "/v1/events", {"events": [event]}) == 200
+        sent += 1
+        time.sleep(0.02)
+    return acknowledged, sent - acknowledged
+
+
+def swap(port: int, config: Config) -> int:
+    """Have the student loaded again at even intervals; returns how often that failed."""
+    failed = 0
+    for _ in range(config.swaps):
+        time.sleep(config.seconds / (config.swaps + 1))
+        failed += post(port, "/v1/admin/reload", {}) != 200
+    return failed
+
+
+def post(port: int, path: str, body: Any) -> int:
+    """Send a request on a connection of its own; returns the status, 0 where there was no answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
 
 
 class Served:
@@ -97,9 +155,17 @@ class Served:
 
     def item_ids(self) -> list[str]:
         """Ask for some item ids."""
+        return [item["item_id"] for item in json.loads(self._get("/v1/items"))["items"]]
+
+    def last_event(self) -> int:
+        """Ask for the last event that the memory has counted."""
+        lines = self._get("/metrics").decode().splitlines()
+        return int(float(next(line.split()[1] for line in lines if line.startswith("memory_last_event "))))
+
+    def _get(self, path: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        connection.request("GET", "/v1/items")
-        return [item["item_id"] for item in json.loads(connection.getresponse().read())["items"]]
+        connection.request("GET", path)
+        return connection.getresponse().read()
 
 
 def load(port: int, names: list[str], clients: int, config: Config) -> dict[str, float]:

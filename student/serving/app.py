@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 
 from distill.data.dataset import PAD
 from distill.runtime.errors import UserError
 from student.serving import schemas
-from student.serving.batcher import Batcher, Overloaded, Query
+from student.serving.batcher import Batcher, Overloaded, Query, Task
+from student.serving.beam_tree import Prefix
+from student.serving.events import NewEvent
 from student.serving.limits import RequestGuard
-from student.serving.models import Models, ServedStudent
+from student.serving.metrics import MeasureRequests, Metrics
+from student.serving.models import Models
+from student.serving.served_student import Explanation, ServedStudent
 
 PAGE = Path(__file__).parent / "page.html"
 WIDTH = 20  # beams (paper: 20); at least k are used
 GROW_EVERY = 0.2  # seconds between two looks at new events
 LOG = logging.getLogger(__name__)
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": schemas.Problem} for status in (401, 413, 422, 429, 503, 504)
+    status: {"model": schemas.Problem} for status in (401, 413, 421, 422, 429, 503, 504)
 }
 
 
@@ -41,26 +46,15 @@ class ServerLimits:
         timeout: seconds until a request is answered by 504.
         api_key: None: everybody may ask.
         max_body: bytes of a request.
+        host: address that the server listens on.
+        allowed_hosts: further names that requests may call the server by.
     """
 
     timeout: float = 10.0
     api_key: str | None = None
     max_body: int = 1 << 20
-
-
-class Metrics:
-    """Figures for Prometheus, apart from those of other applications in the process."""
-
-    def __init__(self, batcher: Batcher):
-        self.registry = CollectorRegistry()
-        options = {"registry": self.registry}
-        self.requests = Counter("requests", "Requests by route and status", ["route", "status"], **options)
-        self.seconds = Histogram("request_seconds", "Seconds of a request", ["route"], **options)
-        self.events = Counter("events", "Acknowledged events", **options)
-        self.counted = Gauge("memory_last_event", "The last event that all memories hold", **options)
-        Gauge("waiting_queries", "Queries in no batch yet", **options).set_function(lambda: batcher.waiting)
-        Gauge("batches", "Batches ranked", **options).set_function(lambda: batcher.batches)
-        Gauge("batched_queries", "Queries ranked", **options).set_function(lambda: batcher.queries)
+    host: str = "127.0.0.1"
+    allowed_hosts: tuple[str, ...] = ()
 
 
 def create_app(models: Models, batcher: Batcher | None = None, limit: ServerLimits | None = None) -> Any:
@@ -93,18 +87,10 @@ def create_app(models: Models, batcher: Batcher | None = None, limit: ServerLimi
         await batcher.stop()
 
     app = FastAPI(title="lohrec-distill", version="1", lifespan=lifespan, redoc_url=None, docs_url=None)
-    app.add_middleware(RequestGuard, api_key=limit.api_key, max_body=limit.max_body)
+    guard = {"api_key": limit.api_key, "max_body": limit.max_body}
+    app.add_middleware(RequestGuard, **guard, host=limit.host, allowed_hosts=limit.allowed_hosts)
+    app.add_middleware(MeasureRequests, metrics=metrics)  # added last, so it sees what the guard refuses
     _answer_mistakes(app)
-
-    @app.middleware("http")
-    async def measure(request: Request, call_next: Any) -> Response:
-        start = asyncio.get_running_loop().time()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "other")
-        metrics.requests.labels(route, response.status_code).inc()
-        metrics.seconds.labels(route).observe(asyncio.get_running_loop().time() - start)
-        return response
-
     _add_ranking(app, models, batcher, limit.timeout)
     _add_changes(app, models, metrics)
     _add_status(app, models, batcher, metrics)
@@ -118,41 +104,35 @@ def _add_ranking(app: FastAPI, models: Models, batcher: Batcher, timeout: float)
     async def recommend(request: schemas.RecommendRequest) -> schemas.Lists:
         """Rank next items after each history."""
         student = models.get(request.student)
-        exclude = student.exclude_bought if request.exclude_bought is None else request.exclude_bought
-        histories = [_numbers(student, history) for history in request.histories]
-        allowed = _allowed(student, request.filter)
-        width = min(max(WIDTH, request.k), student.recommender.n_items)
-        queries = [Query(student, history, width, exclude, allowed) for history in histories]
+        queries = _queries(student, request, batcher)
         async with asyncio.timeout(timeout):
-            answers = await batcher.rank(queries)
+            answers = await batcher.run(queries)
         lists = [_items(student, items[: request.k], scores[: request.k]) for items, scores in answers]
         return schemas.Lists(student=student.name, lists=lists)
 
     @app.post("/v1/explain", responses=PROBLEMS)
-    async def explain(request: schemas.RecommendRequest) -> schemas.Lists:
-        """Rank next items as `/v1/recommend`, and say how much of each item's probability each source gives."""
-        answer, student = await recommend(request), models.get(request.student)
-        exclude = student.exclude_bought if request.exclude_bought is None else request.exclude_bought
-        loop = asyncio.get_running_loop()
-        for history, listed in zip(request.histories, answer.lists, strict=True):
-            if not listed:
-                continue
-            items = np.array([student.catalogue.numbers[item.item_id] for item in listed])
-            work = (student.shares, _numbers(student, history), items, exclude)
-            async with asyncio.timeout(timeout):
-                shares = await loop.run_in_executor(batcher.thread, *work)
-            for item, parts in zip(listed, shares or [None] * len(listed), strict=True):
-                item.shares = parts
-        return answer
+    async def explain(request: schemas.RecommendRequest) -> schemas.ExplainedLists:
+        """Rank next items as `/v1/recommend`, and say why: the sources' shares of an item's probability, the beams."""
+        student = models.get(request.student)
+        tasks = [
+            Task(partial(student.explain, query.history, request.k, query.width, query.exclude_bought, query.allowed))
+            for query in _queries(student, request, batcher)
+        ]
+        async with asyncio.timeout(timeout):
+            answers: list[Explanation] = await batcher.run(tasks)
+        lists = [_items(student, answer.items, answer.scores, answer.shares) for answer in answers]
+        beams = None
+        if answers[0].beams is not None:
+            beams = [[[_prefix(student, prefix) for prefix in level] for level in answer.beams] for answer in answers]
+        return schemas.ExplainedLists(student=student.name, lists=lists, beams=beams)
 
     @app.post("/v1/similar", responses=PROBLEMS)
     async def similar(request: schemas.SimilarRequest) -> schemas.Similar:
         """Rank the neighbours of an item."""
         student = models.get(request.student)
-        (item,) = _numbers(student, [request.item])
+        (item,) = student.catalogue.item_numbers([request.item])
         async with asyncio.timeout(timeout):
-            work = (student.similar, item, request.k)
-            by, items, scores = await asyncio.get_running_loop().run_in_executor(batcher.thread, *work)
+            ((by, items, scores),) = await batcher.run([Task(partial(student.similar, item, request.k))])
         return schemas.Similar(student=student.name, by=by, items=_items(student, items, scores))
 
 
@@ -168,19 +148,28 @@ def _add_changes(app: FastAPI, models: Models, metrics: Metrics) -> None:
         for place, event in enumerate(request.events):
             if not any(event.item_id in numbers for numbers in known):
                 raise UserError(f"Event {place}: unknown item id {event.item_id!r}; no event was stored.")
-        pairs = [(event.user_id, event.item_id) for event in request.events]
+        new = [NewEvent(event.user_id, event.item_id, event.event_id) for event in request.events]
         try:
-            last = await asyncio.to_thread(models.store.append, pairs)
+            stored, last = await asyncio.to_thread(models.store.append, new)
         except OSError as error:
             raise HTTPException(503, f"{error}; no event was stored, send them again.") from error
-        metrics.events.inc(len(pairs))
-        return schemas.Acknowledged(stored=len(pairs), last_event=last)
+        metrics.events.inc(stored)
+        return schemas.Acknowledged(stored=stored, repeated=len(new) - stored, last_event=last)
 
     @app.post("/v1/admin/reload", responses=PROBLEMS)
-    async def reload(request: schemas.ReloadRequest) -> dict[str, str]:
+    async def reload(request: schemas.ReloadRequest) -> schemas.Swapped:
         """Load a student's folder again; it is refused, and the old one goes on, where it gives no lists."""
-        student = await asyncio.to_thread(models.reload, request.student)
-        return {"student": student.name, "fingerprint": student.fingerprint}
+        try:
+            student = await asyncio.to_thread(models.reload, request.student, request.counted_events)
+        except OSError as error:
+            raise HTTPException(503, f"{error}; the old student goes on.") from error
+        return schemas.Swapped(student=student.name, fingerprint=student.fingerprint)
+
+    @app.post("/v1/admin/rollback", responses=PROBLEMS)
+    async def rollback(request: schemas.RollbackRequest) -> schemas.Swapped:
+        """Swap the student that the last reload replaced in again, with all events since."""
+        student = await asyncio.to_thread(models.rollback, request.student)
+        return schemas.Swapped(student=student.name, fingerprint=student.fingerprint)
 
 
 def _add_status(app: FastAPI, models: Models, batcher: Batcher, metrics: Metrics) -> None:
@@ -218,7 +207,7 @@ def _add_status(app: FastAPI, models: Models, batcher: Batcher, metrics: Metrics
             raise HTTPException(503, "The queue is full.")
         return {"status": "ready"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """Show the figures for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
@@ -233,10 +222,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 
 def _answer_mistakes(app: FastAPI) -> None:
-    def problem(status: int, message: str, **headers: str) -> JSONResponse:
-        return JSONResponse(
-            {"error": message}, status, {name.replace("_", "-"): text for name, text in headers.items()}
-        )
+    def problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        return JSONResponse({"error": message}, status, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -250,11 +237,13 @@ def _answer_mistakes(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail))
+        if error.status_code == 400:  # FastAPI's answer to bytes that are no text
+            return problem(422, "Expected a body of JSON in UTF-8.")
+        return problem(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Overloaded)
     async def overloaded(request: Request, error: Overloaded) -> JSONResponse:
-        return problem(429, "Too many requests wait; ask again in a second.", Retry_After="1")
+        return problem(429, "Too many requests wait; ask again in a second.", {"Retry-After": "1"})
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, error: TimeoutError) -> JSONResponse:
@@ -265,58 +254,41 @@ def _answer_mistakes(app: FastAPI) -> None:
         return problem(500, "The server failed; its log has the reason.")
 
 
-def _numbers(student: ServedStudent, history: list[str]) -> list[int]:
-    """Look up item numbers.
+def _queries(student: ServedStudent, request: schemas.RecommendRequest, batcher: Batcher) -> list[Query]:
+    """Look up what a request names.
 
     Raises:
-        UserError: an unknown item id.
+        UserError: an unknown item or category, or more histories than may ever wait.
     """
-    unknown = next((item for item in history if item not in student.catalogue.numbers), None)
-    if unknown is not None:
-        raise UserError(
-            f"Unknown item id {unknown!r}; student {student.name} knows {student.recommender.n_items} items."
-        )
-    return [student.catalogue.numbers[item] for item in history]
+    if len(request.histories) > batcher.max_waiting:
+        most = batcher.max_waiting
+        raise UserError(f"Expected at most {most} histories (--max_waiting), got {len(request.histories)}.")
+    exclude = student.exclude_bought if request.exclude_bought is None else request.exclude_bought
+    histories = [student.catalogue.item_numbers(history) for history in request.histories]
+    choice = request.filter or schemas.Filter()
+    allowed = student.allowed(choice.categories, choice.items)
+    width = min(max(WIDTH, request.k), student.recommender.n_items)
+    return [Query(student, history, width, exclude, allowed) for history in histories]
 
 
-def _allowed(student: ServedStudent, choice: schemas.Filter | None) -> np.ndarray | None:
-    """Look up the item numbers that a filter leaves, ascending; None: all.
-
-    Raises:
-        UserError: an unknown category or item id, or no item left.
-    """
-    if choice is None or (choice.categories is None and choice.items is None):
-        return None
-    allowed = np.ones(student.recommender.n_items, dtype=bool)
-    if choice.categories is not None:
-        members = student.catalogue.categories
-        unknown = next((name for name in choice.categories if name not in members), None)
-        if unknown is not None:
-            examples = ", ".join(sorted(members)[:5]) or "none; start the server with --dataset"
-            raise UserError(f"Unknown category {unknown!r}; the catalogue's are, among others: {examples}.")
-        allowed &= _mask(np.concatenate([members[name] for name in choice.categories]), len(allowed))
-    if choice.items is not None:
-        allowed &= _mask(_numbers(student, choice.items), len(allowed))
-    if not allowed.any():
-        raise UserError("No item meets all conditions of the filter.")
-    return np.flatnonzero(allowed)
-
-
-def _mask(items: np.ndarray | list[int], n_items: int) -> np.ndarray:
-    mask = np.zeros(n_items, dtype=bool)
-    mask[items] = True
-    return mask
-
-
-def _items(student: ServedStudent, items: np.ndarray, scores: np.ndarray) -> list[schemas.Item]:
-    catalogue = student.catalogue
+def _items(
+    student: ServedStudent, items: np.ndarray, scores: np.ndarray, shares: list[dict[str, float]] | None = None
+) -> list[schemas.Item]:
+    """Describe the items of a list, -1 for none; `shares` are those of the items that are there."""
+    catalogue, listed = student.catalogue, np.flatnonzero(items != PAD)
     return [
         schemas.Item(
-            item_id=catalogue.item_ids[item],
-            title=catalogue.titles[item],
-            score=float(score),
-            codewords=student.codewords(item),
+            item_id=catalogue.item_ids[items[place]],
+            title=catalogue.titles[items[place]],
+            score=float(scores[place]),
+            codewords=student.codewords(items[place]),
+            shares=shares[row] if shares else None,
         )
-        for item, score in zip(items.tolist(), scores.tolist(), strict=True)
-        if item != PAD
+        for row, place in enumerate(listed)
     ]
+
+
+def _prefix(student: ServedStudent, prefix: Prefix) -> schemas.Prefix:
+    ids, titles = student.catalogue.item_ids, student.catalogue.titles
+    items = [schemas.NamedItem(item_id=ids[item], title=titles[item]) for item in prefix.items]
+    return schemas.Prefix(codewords=prefix.codewords, probability=prefix.probability, items=items)

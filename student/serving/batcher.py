@@ -1,17 +1,16 @@
-"""Dynamic batching: requests that arrive within a few milliseconds are ranked together, by similar length."""
+"""Dynamic batching: requests that arrive while the ranker is busy are ranked together, by similar length."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Hashable
+import contextlib
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from student.serving.models import ServedStudent
+from student.serving.filters import AllowedItems
+from student.serving.served_student import ServedStudent
 
 
 class Overloaded(Exception):  # noqa: N818 (a state, not an error)
@@ -27,49 +26,69 @@ class Query:
         history: item numbers, oldest first.
         width: beams.
         exclude_bought: leave out the history's items.
-        items: item numbers to which the list is restricted; None: all.
+        allowed: the items to which the list is restricted; None: all.
     """
 
     student: ServedStudent
     history: list[int]
     width: int
     exclude_bought: bool
-    items: np.ndarray | None = None
+    allowed: AllowedItems | None = None
 
     @property
     def key(self) -> Hashable:
         """Queries of one key can be ranked in one batch."""
-        restriction = None if self.items is None else self.items.tobytes()
-        return id(self.student), self.width, self.exclude_bought, restriction
+        return id(self.student), self.width, self.exclude_bought, id(self.allowed)
+
+    @property
+    def length(self) -> int:
+        """Queries of near lengths are ranked together."""
+        return len(self.history)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Other work for the ranking thread, of which no batch is made: an explanation, an item's neighbours."""
+
+    work: Callable[[], Any]
+    length = 0
+
+    @property
+    def key(self) -> Hashable:
+        """A key that no other task has."""
+        return id(self)
 
 
 @dataclass
 class _Waiting:
-    query: Query
-    key: Hashable
+    job: Query | Task
     answer: asyncio.Future = field(repr=False)
 
 
 class Batcher:
     """Collects queries and ranks them in batches, in a thread of its own.
 
+    An idle ranker begins at once. Under load it waits, at most `window`, until as many have arrived as were asked for
+    when the last batch ended: clients that ask again as soon as they have their list come together then.
+
     Args:
         window: seconds that a query waits for others at most; 0: only what has arrived meanwhile is taken along.
         max_batch: queries of a batch; 1: one by one.
-        max_waiting: queries that may wait; more are refused.
+        max_waiting: queries and tasks that may wait; more are refused.
     """
 
     def __init__(self, window: float = 0.002, max_batch: int = 64, max_waiting: int = 512):
         self.window, self.max_batch, self.max_waiting = window, max_batch, max_waiting
         self.thread = ThreadPoolExecutor(1, "ranking")
         self.batches = self.queries = 0
+        self._expected = 1
         self._waiting: list[_Waiting] = []
-        self._arrived = asyncio.Event()
+        self._arrived, self._enough = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.Task | None = None
 
     @property
     def waiting(self) -> int:
-        """Queries that no batch holds yet."""
+        """Queries and tasks that no batch holds yet."""
         return len(self._waiting)
 
     def start(self) -> None:
@@ -83,32 +102,32 @@ class Batcher:
             await asyncio.gather(self._loop, return_exceptions=True)
         self.thread.shutdown(wait=True)
 
-    async def rank(self, queries: list[Query]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Rank queries, all or none: items and scores of each.
+    async def run(self, jobs: Sequence[Query | Task]) -> list[Any]:
+        """Run jobs, all or none: items and scores of each query, the result of each task.
 
         Raises:
             Overloaded: they do not fit into the queue.
         """
-        if len(self._waiting) + len(queries) > self.max_waiting:
+        if len(self._waiting) + len(jobs) > self.max_waiting:
             raise Overloaded
         loop = asyncio.get_running_loop()
-        jobs = [_Waiting(query, query.key, loop.create_future()) for query in queries]
-        self._waiting += jobs
+        entries = [_Waiting(job, loop.create_future()) for job in jobs]
+        self._waiting += entries
         self._arrived.set()
+        if self.waiting >= self._expected:
+            self._enough.set()
         try:
-            return list(await asyncio.gather(*(job.answer for job in jobs)))
+            return list(await asyncio.gather(*(entry.answer for entry in entries)))
         finally:
-            for job in jobs:  # a request that timed out frees its places
-                job.answer.cancel()
+            for entry in entries:
+                entry.answer.cancel()
+            self._forget_cancelled()  # a request that timed out frees its places
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            if self.window and self.max_batch > 1:
-                end = time.monotonic() + self.window
-                while len(self._waiting) < self.max_batch and time.monotonic() < end:
-                    await asyncio.sleep(self.window / 4)
+            await self._wait_for_others()
             batch = self._take()
             if not self._waiting:
                 self._arrived.clear()
@@ -116,33 +135,45 @@ class Batcher:
                 continue
             self.batches, self.queries = self.batches + 1, self.queries + len(batch)
             try:
-                lists = await loop.run_in_executor(self.thread, rank_batch, [job.query for job in batch])
+                answers = await loop.run_in_executor(self.thread, run_batch, [entry.job for entry in batch])
             except Exception as error:
-                for job in batch:
-                    if not job.answer.done():
-                        job.answer.set_exception(error)
-                continue
-            for job, answer in zip(batch, lists, strict=True):
-                if not job.answer.done():
-                    job.answer.set_result(answer)
+                for entry in batch:
+                    if not entry.answer.done():
+                        entry.answer.set_exception(error)
+            else:
+                for entry, answer in zip(batch, answers, strict=True):
+                    if not entry.answer.done():
+                        entry.answer.set_result(answer)
+            self._expected = min(self.max_batch, len(batch) + self.waiting)
+
+    async def _wait_for_others(self) -> None:
+        if self.window and self.waiting < self._expected:
+            self._enough.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._enough.wait(), self.window)
 
     def _take(self) -> list[_Waiting]:
-        """Take the query that waits longest, and those of its key whose lengths are nearest."""
-        self._waiting = [job for job in self._waiting if not job.answer.done()]
+        """Take the job that waits longest, and those of its key whose lengths are nearest."""
         if not self._waiting:
             return []
         first = self._waiting[0]
-        mates = [job for job in self._waiting if job.key == first.key]
-        mates.sort(key=lambda job: abs(len(job.query.history) - len(first.query.history)))  # stable: first stays first
+        key, length = first.job.key, first.job.length
+        mates = [entry for entry in self._waiting if entry.job.key == key]
+        mates.sort(key=lambda entry: abs(entry.job.length - length))  # stable: first stays first
         batch = mates[: self.max_batch]
         taken = set(map(id, batch))
-        self._waiting = [job for job in self._waiting if id(job) not in taken]
+        self._waiting = [entry for entry in self._waiting if id(entry) not in taken]
         return batch
 
+    def _forget_cancelled(self) -> None:
+        self._waiting = [entry for entry in self._waiting if not entry.answer.cancelled()]
 
-def rank_batch(queries: list[Query]) -> list[tuple[Any, Any]]:
-    """Rank queries of one key in one batch."""
-    first = queries[0]
-    histories = [query.history for query in queries]
-    items, scores = first.student.rank(histories, first.width, first.exclude_bought, first.items)
+
+def run_batch(jobs: Sequence[Query | Task]) -> list[Any]:
+    """Run a task, or rank queries of one key in one batch."""
+    first = jobs[0]
+    if isinstance(first, Task):
+        return [first.work()]
+    histories = [query.history for query in jobs]
+    items, scores = first.student.rank(histories, first.width, first.exclude_bought, first.allowed)
     return list(zip(items, scores, strict=True))

@@ -53,6 +53,27 @@ class Lists(BaseModel):
     lists: list[list[Item]]
 
 
+class NamedItem(BaseModel):
+    """An item's id and title."""
+
+    item_id: str
+    title: str
+
+
+class Prefix(BaseModel):
+    """The first codewords of semantic IDs that a level's beams kept, and their probability by the student's network."""
+
+    codewords: list[int]
+    probability: float
+    items: list[NamedItem] = Field(description="on the last level: the items of this ID")
+
+
+class ExplainedLists(Lists):
+    """Lists with `shares`, and the beams of each history: the kept prefixes of each level, likeliest first."""
+
+    beams: list[list[list[Prefix]]] | None = Field(description="null: an item model, which has no beams")
+
+
 class SimilarRequest(Strict):
     """An item whose neighbours are wanted."""
 
@@ -74,6 +95,9 @@ class Event(Strict):
 
     user_id: ItemId = Field(examples=["u1"])
     item_id: ItemId = Field(examples=["D0042"])
+    event_id: ItemId | None = Field(
+        None, description="a name of the event's own: sent again, it is acknowledged and not stored twice"
+    )
 
 
 class EventsRequest(Strict):
@@ -83,16 +107,36 @@ class EventsRequest(Strict):
 
 
 class Acknowledged(BaseModel):
-    """The number of events on disk after this request."""
+    """All events of the request are on disk: `stored` are new, `repeated` were there already.
+
+    `last_event` is the number of the last event in the store.
+    """
 
     stored: int
+    repeated: int
     last_event: int
+
+
+class RollbackRequest(Strict):
+    """Swap the student that the last reload replaced in again."""
+
+    student: ItemId | None = None
 
 
 class ReloadRequest(Strict):
     """Load a served student's folder again, which a newer student has replaced."""
 
     student: ItemId | None = None
+    counted_events: int | None = Field(
+        None, ge=0, lt=1 << 63, strict=True, description="the last event that the new student's data set holds"
+    )
+
+
+class Swapped(BaseModel):
+    """The student that answers now."""
+
+    student: str
+    fingerprint: str
 
 
 class Problem(BaseModel):

@@ -10,7 +10,8 @@ from distill.runtime.listening import listen
 from student.serving.app import ServerLimits, create_app
 from student.serving.batcher import Batcher
 from student.serving.events import EventStore
-from student.serving.models import Models, ServedStudent
+from student.serving.models import Models
+from student.serving.served_student import ServedStudent
 
 
 def serve(config: Any, api_key: str | None) -> None:
@@ -25,9 +26,10 @@ def serve(config: Any, api_key: str | None) -> None:
     """
     students = [ServedStudent.load(folder, config.dataset, config.device) for folder in config.student]
     store = EventStore(config.events) if config.events is not None else None
-    models = Models(students, store, config.dataset, config.device)
+    models = Models(students, store, config.dataset, config.device, config.counted_events)
     batcher = Batcher(config.window_ms / 1000, config.max_batch, config.max_waiting)
-    app = create_app(models, batcher, ServerLimits(config.timeout, api_key, config.max_body))
+    limits = ServerLimits(config.timeout, api_key, config.max_body, config.host, tuple(config.allowed_hosts))
+    app = create_app(models, batcher, limits)
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
     print(f"Serving {', '.join(models.students)} on http://{host}:{port}", flush=True)

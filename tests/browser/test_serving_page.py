@@ -33,7 +33,18 @@ addEventListener("load", async () => {
   match.focus(); result.focused = document.activeElement === match; match.click();
   await wait(() => document.querySelectorAll("#systems section").length === 2);
   result.systems = [...document.querySelectorAll("#systems section")].map((node) => node.innerText);
-  result.rows = document.querySelectorAll("#systems li").length;
+  result.rows = document.querySelectorAll("#systems ol > li").length;
+  const tree = document.querySelector(".beams"), summary = tree.querySelector("summary");
+  summary.focus(); result.tree_focused = document.activeElement === summary;
+  for (let open = [tree]; open.length; open = [...tree.querySelectorAll("details:not([open])")]) {
+    for (const node of open) node.querySelector("summary").click();
+    await wait(() => open.every((node) => node.open && (node === tree || node.children.length === 2)));
+  }
+  result.tree = tree.innerText;
+  result.colours = ["dark", "light"].map((scheme) => {
+    document.documentElement.style.colorScheme = scheme;
+    return getComputedStyle(document.querySelector("#systems section")).borderTopColor;
+  });
   result.history = text("history"); result.good = text("message");
   result.window = innerWidth; result.document = document.documentElement.scrollWidth;
   fetch = () => Promise.reject(new TypeError("failed"));
@@ -83,6 +94,13 @@ def test_a_history_by_clicking_gives_two_lists(chromium, address, tmp_path):  # 
     plain, mixed = result["systems"]
     assert plain.startswith("tiny\n") and "codewords" in plain and "Why" not in plain
     assert mixed.startswith("tiny+memory\n") and re.search(r"Why: model \d+%, counter \d+%, content \d+%", mixed)
+    steps = r"codewords \d+ \(<?[\d.]+%\) → \d+ \(<?[\d.]+%\) → \d+ \(<?[\d.]+%\)"
+    assert len(re.findall(steps, plain)) == 10  # every item of a list without memories came from a beam
+    assert result["tree_focused"]
+    ranks = [int(rank) for rank in re.findall(r"(\d+)\. i\d+", result["tree"])]
+    assert sorted(ranks) == list(range(1, 11))  # every listed item is at a leaf of the opened tree
+    dark, light = result["colours"]
+    assert dark != light
     assert result["window"] == 400 and result["document"] <= 400
     assert result["broken"] == "The server does not answer. Is it running?"
 

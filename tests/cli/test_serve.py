@@ -17,6 +17,8 @@ from unit.test_recommender import N_ITEMS, shop
 from distill.baselines.counting import TransitionSettings, count_transitions
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import parse
+from distill.runtime.errors import UserError
+from scripts.serve import Config, main
 from student.transition_memory import TransitionMemory
 
 ROOT = Path(__file__).parents[2]
@@ -41,8 +43,10 @@ def student(tmp_path_factory):
     return folder
 
 
-def test_acknowledged_events_survive_a_kill(student, tmp_path):
-    arguments = ("--student", student, "--events", tmp_path / "events.sqlite")
+@pytest.fixture(scope="module")
+def restarted(student, tmp_path_factory):
+    """A server that was killed while events came in, and started again: process, address, acknowledged numbers."""
+    arguments = ("--student", student, "--events", tmp_path_factory.mktemp("events") / "events.sqlite")
     process, address = start(*arguments)
     acknowledged, started = [], threading.Event()
 
@@ -66,46 +70,60 @@ def test_acknowledged_events_survive_a_kill(student, tmp_path):
     process.wait()
     sender.join(60)
     process, address = start(*arguments)
-    try:
-        with httpx.Client(base_url=address) as http:
-            answer = http.post("/v1/recommend", json={"histories": [["i4"]], "k": 1}).json()
-            assert answer["lists"][0][0]["item_id"] == "i20"  # only the events say so
-            (line,) = [row for row in http.get("/metrics").text.splitlines() if row.startswith("memory_last_event ")]
-            assert float(line.split()[1]) >= max(acknowledged)
-    finally:
-        process.terminate()
-        process.wait(30)
+    yield process, address, acknowledged
+    process.terminate()
+    process.wait(30)
 
 
-def test_a_stop_answers_what_has_begun(student):
-    process, address = start("--student", student, "--window_ms", "700")
+def test_acknowledged_events_survive_a_kill(restarted):
+    _, address, acknowledged = restarted
+    with httpx.Client(base_url=address) as http:
+        answer = http.post("/v1/recommend", json={"histories": [["i4"]], "k": 1}).json()
+        assert answer["lists"][0][0]["item_id"] == "i20"  # only the events say so
+        (line,) = [row for row in http.get("/metrics").text.splitlines() if row.startswith("memory_last_event ")]
+        assert float(line.split()[1]) >= max(acknowledged)
+
+
+def test_a_reload_and_its_undoing_keep_the_lists_of_the_same_student(restarted):
+    _, address, _ = restarted
+    body = {"histories": [["i4"]], "k": 5}
+    with httpx.Client(base_url=address) as http:
+        before = http.post("/v1/recommend", json=body).json()
+        for route in ("reload", "rollback"):
+            assert http.post(f"/v1/admin/{route}", json={}).status_code == 200
+            assert http.post("/v1/recommend", json=body).json() == before
+
+
+def test_a_stop_answers_what_has_begun(restarted):
+    """The last test of the shared process."""
+    process, address, _ = restarted
     answers = []
-    body = {"histories": [["i1"]]}
-    client = threading.Thread(target=lambda: answers.append(httpx.post(f"{address}/v1/recommend", json=body)))
+    body = {"histories": [["i1"]] * 64}
+    client = threading.Thread(target=lambda: answers.append(httpx.post(f"{address}/v1/explain", json=body)))
     client.start()
-    while httpx.get(f"{address}/metrics").text.count("waiting_queries 1.0") == 0:
+    while " 0.0" in next(
+        row for row in httpx.get(f"{address}/metrics").text.splitlines() if row.startswith("waiting_queries ")
+    ):
         assert client.is_alive()
     process.send_signal(signal.SIGTERM)
     client.join(30)
-    assert [answer.status_code for answer in answers] == [200]
+    assert [(answer.status_code, len(answer.json()["lists"])) for answer in answers] == [(200, 64)]
     assert process.wait(30) in (0, -signal.SIGTERM)
 
 
 def test_a_folder_without_a_student_is_one_message(tmp_path):
-    command = [sys.executable, ROOT / "scripts/serve.py", "--student", tmp_path]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr and str(tmp_path) in result.stderr
+    with pytest.raises(UserError, match=str(tmp_path)):
+        main(parse(Config, argv=["--student", str(tmp_path)]))
 
 
 def test_the_images_command_parses():
-    from scripts.serve import Config
-
     lines = (ROOT / "Dockerfile").read_text().splitlines()
-    entry, command = (
-        json.loads(line.split(" ", 1)[1]) for word in ("ENTRYPOINT", "CMD") for line in lines if line.startswith(word)
+    (entry,) = (json.loads(line.split(" ", 1)[1]) for line in lines if line.startswith("ENTRYPOINT"))
+    assert entry[:2] == ["python", "scripts/serve.py"]
+    config = parse(Config, argv=[*entry[2:], "--device", "cuda", "--allowed_hosts", "shop.example,www.shop.example"])
+    assert (config.host, config.student, config.events) == (
+        "0.0.0.0",
+        [Path("/student")],
+        Path("/events/events.sqlite"),
     )
-    assert entry == ["python", "scripts/serve.py"]
-    config = parse(Config, argv=command)
-    assert config.host == "0.0.0.0"
-    assert config.student == [Path("/student")]
+    assert (config.device, config.allowed_hosts) == ("cuda", ["shop.example", "www.shop.example"])

@@ -8,26 +8,34 @@ import time
 import httpx
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from student_shop import ITEMS, Nothing, make_shop
 from unit.test_recommender import N_ITEMS, shop
 from unit.test_restriction import item_model, with_memories
+from unit.test_setrec import model_of as setrec
 
 from distill.baselines.counting import TransitionSettings, count_transitions
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
-from student.serving import models as served
+from student.item_recommender import ItemRecommender
 from student.serving.app import ServerLimits, create_app
 from student.serving.batcher import Batcher
-from student.serving.events import EventStore, GrowingMemory
-from student.serving.models import Catalogue, Models, ServedStudent
+from student.serving.catalogue import Catalogue
+from student.serving.events import EventStore, GrowingMemory, NewEvent
+from student.serving.models import Models
+from student.serving.served_student import ServedStudent
 from student.transition_memory import TransitionMemory
 
 IDS = [f"i{number}" for number in range(N_ITEMS)]
 CATEGORIES = ["Red, Small" if number % 3 == 0 else "Blue" for number in range(N_ITEMS)]
 
 
-def served_student(tmp_path, recommender, name="a"):
-    return ServedStudent(name, tmp_path / name, "f", recommender, Catalogue.of(IDS, IDS, CATEGORIES))
+def served_student(tmp_path, recommender, name="a", dataset="d"):
+    catalogue = Catalogue.of(IDS, IDS, CATEGORIES)
+    return ServedStudent(name, tmp_path / name, "f", recommender, catalogue, dataset)
 
 
 @contextlib.asynccontextmanager
@@ -38,7 +46,7 @@ async def client(models, batcher=None, limit=None):
         inner = inner.app
     async with inner.router.lifespan_context(inner):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://shop") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             yield http
 
 
@@ -91,6 +99,36 @@ def test_shares_sum_to_one_and_similar_leaves_the_item_out(tmp_path):
         assert sum(item["shares"].values()) == pytest.approx(1)
     assert similar.json()["by"] == "content"
     assert {item["item_id"] for item in similar.json()["items"]} == set(IDS) - {"i3"}
+
+
+@pytest.mark.parametrize("make", [shop, lambda: with_memories(shop()), item_model])
+def test_a_list_without_items_is_explained(make, tmp_path):
+    models = Models([served_student(tmp_path, make())], None)
+    body = {"histories": [["i1"]], "exclude_bought": True, "filter": {"items": ["i1"]}}
+    for response in ask(models, ("/v1/recommend", body), ("/v1/explain", body)):
+        assert (response.status_code, response.json()["lists"]) == (200, [[]])
+
+
+def test_a_setrec_is_served_from_its_folder(tmp_path):
+    make_shop(tmp_path, [4, 4])
+    network, data = setrec("causal", n_items=ITEMS, beta=0.8), artifacts.read(tmp_path / "dataset", "dataset")
+    with ArtifactJob("baseline", Nothing(), tmp_path / "baselines/setrec", [data]).write() as folder:
+        ItemRecommender(network, {"network": "setrec", "exclude_bought": True}).save_pretrained(folder)
+    student = ServedStudent.load(tmp_path / "baselines/setrec", None, "cpu")
+    assert student.dataset == data.fingerprint
+    ranked, similar, explained = ask(
+        Models([student], None),
+        ("/v1/recommend", {"histories": [["i1"]], "filter": {"items": ["i2", "i5"]}}),
+        ("/v1/similar", {"item": "i3", "k": 5}),
+        ("/v1/explain", {"histories": [["i1"]], "k": 3}),
+    )
+    assert {item["item_id"] for item in ranked.json()["lists"][0]} == {"i2", "i5"}
+    tokens = network.catalogue()
+    vectors = torch.cat([weight**0.5 * tokens[:, k] for k, weight in enumerate((0.2, 0.8, 0.8))], dim=1)  # β is 0.8
+    cosines = torch.nn.functional.cosine_similarity(vectors, vectors[3:4])
+    expected = [f"i{item}" for item in cosines.argsort(descending=True).tolist() if item != 3]
+    assert [item["item_id"] for item in similar.json()["items"]] == expected[:5]
+    assert explained.json()["beams"] is None and len(explained.json()["lists"][0]) == 3
 
 
 def test_concurrent_requests_share_batches_and_get_the_same_lists(tmp_path):
@@ -160,7 +198,7 @@ def test_events_in_any_steps_are_counted_as_at_once(tmp_path):
         events = [(rng.choice(["a", "b"]), int(rng.integers(N_ITEMS))) for _ in range(size)]
         for user, item in events:
             numbers[user].append(item)
-        store.append([(str(user), f"i{item}") for user, item in events])
+        store.append([NewEvent(str(user), f"i{item}") for user, item in events])
         growing.read(store)
     expected = counted([np.array(sequence) for sequence in numbers.values()], rule)
     np.testing.assert_allclose(growing.memory.counts.toarray(), expected.toarray(), atol=1e-9)
@@ -179,7 +217,7 @@ def test_events_reach_the_lists(tmp_path):
         ("/v1/events", {"events": events}),
         ("/v1/events", {"events": [*events, {"user_id": "u", "item_id": "?"}]}),
     )
-    assert stored.json() == {"stored": 2, "last_event": 2}
+    assert stored.json() == {"stored": 2, "repeated": 0, "last_event": 2}
     assert refused.status_code == 422
     assert models.grow() == 2
     assert models.get(None).recommender.transition_memory.counts[1, 17] == pytest.approx(before + 1)
@@ -192,7 +230,7 @@ def test_a_student_that_fails_its_check_is_refused_and_the_old_one_goes_on(tmp_p
     broken.model.head.data.fill_(float("nan"))
     recommend, reload = ("/v1/recommend", {"histories": [["i1"]]}), ("/v1/admin/reload", {})
     loaded = iter([served_student(tmp_path, broken), served_student(tmp_path, good)])
-    monkeypatch.setattr(served.ServedStudent, "load", staticmethod(lambda *args: next(loaded)))
+    monkeypatch.setattr(ServedStudent, "load", staticmethod(lambda *args: next(loaded)))
     first, refused, second, swapped, third = ask(models, recommend, reload, recommend, reload, recommend)
     assert refused.status_code == 422 and "NaN" in refused.json()["error"]
     assert second.json() == first.json()
@@ -226,6 +264,28 @@ JSON = st.recursive(
 FIELDS = ("histories", "k", "exclude_bought", "filter", "student", "item", "events")
 VALUES = JSON | st.just([["i1"]]) | st.just([{"user_id": "\ud800", "item_id": "i1"}]) | st.just({"items": ["i1"]})
 PATHS = ("/v1/recommend", "/v1/explain", "/v1/similar", "/v1/events", "/v1/admin/reload")
+
+
+def test_mistakes_of_http_are_answered_in_json(tmp_path):
+    models = Models([served_student(tmp_path, shop())], None)
+
+    async def session():
+        async with client(models) as http:
+            headers = {"content-type": "application/json"}
+            return [
+                await http.post("/v1/recommend", content=b"\xff", headers=headers),
+                await http.post(
+                    "/v1/admin/reload", content=b"{}", headers={"content-type": "text/plain"}
+                ),  # a foreign page's
+                await http.get("/v1/recommend"),
+                await http.get("/v2"),
+            ]
+
+    undecodable, text, method, path = asyncio.run(session())
+    assert (undecodable.status_code, undecodable.json()) == (422, {"error": "Expected a body of JSON in UTF-8."})
+    assert text.status_code == 422
+    assert (method.status_code, method.headers["allow"]) == (405, "POST")
+    assert (path.status_code, path.json()) == (404, {"error": "Not Found"})
 
 
 def test_no_malformed_request_is_a_5xx(tmp_path):

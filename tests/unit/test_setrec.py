@@ -45,18 +45,18 @@ def settings_of(trunk, **more):
     return SETRecSettings(trunk=trunk, semantic=N, hidden=[24], **more)
 
 
-def model_of(trunk, instruction=0, **more):
+def model_of(trunk, instruction=0, n_items=N_ITEMS, **more):
     """A random network of large weights, so that all of them matter."""
     torch.manual_seed(0)
     config = BaselineConfig(network="setrec", dim=DIM, layers=2, max_history=6, dropout=0.0, setrec=settings_of(trunk))
     sizes = {"cf_dim": 5, "text_dim": 7, "semantic": N, "hidden": (24,), "instruction": instruction} | more
-    model = SETRec(SETRecConfig(N_ITEMS, 6, DIM, random_network(config), trunk, **sizes)).eval()
+    model = SETRec(SETRecConfig(n_items, 6, DIM, random_network(config), trunk, **sizes)).eval()
     with torch.no_grad():
         for parameter in model.trunk.parameters():
             parameter.normal_(0, 0.3) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
         model.queries.normal_()
         model.instruction.normal_()
-    model.tokens.set_inputs(torch.randn(N_ITEMS, 5), torch.randn(N_ITEMS, 7) if sizes["semantic"] else None)
+    model.tokens.set_inputs(torch.randn(n_items, 5), torch.randn(n_items, 7) if sizes["semantic"] else None)
     return model
 
 

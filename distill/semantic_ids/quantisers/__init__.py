@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
-from distill.semantic_ids.quantisers.settings import KMeansConfig, RQVAEConfig, check
+from distill.semantic_ids.quantisers.settings import KMeansConfig, LetterConfig, RQVAEConfig, check
 
 TENSORS, SETTINGS = "quantiser.safetensors", "quantiser.json"
 
@@ -64,6 +64,8 @@ def fit(
     sample: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
     device: str = "cpu",
+    letter: LetterConfig | None = None,
+    collaborative: np.ndarray | None = None,
 ) -> Quantiser:
     """Train a quantiser on the rows of x, or on a random sample of them.
 
@@ -78,6 +80,8 @@ def fit(
         sample: train on this many rows; 0: on all.
         progress: called with steps done, steps in all, and a note.
         device: where an RQ-VAE trains.
+        letter: weights of LETTER's losses, for rqvae; None: none.
+        collaborative: embeddings of the rows of x by interactions, for its collaborative loss [n, any].
 
     Raises:
         UserError: settings that cannot work, more items than codes.
@@ -85,7 +89,8 @@ def fit(
     check(len(x), levels, codebook_size)
     report = progress or (lambda done, total, note: None)
     if 0 < sample < len(x):
-        x = x[np.sort(np.random.default_rng(seed).choice(len(x), sample, replace=False))]
+        rows = np.sort(np.random.default_rng(seed).choice(len(x), sample, replace=False))
+        x, collaborative = x[rows], None if collaborative is None else collaborative[rows]
     if name == "rqvae":
         from distill.semantic_ids.quantisers import rqvae as rqvae_module
 
@@ -94,7 +99,12 @@ def fit(
         def epoch(number: int, losses: dict[str, float]) -> None:
             report(number, settings.epochs, ", ".join(f"{part} {loss:.3g}" for part, loss in losses.items()))
 
-        return rqvae_module.fit(x, levels, codebook_size, seed, settings, epoch, device)
+        further = None
+        if letter is not None and (letter.collaborative or letter.diversity):
+            from distill.semantic_ids.quantisers.letter import Letter
+
+            further = Letter(letter, collaborative, settings.latent_dim, seed)
+        return rqvae_module.fit(x, levels, codebook_size, seed, settings, epoch, device, further)
     from distill.semantic_ids.quantisers import codebooks
 
     train = {"rkmeans": codebooks.fit_rkmeans, "pq": codebooks.fit_pq}[name]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.semantic_ids.quantisers.codebooks import plain_kmeans, sample_with_noise
+from distill.semantic_ids.quantisers.letter import Letter
 from distill.semantic_ids.quantisers.settings import RQVAEConfig, check_rqvae
 from distill.semantic_ids.quantisers.sinkhorn import balanced_codes, squared_distances
 
@@ -32,11 +33,13 @@ class Quantised(NamedTuple):
     Attributes:
         codes: [n, levels].
         vectors: sum of the codewords [n, latent_dim]; no gradient to z.
+        straight: the same values with z's gradient, as if nothing had been quantised [n, latent_dim].
         loss: codebook and commitment terms, summed over levels and dimensions [n].
     """
 
     codes: Tensor
     vectors: Tensor
+    straight: Tensor
     loss: Tensor
 
 
@@ -100,7 +103,7 @@ class RQVAE(nn.Module):
             total = total + word.detach()
             residual = residual - word.detach()
             codes.append(code)
-        return Quantised(torch.stack(codes, dim=1), total, loss)
+        return Quantised(torch.stack(codes, dim=1), total, z + (total - z).detach(), loss)
 
     def loss(self, x: Tensor, balanced: bool = False) -> tuple[Tensor, dict[str, Tensor], Quantised]:
         """Compute the loss `‖x − x̂‖² + Σ_d …`, mean over the items, on the standardised input (paper 2.2).
@@ -115,8 +118,7 @@ class RQVAE(nn.Module):
         x = self.standardise(x)
         z = self.encoder(x)
         quantised = self.quantise(z, balanced)
-        straight_through = z + (quantised.vectors - z).detach()
-        reconstruction = (x - self.decoder(straight_through)).square().sum(1).mean()
+        reconstruction = (x - self.decoder(quantised.straight)).square().sum(1).mean()
         quantisation = quantised.loss.mean()
         return reconstruction + quantisation, {"recon": reconstruction, "quant": quantisation}, quantised
 
@@ -196,6 +198,7 @@ def fit(
     config: RQVAEConfig,
     progress: Progress | None = None,
     device: str = "cpu",
+    letter: Letter | None = None,
 ) -> RQVAE:
     """Train an RQ-VAE; the same inputs and seed on the same machine give the same model.
 
@@ -207,6 +210,7 @@ def fit(
         config: settings.
         progress: called after every epoch with its number (from 1) and the mean losses.
         device: where to train.
+        letter: further losses.
 
     Raises:
         UserError: settings that cannot work.
@@ -214,7 +218,7 @@ def fit(
     check_rqvae(config)
     small = device == "cpu" and min(len(x), config.batch_size) * codebook_size <= SMALL_STEP
     with _one_thread() if small else contextlib.nullcontext():
-        return _fit(x, levels, codebook_size, seed, config, progress, device).cpu()
+        return _fit(x, levels, codebook_size, seed, config, progress, device, letter).cpu()
 
 
 @contextlib.contextmanager
@@ -229,7 +233,14 @@ def _one_thread() -> Iterator[None]:
 
 
 def _fit(
-    x: np.ndarray, levels: int, codebook_size: int, seed: int, config: RQVAEConfig, progress: Progress | None, device
+    x: np.ndarray,
+    levels: int,
+    codebook_size: int,
+    seed: int,
+    config: RQVAEConfig,
+    progress: Progress | None,
+    device: str,
+    letter: Letter | None,
 ) -> RQVAE:
     order = np.random.default_rng(seed)
     with torch.random.fork_rng():
@@ -245,6 +256,8 @@ def _fit(
     for epoch in range(1, config.epochs + 1):
         sums: dict[str, float] = {}
         permutation = order.permutation(len(x))
+        if letter is not None and epoch > config.warmup_epochs:
+            letter.cluster(model.codebooks, epoch)
         for start in range(0, len(x), config.batch_size):
             chosen = np.sort(permutation[start : start + config.batch_size])  # in order: memory maps read faster
             rows = _tensor(x[chosen], model.codebooks)
@@ -254,6 +267,9 @@ def _fit(
                 parts = {"recon": loss}
             else:
                 loss, parts, quantised = model.loss(rows, balanced=config.sinkhorn_epsilon > 0)
+                if letter is not None:
+                    further = letter.losses(model.codebooks, chosen, quantised.straight, quantised.codes)
+                    loss, parts = loss + sum(further.values()), parts | further
                 for level, codes in enumerate(quantised.codes.T.cpu().numpy()):
                     used[level] += np.bincount(codes, minlength=codebook_size)
             optimizer.zero_grad()

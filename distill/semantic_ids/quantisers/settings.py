@@ -47,6 +47,19 @@ class RQVAEConfig:
 
 
 @dataclass(frozen=True)
+class LetterConfig:
+    """LETTER's losses beside the RQ-VAE's; its values are collaborative 0.02, diversity 0.0001."""
+
+    collaborative: NonNegativeFloat = 0.0
+    """Weight of the collaborative loss: the sum of an item's codewords learns to tell the item's embedding by
+    interactions from those of other items; 0: none."""
+    diversity: NonNegativeFloat = 0.0
+    """Weight of the diversity loss, which spreads codewords over clusters of equal size; 0: none."""
+    clusters: PositiveInt = 10
+    """Clusters of a level's codewords."""
+
+
+@dataclass(frozen=True)
 class KMeansConfig:
     """Settings of residual k-means and of product quantisation."""
 
