@@ -94,6 +94,19 @@ def prefix(log_probs: Tensor, targets: Tensor, focus: float = 0.0) -> Tensor:
     return (weights * prefixes).sum(-1)
 
 
+def features(guesses: Tensor, states: Tensor) -> Tensor:
+    """Compute 1 − cos between the student's guesses and the teacher's states, averaged over the levels.
+
+    Args:
+        guesses: projected states of the student [..., levels, d].
+        states: the teacher's, of any scale [..., levels, d].
+
+    Returns:
+        [...].
+    """
+    return 1 - torch.cosine_similarity(guesses.float(), states.float(), dim=-1).mean(-1)
+
+
 def reference_rank(scores: Tensor) -> Tensor:
     """Find the rank of the reference among the teacher's candidates, from 1.
 

@@ -95,6 +95,7 @@ class Batch:
         pseudo_ids: codewords of candidates that are no items, in place of `candidates`, the reference first
             [n, k, levels].
         log_probs: the teacher's, float16 [n, levels, V].
+        states: the teacher's states before each codeword, less their mean, float32 [n, levels, features].
     """
 
     sequences: Tensor
@@ -116,6 +117,7 @@ class Batch:
     candidate_scores: Tensor | None = None
     pseudo_ids: Tensor | None = None
     log_probs: Tensor | None = None
+    states: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Move all tensors to a device."""
@@ -175,6 +177,7 @@ class BatchSampler:
         if loss.ranks_labels:
             check_candidates(prior or store, settings.candidates)
             self.prior = PriorLists(prior, store, self.index, settings.candidates) if prior else None
+        self.state_mean = mean_states(store) if settings.feature_weight and loss.generative == "distill" else None
         self.plain = plain_scores(plain, store, self.index) if plain and store else None
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
@@ -339,6 +342,8 @@ class BatchSampler:
                 arrays["candidates"], arrays["candidate_scores"] = self._candidates(block, label_rows)
             if self.loss.generative == "distill":
                 arrays["log_probs"] = block.log_probs(label_rows)
+                if self.state_mean is not None:
+                    arrays["states"] = block.states(label_rows) - self.state_mean
             if self.loss.target != "ref":
                 arrays["targets"] = pick_target(block, label_rows, self.loss.target, global_batch.draws[chosen])
         tensors = {name: None if value is None else torch.from_numpy(value) for name, value in arrays.items()}
@@ -367,6 +372,18 @@ class BatchSampler:
             **tensors, total=global_batch.total, rank_total=global_batch.rank_total, ranked_examples=None,
             count=len(global_batch.targets), last=last, one_pass=False, on_policy=True,
         )  # fmt: skip
+
+
+def mean_states(store: LabelStore | None) -> np.ndarray:
+    """Compute the mean of the first shard's states [levels, features]: what all states have in common tells nothing.
+
+    Raises:
+        UserError: the labels hold no states.
+    """
+    assert store is not None
+    if not store.features:
+        raise UserError(f"{store.artifact.folder} holds no hidden states; export with --features 64 for them.")
+    return next(store.blocks(1)).states().mean(0)
 
 
 def check_labels(store: LabelStore | None, total: int) -> None:

@@ -175,6 +175,15 @@ class LabelSettings:
 
 
 @dataclass(frozen=True)
+class FeatureSettings:
+    """Distillation of the teacher's hidden states."""
+
+    feature_weight: NonNegativeFloat = field(default=0.0, metadata=IF_CHANGED)
+    """Weight of 1 − cos between a projection of the student's states and the teacher's, beside DISTILL; the labels must
+    have been exported with --features."""
+
+
+@dataclass(frozen=True)
 class OnPolicySettings:
     """Distillation along the student's own IDs; the teacher is asked during the training."""
 
@@ -192,7 +201,7 @@ class OnPolicySettings:
 
 
 @dataclass(frozen=True)
-class SamplerSettings(BatchSettings, AugmentationSettings, LabelSettings, OnPolicySettings):
+class SamplerSettings(BatchSettings, AugmentationSettings, LabelSettings, OnPolicySettings, FeatureSettings):
     """All that decides which batches are trained."""
 
     one_pass: bool = True
@@ -228,7 +237,7 @@ class TeacherLossSettings:
 
 
 @dataclass(frozen=True)
-class LossSettings(TeacherLossSettings):
+class LossSettings(TeacherLossSettings, FeatureSettings):
     """Losses over codewords."""
 
     scope: Literal["level", "all", "trie"] = "level"

@@ -22,7 +22,7 @@ from student.batches import Batch
 from student.config import NEEDS_REFERENCE, LossSettings, TeacherLossSettings
 from student.item_batches import ItemBatch
 from student.models.causal import Positions
-from student.models.layers import among_all, network_scope
+from student.models.layers import Featured, among_all, network_scope
 from student.variants import Loss
 
 
@@ -97,6 +97,10 @@ def batch_loss(
     if loss.generative is not None:
         example_losses = generative_loss(loss, scores, batch, settings)
         value = value + (example_losses * batch.weights).sum() / max(batch.total, 1e-9)
+    network = getattr(model, "module", model)  # DDP's and DeepSpeed's wrappers hold it so
+    guesses = network.take_features() if isinstance(network, Featured) else None
+    if guesses is not None:
+        value = value + feature_loss(guesses, batch, settings)
     if scores.candidates is not None:
         reference_scores = None
         if settings.list_loss in NEEDS_REFERENCE:
@@ -135,6 +139,14 @@ def codeword_loss(loss: Loss, scores: Scores, batch: Batch, settings: LossSettin
         options = settings.divergence, scores.log_probs, teacher, settings.temperature, settings.beta, settings.skew
         soft = (1 - settings.alpha) * divergence(*options) + settings.alpha * hard
     return torch.where(batch.label_invalid, hard, soft)
+
+
+def feature_loss(guesses: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+    """Compute this process's part of the loss of the teacher's states; 0 with a graph where the batch has none."""
+    if batch.states is None:
+        return 0 * guesses.sum()
+    weights = batch.weights * ~batch.label_invalid
+    return settings.feature_weight * (losses.features(guesses, batch.states) * weights).sum() / max(batch.total, 1e-9)
 
 
 def ranking_loss(

@@ -14,6 +14,7 @@ from distill.runtime.artifacts import ArtifactJob, read, write_json
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 
 LEVELS, SIZE, ITEMS, K = 3, 6, 40, 5
+FEATURES = 4
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,11 @@ def make_shop(root, lengths, seed=0, shards=3):
     candidates[::7, -1], scores[::7, -1] = -1, -np.inf  # some lists are short
     logits = rng.normal(0, 1, (n, LEVELS, SIZE))
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    states = rng.integers(0, 256, (n, LEVELS, FEATURES), dtype=np.uint8)
     inputs = [data, read(root / "semantic_ids", "semantic_ids")]
     with ArtifactJob("soft_labels", Nothing(), root / "soft_labels", inputs).write() as folder:
-        write_labels(folder, examples, codes, candidates, scores, log_probs, shards=shards)
+        labels = candidates, scores, log_probs
+        write_labels(folder, examples, codes, *labels, shards=shards, states=states, features=FEATURES)
 
 
 def make_teacher(root):
@@ -89,13 +92,14 @@ def make_prior(root, name, teacher, keep=K, examples=slice(None), inputs=("datas
         write_labels(folder, examples, codes, candidates, scores, log_probs, shards=2, **facts)
 
 
-def write_labels(folder, examples, codes, *labels, shards=3, **more):
+def write_labels(folder, examples, codes, *labels, shards=3, states=None, **more):
     """Write shards of whole users and their index."""
     (folder / "data").mkdir()
     summaries = []
     for number, users in enumerate(np.array_split(np.unique(examples.users), shards)):
         rows = np.flatnonzero(np.isin(examples.users, users))
         part, path = examples.take(rows), folder / "data" / f"{number:05d}.parquet"
-        summaries.append(write_shard(path, part, codes[part.targets], *(array[rows] for array in labels), "fp16"))
+        columns = *(array[rows] for array in labels), "fp16", None if states is None else states[rows]
+        summaries.append(write_shard(path, part, codes[part.targets], *columns))
     facts = {"levels": LEVELS, "codebook_size": SIZE, "scope": "level", "encoding": "fp16", "keep": K}
     write_index(folder, summaries, **(facts | more))

@@ -96,6 +96,9 @@ class LabelSettings:
     """Search beams of any codewords and drop the invalid IDs, as in the paper; otherwise search valid IDs only."""
     scope: Literal["level", "all"] = "level"
     """Log-probabilities of the codewords of each position's level, or of all levels."""
+    features: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
+    """Store the language model's last hidden state before each codeword, projected to so many numbers of a byte each,
+    for students with --feature_weight; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,8 @@ def check(config: Config) -> None:
         raise UserError("--folds needs a network for each fold, and --item_model is one; leave one of them out.")
     if "item_model" not in config.mix and (config.item_model or config.item_temperature != 1):
         raise UserError("--item_model and --item_temperature are for --mix item_model=1, alone or beside others.")
+    if config.features and (config.mix.keys() != {"llm"} or config.engine != "hf"):
+        raise UserError("--features are hidden states of a language model in PyTorch: --mix llm=1 --engine hf.")
     if config.folds == 1:
         raise UserError("--folds 1 would leave no other users to learn from; expected 0 (none) or 2 folds or more.")
     if config.folds and config.engine == "vllm" and "llm" in config.mix:

@@ -96,6 +96,17 @@ class TopK:
         return log_probs
 
 
+def encode_states(states: np.ndarray) -> np.ndarray:
+    """Encode hidden states [..., features] as bytes: each relative to its largest number, 128 for zero."""
+    largest = np.abs(states).max(-1, keepdims=True)
+    return (np.rint(states / np.where(largest > 0, largest, 1) * 127) + 128).astype(np.uint8)
+
+
+def decode_states(encoded: np.ndarray) -> np.ndarray:
+    """Decode bytes of `encode_states` to float32 in [−1, 1]; only the direction of a state is kept."""
+    return (encoded.astype(np.float32) - 128) / 127
+
+
 ENCODINGS: dict[str, type[Encoding]] = {"fp16": Fp16, "u8": U8, "topk+tail": TopK}
 
 

@@ -133,6 +133,8 @@ class Exporter:
             **self.sources,
             "labeller": labeller,
         }
+        if self.request.features:
+            facts["features"] = self.request.features
         write_json(job.partial / "report.json", quality)
         write_index(job.partial, records, **facts)
         job.facts = {"targets": len(self.examples), "encoding": self.settings.encoding, "labeller": labeller}
@@ -165,7 +167,8 @@ class Exporter:
     def _columns(self, examples: Examples, labels: Labels) -> tuple[Any, ...]:
         """Collect the arguments of `encode_shard`."""
         codes = self.ids.codes[examples.targets]
-        return examples, codes, labels.candidates, labels.scores, labels.log_probs, self.settings.encoding
+        values = labels.candidates, labels.scores, labels.log_probs
+        return examples, codes, *values, self.settings.encoding, labels.states
 
 
 def check_numbers(examples: Examples, labels: Labels) -> None:

@@ -14,6 +14,7 @@ from distill.semantic_ids.ids import LEVEL_NAMES, MAX_CODEBOOK
 FIELDS = {"levels": int, "codebook_size": int, "scope": str, "encoding": str, "keep": int, "rows": int, "shards": list}
 SHARD_FIELDS = {"file": str, "rows": int, "sha256": str}
 LARGEST = {"levels": len(LEVEL_NAMES), "codebook_size": MAX_CODEBOOK, "keep": 1_000_000}
+MOST_FEATURES = 65_536
 WORDS = {"scope": ("level", "all"), "encoding": tuple(ENCODINGS), "split": ("train", "valid", "test")}
 
 
@@ -46,6 +47,9 @@ def _find_problem(index: dict[str, Any]) -> str | None:
     for name, largest in LARGEST.items():
         if not 1 <= index[name] <= largest:
             return f"{name} is {index[name]}, expected 1 to {largest}"
+    features = index.get("features", 1)
+    if type(features) is not int or not 1 <= features <= MOST_FEATURES:
+        return f"features is {str(features)[:60]}, expected 1 to {MOST_FEATURES}"
     for name, words in WORDS.items():
         if name in index and index[name] not in words:
             return f"{name} is {index[name]!r}, expected {' or '.join(words)}"

@@ -24,6 +24,7 @@ class LabelRequest:
         exclude_bought: leave items of the history out of the candidates.
         scope: "level": log-probabilities of each position's own level; "all": of the codewords of all levels.
         constrained: search valid IDs only; otherwise Correct drops the invalid ones (paper 3.2).
+        features: numbers of a projected hidden state that are kept; 0: none.
     """
 
     width: int = 25
@@ -31,6 +32,7 @@ class LabelRequest:
     exclude_bought: bool = True
     scope: Scope = "level"
     constrained: bool = True
+    features: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Labels:
         ranks: rank of the reference among the beams, from 0; -1 where no beam holds it [n]. None: derive it from
             `scores`.
         invalid: beams of each example that are no item's ID [n]; None: none are.
+        states: the teacher's hidden states before each codeword, projected, as bytes (`encode_states`)
+            [n, levels, features]; None: not asked for.
     """
 
     candidates: np.ndarray
@@ -53,6 +57,7 @@ class Labels:
     log_probs: np.ndarray
     ranks: np.ndarray | None = None
     invalid: np.ndarray | None = None
+    states: np.ndarray | None = None
 
 
 class Labeller(Protocol):

@@ -19,6 +19,9 @@ whole vocabulary:
 | u8 | mass_L: log Σp; roots_L: V bytes, round(208·√(p/Σp)); tail_L: log of the total share of the zero bytes |
 | topk+tail | top_L: the likeliest codewords [48]; top_log_probs_L; tail_L: log of the others' mass, shared equally |
 
+An export with `--features F` adds states_L: F bytes, the teacher's hidden state before the codeword, projected and
+scaled so that its largest number is 127 away from 128.
+
 A temperature is not applied: the student chooses it.
 """
 

@@ -35,6 +35,8 @@ def find_problem(columns: Columns, rows: int, index: dict[str, Any], wanted: Seq
             shape = (rows, *array.shape[1:])
             kind, high = array.dtype.kind, size if name == TOP else 256
             checks[f"{name}_{level}"] = _floats(shape) if kind == "f" else _numbers(shape, 0, high, kind)
+        if index.get("features"):
+            checks[f"states_{level}"] = _numbers((rows, index["features"]), 0, 256, "u")
     for name, is_right in checks.items():
         if name not in columns:
             if wanted is None or name in wanted:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.labels.encodings import decode_level
+from distill.labels.encodings import decode_level, decode_states
 from distill.labels.index_file import read_index
 from distill.labels.schema import Columns, Rows
 from distill.labels.shard_check import find_problem
@@ -64,6 +64,10 @@ class LabelBlock:
             log_probs[:, level] = decode_level(self.columns, self.encoding, level, self.size, rows)
         return log_probs
 
+    def states(self, rows: Rows = slice(None)) -> np.ndarray:
+        """Decode the directions of the teacher's hidden states, float32 [m, levels, features]."""
+        return np.stack([decode_states(self.columns[f"states_{level}"][rows]) for level in range(self.levels)], axis=1)
+
 
 @dataclass(frozen=True)
 class LabelStore:
@@ -104,6 +108,11 @@ class LabelStore:
     @property
     def codebook_size(self) -> int:
         return self.index["codebook_size"]
+
+    @property
+    def features(self) -> int:
+        """Numbers of each stored hidden state; 0: none are stored."""
+        return self.index.get("features", 0)
 
     @property
     def scope(self) -> str:

@@ -84,6 +84,7 @@ def encode_shard(
     candidate_scores: np.ndarray,
     log_probs: np.ndarray,
     encoding: str = "u8",
+    states: np.ndarray | None = None,
 ) -> memoryview:
     """Encode labels as the content of a parquet file; equal labels give equal bytes.
 
@@ -94,6 +95,7 @@ def encode_shard(
         candidate_scores: log P(v|S) [n, keep].
         log_probs: of the codewords [n, levels, V].
         encoding: of `log_probs`, a key of `ENCODINGS`.
+        states: hidden states as bytes [n, levels, features]; None: none.
     """
     columns = {
         "user": pa.array(examples.users, pa.int32()),
@@ -106,6 +108,8 @@ def encode_shard(
     for level in range(log_probs.shape[1]):
         for name, values in ENCODINGS[encoding].encode(log_probs[:, level].astype(np.float32)).items():
             columns[f"{name}_{level}"] = _column(values)
+        if states is not None:
+            columns[f"states_{level}"] = _column(states[:, level])
     content = io.BytesIO()
     # no dictionaries: zstd compresses the plain bytes better
     split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("candidates", "candidate_scores")}

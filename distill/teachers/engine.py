@@ -61,6 +61,18 @@ class PrefixEngine(Protocol):
         ...
 
 
+class StateEngine(Protocol):
+    """An engine that can return hidden states."""
+
+    def codeword_states(self, histories: np.ndarray, targets: np.ndarray) -> Tensor:
+        """Compute the last hidden states that predict each codeword of targets [rows, levels, hidden]."""
+        ...
+
+    def stream_states(self, sequences: np.ndarray) -> Tensor:
+        """Compute those of every item of sequences, as `Engine.stream_logprobs` [users, length, levels, hidden]."""
+        ...
+
+
 class Engine(Protocol):
     """Runs a teacher. All log-probabilities are normalised over the full vocabulary, in float32.
 

@@ -108,7 +108,9 @@ def describe_export(
     """Collect the arguments of an `Exporter` after its labeller; `config` is that of `load_inputs`."""
     examples = exporter.select_examples(dataset, config, max_history)
     assert config.exclude_bought is not None
-    request = LabelRequest(config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained)
+    request = LabelRequest(
+        config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained, config.features
+    )
     sources = {
         "teacher": " ".join(source.fingerprint for source in [*inputs.teachers, *inputs.networks]),
         "mix": config.mix,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 
 from distill.data.dataset import PAD, Dataset, Examples, batches_by_length
+from distill.labels.encodings import encode_states
 from distill.labels.labeller import LabelRequest, Labels, Progress, concatenate_labels, correct, target_ranks
-from distill.teachers.engine import Engine, PrefixEngine, Scope
+from distill.teachers.engine import Engine, PrefixEngine, Scope, StateEngine
 
 Results = tuple[np.ndarray, np.ndarray, np.ndarray]  # items, scores, log-probabilities of codewords
 
@@ -33,7 +35,33 @@ class EngineLabeller:
             rows_of_batches.append(rows)
             labels.append(self._corrected(examples.take(rows), results, request))
             progress(len(rows))
-        return concatenate_labels(labels, np.argsort(np.concatenate(rows_of_batches)))
+        joined = concatenate_labels(labels, np.argsort(np.concatenate(rows_of_batches)))
+        return replace(joined, states=self.states(examples, request.features)) if request.features else joined
+
+    def states(self, examples: Examples, features: int) -> np.ndarray:
+        """Compute the hidden states before each codeword of the targets, projected and encoded [n, levels, features].
+
+        The projection is the same Gaussian one for every teacher of that width.
+        """
+        engine, projected = (
+            cast(StateEngine, self.engine),
+            np.empty((len(examples), self.engine.data.ids.levels, features), np.float32),
+        )
+
+        def project(states: Any) -> np.ndarray:
+            values = states.float().cpu().numpy()
+            return values @ np.random.default_rng(0).standard_normal((values.shape[-1], features), dtype=np.float32)
+
+        in_stream = self._in_stream(examples)
+        users = UserRows(examples, np.flatnonzero(in_stream))
+        for start in range(0, len(users.order), self.batch_size):
+            sequences, rows, row = users.batch(self.dataset, users.order[start : start + self.batch_size])
+            states = engine.stream_states(sequences)
+            projected[rows] = project(states[row, examples.positions[rows]])
+        rest = np.flatnonzero(~in_stream)
+        for batch, histories in batches_by_length(examples.histories[rest], self.batch_size):
+            projected[rest[batch]] = project(engine.codeword_states(histories, examples.targets[rest[batch]]))
+        return encode_states(projected)
 
     def _batches(self, examples: Examples, request: LabelRequest) -> Iterator[tuple[np.ndarray, Results]]:
         """Yield rows of the examples, each in one batch, and what the engine computes for them."""

@@ -23,6 +23,7 @@ from student.models.fast_paths import (
 )
 from student.models.item_text import HistoryText, TextConfig, last_token
 from student.models.layers import (
+    Featured,
     SelfAttentionLayer,
     candidate_log_probs,
     forced_log_probs,
@@ -58,6 +59,7 @@ class CausalConfig:
     buckets: int = 32
     max_distance: int = 128
     text: TextConfig | None = None
+    features: int = 0
 
 
 class EncodedHistory(NamedTuple):
@@ -90,7 +92,7 @@ class Positions(NamedTuple):
     candidate_places: Tensor | None = None
 
 
-class Causal(nn.Module):
+class Causal(Featured):
     """T5's decoder layers without cross-attention: every token sees itself and those before it."""
 
     def __init__(self, config: CausalConfig):
@@ -104,6 +106,7 @@ class Causal(nn.Module):
         self.norm = nn.RMSNorm(c.d_model, eps=1e-6)
         self.head = nn.Parameter(torch.empty(c.levels, c.codebook_size, c.d_model))
         self.dropout = nn.Dropout(c.dropout)
+        self.feature_head = nn.Linear(c.d_model, c.features, bias=False) if c.features else None
         initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
 
     def forward(self, history: Tensor, items: Tensor | None, scope: str = "level", positions: Positions | None = None):
@@ -172,7 +175,9 @@ class Causal(nn.Module):
         """
         states = self.continue_history(items[:, None], encoded.keys, encoded.values, encoded.lengths[:, None])[:, 0]
         first = encoded.last_state[:, None, None].expand(-1, items.shape[1], -1, -1)
-        return forced_log_probs(torch.cat([first, states], dim=2), self.head, scope)
+        states = torch.cat([first, states], dim=2)
+        self.guess_features(states[:, 0])
+        return forced_log_probs(states, self.head, scope)
 
     def one_pass(
         self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
@@ -197,6 +202,7 @@ class Causal(nn.Module):
         width, states = states.shape[1], states.flatten(0, 1)
         before_target = rows * width + places * levels - 1  # the state that predicts a target's first codeword
         target_states = states[before_target[:, None] + torch.arange(levels, device=states.device)]
+        self.guess_features(target_states)
         target_log_probs = forced_log_probs(target_states[:, None], self.head, scope)[:, 0]
         if items is None:
             return target_log_probs, None

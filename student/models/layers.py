@@ -59,6 +59,28 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
 
 
+class Featured(nn.Module):
+    """A network that may guess its teacher's states while it trains (`feature_head`), for feature distillation.
+
+    Attributes:
+        feature_head: projection of the states before the head; None where there are no features to learn.
+        features: the guesses at the targets of the last forward pass in training [n, levels, features].
+    """
+
+    feature_head: nn.Linear | None  # no default: a class's attribute would hide the module
+    features: Tensor | None = None
+
+    def guess_features(self, states: Tensor) -> None:
+        """Keep the guesses from the states that predict the targets' codewords [n, levels, d_model]."""
+        if self.feature_head is not None and self.training:
+            self.features = self.feature_head(states)
+
+    def take_features(self) -> Tensor | None:
+        """Return the guesses and forget them: a network that holds a graph cannot be copied."""
+        features, self.features = self.features, None
+        return features
+
+
 class FeedForward(nn.Module):
     """Linear, ReLU, linear. No dropout between them: on CPUs its random numbers cost as much as the layer."""
 

@@ -86,6 +86,7 @@ class Nested(Causal):
         states = self.item_states(sequences)
         targets = self.embedding(prefix_tokens(sequences[rows, places], self.config.codebook_size))
         target_states, _, _ = self.decode(torch.cat([states[rows, places - 1][:, None], targets], dim=1))
+        self.guess_features(target_states)
         target_log_probs = forced_log_probs(target_states[:, None], self.head, scope)[:, 0]
         if items is None:
             return target_log_probs, None

@@ -21,6 +21,7 @@ from student.models.fast_paths import CachedStep, KeysValues, PrefixTree, attend
 from student.models.item_text import HistoryText, TextConfig
 from student.models.layers import (
     Attention,
+    Featured,
     FeedForward,
     SelfAttentionLayer,
     forced_log_probs,
@@ -62,6 +63,7 @@ class Seq2SeqConfig:
     max_distance: int = 128
     max_items: int = 32
     text: TextConfig | None = None
+    features: int = 0
 
 
 class EncodedHistory(NamedTuple):
@@ -77,7 +79,7 @@ class EncodedHistory(NamedTuple):
     mask: Tensor
 
 
-class Seq2Seq(nn.Module):
+class Seq2Seq(Featured):
     """Encoder over the history's codewords, decoder over the next item's."""
 
     def __init__(self, config: Seq2SeqConfig):
@@ -97,6 +99,7 @@ class Seq2Seq(nn.Module):
         self.encoder_norm, self.decoder_norm = nn.RMSNorm(c.d_model, eps=1e-6), nn.RMSNorm(c.d_model, eps=1e-6)
         self.head = nn.Parameter(torch.empty(c.levels, c.codebook_size, c.d_model))
         self.dropout = nn.Dropout(c.dropout)
+        self.feature_head = nn.Linear(c.d_model, c.features, bias=False) if c.features else None
         initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
 
     def forward(self, history: Tensor, items: Tensor, scope: str = "level") -> Tensor:
@@ -163,7 +166,9 @@ class Seq2Seq(nn.Module):
         inputs = F.pad(prefix_tokens(items, self.config.codebook_size), (1, 0))  # the pad token opens, as in T5
         tree = PrefixTree(inputs)
         states = self.decode(tree.tokens, tree.depth, tree.visible, encoded, choose_packing(tree.present))
-        return forced_log_probs(tree.by_candidate(states), self.head, scope)
+        states = tree.by_candidate(states)
+        self.guess_features(states[:, 0])
+        return forced_log_probs(states, self.head, scope)
 
     def decode(
         self, tokens: Tensor, depth: Tensor, visible: Tensor, encoded: EncodedHistory, packing: Packing | NoPacking

@@ -136,6 +136,14 @@ class HFEngine:
     @torch.inference_mode()
     def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray, scope: str = "level") -> Tensor:
         """As `Engine.codeword_logprobs`."""
+        return self._codeword_logprobs(self.codeword_states(histories, targets), scope)
+
+    @torch.inference_mode()
+    def codeword_states(self, histories: np.ndarray, targets: np.ndarray) -> Tensor:
+        """Compute the last hidden states that predict each codeword of targets [rows, levels, hidden].
+
+        Arguments as for `Engine.codeword_logprobs`.
+        """
         prompts, lengths = self.prompts(histories)
         levels = self.data.ids.levels
         tokens = torch.nn.functional.pad(prompts, (0, levels - 1), value=self.pad)
@@ -144,12 +152,16 @@ class HFEngine:
         tokens.scatter_(1, places, forced[:, :-1])
         hidden = self.model.base_model(input_ids=tokens).last_hidden_state
         before = lengths[:, None] - 1 + torch.arange(levels, device=self.device)  # positions that predict the ID
-        hidden = hidden.gather(1, before[..., None].expand(-1, -1, hidden.shape[-1]))
-        return self._codeword_logprobs(hidden, scope)
+        return hidden.gather(1, before[..., None].expand(-1, -1, hidden.shape[-1]))
 
     @torch.inference_mode()
     def stream_logprobs(self, sequences: np.ndarray, scope: str = "level") -> Tensor:
-        """As `Engine.stream_logprobs`, in one forward pass.
+        """As `Engine.stream_logprobs`."""
+        return self._codeword_logprobs(self.stream_states(sequences), scope)
+
+    @torch.inference_mode()
+    def stream_states(self, sequences: np.ndarray) -> Tensor:
+        """Compute `codeword_states` of every item of sequences, in one forward pass [users, length, levels, hidden].
 
         Where only the last items of a history carry titles (`stream_title_items`), each prefix is a prompt of its own.
         """
@@ -157,11 +169,11 @@ class HFEngine:
         if self.data.stream.stream_title_items:
             prefixes = [np.where(np.arange(length) < end, sequences, PAD) for end in range(length)]
             targets = np.maximum(sequences, 0)
-            parts = [self.codeword_logprobs(prefix, targets[:, end], scope) for end, prefix in enumerate(prefixes)]
+            parts = [self.codeword_states(prefix, targets[:, end]) for end, prefix in enumerate(prefixes)]
             return torch.stack(parts, dim=1)
         states, before, _ = self._read_streams(sequences, use_cache=False)
         index = before[..., None].expand(-1, -1, states.shape[-1])
-        return self._codeword_logprobs(states.gather(1, index).unflatten(1, (length, levels)), scope)
+        return states.gather(1, index).unflatten(1, (length, levels))
 
     @property
     def shares_prefixes(self) -> bool:

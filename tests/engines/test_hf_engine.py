@@ -243,6 +243,22 @@ def test_exported_distributions(shop, engines, prompt, rows):
         np.testing.assert_allclose(found[row], expected, atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_exported_states(shop, engines, prompt):
+    """Projected states of the last layer before each codeword, by one pass a prompt, whichever way they were made."""
+    engine, ids = engines[prompt], shop[1]
+    examples = shop[0].examples("train", MAX_HISTORY)
+    states = EngineLabeller(engine, shop[0], batch_size=4).states(examples, 5)
+    projection = np.random.default_rng(0).standard_normal((SIZES["hidden_size"], 5), dtype=np.float32)
+    for row, (history, target) in enumerate(zip(examples.histories, examples.targets, strict=True)):
+        tokens = prompt_of(engine, history) + engine.data.item_tokens[target][:-1].tolist()
+        output = engine.model(input_ids=torch.tensor([tokens]), output_hidden_states=True)
+        expected = output.hidden_states[-1][0, -ids.levels :].numpy() @ projection
+        expected = expected / np.abs(expected).max(-1, keepdims=True)
+        np.testing.assert_allclose((states[row].astype(float) - 128) / 127, expected, atol=0.5 / 127 + 1e-3)
+
+
 @pytest.mark.parametrize("prompt", STREAMS)
 def test_exported_labels(shop, engines, prompt):
     engine = engines[prompt]

@@ -245,6 +245,13 @@ def test_absent_candidates_have_no_gradient():
     assert loss.item() == 0 and (scores.grad == 0).all()
 
 
+def test_features_by_hand():
+    """One level in the same direction, one at right angles, one opposite: 0, 1 and 2."""
+    states = torch.tensor([[[1.0, 0.0], [0.0, 3.0], [2.0, 2.0]]])
+    guesses = torch.tensor([[[5.0, 0.0], [1.0, 0.0], [-1.0, -1.0]]])
+    torch.testing.assert_close(losses.features(guesses, states), torch.tensor([1.0]))
+
+
 def test_prefix_loss_by_hand():
     """Codewords of ½, ¼, ⅛: prefixes lose ln 2 and (ln 2 + ln 4) / 2 = 1.5 ln 2; the last codeword is no prefix."""
     log_probs = torch.full((1, 3, 2), -1.0)

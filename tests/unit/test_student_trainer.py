@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from breaking_off import BrokenOffError, break_at
 from safetensors.torch import load_file
-from student_shop import LEVELS, SIZE, K, make_prior, make_shop
+from student_shop import FEATURES, LEVELS, SIZE, K, make_prior, make_shop
 
 from distill.data.dataset import Dataset
 from distill.decoding.trie import Trie
@@ -62,10 +62,10 @@ def tiny(monkeypatch):
     monkeypatch.setitem(BACKBONES["nested"][2], "demo", sizes | {"outer": 2, "layers": 1})
 
 
-def network(backbone, seed=0):
+def network(backbone, seed=0, features=0):
     torch.manual_seed(seed)
     network, config, presets = BACKBONES[backbone]
-    return network(config(LEVELS, SIZE, dropout=0.0, **presets["demo"]))
+    return network(config(LEVELS, SIZE, dropout=0.0, features=features, **presets["demo"]))
 
 
 def losses_of(root, model, loss, one_pass, **changes):
@@ -133,6 +133,31 @@ def test_over_the_tries_children_the_loss_is_the_mean_log_probability_of_the_tar
             smoothed.append(sum(-weight * (row[code] - total) for code, weight in weights.items()))
     values, _ = losses_of(root, model, Loss("smooth"), False, scope="trie", batch_size=10**4)
     np.testing.assert_allclose(values, [np.mean(smoothed)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("loss", ["distill", "dwr"])
+def test_guessed_states_add_their_loss(root, backbone, loss):
+    """1 − cos to the states less the first shard's mean, at the targets; in one pass as prefix by prefix."""
+    store, model = LabelStore.open(root / "soft_labels"), network(backbone, features=FEATURES)
+    changes = {"batch_size": 10**4, "buffer_rows": 10**6, "rank_positions": "all", "long_histories": "prefixes"}
+    changes |= {"confidence": 0.0, "rank_within": 0}  # equal weights
+    usual = losses_of(root, model, LOSSES[loss], False, **changes)[0][0]
+    guessed = losses_of(root, model, LOSSES[loss], False, **changes, feature_weight=2.0)
+    if backbone != "seq2seq":
+        agree(guessed, losses_of(root, model, LOSSES[loss], True, **changes, feature_weight=2.0))
+    dataset, block = Dataset.load(root / "dataset"), store.load()
+    codes = torch.from_numpy(SemanticIDs.load(root / "semantic_ids", dataset.n_items).codes)
+    rows = {key: row for row, key in enumerate(zip(block.users.tolist(), block.positions.tolist(), strict=True))}
+    mean = next(store.blocks(1)).states().mean(0)
+    examples, guesses, total = dataset.examples("train", 4), [], 0.0
+    model.feature_head.register_forward_hook(lambda *call: guesses.append(call[2]))
+    for row, (history, target) in enumerate(zip(examples.histories, examples.targets, strict=True)):
+        model(codes[history[history >= 0]][None], codes[target][None, None])
+        label = rows[int(examples.users[row]), int(examples.positions[row])]
+        states = torch.from_numpy(block.states([label]) - mean)[0]
+        total += (1 - torch.nn.functional.cosine_similarity(guesses.pop()[0], states, dim=-1)).mean().item()
+    assert guessed[0][0] - usual == pytest.approx(2 * total / len(examples), rel=1e-4)
 
 
 def test_reversed_sequences_learn_their_items(root):
@@ -299,6 +324,7 @@ def test_seeds(root, tmp_path, capsys):
         ("dwr-without-distill", {"scope": "all"}),
         ("dwr", {"backbone": "nested", "scope": "trie", "list_loss": "listnet", "temperature_end": 1.0}),
         ("dtr", {"backbone": "nested", "list_loss": "dpo", "alpha_end": 0.5, "prefix_weight": 0.1}),
+        ("dtr", {"backbone": "causal", "feature_weight": 0.5}),
         ("dwr", {"backbone": "causal", "scope": "all", "reverse": 0.5, "shuffle": 2, "drop_items": 0.1}),
         ("tiger", {"backbone": "causal", "reverse": 0.5, "shuffle": 2, "drop_items": 0.1}),
         ("dwr-smooth", {"prior": "pseudo", "soft_labels": Path("nowhere"), "candidates": 16}),
@@ -405,6 +431,13 @@ def test_where_a_plain_teacher_knows_the_target_as_well_the_target_is_learnt(pri
             assert value == pytest.approx(first if batch.label_invalid.item() else second)
     ranked = batches(LOSSES["dwr"], plain)
     assert sum((batch.rank_weights * batch.label_invalid).sum().item() for batch in ranked) == 0
+
+
+def test_labels_without_states_teach_none(priors, tmp_path):
+    assert LabelStore.open(priors / "soft_labels").features == FEATURES
+    with pytest.raises(UserError, match="holds no hidden states; export with --features"):
+        run(priors, tmp_path / "student", "distill", feature_weight=0.1, soft_labels=priors / "soft_labels-distance")
+    assert not (tmp_path / "student").exists()
 
 
 def test_a_plain_teacher_must_know_all_examples(priors):

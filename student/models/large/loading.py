@@ -27,6 +27,7 @@ def load(
     checkpointing: bool = False,
     precision: str = "no",
     layers: int = 0,
+    features: int = 0,
 ) -> Large:
     """Build a student from a language model.
 
@@ -38,6 +39,7 @@ def load(
         lora_rank, dropout, checkpointing: see `LargeConfig`.
         precision: of the training; with LoRA the frozen weights are stored in it.
         layers: keep so many layers, from the first; 0: all.
+        features: see `LargeConfig`.
 
     Raises:
         UserError: no such checkpoint, codewords of another codebook, a window that is too short, or a model whose
@@ -59,6 +61,7 @@ def load(
     config = LargeConfig(
         ids.levels, ids.codebook_size, base.config.to_dict(), base_head.weight is table.weight,
         float(getattr(table, "embed_scale", 1.0)), dropout=dropout, checkpointing=checkpointing,
+        features=features,
     )  # fmt: skip
     model = Large(config, base.base_model).eval()
     tables = [(model.head, base_head)] + ([] if model.codewords is None else [(model.codewords, table)])

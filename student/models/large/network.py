@@ -24,6 +24,7 @@ from distill.runtime import models
 from student.models.causal import Positions
 from student.models.large.lora import add_lora, merge_lora, without_lora
 from student.models.layers import (
+    Featured,
     candidate_log_probs,
     forced_log_probs,
     history_tokens,
@@ -46,6 +47,7 @@ class LargeConfig:
         lora_rank: of the adapters, 0 for none.
         dropout: before the adapters.
         checkpointing: recompute activations in the backward pass.
+        features: of the teacher's states that are guessed in training.
     """
 
     levels: int
@@ -56,6 +58,7 @@ class LargeConfig:
     lora_rank: int = 0
     dropout: float = 0.0
     checkpointing: bool = False
+    features: int = 0
 
 
 class EncodedHistory(NamedTuple):
@@ -74,7 +77,7 @@ class EncodedHistory(NamedTuple):
     last_state: Tensor
 
 
-class Large(nn.Module):
+class Large(Featured):
     """A language model's layers (the trunk) between the codewords' input and output rows.
 
     Args:
@@ -96,6 +99,7 @@ class Large(nn.Module):
         self.head = nn.Parameter(torch.zeros(shape))
         self.codewords = None if config.tied else nn.Parameter(torch.zeros(shape))
         self.start = nn.Parameter(torch.zeros(shape[-1]))
+        self.feature_head = nn.Linear(shape[-1], config.features, bias=False) if config.features else None
         if config.checkpointing:
             trunk.gradient_checkpointing_enable({"use_reentrant": False})
             trunk.disable_input_require_grads()  # codewords train without it, and a model with hooks cannot be copied
@@ -122,7 +126,9 @@ class Large(nn.Module):
         states, after = self.read(self.with_start(history), items[:, None], places)
         last = (places * self.config.levels)[..., None].expand(-1, -1, states.shape[-1])
         first = states.gather(1, last)[:, None].expand(-1, items.shape[1], -1, -1)
-        return forced_log_probs(torch.cat([first, after[:, 0]], dim=2), self.head, scope)
+        states = torch.cat([first, after[:, 0]], dim=2)
+        self.guess_features(states[:, 0])
+        return forced_log_probs(states, self.head, scope)
 
     def one_pass(
         self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
@@ -135,6 +141,7 @@ class Large(nn.Module):
         width, states = states.shape[1], states.flatten(0, 1)
         before_target = rows * width + places * levels  # the start token stands before the first item
         target_states = states[before_target[:, None] + torch.arange(levels, device=states.device)]
+        self.guess_features(target_states)
         target_log_probs = forced_log_probs(target_states[:, None], self.head, scope)[:, 0]
         if items is None:
             return target_log_probs, None
