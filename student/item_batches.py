@@ -16,7 +16,8 @@ from torch import Tensor
 
 from distill.data.dataset import PAD, Dataset
 from distill.labels.store import LabelStore
-from student.batches import check_labels, move_tensors
+from student.batch import move_tensors
+from student.batches import check_labels
 from student.config import BatchSettings
 from student.layout import shard_rows
 from student.ranked_lists import ExampleIndex

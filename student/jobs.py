@@ -19,7 +19,8 @@ from distill.runtime.logs import log
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.remote import RemoteTeacher
 from student import variants
-from student.config import LABELLED_PRIORS, BaselineConfig, Config, check_baseline
+from student.config import LABELLED_PRIORS, BaselineConfig, Config
+from student.config_checks import check_baseline
 from student.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:

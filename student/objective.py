@@ -18,7 +18,7 @@ from distill.decoding.children import EXCLUDED, renormalise
 from distill.decoding.trie import Trie
 from distill.divergences import divergence
 from distill.list_losses import list_loss
-from student.batches import Batch
+from student.batch import Batch
 from student.config import NEEDS_REFERENCE, LossSettings, TeacherLossSettings
 from student.item_batches import ItemBatch
 from student.models.causal import Positions

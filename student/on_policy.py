@@ -16,7 +16,7 @@ from distill.data.dataset import PAD
 from distill.list_losses import rewards
 from distill.runtime.errors import UserError
 from distill.teachers.forced import ForcedTeacher
-from student.batches import Batch
+from student.batch import Batch
 from student.recommender import Recommender
 
 

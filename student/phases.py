@@ -22,7 +22,8 @@ from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.engine import Engine
 from distill.teachers.forced import CachedTeacher, EngineTeacher, ForcedTeacher
 from distill.teachers.remote import RemoteTeacher
-from student.batches import Batch, BatchSampler, check_scope
+from student.batch import Batch
+from student.batches import BatchSampler, check_scope
 from student.config import LABELLED_PRIORS, BaselineConfig, Config, ValidationSettings
 from student.item_batches import ItemBatch, ItemBatchSampler, read_windows
 from student.item_recommender import ItemRecommender

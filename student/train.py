@@ -15,7 +15,8 @@ from distill.runtime.artifacts import Artifact
 from distill.runtime.config import run
 from distill.semantic_ids.ids import SemanticIDs
 from student import variants
-from student.config import ITEM_BACKBONES, Config, baseline_config, check
+from student.config import ITEM_BACKBONES, Config
+from student.config_checks import baseline_config, check
 from student.jobs import make_item_model, make_student
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from distill.data.dataset import PAD, Dataset
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
-from student.batches import Batch, BatchSampler
+from student.batch import Batch
+from student.batches import BatchSampler
 from student.config import Config as StudentConfig
 from student.models import BACKBONES
 from student.models.fast_paths import PrefixTree

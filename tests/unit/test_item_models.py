@@ -19,7 +19,8 @@ from distill.runtime.config import parse
 from distill.runtime.errors import UserError
 from student import train
 from student.baseline import main
-from student.config import ITEM_BACKBONES, BaselineConfig, Config, baseline_config
+from student.config import ITEM_BACKBONES, BaselineConfig, Config
+from student.config_checks import baseline_config
 from student.item_batches import Candidates, ItemBatchSampler, Windows, cut_windows
 from student.item_recommender import ItemRecommender
 from student.models.item_models import ITEM_MODELS

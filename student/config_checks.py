@@ -1,0 +1,126 @@
+"""Refuse settings of the students' training that contradict each other, and translate them for networks over items."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from distill.runtime.config import suggest
+from distill.runtime.errors import UserError
+from student.config import (
+    ITEM_LOSSES,
+    JOINT_VARIANTS,
+    LABELLED_PRIORS,
+    NEEDS_REFERENCE,
+    NEEDS_TEACHER,
+    PRESETS,
+    BaselineConfig,
+    Config,
+)
+from student.setrec_config import check_setrec
+
+
+def check(config: Config) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        UserError: names the setting and what it may be.
+    """
+    if config.init and config.backbone != "causal":
+        raise UserError(f"--init starts from a causal language model; --backbone {config.backbone} is none.")
+    if not config.init and (config.lora_rank or config.gradient_checkpointing or config.init_layers):
+        raise UserError("--lora_rank, --gradient_checkpointing and --init_layers are for a large student; give --init.")
+    if config.backbone != "setrec":
+        check_item_text(config.item_text, config.embeddings)
+    check_setrec(config, config.backbone, config.dim, config.item_text)
+    if config.reads_text and config.init:
+        raise UserError("--item_text is for students without --init: a large student reads codewords alone.")
+    if config.item_text == "only" and config.backbone == "causal":
+        raise UserError(
+            "--item_text only: causal reads the codewords of its targets as history; take --item_text add, or "
+            "--backbone nested or seq2seq."
+        )
+    if config.preset not in PRESETS:
+        raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")
+    if config.candidates < 2:
+        raise UserError(f"--candidates is {config.candidates}; it must be at least 2.")
+    check_list_loss(config)
+    if config.on_policy and config.scope == "all":
+        raise UserError(
+            "--on_policy asks the teacher for each level's codewords; it needs semantic IDs and --scope level or trie."
+        )
+    if config.prior not in LABELLED_PRIORS and config.prior_labels:
+        raise UserError("--prior_labels needs its --prior: distance, statistics or mixture.")
+    if config.seeds is not None and len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"--seeds {config.seeds} names a seed twice.")
+
+
+def check_list_loss(config: Config) -> None:
+    """Refuse ranking losses that lack what they compare with, and pseudo-IDs outside the trie.
+
+    Raises:
+        UserError: names the setting and what it needs.
+    """
+    needs_reference = config.list_loss in NEEDS_REFERENCE
+    if config.reference and not needs_reference:
+        raise UserError(f"--reference is for --list_loss {', '.join(NEEDS_REFERENCE)}, not {config.list_loss}.")
+    if config.list_loss == "grpo" and config.variant not in ("dtr", "dtr-smooth"):
+        raise UserError(f"--list_loss grpo starts from a trained retriever: --variant dtr, not {config.variant}.")
+    joint = config.variant in JOINT_VARIANTS or config.labels == "rank"
+    if needs_reference and joint and not config.reference:
+        raise UserError(
+            f"--list_loss {config.list_loss} compares with a finished student: give --reference STUDENT, or take "
+            "--variant dtr, whose ranker is compared with its retriever."
+        )
+    if config.prior != "teacher" and config.list_loss == "grpo":
+        raise UserError(f"--list_loss grpo ranks the model's own beams; --prior {config.prior} would not be read.")
+    if config.prior == "pseudo" and (config.list_loss in NEEDS_TEACHER or config.scope == "trie"):
+        setting = "--scope trie" if config.scope == "trie" else f"--list_loss {config.list_loss}"
+        raise UserError(f"{setting} needs items of the catalogue as candidates; --prior pseudo has none.")
+
+
+def check_item_text(item_text: str, embeddings: Path | None) -> None:
+    """Refuse embeddings that nothing reads.
+
+    Raises:
+        UserError: says which setting reads them.
+    """
+    if embeddings is not None and item_text == "none":
+        raise UserError(f"--embeddings {embeddings} is read by --item_text add or only, and --item_text is none.")
+
+
+def check_baseline(config: BaselineConfig) -> None:
+    """Refuse sizes that a network over items cannot have.
+
+    Raises:
+        UserError: names the setting and what it may be.
+    """
+    if config.network != "setrec":
+        check_item_text(config.item_text, config.embeddings)
+    check_setrec(config, config.network, config.dim, config.item_text)
+    if config.list_loss in NEEDS_REFERENCE:
+        raise UserError(f"--list_loss {config.list_loss} compares students of semantic IDs; {config.network} has none.")
+    if config.dim % 2:
+        raise UserError(f"--dim is {config.dim}; expected an even number, for two attention heads.")
+
+
+def baseline_config(config: Config) -> BaselineConfig:
+    """Translate student/train.py's config for a backbone without semantic IDs.
+
+    Raises:
+        UserError: a variant or labels that such a network cannot learn.
+    """
+    if config.on_policy:
+        raise UserError(
+            f"--on_policy is for backbones with semantic IDs (seq2seq, causal, nested), not {config.backbone}."
+        )
+    if config.variant not in ITEM_LOSSES or config.labels != "ref":
+        refused = f"--variant {config.variant}" if config.labels == "ref" else f"--labels {config.labels}"
+        raise UserError(
+            f"{refused} is for backbones with semantic IDs (seq2seq, causal, nested); {config.backbone} "
+            f"learns --variant {', '.join(ITEM_LOSSES)}."
+        )
+    shared = {field.name for field in fields(BaselineConfig)} & {field.name for field in fields(config)}
+    values: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    return BaselineConfig(**values | {"network": config.backbone, "loss": ITEM_LOSSES[config.variant]})
