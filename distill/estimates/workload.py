@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +9,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 
 from distill.runtime.errors import UserError
 
+MOST = {"levels": 8, "codebook_size": 32767}  # distill/semantic_ids/ids.py
 HELD_OUT = 2  # leave-one-out: the last item of a user is the test target, the one before it that of validation
 
 
@@ -131,11 +131,12 @@ def check(workload: Workload) -> None:
             f"--interactions {workload.interactions:g} are {workload.interactions / workload.users:.3g} a user; "
             f"expected at least {least}: one of history, one to train on, one each for validation and test."
         )
-    ids = float(workload.codebook_size) ** workload.levels
+    for name, most in MOST.items():
+        if getattr(workload, name) > most:
+            raise UserError(f"--{name} is {getattr(workload, name)}; expected at most {most}, as semantic IDs have.")
+    ids = workload.codebook_size**workload.levels
     if workload.items > ids:
         raise UserError(f"--items {workload.items:g} are more than the {ids:g} semantic IDs; raise --levels.")
     for name in ("teacher_share", "label_share"):
         if not getattr(workload, name):
             raise UserError(f"--{name} is 0; expected a share above 0 and up to 1.")
-    if not math.isfinite(ids):
-        raise UserError("--codebook_size to the power of --levels is too large a number.")

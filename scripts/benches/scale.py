@@ -4,7 +4,7 @@
 
 Each size is a power of ten. The trie holds as many random IDs of 4 x 256; the examples are those of as many
 interactions, ten a user; the label store holds as many targets and is streamed once, without decoding a row and with
-decoding all. Seconds are wall-clock, memory is the peak of the process beyond what it held before.
+decoding all. Seconds are the processor's, memory is the peak of the process beyond what it held before.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def measure(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the work, and its peak memory in MiB beyond what the process held before."""
+    """Processor seconds of the work, and its peak memory in MiB beyond what the process held before."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-    before, started = resident("VmRSS"), time.perf_counter()
+    before, started = resident("VmRSS"), time.process_time()
     result = work()
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     del result
     return seconds, max(resident("VmHWM") - before, 0.0)
 
@@ -152,7 +152,7 @@ def draw(growth: dict[str, Growth], path: Path) -> None:
         line = [values[-1] * size / sizes[-1] for size in sizes]
         axes.loglog(sizes, line, "--", color="grey", linewidth=0.8, label="proportional to the size")
         axes.set_xlabel("items (trie), interactions (examples), targets (labels)")
-        axes.set_title({"seconds": "seconds", "mib": "peak memory, MiB"}[unit], loc="left", fontsize=10)
+        axes.set_title({"seconds": "processor seconds", "mib": "peak memory, MiB"}[unit], loc="left", fontsize=10)
         axes.grid(True, which="major", linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(fontsize=8, frameon=False)
