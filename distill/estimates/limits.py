@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from distill.estimates.hardware import Hardware
 from distill.estimates.language_models import HALF, SINGLE, LanguageModel
-from distill.estimates.stages import READ_TARGETS, prepare, teacher_tokens
+from distill.estimates.stages import READ_SECONDS, prepare, teacher_tokens
 from distill.estimates.workload import Workload
 
 # measured: `bench.py scale`, the peak of Dataset.examples with histories of 20 items (docs/results/speed.md, "Growth")
@@ -174,7 +174,7 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware) -
             "student",
             "every process reads all labels of a pass",
             "student/batches.py",
-            w.targets * w.label_share / READ_TARGETS / 3600,
+            w.targets * w.label_share * READ_SECONDS / 3600,
             PATIENCE_HOURS,
             "hours a pass",
             "each process reads its shards only",

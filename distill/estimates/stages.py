@@ -29,7 +29,9 @@ PREPARE_SECONDS, PREPARE_BYTES = 19 / 1e7, 1.0 * 2**30 / 1e7
 QUANTISER_SECONDS, ENCODE_SECONDS, RESOLVE_SECONDS, QUANTISER_DIM = 160.0, 67e-6, 138e-6, 768
 RESOLVE_BYTES = 0.9 * 2**30 / 1e6  # beyond the mapped embeddings
 # measured: `bench.py labels`, encoding u8, with 16 candidates and 4 levels of 256 (docs/results/speed.md, "Export")
-LABEL_BYTES, LABEL_LEVEL_BYTES, WRITE_TARGETS, READ_TARGETS = 601, 515 / 4, 24_000, 68_000
+LABEL_BYTES, LABEL_LEVEL_BYTES, WRITE_TARGETS = 601, 515 / 4, 24_000
+# measured: `bench.py scale`, a million targets in processor seconds (docs/results/speed.md, "Growth")
+READ_SECONDS, DECODE_SECONDS = 3.05 / 1e6, (15.45 - 3.05) / 1e6
 # measured: `bench.py export`, vLLM makes 88 requests a target with 25 beams and 4 levels, 76 of them for the beams
 DISTRIBUTION_REQUESTS = 3  # a level
 VLLM_BLOCK = 16  # tokens of a block of vLLM's prefix cache on GPUs, its default
@@ -206,7 +208,10 @@ def label_bytes(size: DataSize) -> float:
 
 
 def train_student(workload: Workload, student: Student, hardware: Hardware, nodes: int) -> Stage:
-    """Estimate a student's training. Every process reads all labels, whatever the number of processes."""
+    """Estimate a student's training. Every process reads all labels and decodes its share.
+
+    Every process also lays out all batches, which has not been measured and is not counted.
+    """
     gpus = nodes * hardware.gpus_a_node
     targets = workload.targets * workload.label_share * workload.student_epochs
     products = student.target_products(workload.history_items, workload.items_a_target)
@@ -216,7 +221,7 @@ def train_student(workload: Workload, student: Student, hardware: Hardware, node
     seconds = {
         "arithmetic": flops / (gpus * hardware.peak_flops * hardware.student_utilisation),
         "network": network / nodes / hardware.network,
-        "input": targets / READ_TARGETS if labelled else 0.0,
+        "input": targets * (READ_SECONDS + DECODE_SECONDS / gpus) if labelled else 0.0,
     }
     memory = 16 * student.parameters()
     disk = SINGLE * student.parameters()

@@ -56,7 +56,9 @@ def show(plan: Plan) -> None:
         text = "Nothing breaks at this size."
     else:
         console.print(limit_table(plan))
-        when = f"as the data grow, at {1 / first.load:.2%} of this size" if first.grows else "at any size of the data"
+        when = (
+            f"as the data grow, at {100 / first.load:.3g}% of this size" if first.grows else "at any size of the data"
+        )
         text = f"Breaks first, {when}: {first.what} ({first.where}). Instead: {first.instead}."
     console.print(text, markup=False, highlight=False)
 

@@ -9,6 +9,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 
 from distill.runtime.errors import UserError
 
+MOST_COUNT = 1e15  # of users, items and interactions
 MOST = {"levels": 8, "codebook_size": 32767}  # distill/semantic_ids/ids.py
 HELD_OUT = 2  # leave-one-out: the last item of a user is the test target, the one before it that of validation
 
@@ -100,7 +101,7 @@ class StudentPlan:
     student_epochs: PositiveFloat = 1
     """Passes over the labelled targets."""
     student_nodes: PositiveInt = 1
-    """GPU nodes of the student's training; every process reads all labels, so more of them soon only wait."""
+    """GPU nodes of the student's training; every process reads all labels, so many of them only wait."""
     beams: PositiveInt = 20
     """Beams of a list."""
     lists_a_user: PositiveFloat = 10
@@ -120,11 +121,12 @@ def check(workload: Workload) -> None:
     """Refuse sizes that no data set has.
 
     Raises:
-        UserError: less than one of something, too few interactions a user, more items than semantic IDs, no share.
+        UserError: less than one of something or more than there can be, too few interactions a user, more items than
+            semantic IDs, no share.
     """
     for name in ("users", "items", "interactions"):
-        if getattr(workload, name) < 1:
-            raise UserError(f"--{name} is {getattr(workload, name)}; expected at least 1.")
+        if not 1 <= getattr(workload, name) <= MOST_COUNT:
+            raise UserError(f"--{name} is {getattr(workload, name):g}; expected at least 1 and at most {MOST_COUNT:g}.")
     if workload.targets_a_user < 1:
         least = 2 + HELD_OUT
         raise UserError(

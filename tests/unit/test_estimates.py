@@ -206,6 +206,19 @@ def test_a_teacher_that_needs_two_gpus():
     assert stages.gpus_a_copy(MODELS["llama-70b"], hardware) == 4
 
 
+def test_every_process_reads_all_labels():
+    """A million labelled targets on 8 and 512 GPUs: read by each, decoded by all together."""
+    workload = replace(SMALL, users=1e5, interactions=1e5 * 13)
+    student, hardware = students.student("nested", "demo", 4, 256), read_hardware()
+    small, large = (stages.train_student(workload, student, hardware, nodes) for nodes in (1, 64))
+    assert small.bound_by == large.bound_by == "input"
+    assert small.hours * 3600 == pytest.approx(3.05 + 12.4 / 8) and large.hours * 3600 == pytest.approx(
+        3.05 + 12.4 / 512
+    )
+    assert large.money > 30 * small.money
+    assert large.network_bytes == pytest.approx(512 * 1e6 * 601)
+
+
 # failures
 
 
@@ -342,6 +355,7 @@ def test_the_command(tmp_path, capsys):
     [
         ("--users -1", "--users is -1; expected a number above 0"),
         ("--items 0.5", "--items is 0.5; expected at least 1"),
+        ("--users 1e300", "--users is 1e+300; expected at least 1 and at most 1e+15"),
         ("--interactions 3e8", "--interactions 3e+08 are 3 a user; expected at least 4"),
         ("--items 1e10", "are more than the 4.29497e+09 semantic IDs; raise --levels"),
         ("--levels 9", "--levels is 9; expected at most 8"),
