@@ -117,16 +117,7 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware) -
     examples = w.targets * w.max_history * EXAMPLE_BYTES_A_HISTORY_ITEM
     tokens = teacher_tokens(w) / w.teacher_epochs
     return [
-        Limit(
-            "teacher",
-            "every process loads the whole base in float32 before ZeRO-3 divides it",
-            "teacher/base_model.py",
-            h.gpus_a_node * weights * SINGLE,
-            h.node_memory,
-            "bytes a node",
-            "the meta device and sharded loading",
-            grows=False,
-        ),
+        *([] if w.mode == "qlora" else [base_limit(weights, h)]),
         Limit(
             "teacher",
             "every process draws all samples of an epoch",
@@ -145,22 +136,7 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware) -
             "bytes a node",
             "examples made from memory-mapped sequences, a shard at a time",
         ),
-        *(
-            [
-                Limit(
-                    "labels",
-                    "the engine hf holds the whole teacher on one GPU",
-                    "teacher/engines/hf.py",
-                    weights * HALF,
-                    h.gpu_memory,
-                    "bytes a GPU",
-                    "--engine vllm --tensor_parallel_size",
-                    grows=False,
-                )
-            ]
-            if w.engine == "hf"
-            else []
-        ),
+        *([engine_limit(weights, h)] if w.engine == "hf" else []),
         Limit(
             "student",
             "users, positions, targets and keys of all training examples in every process",
@@ -207,6 +183,34 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware) -
             "an approximate index over compressed vectors",
         ),
     ]
+
+
+def base_limit(weights: int, hardware: Hardware) -> Limit:
+    """Build the limit of loading a base of so many parameters for full training or LoRA."""
+    return Limit(
+        "teacher",
+        "every process loads the whole base in float32 before ZeRO-3 divides it",
+        "teacher/base_model.py",
+        hardware.gpus_a_node * weights * SINGLE,
+        hardware.node_memory,
+        "bytes a node",
+        "the meta device and sharded loading",
+        grows=False,
+    )
+
+
+def engine_limit(weights: int, hardware: Hardware) -> Limit:
+    """Build the limit of the engine hf for a teacher of so many parameters."""
+    return Limit(
+        "labels",
+        "the engine hf holds the whole teacher on one GPU",
+        "teacher/engines/hf.py",
+        weights * HALF,
+        hardware.gpu_memory,
+        "bytes a GPU",
+        "--engine vllm --tensor_parallel_size",
+        grows=False,
+    )
 
 
 def first_to_break(all_limits: list[Limit]) -> Limit | None:
