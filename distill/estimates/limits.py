@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from distill.estimates.hardware import Hardware
 from distill.estimates.language_models import HALF, SINGLE, LanguageModel
-from distill.estimates.stages import READ_SECONDS, prepare, teacher_tokens
+from distill.estimates.stages import READ_SECONDS, prepare, teacher_tokens, tune
 from distill.estimates.workload import Workload
 
 # measured: `bench.py scale`, the peak of Dataset.examples with histories of 20 items (docs/results/speed.md, "Growth")
@@ -52,9 +52,9 @@ class Limit:
         return self.need / self.capacity
 
 
-def limits(workload: Workload, model: LanguageModel, hardware: Hardware) -> list[Limit]:
-    """List the limits in the order of the pipeline."""
-    return [*data_limits(workload, model, hardware), *model_limits(workload, model, hardware)]
+def limits(workload: Workload, model: LanguageModel, hardware: Hardware, nodes: int) -> list[Limit]:
+    """List the limits in the order of the pipeline; arguments as in `stages.tune`."""
+    return [*data_limits(workload, model, hardware), *model_limits(workload, model, hardware, nodes)]
 
 
 def data_limits(workload: Workload, model: LanguageModel, hardware: Hardware) -> list[Limit]:
@@ -110,7 +110,7 @@ def data_limits(workload: Workload, model: LanguageModel, hardware: Hardware) ->
     ]
 
 
-def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware) -> list[Limit]:
+def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, nodes: int) -> list[Limit]:
     """List the limits of teacher, labels, students, evaluation and memories."""
     w, h = workload, hardware
     weights = model.parameters(w.codewords)
@@ -118,6 +118,16 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware) -
     tokens = teacher_tokens(w) / w.teacher_epochs
     return [
         *([] if w.mode == "qlora" else [base_limit(weights, h)]),
+        Limit(
+            "teacher",
+            "weights, gradients, optimiser and activations on every GPU",
+            "teacher/trainer.py",
+            tune(w, model, h, nodes).memory_bytes,
+            h.gpu_memory,
+            "bytes a GPU",
+            "more nodes, adapters (--mode lora, qlora), or fewer --batch_tokens",
+            grows=False,
+        ),
         Limit(
             "teacher",
             "every process draws all samples of an epoch",

@@ -95,7 +95,7 @@ def make_plan(workload: Workload, hardware: Hardware, nodes: int, seed: int = 0)
         seed: of the simulated failures.
 
     Raises:
-        UserError: sizes that no data set has; an unknown teacher or student; a teacher too large for the nodes.
+        UserError: sizes that no data set has; an unknown teacher or student.
     """
     check(workload)
     model = language_model(workload.teacher)
@@ -124,7 +124,7 @@ def make_plan(workload: Workload, hardware: Hardware, nodes: int, seed: int = 0)
         ),
     ]
     storage = estimates.storage_a_month(stages, hardware)
-    return Plan(workload, hardware, nodes, stages, failures, limits(workload, model, hardware), storage)
+    return Plan(workload, hardware, nodes, stages, failures, limits(workload, model, hardware, nodes), storage)
 
 
 def fail(

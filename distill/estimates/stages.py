@@ -38,7 +38,7 @@ VLLM_BLOCK = 16  # tokens of a block of vLLM's prefix cache on GPUs, its default
 PROMPT_TOKENS = 40  # words around the codewords of LC-Rec's prompts, about
 TEXT_BYTES = 4  # of a token
 INTERACTION_BYTES, ID_BYTES = 12, 14  # item number and time; the name of an item or user
-DAY, MONTH = 24.0, 730.0  # hours
+DAY = 24.0  # hours
 
 
 @dataclass(frozen=True)

@@ -308,13 +308,16 @@ def test_hardware_that_is_not_there(tmp_path):
 def test_what_breaks_first():
     """Nothing at 10^3; at 10^10 interactions the examples' histories; a 70B model on one GPU whatever the data."""
     hardware = read_hardware()
-    assert first_to_break(limits(SMALL, MODELS["llama-7b"], hardware)) is None
+    assert first_to_break(limits(SMALL, MODELS["llama-7b"], hardware, 64)) is None
     large = Workload()
-    first = first_to_break(limits(large, MODELS["llama-7b"], hardware))
+    first = first_to_break(limits(large, MODELS["llama-7b"], hardware, 64))
     assert first.what.startswith("all examples") and first.load == pytest.approx(9.7e9 * 20 * 25 * 8 / 2**41)
-    fixed = first_to_break(limits(SMALL, MODELS["llama-70b"], hardware))
+    fixed = first_to_break(limits(SMALL, MODELS["llama-70b"], hardware, 64))
     assert fixed.what == "every GPU holds the whole base" and not fixed.grows
-    wheres = {limit.where.split(",")[0] for limit in limits(large, MODELS["llama-7b"], hardware)}
+    full = {limit.what: limit for limit in limits(replace(SMALL, mode="full"), MODELS["llama-7b"], hardware, 1)}
+    state = full["weights, gradients, optimiser and activations on every GPU"]
+    assert state.load < 1 < replace(state, capacity=16 * 6.7e9 / 8).load  # ZeRO-3 over the node's eight GPUs
+    wheres = {limit.where.split(",")[0] for limit in limits(large, MODELS["llama-7b"], hardware, 64)}
     assert all((CONFIGS.parent / where).is_file() for where in wheres)
 
 
