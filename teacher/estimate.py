@@ -28,6 +28,8 @@ import torch
 from transformers import PretrainedConfig
 
 from distill.data.dataset import Dataset
+from distill.estimates.hardware import GPUS
+from distill.estimates.language_models import STATES, training_flops, training_state
 from distill.runtime import models
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
@@ -39,17 +41,6 @@ from teacher.config import EstimateSettings, ModelSettings
 from teacher.model import adapt, unwrap_peft
 from teacher.tasks import TaskData
 from teacher.tokenizer import add_codewords, load_tokenizer, train_tokenizer, use_chat_template
-
-# dense bf16 peak in TFLOP/s with fp32 accumulation, and memory in GiB, from the makers' data sheets
-GPUS = {
-    "a100": (312.0, 80),
-    "b200": (2250.0, 180),
-    "h100": (989.0, 80),
-    "h200": (989.0, 141),
-    "l40s": (362.0, 48),
-    "rtx4090": (165.0, 24),
-}
-STATES = ("weights", "gradients", "optimiser")
 
 
 def plan(settings: EstimateSettings, dataset_folder: Path, ids_folder: Path) -> dict[str, Any]:
@@ -203,15 +194,8 @@ def parameters(model) -> dict[str, int]:
 def memory(sizes: dict[str, Any], stage: int, gpus: int, precision: str) -> dict[str, float]:
     """Bytes a GPU for weights, gradients and optimiser under a ZeRO stage (0: DDP)."""
     half = stage > 0 and precision != "no"
-    weights, gradients = sizes["parameters"] * (2 if half else 4), sizes["trainable"] * (2 if half else 4)
-    # AdamW: two moments, one step counter a tensor; DeepSpeed's half precision also a fp32 copy
-    optimiser = sizes["trainable"] * (12 if half else 8) + 4 * sizes["trainable_tensors"]
-    return {
-        "stage": stage,
-        "weights": weights / (gpus if stage >= 3 else 1),
-        "gradients": gradients / (gpus if stage >= 2 else 1),
-        "optimiser": optimiser / (gpus if stage >= 1 else 1),
-    }
+    counts = sizes["parameters"], sizes["trainable"], sizes["trainable_tensors"]
+    return {"stage": stage} | training_state(*counts, stage, gpus, half)
 
 
 def qlora_weights(model) -> int:
@@ -227,9 +211,8 @@ def qlora_weights(model) -> int:
 
 def flops_a_token(sizes: dict[str, Any], mode: str, gradient_checkpointing: bool) -> int:
     """Floating point operations of one token's training."""
-    n, adapters = sizes["in_products"], sizes["adapters"]
-    recomputed = 2 * (n + adapters) if gradient_checkpointing else 0
-    return (6 * n if mode == "full" else 4 * n + 6 * adapters + 2 * sizes["trained_head"]) + recomputed
+    counts = sizes["in_products"], sizes["adapters"], sizes["trained_head"]
+    return training_flops(*counts, mode == "full", gradient_checkpointing)
 
 
 def show(sizes: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ DISTILL_ORDER = [
     "list_losses",
     "metrics",
     "runtime",
+    "estimates",
     "data",
     "ranking",
     "decoding",

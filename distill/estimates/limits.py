@@ -1,0 +1,233 @@
+"""What breaks at a size: the toolkit's present limits, each with what it needs, what there is, and what replaces it.
+
+A limit's need is a lower bound, from the arrays that the named code holds at once. When code changes, change its limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distill.estimates.hardware import Hardware
+from distill.estimates.language_models import HALF, SINGLE, LanguageModel
+from distill.estimates.stages import READ_SECONDS, prepare, teacher_tokens, tune
+from distill.estimates.workload import Workload
+
+# measured: `bench.py scale`, the peak of Dataset.examples with histories of 20 items (docs/results/speed.md, "Growth")
+EXAMPLE_BYTES_A_HISTORY_ITEM = 25.0
+SCORED_USERS = 1024  # distill/baselines/item_scorer.py: users that are scored at once
+PAIRS_WINDOW = 5  # distill/baselines/counting.py: pairs at most this far apart are counted
+PAIR_BYTES = 2 * 24  # row, column and weight of a pair before pairs are added up: parts, and all of them joined
+INT64 = 8
+SCORE_BYTES = 3 * 8  # distill/ranking.py, _top_dense: scores, their negative, their order
+PATIENCE_HOURS = 24.0  # a pass over the labels that takes longer is called broken
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit of the present code.
+
+    Attributes:
+        stage: that meets it.
+        what: breaks, in words.
+        where: the file.
+        need: at the planned size.
+        capacity: what there is.
+        unit: of both.
+        instead: what replaces it.
+        grows: whether the need grows with the data; else it is the model's.
+    """
+
+    stage: str
+    what: str
+    where: str
+    need: float
+    capacity: float
+    unit: str
+    instead: str
+    grows: bool = True
+
+    @property
+    def load(self) -> float:
+        """Need over capacity; above 1 it breaks."""
+        return self.need / self.capacity
+
+
+def limits(workload: Workload, model: LanguageModel, hardware: Hardware, nodes: int) -> list[Limit]:
+    """List the limits in the order of the pipeline; arguments as in `stages.tune`."""
+    return [*data_limits(workload, model, hardware), *model_limits(workload, model, hardware, nodes)]
+
+
+def data_limits(workload: Workload, model: LanguageModel, hardware: Hardware) -> list[Limit]:
+    """List the limits of data, embeddings and semantic IDs."""
+    w, h = workload, hardware
+    return [
+        Limit(
+            "data",
+            "all interactions and texts in the memory of one machine",
+            "distill/data/prepare.py",
+            prepare(w, h).memory_bytes,
+            h.cpu_memory,
+            "bytes",
+            "filters out of core: counts and semi-joins a round, one partition of users after the other",
+        ),
+        Limit(
+            "data",
+            "32-bit starts of the lists in one sequences.parquet",
+            "distill/data/dataset.py, as_lists",
+            w.interactions,
+            2**31 - 1,
+            "interactions",
+            "large lists, or several files",
+        ),
+        Limit(
+            "embeddings",
+            "every GPU holds the whole base",
+            "distill/semantic_ids/embedders.py",
+            model.parameters() * HALF,
+            h.gpu_memory,
+            "bytes a GPU",
+            "a smaller model; a text embedder is enough for IDs",
+            grows=False,
+        ),
+        Limit(
+            "embeddings",
+            "shards joined and sorted on the first process: three copies",
+            "distill/semantic_ids/embed.py",
+            3 * w.items * model.width * SINGLE,
+            h.node_memory,
+            "bytes",
+            "shards of embeddings that stay on disk; fewer dimensions before the quantiser",
+        ),
+        Limit(
+            "semantic IDs",
+            "distinct IDs; where they fill, prefixes overflow long before",
+            "distill/semantic_ids/collisions.py",
+            w.items,
+            float(w.codebook_size) ** w.levels,
+            "items",
+            "another level, or more codewords a level",
+        ),
+    ]
+
+
+def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, nodes: int) -> list[Limit]:
+    """List the limits of teacher, labels, students, evaluation and memories."""
+    w, h = workload, hardware
+    weights = model.parameters(w.codewords)
+    examples = w.targets * w.max_history * EXAMPLE_BYTES_A_HISTORY_ITEM
+    tokens = teacher_tokens(w) / w.teacher_epochs
+    return [
+        *([] if w.mode == "qlora" else [base_limit(weights, h)]),
+        Limit(
+            "teacher",
+            "weights, gradients, optimiser and activations on every GPU",
+            "teacher/trainer.py",
+            tune(w, model, h, nodes).memory_bytes,
+            h.gpu_memory,
+            "bytes a GPU",
+            "more nodes, adapters (--mode lora, qlora), or fewer --batch_tokens",
+            grows=False,
+        ),
+        Limit(
+            "teacher",
+            "every process draws all samples of an epoch",
+            "teacher/tasks.py, Samples",
+            h.gpus_a_node * tokens * (4 + 1),  # token numbers, and which of them count
+            h.node_memory,
+            "bytes a node",
+            "samples drawn shard by shard, each process its share",
+        ),
+        Limit(
+            "labels",
+            "all examples with their histories in every process",
+            "distill/data/dataset.py, examples",
+            h.gpus_a_node * examples,
+            h.node_memory,
+            "bytes a node",
+            "examples made from memory-mapped sequences, a shard at a time",
+        ),
+        *([engine_limit(weights, h)] if w.engine == "hf" else []),
+        Limit(
+            "student",
+            "users, positions, targets and keys of all training examples in every process",
+            "student/ranked_lists.py, ExampleIndex",
+            h.gpus_a_node * w.targets * 4 * INT64,
+            h.node_memory,
+            "bytes a node",
+            "labels joined with their sequences once, then read in order",
+        ),
+        Limit(
+            "student",
+            "every process reads all labels of a pass",
+            "student/batches.py",
+            w.targets * w.label_share * READ_SECONDS / 3600,
+            PATIENCE_HOURS,
+            "hours a pass",
+            "each process reads its shards only",
+        ),
+        Limit(
+            "evaluation",
+            "scores of all items for 1,024 users at once (counting, content)",
+            "distill/baselines/item_scorer.py",
+            SCORED_USERS * w.items * SCORE_BYTES,
+            h.node_memory,
+            "bytes",
+            "sparse scores of what was counted; an approximate index for the texts",
+        ),
+        Limit(
+            "memories",
+            "all pairs of the transition counter before they are added up",
+            "distill/baselines/counting.py",
+            w.interactions * PAIRS_WINDOW * PAIR_BYTES,
+            h.cpu_memory,
+            "bytes",
+            "counts divided by item, of the most frequent pairs",
+        ),
+        Limit(
+            "memories",
+            "the content memory's texts in float16 and float32",
+            "student/content_memory.py",
+            w.items * w.content_dim * (HALF + SINGLE),
+            h.cpu_memory,
+            "bytes",
+            "an approximate index over compressed vectors",
+        ),
+    ]
+
+
+def base_limit(weights: int, hardware: Hardware) -> Limit:
+    """Build the limit of loading a base of so many parameters for full training or LoRA."""
+    return Limit(
+        "teacher",
+        "every process loads the whole base in float32 before ZeRO-3 divides it",
+        "teacher/base_model.py",
+        hardware.gpus_a_node * weights * SINGLE,
+        hardware.node_memory,
+        "bytes a node",
+        "the meta device and sharded loading",
+        grows=False,
+    )
+
+
+def engine_limit(weights: int, hardware: Hardware) -> Limit:
+    """Build the limit of the engine hf for a teacher of so many parameters."""
+    return Limit(
+        "labels",
+        "the engine hf holds the whole teacher on one GPU",
+        "teacher/engines/hf.py",
+        weights * HALF,
+        hardware.gpu_memory,
+        "bytes a GPU",
+        "--engine vllm --tensor_parallel_size",
+        grows=False,
+    )
+
+
+def first_to_break(all_limits: list[Limit]) -> Limit | None:
+    """Return the broken limit that is met first while the data grow; None: none is broken.
+
+    Limits of the model alone are met at any size; of the others, the most overloaded one is met first.
+    """
+    broken = [limit for limit in all_limits if limit.load > 1]
+    fixed = [limit for limit in broken if not limit.grows]
+    return fixed[0] if fixed else max(broken, key=lambda limit: limit.load, default=None)

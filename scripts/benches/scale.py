@@ -1,0 +1,159 @@
+"""How the cheap stages grow with the data: the trie, the training examples, soft labels on disk.
+
+    python scripts/bench.py scale --json scale.json --figure docs/images/scale.png
+
+Each size is a power of ten. The trie holds as many random IDs of 4 x 256; the examples are those of as many
+interactions, ten a user; the label store holds as many targets and is streamed once, without decoding a row and with
+decoding all. Seconds are the processor's, memory is the peak of the process beyond what it held before.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jsonargparse.typing import PositiveInt
+
+from benches import resident
+from benches.labels import random_shard, write_set
+from distill.data.dataset import Dataset
+from distill.decoding.trie import Trie
+from distill.labels.store import LabelStore
+from distill.runtime.artifacts import Artifact
+from distill.runtime.errors import UserError
+from distill.runtime.logs import progress_bar
+
+LEVELS, SIZE, SEQUENCE, SHARD = 4, 256, 10, 4096
+STAGES = {"trie": "trie", "examples": "training examples", "read": "labels, read", "labels": "labels, read and decoded"}
+LEAST_MIB = 1.0  # less is not drawn: the allocator's noise
+
+
+@dataclass(frozen=True)
+class Config:
+    """Growth of the cheap stages: python scripts/bench.py scale [--figure FILE] [--json FILE]."""
+
+    smallest: PositiveInt = 3
+    """Power of ten of the smallest size."""
+    largest: PositiveInt = 6
+    """Power of ten of the largest size of examples and labels: 10^6 examples of 20 items take a gibibyte."""
+    largest_trie: PositiveInt = 7
+    """Power of ten of the largest trie."""
+    figure: Path | None = None
+    """Draw seconds and MiB into this PNG file."""
+    json: Path | None = None
+    """File for the figures."""
+    seed: int = 0
+    """Seed of IDs, sequences and labels."""
+
+
+@dataclass
+class Growth:
+    """Sizes, seconds and MiB of a stage."""
+
+    sizes: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    mib: list[float] = field(default_factory=list)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measure all stages at all sizes; names end with the power of ten."""
+    if config.figure is not None and not config.figure.resolve().parent.is_dir():
+        raise UserError(f"No folder {config.figure.parent} to draw {config.figure.name} in; make it first.")
+    works = {"trie": build_trie, "examples": draw_examples, "read": read_labels, "labels": decode_labels}
+    growth = {name: Growth() for name in works}
+    figures: dict[str, Any] = {}
+    for name, prepare in progress_bar(works.items(), desc="scale", unit="stage"):
+        largest = config.largest_trie if name == "trie" else config.largest
+        for power in range(config.smallest, largest + 1):
+            with tempfile.TemporaryDirectory() as folder:
+                work, facts = prepare(10**power, np.random.default_rng(config.seed), Path(folder))
+                seconds, mib = measure(work)
+            growth[name].sizes.append(10**power)
+            growth[name].seconds.append(seconds)
+            growth[name].mib.append(mib)
+            figures |= {f"{name}_s_1e{power}": seconds, f"{name}_mib_1e{power}": mib}
+            figures |= {f"{name}_{fact}_1e{power}": value for fact, value in facts.items()}
+    if config.figure is not None:
+        draw(growth, config.figure)
+    return figures
+
+
+def measure(work: Callable[[], object]) -> tuple[float, float]:
+    """Processor seconds of the work, and its peak memory in MiB beyond what the process held before."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before, started = resident("VmRSS"), time.process_time()
+    result = work()
+    seconds = time.process_time() - started
+    del result
+    return seconds, max(resident("VmHWM") - before, 0.0)
+
+
+def build_trie(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """The trie of random IDs, and the MiB of its arrays."""
+    codes = rng.integers(0, SIZE, (size, LEVELS), dtype=np.int16)
+    trie = Trie.build(codes, SIZE)
+    arrays = [*trie.offsets, *trie.codes, *trie.dense, trie.leaf_of_item, trie.leaf_offsets, trie.leaf_items]
+    return lambda: Trie.build(codes, SIZE), {"arrays_mib": sum(array.nbytes for array in arrays) / 2**20}
+
+
+def draw_examples(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """All training examples of random sequences, as the export reads them, and their number."""
+    users = size // SEQUENCE
+    offsets = np.arange(users + 1) * SEQUENCE
+    values = rng.integers(0, max(size // SEQUENCE, 1), size)
+    artifact = Artifact(folder, "dataset", "", {}, {}, {})
+    dataset = Dataset(artifact, pa.table({"item_id": pa.nulls(0)}), pa.nulls(users), values, offsets)
+    return lambda: dataset.examples("train", 20), {"targets": users * (SEQUENCE - 3)}
+
+
+def read_labels(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """A shuffled pass over a store that decodes nothing, and the bytes of a target."""
+    rows = min(size, SHARD)
+    store = write_set(folder / "labels", random_shard(rows, rng), "u8", -(-size // rows))
+    disk = sum(path.stat().st_size for path in (folder / "labels/data").iterdir())
+    return lambda: stream(store, decode=False), {"bytes_a_target": disk / store.rows}
+
+
+def decode_labels(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """A shuffled pass over a store that decodes every row, in batches of 256."""
+    rows = min(size, SHARD)
+    store = write_set(folder / "labels", random_shard(rows, rng), "u8", -(-size // rows))
+    return lambda: stream(store, decode=True), {}
+
+
+def stream(store: LabelStore, decode: bool) -> None:
+    """Read all blocks of a store."""
+    for block in store.blocks(65536, np.random.default_rng(0)):
+        for start in range(0, len(block) if decode else 0, 256):
+            block.log_probs(np.arange(start, min(start + 256, len(block))))
+
+
+def draw(growth: dict[str, Growth], path: Path) -> None:
+    """Draw seconds and MiB over the size, both logarithmic, beside a dashed line of proportional growth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for axes, unit in zip(figure.subplots(1, 2), ("seconds", "mib"), strict=True):
+        for name, stage in growth.items():
+            values = [value if unit == "seconds" or value >= LEAST_MIB else np.nan for value in getattr(stage, unit)]
+            axes.loglog(stage.sizes, values, "o-", markersize=3, label=STAGES[name])
+        sizes, values = growth["trie"].sizes, getattr(growth["trie"], unit)
+        line = [values[-1] * size / sizes[-1] for size in sizes]
+        axes.loglog(sizes, line, "--", color="grey", linewidth=0.8, label="proportional to the size")
+        axes.set_xlabel("items (trie), interactions (examples), targets (labels)")
+        axes.set_title({"seconds": "processor seconds", "mib": "peak memory, MiB"}[unit], loc="left", fontsize=10)
+        axes.grid(True, which="major", linewidth=0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
