@@ -79,15 +79,18 @@ def between_users(batches: Iterable[pa.RecordBatch], rows: int | None = None) ->
         batches: have a column `user`.
         rows: of a table, at least (default: CHUNK_ROWS); only the last has fewer.
     """
-    least, waiting = rows or CHUNK_ROWS, []
+    least = rows or CHUNK_ROWS
+    waiting: list[pa.RecordBatch] = []
+    n_waiting = 0
     for batch in batches:
         waiting.append(batch)
-        if sum(map(len, waiting)) >= least:
+        n_waiting += len(batch)
+        if n_waiting >= least:
             table = pa.Table.from_batches(waiting)
-            users = batch["user"].to_numpy()
-            start = len(table) - len(users) + int(np.searchsorted(users, users[-1]))  # of the last user in this batch
-            if start >= least:
-                yield table.slice(0, start)
-                waiting = table.slice(start).to_batches()
+            users = table["user"].to_numpy()
+            start_of_last = int(np.searchsorted(users, users[-1]))
+            if start_of_last >= least:
+                yield table.slice(0, start_of_last)
+                waiting, n_waiting = table.slice(start_of_last).to_batches(), n_waiting - start_of_last
     if waiting:
         yield pa.Table.from_batches(waiting)
