@@ -199,7 +199,10 @@ class Database:
         """Turn DuckDB's errors of memory into one message, and those of its temporary files into a full disk."""
         try:
             yield
-        except self.duckdb.OutOfMemoryException as error:
+        except self.duckdb.Error as error:
+            # a commit that lacks memory is an error of the transaction
+            if not isinstance(error, self.duckdb.OutOfMemoryException) and "could not allocate" not in str(error):
+                raise
             if "max_temp_directory_size" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise UserError(

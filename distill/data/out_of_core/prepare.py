@@ -113,12 +113,11 @@ def prepare_out_of_core(settings: PrepareSettings, memory_limit: str, folder: Pa
     """
     scratch = folder / SCRATCH
     scratch.mkdir()
-    database = Database(scratch, memory_limit)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, scratch)
+        database = Database(scratch, memory_limit)
+        stack.callback(database.close)
         yield _prepare(settings, database, scratch)
-    finally:
-        database.close()
-        shutil.rmtree(scratch)
 
 
 def _prepare(settings: PrepareSettings, database: Database, scratch: Path) -> PreparedChunks:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from distill.data.sources.base import MAX_SECONDS, bad_rating, bad_time
-from distill.data.sources.columns import floats, mixed_forms, to_numbers
+from distill.data.sources.columns import check_each, floats, mixed_forms
 from distill.data.sources.numbering import check_ids, is_blank
 
 
@@ -151,17 +151,22 @@ class _BlockNumbers:
     def __init__(self, where: Callable[[int], str], expected: str, convert: Callable[[pa.ChunkedArray], np.ndarray]):
         self.where, self.expected, self.convert = where, expected, convert
         self.first_value: object = None
-        self.first_is_number: bool | None = None
+        self.is_number: bool | None = None
 
     def __call__(self, column: pa.ChunkedArray, first_row: int) -> np.ndarray:
         """Convert a block, whose first row has the number `first_row` [n]."""
-        numbers = to_numbers(column, _from_row(self.where, first_row), self.expected, self.convert)
+        if len(column) and self.first_value is None:
+            self.first_value = column[0].as_py()
+        try:
+            numbers = self.convert(column)
+        except pa.ArrowInvalid:
+            check_each(column, _from_row(self.where, first_row), self.expected, self.convert)
+            raise mixed_forms(self.where(0), self.expected, self.first_value) from None
         if len(column) and pa.types.is_string(column.type):
             is_number = _is_number(column.slice(0, 1))  # a block is of one form, or it could not be converted
-            if self.first_is_number is None:
-                self.first_is_number, self.first_value = is_number, column[0].as_py()
-            elif is_number != self.first_is_number:
+            if self.is_number not in (None, is_number):
                 raise mixed_forms(self.where(0), self.expected, self.first_value)
+            self.is_number = is_number
         return numbers
 
 
