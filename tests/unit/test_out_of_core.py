@@ -293,6 +293,17 @@ def test_a_memory_limit_that_is_too_small(log, usual_pieces, monkeypatch):
     assert not list(log.output.parent.glob("*"))
 
 
+@pytest.mark.parametrize("name", ["OutOfMemoryException", "TransactionException", "ArrowInvalid"])
+def test_lack_of_memory_in_statements_commits_and_while_rows_are_fetched(tmp_path, name):
+    base = database.Database(tmp_path, LIMIT)
+    kind = pa.ArrowInvalid if name == "ArrowInvalid" else getattr(base.duckdb, name)
+    with pytest.raises(UserError, match="too small for these interactions"), base._errors():
+        raise kind("Out of Memory Error: could not allocate block of size 256.0 KiB")
+    with pytest.raises(kind, match="Catalog"), base._errors():
+        raise kind("Catalog Error")
+    base.close()
+
+
 def test_a_full_disk(log, usual_pieces):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
