@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,11 +61,11 @@ class PreparedChunks:
         """Write all files of the data set into an existing folder."""
         ids = pa.chunked_array([self.chunks.items["item_id"]]).cast(pa.string()).combine_chunks()
         write_items(folder, ids, self.chunks.items, self.withheld)
-        writer = None
-        for table in self._row_groups():
-            writer = writer or pq.ParquetWriter(folder / "sequences.parquet", table.schema)
-            writer.write_table(table, row_group_size=dataset.ROW_GROUP)
-        writer.close()
+        groups = self._row_groups()
+        first = next(groups)
+        with pq.ParquetWriter(folder / "sequences.parquet", first.schema) as writer:
+            for table in itertools.chain([first], groups):
+                writer.write_table(table, row_group_size=dataset.ROW_GROUP)
 
     def _row_groups(self) -> Iterator[pa.Table]:
         """Yield the rows of sequences.parquet, one table a row group."""
