@@ -24,6 +24,7 @@ from distill.runtime.parquet import read_parquet, unreadable
 TIME = "a time, as a number of seconds or like 2024-05-31 12:00:00"
 ENDINGS = (".csv", ".tsv", ".parquet")
 PARQUET_BLOCK = 1 << 20  # rows
+PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
 
 
 def files(folder: Path, options: Options) -> list[Path]:
@@ -166,7 +167,8 @@ def _parquet_place(path: Path) -> Callable[[int], str]:
 
 
 def _open_parquet(path: Path, only: Sequence[str] | None, ids: Sequence[str]) -> pq.ParquetFile:
-    file = pq.ParquetFile(path)
+    # its default keeps all that was read until the file is closed
+    file = pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER)
     _check_types(file.schema_arrow, ids, path)
     _check_types(pa.schema([(name, pa.null()) for name in file.schema_arrow.names]), only or (), path)
     return file
