@@ -166,9 +166,8 @@ def _parquet_place(path: Path) -> Callable[[int], str]:
     return lambda row: f"{path} row {row}"
 
 
-def _open_parquet(path: Path, only: Sequence[str] | None, ids: Sequence[str]) -> pq.ParquetFile:
-    # its default keeps all that was read until the file is closed
-    file = pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER)
+def _open_parquet(path: Path, only: Sequence[str] | None, ids: Sequence[str], **how: int) -> pq.ParquetFile:
+    file = pq.ParquetFile(path, **how)
     _check_types(file.schema_arrow, ids, path)
     _check_types(pa.schema([(name, pa.null()) for name in file.schema_arrow.names]), only or (), path)
     return file
@@ -177,7 +176,8 @@ def _open_parquet(path: Path, only: Sequence[str] | None, ids: Sequence[str]) ->
 def _parquet_blocks(path: Path, only: Sequence[str], ids: Sequence[str]) -> tuple[pa.Table, Iterator[pa.Table]]:
     """Open a parquet file; returns a table without rows, and its rows in blocks."""
     try:
-        file = _open_parquet(path, only, ids)
+        # by default, all that was read is kept until the file is closed
+        file = _open_parquet(path, only, ids, pre_buffer=False, buffer_size=PARQUET_BUFFER)
     except (pa.ArrowException, OSError, ValueError):
         return read_parquet(path, ()), iter(())  # raises the message
 
