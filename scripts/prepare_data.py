@@ -12,14 +12,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from distill.data.config import PrepareSettings, check
+from distill.data.config import EngineSettings, PrepareSettings, check, check_engine
+from distill.data.out_of_core.prepare import PreparedChunks, prepare_out_of_core
 from distill.data.prepare import PreparedData, check_moments, prepare, raw_identity
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
 
 
 @dataclass(frozen=True)
-class Config(PrepareSettings, JobSettings):
+class Config(EngineSettings, PrepareSettings, JobSettings):
     """Turn raw interactions into the data set that every later command reads."""
 
     run: Path = Path("runs/demo")
@@ -31,19 +32,25 @@ class Config(PrepareSettings, JobSettings):
 def main(config: Config) -> None:
     """Check everything, then write the data set and print its statistics."""
     check(config)
+    check_engine(config, config)
     check_moments(config)
     output = config.output or config.run / "dataset"
     job = ArtifactJob("dataset", config, output, extra=raw_identity(config), overwrite=config.overwrite)
     if job.is_finished():
         return
-    prepared = prepare(config)
-    job.facts = prepared.facts()
-    with job.write() as folder:
-        prepared.write(folder)
+    if config.engine == "duckdb":
+        with job.write() as folder, prepare_out_of_core(config, config.memory_limit, folder) as prepared:
+            job.facts = prepared.facts()
+            prepared.write(folder)
+    else:
+        prepared = prepare(config)
+        job.facts = prepared.facts()
+        with job.write() as folder:
+            prepared.write(folder)
     print_statistics(prepared)
 
 
-def print_statistics(prepared: PreparedData) -> None:
+def print_statistics(prepared: PreparedData | PreparedChunks) -> None:
     """Print the columns of the paper's Table 3."""
     numbers, formats = prepared.facts(), {"sparsity": ".2%", "mean_length": ".2f"}
     table = Table(*(name.replace("_", " ") for name in numbers))

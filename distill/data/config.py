@@ -11,6 +11,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from distill.runtime.config import HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
 
+BLOCK_FORMATS = ("table", "recbole")  # their readers have `read_blocks`
+
 
 @dataclass(frozen=True)
 class SourceSettings:
@@ -80,6 +82,30 @@ class SplitSettings:
 @dataclass(frozen=True)
 class PrepareSettings(SplitSettings, FilterSettings, SourceSettings):
     """All settings that decide the content of a data set."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How to work; both engines write the same files."""
+
+    engine: Literal["memory", "duckdb"] = field(default="memory", metadata={"identity": False})
+    """memory holds all interactions in memory; duckdb keeps them on disk, for formats table and recbole (NAME.inter)
+    that do not fit (extra duckdb)."""
+    memory_limit: str = field(default="4GB", metadata={"identity": False})
+    """Memory that the engine duckdb may use, such as 4GB or 2500MB."""
+
+
+def check_engine(settings: PrepareSettings, engine: EngineSettings) -> None:
+    """Check that the engine reads the format.
+
+    Raises:
+        UserError: it does not.
+    """
+    if engine.engine == "duckdb" and settings.format not in BLOCK_FORMATS:
+        raise UserError(
+            f"--engine duckdb reads the formats {' and '.join(BLOCK_FORMATS)}, not {settings.format}. Use --engine "
+            "memory, or write the interactions as a table."
+        )
 
 
 def check(settings: PrepareSettings) -> None:

@@ -30,6 +30,7 @@ from distill.runtime.parquet import id_column, number_lists, read_parquet, text_
 
 Split = Literal["train", "valid", "test"]
 PAD = -1  # fills histories on the right
+ROW_GROUP = 1 << 20  # users of a row group of sequences.parquet
 TEXT_COLUMNS = ("title", "description", "brand", "categories")
 TextField = Literal["title", "brand", "categories", "description"]
 TEXT_FIELDS: tuple[TextField, ...] = ("title", "brand", "categories", "description")  # in the order of `texts`
@@ -238,7 +239,11 @@ def batches_by_length(histories: np.ndarray, batch_size: int) -> Iterator[tuple[
 
 def statistics(n_items: int, offsets: np.ndarray) -> dict[str, float]:
     """Compute the columns of the paper's Table 3: users, items, interactions, sparsity and mean length."""
-    users, interactions = len(offsets) - 1, int(offsets[-1])
+    return statistics_of(n_items, len(offsets) - 1, int(offsets[-1]))
+
+
+def statistics_of(n_items: int, users: int, interactions: int) -> dict[str, float]:
+    """Compute the columns of the paper's Table 3 from counts."""
     return {
         "users": users,
         "items": n_items,
@@ -295,15 +300,25 @@ def write_dataset(
     if len(outside):
         user = int(np.searchsorted(np.cumsum(lengths), outside[0], side="right"))
         raise UserError(f"User {users[user]} names an item outside the catalogue of {len(ids)} items.")
+    write_items(folder, ids, items, withheld)
+    pq.write_table(sequence_table(users, rows, stamps, ends), folder / "sequences.parquet", row_group_size=ROW_GROUP)
+
+
+def write_items(folder: Path, ids: pa.Array, items: pa.Table, withheld: np.ndarray | None) -> None:
+    """Write items.parquet; arguments as `write_dataset`, `ids` are the item ids as strings."""
     empty = pa.array([""] * len(ids), pa.string())
     columns = {name: items[name] if name in items.column_names else empty for name in TEXT_COLUMNS}
     if withheld is not None:
         columns["withheld"] = pa.array(withheld)
     pq.write_table(pa.table({"item_id": ids, **columns}), folder / "items.parquet")
+
+
+def sequence_table(users: pa.Array, rows: pa.ListArray, stamps: pa.Array, ends: np.ndarray | None) -> pa.Table:
+    """Build the table of sequences.parquet, or some of its rows; arguments as `write_dataset`, `stamps` its times."""
     table = {"user_id": users, "items": rows, "timestamps": stamps}
     if ends is not None:
         table |= {"train_end": pa.array(ends[:, 0], pa.int32()), "valid_end": pa.array(ends[:, 1], pa.int32())}
-    pq.write_table(pa.table(table), folder / "sequences.parquet")
+    return pa.table(table)
 
 
 def _lists(rows: Sequence[np.ndarray] | pa.ListArray, kind: pa.DataType) -> pa.ListArray:

@@ -8,6 +8,7 @@ from distill.runtime.errors import UserError
 
 MIN_LENGTH = 3  # leave-one-out: one item to train on, one to validate, one to test
 MIN_LENGTH_CUT = 2  # split by time: a history and a target
+PARTS = ("training", "validation", "test")
 
 
 def assign_folds(users: np.ndarray, folds: int) -> np.ndarray:
@@ -54,32 +55,48 @@ def cut_by_time(
         int(ordered[min(int(cut * len(ordered)), len(ordered) - 1)]) if 0 < cut < 1 else int(cut)
         for cut in (valid_from, test_from)
     ]
-    before = [np.concatenate([[0], np.cumsum(times < moment)]) for moment in moments]
-    train, valid = (np.diff(count[offsets]) for count in before)
-    ends = np.stack([train, valid], axis=1)
+    ends = cut_positions(times, offsets, (moments[0], moments[1]))
     part = part_without_target(ends, np.diff(offsets))
     if part:
-        raise UserError(
-            f"global_cut at {format_time(moments[0])} and {format_time(moments[1])}: the {part} part has no target "
-            "with an item before it; "
-            f"the interactions run from {format_time(ordered[0])} to {format_time(ordered[-1])}. "
-            "Choose other cuts with --valid_from and --test_from."
-        )
+        raise empty_part(part, (moments[0], moments[1]), ordered[0], ordered[-1])
     return ends, (moments[0], moments[1])
 
 
+def cut_positions(times: np.ndarray, offsets: np.ndarray, moments: tuple[int, int]) -> np.ndarray:
+    """Count the interactions of each sequence before two moments [users, 2]; arguments as `cut_by_time`."""
+    before = [np.concatenate([[0], np.cumsum(times < moment)]) for moment in moments]
+    return np.stack([np.diff(count[offsets]) for count in before], axis=1)
+
+
+def empty_part(part: str, moments: tuple[int, int], first: int, last: int) -> UserError:
+    """Make the error for cuts that leave a part without targets; `first` and `last` are the log's times."""
+    return UserError(
+        f"global_cut at {format_time(moments[0])} and {format_time(moments[1])}: the {part} part has no target "
+        f"with an item before it; the interactions run from {format_time(first)} to {format_time(last)}. "
+        "Choose other cuts with --valid_from and --test_from."
+    )
+
+
 def part_without_target(ends: np.ndarray, lengths: np.ndarray) -> str | None:
-    """Name the first part without targets, or None; the first item of a sequence is never a target.
+    """Name the first part without targets, or None; arguments as `has_targets`."""
+    return name_empty_part(has_targets(ends, lengths))
+
+
+def has_targets(ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Tell whether training, validation and test have a target [3] (bool); a sequence's first item is never one.
 
     Args:
         ends: where training and validation end in each sequence [users, 2].
         lengths: of the sequences [users].
     """
     train, valid = ends.T
-    for part, start, end in (("training", 0, train), ("validation", train, valid), ("test", valid, lengths)):
-        if not (end > np.maximum(start, 1)).any():
-            return part
-    return None
+    parts = ((0, train), (train, valid), (valid, lengths))
+    return np.array([bool((end > np.maximum(start, 1)).any()) for start, end in parts])
+
+
+def name_empty_part(has_target: np.ndarray) -> str | None:
+    """Name the first part without targets, or None; the argument is what `has_targets` returns."""
+    return next((part for part, full in zip(PARTS, has_target, strict=True) if not full), None)
 
 
 def format_time(seconds: int) -> str:

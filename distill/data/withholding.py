@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distill.data.splits import part_without_target
+from distill.data.splits import has_targets, name_empty_part
 from distill.runtime.errors import UserError
 
 STREAM = 4  # random stream of the seed; the demo's simulator uses 1 to 3
@@ -52,6 +52,19 @@ def remove_from_training(
     Raises:
         UserError: training, validation or test would have no target left.
     """
+    keep, new_ends, new_lengths = mark_remaining(values, offsets, ends, withheld, min_train)
+    check_targets(has_targets(new_ends, new_lengths), withheld)
+    return keep, new_ends
+
+
+def mark_remaining(
+    values: np.ndarray, offsets: np.ndarray, ends: np.ndarray, withheld: np.ndarray, min_train: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mark what remains without the withheld items; arguments as `remove_from_training`.
+
+    Returns:
+        Whether each interaction remains [n]; of the users who remain, the ends [users, 2] and the lengths [users].
+    """
     lengths = np.diff(offsets)
     owners = np.repeat(np.arange(len(lengths)), lengths)
     is_training = np.arange(len(values)) - offsets[owners] < ends[owners, 0]
@@ -59,10 +72,22 @@ def remove_from_training(
     removed = np.bincount(owners[is_removed], minlength=len(lengths))
     remains = (removed == 0) | ((ends[:, 0] - removed >= min_train) & (lengths - removed >= 2))
     new_ends, new_lengths = (ends - removed[:, None])[remains], (lengths - removed)[remains]
-    part = part_without_target(new_ends, new_lengths)
+    return remains[owners] & ~is_removed, new_ends, new_lengths
+
+
+def check_targets(has_target: np.ndarray, withheld: np.ndarray) -> None:
+    """Refuse a choice of withheld items that leaves training, validation or test without targets.
+
+    Args:
+        has_target: of the three parts, as `has_targets` returns it.
+        withheld: whether each item is withheld [n_items].
+
+    Raises:
+        UserError: names the first part without targets.
+    """
+    part = name_empty_part(has_target)
     if part:
         raise UserError(
             f"withhold: without {withheld.sum():,} of the {len(withheld):,} items the {part} part has no target left. "
             "Choose a smaller share."
         )
-    return remains[owners] & ~is_removed, new_ends

@@ -68,7 +68,7 @@ def data_limits(workload: Workload, model: LanguageModel, hardware: Hardware) ->
             prepare(w, h).memory_bytes,
             h.cpu_memory,
             "bytes",
-            "filters out of core: counts and semi-joins a round, one partition of users after the other",
+            "prepare_data --engine duckdb, for tables: filters out of core, one partition of users after the other",
         ),
         Limit(
             "data",

@@ -24,7 +24,7 @@ def read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
     except FileNotFoundError:
         raise UserError(f"Missing file {path}; its artifact is damaged, make it again with --overwrite.") from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]}).") from None
+        raise unreadable(path, error) from None
     names = table.column_names
     for name in columns:
         if name not in names:
@@ -33,6 +33,11 @@ def read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
         name = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{path} is damaged: it has {names.count(name)} columns {name!r}.")
     return table
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Make the error for a file that is no parquet file, or a damaged one."""
+    return UserError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]}).")
 
 
 def text_column(table: pa.Table, name: str, path: Path, may_be_null: bool = False) -> pa.ChunkedArray:

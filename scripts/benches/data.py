@@ -1,8 +1,8 @@
-"""Measure data preparation: the real command on generated files, against the same work in pandas.
+"""Measure data preparation: the real command on generated files, both engines, against the same work in pandas.
 
 A parquet table (users and items by power laws, as in shops) with `duplicates first` and a 5-core, and gzipped JSON
-lines like Amazon's reviews. The command and pandas run as separate processes, so that their peak memory can be
-compared.
+lines like Amazon's reviews. Both engines and pandas run as separate processes, so that their peak memory can be
+compared; the engines must write the same files.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Config:
     """Seed of the generated files."""
     interactions: int = 10_000_000
     """Rows of the table; it has a tenth as many users and a fiftieth as many items."""
+    memory_limit: str = "2GB"
+    """Memory of the engine duckdb."""
     reviews: int = 500_000
     """Lines of the file of reviews, about 600 bytes each."""
     folder: Path | None = None
@@ -56,6 +58,10 @@ def main(config: Config) -> dict:
         core = ("--k_core", str(CORE), "--duplicates", "first", "--short_users", "drop", "--run", str(folder / "run"))
         ours = measure("prepare_data.py", "--format", "table", "--input", str(folder), *core)
         remaining = count_kept(folder / "run/dataset/sequences.parquet")
+        limits = ("--engine", "duckdb", "--memory_limit", config.memory_limit, "--run", str(folder / "duckdb"))
+        duckdb = measure("prepare_data.py", "--format", "table", "--input", str(folder), *core[:-2], *limits)
+        if read_fingerprint(folder / "duckdb/dataset") != read_fingerprint(folder / "run/dataset"):
+            raise UserError("Both engines of prepare_data write different files, so their times cannot be compared.")
         pandas = measure("-m", "benches.data", str(folder))
         if count_kept(folder / "pandas.parquet") != remaining:
             raise UserError("pandas and prepare_data keep different interactions, so their times cannot be compared.")
@@ -70,12 +76,23 @@ def main(config: Config) -> dict:
         f"pandas_s_{size}": pandas.seconds,
         f"pandas_cpu_s_{size}": pandas.cpu_seconds,
         f"pandas_gib_{size}": pandas.gib,
+        f"duckdb_s_{size}": duckdb.seconds,
+        f"duckdb_cpu_s_{size}": duckdb.cpu_seconds,
+        f"duckdb_gib_{size}": duckdb.gib,
+        "duckdb_times_slower_than_memory": duckdb.seconds / ours.seconds,
+        "duckdb_times_cpu_of_memory": duckdb.cpu_seconds / ours.cpu_seconds,
+        "duckdb_gib_of_memory": duckdb.gib / ours.gib,
         "prepare_times_faster_than_pandas": pandas.seconds / ours.seconds,
         "read_jsonl_gz_mb_per_s": text_mb / seconds_of["ours"],
         "read_times_faster_than_json_loads": seconds_of["json.loads"] / seconds_of["ours"],
         "kept_users": remaining[0],
         "kept_interactions": remaining[1],
     }
+
+
+def read_fingerprint(folder: Path) -> str:
+    """Read the hash of an artifact's files."""
+    return json.loads((folder / "manifest.json").read_text())["fingerprint"]
 
 
 def count_kept(path: Path) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from distill.data.config import PrepareSettings
 from distill.data.dataset import Dataset
+from distill.data.out_of_core.prepare import prepare_out_of_core
 from distill.data.prepare import prepare
 from distill.data.splits import MIN_LENGTH
 from distill.evaluation.compare import compare_systems
@@ -41,14 +42,18 @@ from .fuzz_contract import Files, Target
 from .fuzz_references import Reading
 
 
-def interactions(form: str, reference: Callable[[Path], Reading], folder: Path) -> None:
-    """Prepare a data set, and compare what is written with a plain reading of the same files."""
+def interactions(form: str, reference: Callable[[Path], Reading], folder: Path, engine: str = "memory") -> None:
+    """Prepare a data set by an engine, and compare what is written with a plain reading of the same files."""
     settings = PrepareSettings(
         format=form, input=folder, short_users="drop", k_core=0, duplicates="keep", clean_html=False, max_bad_lines=0
     )
     output = folder.parent / "output"
     output.mkdir()
-    prepare(settings).write(output)
+    if engine == "memory":
+        prepare(settings).write(output)
+    else:
+        with prepare_out_of_core(settings, "1GB", output) as prepared:
+            prepared.write(output)
     expected = reference(folder)
     items = pq.read_table(output / "items.parquet").to_pydict()
     ids = items["item_id"]
@@ -269,6 +274,11 @@ def _targets() -> list[Target]:
     targets = [
         Target(name, seed, partial(interactions, form, reference), 2.0)
         for name, (form, seed, reference) in _readings().items()
+    ]
+    targets += [
+        Target(f"{name}-duckdb", seed, partial(interactions, form, reference, engine="duckdb"), 0.3)
+        for name, (form, seed, reference) in _readings().items()
+        if name in ("recbole-plain", "table-csv", "table-parquet")
     ]
     targets += [
         Target("index", fuzz_seeds.lcrec_index, index),

@@ -158,10 +158,12 @@ def check_times(times: np.ndarray, where: Callable[[int], str]) -> None:
     """
     bad = np.flatnonzero(~(np.abs(times) < MAX_SECONDS))
     if len(bad):
-        raise UserError(
-            f"{where(int(bad[0]))}: expected a time in seconds, got {times[bad[0]]} ({len(bad)} such rows). Mend or "
-            "remove the line."
-        )
+        raise bad_time(where(int(bad[0])), times[bad[0]], len(bad))
+
+
+def bad_time(place: str, value: float, count: int) -> UserError:
+    """Make the error that names the first of `count` times that cannot be stored."""
+    return UserError(f"{place}: expected a time in seconds, got {value} ({count} such rows). Mend or remove the line.")
 
 
 def check_ratings(ratings: np.ndarray, where: Callable[[int], str]) -> None:
@@ -176,10 +178,14 @@ def check_ratings(ratings: np.ndarray, where: Callable[[int], str]) -> None:
     """
     bad = np.flatnonzero(~np.isfinite(ratings))
     if len(bad):
-        raise UserError(
-            f"{where(int(bad[0]))}: expected a rating as a number, got {ratings[bad[0]]} ({len(bad)} such rows). Mend "
-            "or remove the line."
-        )
+        raise bad_rating(where(int(bad[0])), ratings[bad[0]], len(bad))
+
+
+def bad_rating(place: str, value: float, count: int) -> UserError:
+    """Make the error that names the first of `count` ratings that are NaN or infinite."""
+    return UserError(
+        f"{place}: expected a rating as a number, got {value} ({count} such rows). Mend or remove the line."
+    )
 
 
 def _by_time(codes: np.ndarray, times: np.ndarray) -> np.ndarray:

@@ -66,14 +66,29 @@ def to_numbers(
     try:
         return convert(column)
     except pa.ArrowInvalid:
-        for row in range(len(column)):
-            try:
-                convert(column.slice(row, 1))
-            except pa.ArrowInvalid:
-                raise UserError(
-                    f"{where(row)}: expected {expected}, got {column[row].as_py()!r}. Mend or remove the line."
-                ) from None
-        raise UserError(
-            f"{where(0)}: expected {expected}, in all lines of the same form; got {column[0].as_py()!r} here and other "
-            "forms below. Write all of them alike."
-        ) from None
+        check_each(column, where, expected, convert)
+        raise mixed_forms(where(0), expected, column[0].as_py()) from None
+
+
+def check_each(
+    column: pa.Array | pa.ChunkedArray,
+    where: Callable[[int], str],
+    expected: str,
+    convert: Callable[[Any], np.ndarray],
+) -> None:
+    """Convert each row by itself; slow, for messages only. Arguments and errors as `to_numbers`."""
+    for row in range(len(column)):
+        try:
+            convert(column.slice(row, 1))
+        except pa.ArrowInvalid:
+            raise UserError(
+                f"{where(row)}: expected {expected}, got {column[row].as_py()!r}. Mend or remove the line."
+            ) from None
+
+
+def mixed_forms(place: str, expected: str, value: object) -> UserError:
+    """Make the error for a column whose rows can be converted one by one, but not together (numbers and dates)."""
+    return UserError(
+        f"{place}: expected {expected}, in all lines of the same form; got {value!r} here and other "
+        "forms below. Write all of them alike."
+    )

@@ -102,8 +102,13 @@ def number_items(named: pa.Array, known: pa.Array, where: Callable[[int], str], 
     unknown = np.flatnonzero(numbers < 0)
     if len(unknown):
         row = int(unknown[0])
-        raise UserError(
-            f"{where(row)}: unknown item {named[row].as_py()!r}: expected one of the {len(known)} items of {catalogue} "
-            f"({len(unknown)} such interactions). Add the items or remove the interactions."
-        )
+        raise unknown_item(where(row), named[row].as_py(), len(known), catalogue, len(unknown))
     return numbers
+
+
+def unknown_item(place: str, item: str, n_items: int, catalogue: str, count: int) -> UserError:
+    """Make the error that names the first of `count` interactions with an item that the catalogue does not have."""
+    return UserError(
+        f"{place}: unknown item {item!r}: expected one of the {n_items} items of {catalogue} "
+        f"({count} such interactions). Add the items or remove the interactions."
+    )

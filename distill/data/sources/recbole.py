@@ -14,11 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distill.data.sources.base import Options, Source, check_ratings, check_texts, find_file, group
-from distill.data.sources.columns import need_column, need_ids, to_numbers
+from distill.data.sources.blocks import BlockColumns, InteractionBlocks
+from distill.data.sources.columns import floats, named_column, need_column, need_ids, to_numbers
 from distill.data.sources.numbering import check_ids, number_items
 from distill.data.sources.text_table import TextTable, dense_catalogue
+from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 
+WITHOUT_TIMES = "{}: no column timestamp; its lines are taken to be in time order"
 SPLITS = (".train.inter", ".valid.inter", ".test.inter")
 COLUMNS = {  # column names that RecBole's data sets use for each text
     "title": ("title", "item_name", "name", "product_title", "movie_title"),
@@ -120,7 +123,7 @@ def _read_plain(paths: dict[str, Path], options: Options) -> Source:
     if "timestamp" in inter.columns.column_names:
         times = to_numbers(inter.columns["timestamp"], inter.where, "a timestamp in seconds")
     else:
-        log.info(f"{inter.path}: no column timestamp; its lines are taken to be in time order")
+        log.info(WITHOUT_TIMES.format(inter.path))
     if options.min_rating is not None:
         hint = "Name it with --rating_column."
         column = need_column(inter.columns, options.rating_column, f"{inter.path}:1", hint)
@@ -130,16 +133,66 @@ def _read_plain(paths: dict[str, Path], options: Options) -> Source:
         items = pa.table({"item_id": named.dictionary})
         return group(items, users, named.indices.to_numpy(), times, ratings, str(inter.path), inter.where)
     table = TextTable.read(paths[".item"], typed=True)
+    known = _known_items(table)
+    numbers = number_items(named, known, inter.where, str(table.path))
+    kept, values = np.unique(numbers, return_inverse=True)
+    items = _items_with_interactions(table, kept, options)
+    return group(items, users, values, times, ratings, str(inter.path), inter.where)
+
+
+def read_blocks(folder: Path, options: Options) -> InteractionBlocks:
+    """Open a folder of the plain shape, to read the interactions block by block.
+
+    Raises:
+        UserError: as `read`; the files are of the split shape, whose lines hold whole histories.
+    """
+    paths = {path.suffix: path for path in files(folder, options)}
+    if paths[".inter"].name.endswith(".test.inter"):
+        raise UserError(
+            f"{paths['.inter']}: --engine duckdb reads NAME.inter with one interaction a line, not split files. Use "
+            "--engine memory."
+        )
+    rating = options.rating_column if options.min_rating is not None else None
+    only = ["user_id", "item_id", "timestamp"] + ([rating] if rating else [])
+    inter, tables = TextTable.blocks(paths[".inter"], "\t", quoted=False, typed=True, only=only)
+    for name in only[:2]:
+        named_column(inter.columns, name, f"{inter.path}:1")
+    if rating:
+        named_column(inter.columns, rating, f"{inter.path}:1", "Name it with --rating_column.")
+    has_times = "timestamp" in inter.columns.column_names
+    if not has_times:
+        log.info(WITHOUT_TIMES.format(inter.path))
+    columns = BlockColumns(
+        *only[:2], "timestamp" if has_times else None, rating, "a timestamp in seconds", "a rating", floats
+    )
+    if ".item" not in paths:
+        return InteractionBlocks(inter.path, inter.path, columns, tables, inter.where)
+    table = TextTable.read(paths[".item"], typed=True)
+    items = pa.table({"item_id": _known_items(table)})
+    return InteractionBlocks(
+        inter.path,
+        table.path,
+        columns,
+        tables,
+        inter.where,
+        items,
+        lambda kept: _items_with_interactions(table, kept, options),
+    )
+
+
+def _known_items(table: TextTable) -> pa.Array:
     known = need_column(table.columns, "item_id", f"{table.path}:1")
     check_ids(known, "item", table.where, unique=True)
-    numbers = number_items(named, known, inter.where, str(table.path))
-    # These files often describe a whole shop: keep only items with interactions.
-    kept, values = np.unique(numbers, return_inverse=True)
-    items = {"item_id": known.take(pa.array(kept))}
+    return known
+
+
+def _items_with_interactions(table: TextTable, kept: np.ndarray, options: Options) -> pa.Table:
+    """Build the catalogue: these files often describe a whole shop, so it keeps only the rows `kept` (ascending)."""
+    items = {"item_id": table.columns["item_id"].combine_chunks().take(pa.array(kept))}
     for name, aliases in COLUMNS.items():
         column = next((alias for alias in aliases if alias in table.columns.column_names), None)
         if column:
             items[name] = table.columns[column].combine_chunks().take(pa.array(kept))
     if len(items) > 1:
         check_texts(pa.table(items), lambda item: table.where(int(kept[item])), options.empty_text)
-    return group(pa.table(items), users, values, times, ratings, str(inter.path), inter.where)
+    return pa.table(items)

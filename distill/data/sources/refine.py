@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from distill.data.dataset import TEXT_COLUMNS
 from distill.data.sources.base import Options, Source, check_texts, without_text
@@ -28,10 +29,7 @@ def refine(source: Source, options: Options) -> Source:
             raise UserError(f"{source.origin}: there are no ratings to compare with --min_rating {options.min_rating}.")
         source = _keep(source, source.ratings >= options.min_rating, f"rated below {options.min_rating:g}")
     if options.clean_html:
-        names = [name for name in TEXT_COLUMNS if name in source.items.column_names]
-        for name in names:
-            place = source.items.column_names.index(name)
-            source = replace(source, items=source.items.set_column(place, name, clean_html(source.items[name])))
+        source = replace(source, items=clean_texts(source.items))
         check_texts(source.items, lambda item: source.origin, options.empty_text)
     if options.empty_text == "drop" and (blank := without_text(source.items)).any():
         source = _keep(source, ~blank[source.values], f"with {blank.sum():,} items that have no text")
@@ -49,13 +47,30 @@ def refine(source: Source, options: Options) -> Source:
     return source
 
 
+def clean_texts(items: pa.Table) -> pa.Table:
+    """Remove tags and entities from the texts of a catalogue."""
+    for name in TEXT_COLUMNS:
+        if name in items.column_names:
+            items = items.set_column(items.column_names.index(name), name, clean_html(items[name]))
+    return items
+
+
 def _keep(source: Source, keep: np.ndarray, why: str) -> Source:
     if keep.all():
         return source
-    if not keep.any():
-        raise UserError(f"{source.origin}: all {len(keep):,} interactions left are {why}; nothing remains.")
-    log.info(f"{source.origin}: left out {len(keep) - keep.sum():,} of {len(keep):,} interactions, {why}")
+    report_left_out(source.origin, len(keep) - int(keep.sum()), len(keep), why)
     return source.take(np.flatnonzero(keep))
+
+
+def report_left_out(origin: str, left_out: int, total: int, why: str) -> None:
+    """Log how many of `total` interactions were left out, and why.
+
+    Raises:
+        UserError: all of them.
+    """
+    if left_out == total:
+        raise UserError(f"{origin}: all {total:,} interactions left are {why}; nothing remains.")
+    log.info(f"{origin}: left out {left_out:,} of {total:,} interactions, {why}")
 
 
 def repeated(source: Source, duplicates: Literal["exact", "first"]) -> np.ndarray:
@@ -112,10 +127,21 @@ def without_short_users(source: Source, short_users: Literal["error", "drop"], m
     short = np.flatnonzero(source.lengths < min_length)
     if len(short) and short_users == "error":
         user = short[0]
-        raise UserError(
-            f"{source.origin}: user {source.user_ids[user].as_py()!r} has {source.lengths[user]} interactions, {split} "
-            f"needs at least {min_length} ({len(short)} such users). Remove them, or run with --short_users drop."
-        )
+        name, length = source.user_ids[user].as_py(), int(source.lengths[user])
+        raise short_user(source.origin, name, length, min_length, split, len(short))
     if len(short) == len(source.lengths):
-        raise UserError(f"{source.origin}: no user with at least {min_length} interactions, expected some.")
+        raise no_user(source.origin, min_length)
     return source.take(np.flatnonzero(source.lengths[source.owners] >= min_length)) if len(short) else source
+
+
+def short_user(origin: str, user: str, length: int, min_length: int, split: str, count: int) -> UserError:
+    """Make the error that names the first of `count` users with fewer items than the split needs."""
+    return UserError(
+        f"{origin}: user {user!r} has {length} interactions, {split} needs at least {min_length} ({count} such users). "
+        "Remove them, or run with --short_users drop."
+    )
+
+
+def no_user(origin: str, min_length: int) -> UserError:
+    """Make the error for a log none of whose users has enough items for the split."""
+    return UserError(f"{origin}: no user with at least {min_length} interactions, expected some.")

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,17 @@ import pyarrow.parquet as pq
 
 from distill.data.dataset import TEXT_COLUMNS
 from distill.data.sources.base import Options, Source, check_ratings, check_texts, find_file, group
+from distill.data.sources.blocks import BlockColumns, InteractionBlocks
 from distill.data.sources.columns import named_column, need_column, need_ids, to_numbers
 from distill.data.sources.numbering import MERGE_ROWS, check_ids, merged, number_items, with_numbers
 from distill.data.sources.text_table import TextTable
 from distill.runtime.errors import UserError
-from distill.runtime.parquet import read_parquet
+from distill.runtime.parquet import read_parquet, unreadable
 
 TIME = "a time, as a number of seconds or like 2024-05-31 12:00:00"
 ENDINGS = (".csv", ".tsv", ".parquet")
+PARQUET_BLOCK = 1 << 20  # rows
+PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
 
 
 def files(folder: Path, options: Options) -> list[Path]:
@@ -74,25 +77,63 @@ def read(folder: Path, options: Options) -> Source:
         check_ratings(ratings, where)
     if len(paths) == 1:
         known = named.dictionary
-        items = {"item_id": known}
+        items = pa.table({"item_id": known})
     else:
-        table, item_where = _read(paths[1])
-        _check_types(table.schema, (options.item_column, *TEXT_COLUMNS), paths[1])
-        known = need_column(table, options.item_column, str(paths[1]), "Name it with --item_column.")
-        check_ids(known, "item", item_where, unique=True)
-        columns = [name for name in TEXT_COLUMNS if name in table.column_names]
-        items = {"item_id": known} | {name: need_column(table, name, "").fill_null("") for name in columns}
-        if not columns:
-            raise UserError(f"{paths[1]}: expected a column of texts ({', '.join(TEXT_COLUMNS)}), found none.")
-        check_texts(pa.table(items), item_where, options.empty_text)
+        items = _read_items(paths[1], options)
+        known = items["item_id"].combine_chunks()
     numbers = number_items(named, known, where, str(paths[-1]))
-    return group(pa.table(items), users, numbers, times, ratings, str(paths[0]), where)
+    return group(items, users, numbers, times, ratings, str(paths[0]), where)
+
+
+def read_blocks(folder: Path, options: Options) -> InteractionBlocks:
+    """Open the tables, to read the interactions block by block.
+
+    Raises:
+        UserError: as `read`.
+    """
+    paths = files(folder, options)
+    rating = options.rating_column if options.min_rating is not None else None
+    names = [options.user_column, options.item_column, options.time_column, rating]
+    hints = ("user", "item", "time", "rating")
+    only = [name for name in names if name is not None]
+    if paths[0].suffix == ".parquet":
+        empty, tables = _parquet_blocks(paths[0], only, names[:2])
+        where = _parquet_place(paths[0])
+    else:
+        delimiter = "\t" if paths[0].suffix == ".tsv" else ","
+        text, tables = TextTable.blocks(paths[0], delimiter, quoted=True, typed=False, only=only)
+        empty, where = text.columns, text.where
+    for name, kind in zip(names, hints, strict=True):
+        if name is not None:
+            null = " (null: rows are in time order)" if kind == "time" else ""
+            named_column(empty, name, str(paths[0]), f"Name it with --{kind}_column{null}.")
+    columns = BlockColumns(*names, time_expected=TIME, rating_expected="a rating as a number", convert=_convert)
+    items = _read_items(paths[1], options) if len(paths) > 1 else None
+    return InteractionBlocks(paths[0], paths[-1], columns, tables, where, items)
+
+
+def _read_items(path: Path, options: Options) -> pa.Table:
+    """Read the catalogue: item_id and the columns of texts.
+
+    Raises:
+        UserError: as `read`.
+    """
+    table, where = _read(path)
+    _check_types(table.schema, (options.item_column, *TEXT_COLUMNS), path)
+    known = need_column(table, options.item_column, str(path), "Name it with --item_column.")
+    check_ids(known, "item", where, unique=True)
+    columns = [name for name in TEXT_COLUMNS if name in table.column_names]
+    if not columns:
+        raise UserError(f"{path}: expected a column of texts ({', '.join(TEXT_COLUMNS)}), found none.")
+    items = pa.table({"item_id": known} | {name: need_column(table, name, "").fill_null("") for name in columns})
+    check_texts(items, where, options.empty_text)
+    return items
 
 
 def _read(path: Path, only: list[str] | None = None, ids: Sequence[str] = ()) -> tuple[pa.Table, Callable[[int], str]]:
     """Read a table; returns it and a function row -> place for messages. `only` and `ids` as for TextTable."""
     if path.suffix == ".parquet":
-        return _read_parquet(path, only, ids), lambda row: f"{path} row {row}"
+        return _read_parquet(path, only, ids), _parquet_place(path)
     table = TextTable.read(path, "\t" if path.suffix == ".tsv" else ",", quoted=True, only=only, ids=ids)
     return table.columns, table.where
 
@@ -121,11 +162,42 @@ def _check_types(schema: pa.Schema, names: Sequence[str], path: Path) -> None:
             raise UserError(f"{path}: expected one column {name!r}, found {count}. Rename the others.")
 
 
+def _parquet_place(path: Path) -> Callable[[int], str]:
+    return lambda row: f"{path} row {row}"
+
+
+def _open_parquet(path: Path, only: Sequence[str] | None, ids: Sequence[str], **how: int) -> pq.ParquetFile:
+    file = pq.ParquetFile(path, **how)
+    _check_types(file.schema_arrow, ids, path)
+    _check_types(pa.schema([(name, pa.null()) for name in file.schema_arrow.names]), only or (), path)
+    return file
+
+
+def _parquet_blocks(path: Path, only: Sequence[str], ids: Sequence[str]) -> tuple[pa.Table, Iterator[pa.Table]]:
+    """Open a parquet file; returns a table without rows, and its rows in blocks."""
+    try:
+        # by default, all that was read is kept until the file is closed
+        file = _open_parquet(path, only, ids, pre_buffer=False, buffer_size=PARQUET_BUFFER)
+    except (pa.ArrowException, OSError, ValueError):
+        return read_parquet(path, ()), iter(())  # raises the message
+
+    def read_batches() -> Iterator[pa.Table]:
+        batches = file.iter_batches(PARQUET_BLOCK, columns=list(only))
+        while True:
+            try:
+                batch = _checked(pa.table(next(batches)))
+            except StopIteration:
+                return
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise unreadable(path, error) from None
+            yield batch
+
+    return file.schema_arrow.empty_table(), read_batches()
+
+
 def _read_parquet(path: Path, only: list[str] | None, ids: Sequence[str]) -> pa.Table:
     try:
-        file = pq.ParquetFile(path)
-        _check_types(file.schema_arrow, ids, path)
-        _check_types(pa.schema([(name, pa.null()) for name in file.schema_arrow.names]), only or (), path)
+        file = _open_parquet(path, only, ids)
         # if a column is missing, read all, so that the message can name them
         narrow = only if set(only or ()) <= set(file.schema_arrow.names) else None
         tables = (_checked(pa.table(batch)) for batch in file.iter_batches(MERGE_ROWS, columns=narrow))

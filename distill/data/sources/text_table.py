@@ -62,6 +62,49 @@ class TextTable:
         Raises:
             UserError: empty, a line with too few or too many fields, not UTF-8.
         """
+        table, names, kept, types = TextTable._open(path, delimiter, quoted, names, typed, only, ids)
+        try:
+            columns = pacsv.read_csv(path, *table._options(names, kept, types))
+        except pa.ArrowInvalid as error:
+            if not table._is_without_rows(error):
+                raise UserError(table._explain(len(names), str(error))) from None
+            columns = pa.table({name: pa.array([], kind) for name, kind in types.items()})
+        return replace(table, columns=columns)
+
+    @staticmethod
+    def blocks(
+        path: Path, delimiter: str, quoted: bool, typed: bool, only: Sequence[str]
+    ) -> tuple[TextTable, Iterator[pa.Table]]:
+        """Open a file that has a header, to be read block by block; arguments and errors as `read`.
+
+        Returns:
+            The table without rows, and its rows.
+        """
+        table, names, kept, types = TextTable._open(path, delimiter, quoted, None, typed, only)
+        empty = pa.table({name: pa.array([], kind) for name, kind in types.items()})
+
+        def read_blocks() -> Iterator[pa.Table]:
+            try:
+                with pacsv.open_csv(path, *table._options(names, kept, types)) as reader:
+                    for batch in reader:
+                        yield pa.table(batch)
+            except pa.ArrowInvalid as error:
+                if not table._is_without_rows(error):
+                    raise UserError(table._explain(len(names), str(error))) from None
+
+        return replace(table, columns=empty), read_blocks()
+
+    @staticmethod
+    def _open(
+        path: Path,
+        delimiter: str,
+        quoted: bool,
+        names: Sequence[str] | None,
+        typed: bool,
+        only: Sequence[str] | None,
+        ids: Sequence[str] = (),
+    ) -> tuple[TextTable, list[str], list[str], dict[str, pa.DataType]]:
+        """Check the header; returns a table without columns, all column names, those to keep, and their types."""
         header = names is None
         if names is None:
             names = _header(path, delimiter, quoted, typed)
@@ -74,18 +117,20 @@ class TextTable:
         table = TextTable(path, pa.table({}), delimiter, quoted, header)
         kept = list(only if only is not None and set(only) <= set(names) else names)
         types = {name: pa.dictionary(pa.int32(), pa.string()) if name in ids else pa.string() for name in kept}
-        try:
-            columns = pacsv.read_csv(
-                path,
-                pacsv.ReadOptions(column_names=list(names), skip_rows=int(header), block_size=CSV_BLOCK),
-                pacsv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted),
-                pacsv.ConvertOptions(column_types=types, include_columns=kept, strings_can_be_null=False),
-            )
-        except pa.ArrowInvalid as error:
-            if path.stat().st_size > 0 and "Empty CSV" not in str(error):
-                raise UserError(table._explain(len(names), str(error))) from None
-            columns = pa.table({name: pa.array([], kind) for name, kind in types.items()})
-        return replace(table, columns=columns)
+        return table, list(names), kept, types
+
+    def _options(
+        self, names: list[str], kept: list[str], types: dict[str, pa.DataType]
+    ) -> tuple[pacsv.ReadOptions, pacsv.ParseOptions, pacsv.ConvertOptions]:
+        quote = '"' if self.quoted else False
+        return (
+            pacsv.ReadOptions(column_names=names, skip_rows=int(self.header), block_size=CSV_BLOCK),
+            pacsv.ParseOptions(delimiter=self.delimiter, quote_char=quote, newlines_in_values=self.quoted),
+            pacsv.ConvertOptions(column_types=types, include_columns=kept, strings_can_be_null=False),
+        )
+
+    def _is_without_rows(self, error: pa.ArrowInvalid) -> bool:
+        return self.path.stat().st_size == 0 or "Empty CSV" in str(error)
 
     def where(self, row: int) -> str:
         """Name file and line of a row, as `path:line`; reads the file again."""
