@@ -172,6 +172,7 @@ class Labels:
         self._lists = np.minimum(start + (rng.random(drawn.shape) * (end - start)).astype(int), ITEMS - 1)
         self._lists[:, 0] = self.targets
         self._logs = rng.normal(-6, 1, (self.rows, LEVELS, SIZE)).astype(np.float16)
+        self._scores = -np.arange(k, dtype=np.float32) * np.ones((self.rows, 1), np.float32)
 
     def blocks(self, buffer_rows: int, rng: np.random.Generator) -> Iterator[Any]:
         """Yield one block of all labels."""
@@ -186,6 +187,9 @@ class Block:
 
     def candidates(self, rows: np.ndarray) -> np.ndarray:
         return self._labels._lists[rows]
+
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        return self._labels._scores[rows]
 
     def log_probs(self, rows: np.ndarray) -> np.ndarray:
         return self._labels._logs[rows]
