@@ -24,6 +24,9 @@ from distill.semantic_ids.ids import SemanticIDs, write_codes
 from teacher.base_model import from_scratch
 from teacher.tokenizer import add_codewords, train_tokenizer
 
+# three nodes on two busy cores may take minutes to join: `RAY_TESTS=1 make test` runs them
+pytestmark = pytest.mark.skipif(os.environ.get("RAY_TESTS") != "1", reason="starts a Ray cluster: RAY_TESTS=1")
+
 ROOT = Path(__file__).parents[2]
 LEVELS, SIZE, ITEMS, USERS = 3, 8, 40, 120
 MEMORY = 80 << 20  # of a node, for objects
