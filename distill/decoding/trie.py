@@ -231,10 +231,10 @@ class Trie:
         return torch.stack(masks, dim=-2)
 
     def find(self, codes: Tensor) -> Tensor:
-        """Look up the leaf numbers of IDs, [..., levels] → [...]; -1 where no item has the ID."""
+        """Look up the nodes of prefixes [..., length] → [...], of whole IDs the leaves; -1 where no ID begins so."""
         node = torch.zeros(codes.shape[:-1], dtype=torch.int32, device=codes.device)
         valid = torch.ones_like(node, dtype=torch.bool)
-        for level in range(self.levels):
+        for level in range(codes.shape[-1]):
             child, code = self.children(level, node)
             match = (child >= 0) & (code == codes[..., level, None])
             valid &= match.any(-1)

@@ -72,7 +72,9 @@ def beam_tree(recommender: Recommender, history: np.ndarray, width: int, exclude
     for (parents, codes), log_probs in zip(step.chosen, step.log_probs, strict=False):
         prefixes = torch.cat([prefixes[parents], codes[:, None]], dim=1)
         scores = scores[parents] + log_probs[parents, codes]
-        levels.append(_prefixes(prefixes, scores, prefix_exists(recommender.trie, prefixes)))
+        # where few IDs are valid, beams hold others too
+        exists = recommender.trie.find(prefixes.to(recommender.device)) >= 0
+        levels.append(_prefixes(prefixes, scores, exists.cpu()))
     leaves, codes = beams.leaves[0].cpu(), beams.codes[0].cpu()
     excluded = set(history.tolist()) if exclude_bought else set()
     leaf_of = {tuple(codes[row].tolist()): leaf for row, leaf in enumerate(leaves.tolist()) if leaf >= 0}
@@ -89,18 +91,6 @@ def leaf_items(trie: Trie, leaf: int) -> list[int]:
     """List the item numbers of a leaf."""
     first, end = trie.leaf_offsets[leaf : leaf + 2].tolist()
     return trie.leaf_items[first:end].tolist()
-
-
-def prefix_exists(trie: Trie, prefixes: Tensor) -> Tensor:
-    """Tell which prefixes [n, length] an ID of the trie begins with; where few IDs are valid, beams hold others too."""
-    node = torch.zeros(len(prefixes), dtype=torch.int32)
-    exists = torch.ones(len(prefixes), dtype=torch.bool)
-    for level, codes in enumerate(prefixes.T):
-        child, code = (part.cpu() for part in trie.children(level, node.to(trie.leaf_items.device)))
-        match = (child >= 0) & (code == codes[:, None])
-        exists &= match.any(1)
-        node = torch.where(match, child, 0).sum(1, dtype=torch.int32)
-    return exists
 
 
 def _prefixes(codewords: Tensor, scores: Tensor, valid: Tensor) -> list[Prefix]:

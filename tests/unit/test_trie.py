@@ -73,6 +73,13 @@ def test_children_by_hand():
         assert used.child(1, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 0, 2])).tolist() == [0, -1, 2, 3]
 
 
+def test_prefixes_by_hand():
+    """Nodes of one level: 0, 2; of two: 00, 01, 20, 22."""
+    tree = Trie.build(np.array(HAND), codebook_size=3)
+    assert tree.find(torch.tensor([[0], [1], [2]])).tolist() == [0, -1, 1]
+    assert tree.find(torch.tensor([[0, 1], [0, 2], [2, 2], [1, 0]])).tolist() == [1, -1, 3, -1]
+
+
 def test_find_by_hand():
     tree = Trie.build(np.array(HAND), codebook_size=3)
     asked = torch.tensor([[[2, 2, 2], [0, 1, 1]], [[2, 1, 1], [1, 0, 0]], [[0, 0, 0], [0, 0, 2]]])
