@@ -31,7 +31,6 @@ ListLoss = Literal[
 ]  # fmt: skip
 NEEDS_TEACHER = ("listnet", "item_kl")  # ranking losses that read the teacher's scores of the candidates
 NEEDS_REFERENCE = ("dpo", "s_dpo", "grpo")  # ranking losses that compare with another model
-JOINT_VARIANTS = ("dwr", "dwr-smooth", "dwr-without-distill")  # one model learns to generate and to rank
 ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 Precision = Literal["auto", "float32", "bfloat16"]  # of a trained student's matrix products

@@ -8,9 +8,9 @@ from typing import Any
 
 from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
+from student import variants
 from student.config import (
     ITEM_LOSSES,
-    JOINT_VARIANTS,
     LABELLED_PRIORS,
     NEEDS_REFERENCE,
     NEEDS_TEACHER,
@@ -65,10 +65,10 @@ def check_list_loss(config: Config) -> None:
     needs_reference = config.list_loss in NEEDS_REFERENCE
     if config.reference and not needs_reference:
         raise UserError(f"--reference is for --list_loss {', '.join(NEEDS_REFERENCE)}, not {config.list_loss}.")
-    if config.list_loss == "grpo" and config.variant not in ("dtr", "dtr-smooth"):
+    variant = variants.find(config.variant, config.labels)
+    if config.list_loss == "grpo" and variant.ranker is None:
         raise UserError(f"--list_loss grpo starts from a trained retriever: --variant dtr, not {config.variant}.")
-    joint = config.variant in JOINT_VARIANTS or config.labels == "rank"
-    if needs_reference and joint and not config.reference:
+    if needs_reference and variant.retriever.rank and not config.reference:
         raise UserError(
             f"--list_loss {config.list_loss} compares with a finished student: give --reference STUDENT, or take "
             "--variant dtr, whose ranker is compared with its retriever."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -43,14 +44,12 @@ class EngineLabeller:
 
         The projection is the same Gaussian one for every teacher of that width.
         """
-        engine, projected = (
-            cast(StateEngine, self.engine),
-            np.empty((len(examples), self.engine.data.ids.levels, features), np.float32),
-        )
+        engine = cast(StateEngine, self.engine)
+        projected = np.empty((len(examples), self.engine.data.ids.levels, features), np.float32)
 
         def project(states: Any) -> np.ndarray:
             values = states.float().cpu().numpy()
-            return values @ np.random.default_rng(0).standard_normal((values.shape[-1], features), dtype=np.float32)
+            return values @ gaussian_projection(values.shape[-1], features)
 
         in_stream = self._in_stream(examples)
         users = UserRows(examples, np.flatnonzero(in_stream))
@@ -169,6 +168,12 @@ class EngineLabeller:
         if log_probs.shape[2] != ids.codebook_size:  # scope "all": the levels' codewords side by side
             codes = codes + np.arange(ids.levels) * ids.codebook_size
         return np.take_along_axis(log_probs, codes[..., None], axis=2)[..., 0].sum(1)
+
+
+@functools.cache
+def gaussian_projection(size: int, features: int) -> np.ndarray:
+    """Draw the matrix that projects states of a width [size, features], always the same one."""
+    return np.random.default_rng(0).standard_normal((size, features), dtype=np.float32)
 
 
 class UserRows:

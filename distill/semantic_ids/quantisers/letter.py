@@ -94,14 +94,13 @@ class Letter:
 
     def _positives(self, level: int, codes: Tensor) -> Tensor:
         """Draw another codeword of each code's cluster, -1 where there is none [n]."""
-        clusters = self.clusters[level]
-        chosen = np.full(len(codes), -1)
-        for row, code in enumerate(codes.tolist()):
-            others = np.flatnonzero(clusters == clusters[code])
-            others = others[others != code]
-            if len(others):
-                chosen[row] = others[self.rng.integers(len(others))]
-        return torch.from_numpy(chosen).to(codes.device)
+        clusters, own = self.clusters[level], codes.cpu().numpy()
+        members = np.argsort(clusters, kind="stable")  # codewords, cluster after cluster
+        place, sizes = np.argsort(members), np.bincount(clusters)
+        start, size = (np.cumsum(sizes) - sizes)[clusters[own]], sizes[clusters[own]]
+        steps = 1 + self.rng.integers(np.maximum(size - 1, 1))  # onward from the codeword, around its cluster
+        chosen = members[start + (place[own] - start + steps) % size]
+        return torch.from_numpy(np.where(size > 1, chosen, -1)).to(codes.device)
 
 
 def project(vectors: np.ndarray, dim: int) -> np.ndarray:
