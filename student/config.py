@@ -239,7 +239,7 @@ class LossSettings(TeacherLossSettings, FeatureSettings):
 
     scope: Literal["level", "all", "trie"] = "level"
     """Softmax over the level's codewords, over all levels', or over the codewords that continue some item's ID (the
-    trie's children), in training as in the search. With trie, ranking losses are trained prefix by prefix."""
+    trie's children), in training as in the search."""
     xi: ClosedUnitInterval = 0.1
     """ξ of label smoothing, equation (10)."""
     alpha: ClosedUnitInterval = 0.0

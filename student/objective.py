@@ -203,23 +203,24 @@ def score_one_pass(
 ) -> Scores:
     """Score the target at every position of each window, and the candidates that are ranked.
 
-    The reference candidate is scored from the window itself, so it is not repeated. Arguments as in `score_prefixes`;
-    with a trie, nothing is ranked.
+    The reference candidate is scored from the window itself, so it is not repeated. Arguments as in `score_prefixes`.
     """
-    examples = batch.ranked_examples if with_ranking else None
+    examples, scope = batch.ranked_examples if with_ranking else None, network_scope(settings.scope)
     if examples is None:
-        log_probs, _ = model(history, None, network_scope(settings.scope), Positions(batch.rows, batch.places))
+        log_probs, _ = model(history, None, scope, Positions(batch.rows, batch.places))
         log_probs, allowed = over_children(log_probs, codes[batch.targets], trie)
         return Scores(log_probs, codeword_numbers(codes[batch.targets], log_probs, settings.scope), allowed)
     ranked, examples = examples >= 0, examples.clamp(min=0)
     codewords, present = (of_example[examples] for of_example in ranked_codewords(batch, codes))  # [rows, groups, k, …]
-    positions = Positions(batch.rows, batch.places, torch.where(ranked, batch.places[examples], PAD))
-    log_probs, others = model(history, codewords[:, :, 1:], settings.scope, positions)
+    codewords, places = codewords[:, :, 1:], torch.where(ranked, batch.places[examples], PAD)
+    siblings = None if trie is None else trie.allowed(codewords)
+    log_probs, others = model(history, codewords, scope, Positions(batch.rows, batch.places, places, siblings))
+    log_probs, allowed = over_children(log_probs, codes[batch.targets], trie)
     targets = codeword_numbers(codes[batch.targets], log_probs, settings.scope)
     reference = log_probs.gather(-1, targets[..., None]).squeeze(-1)[examples]
     candidates = losses.mean_score(torch.cat([reference[:, :, None], others], dim=2), settings.eta)
     teacher = None if batch.candidate_scores is None else batch.candidate_scores[examples]
-    return Scores(log_probs, targets, None, candidates, present, teacher, batch.rank_weights[examples] * ranked)
+    return Scores(log_probs, targets, allowed, candidates, present, teacher, batch.rank_weights[examples] * ranked)
 
 
 def over_children(log_probs: Tensor, codewords: Tensor, trie: Trie | None) -> tuple[Tensor, Tensor | None]:

@@ -273,8 +273,6 @@ def build_sampler(
     one_pass = config.one_pass and issubclass(BACKBONES[config.backbone][0], Causal) and loss.target == "ref"
     if loss.needs_labels and config.shuffle:
         one_pass = False  # labels are of targets in their own order
-    if loss.rank and config.scope == "trie":
-        one_pass = False  # which scores a candidate's own codewords alone, without their siblings
     labels = store if loss.needs_labels else None
     check_scope(labels, loss, config.scope)
     prior = None

@@ -28,6 +28,8 @@ def renormalise(log_probs: Tensor, allowed: Tensor) -> Tensor:
 class ChildrenStep:
     """Renormalises each step of a model over the children of the beam's node. Implements `Step`.
 
+    Codewords that are no child keep numbers without a meaning: the search looks at children alone.
+
     Args:
         step: the model, softmax over the level's codewords.
         trie: the valid IDs; a search may be restricted to some of them, all beams are IDs of this trie.
@@ -45,4 +47,4 @@ class ChildrenStep:
         else:
             assert self.nodes is not None and codes is not None
             self.nodes = self.trie.child(level - 1, self.nodes.gather(1, parents), codes).clamp(min=0)
-        return renormalise(log_probs, self.trie.child_mask(level, self.nodes))
+        return log_probs - self.trie.log_total(level, self.nodes, log_probs)[..., None]

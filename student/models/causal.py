@@ -85,11 +85,14 @@ class Positions(NamedTuple):
     Attributes:
         rows, places: item `places[i]` of sequence `rows[i]` is a target, places from 1 [n].
         candidate_places: places of sequence b's items that groups of candidates replace, -1 for none [batch, groups].
+        allowed: the codewords of the candidates' softmax, bool [batch, groups, k, levels, codebook_size]; None: all of
+            the scope.
     """
 
     rows: Tensor
     places: Tensor
     candidate_places: Tensor | None = None
+    allowed: Tensor | None = None
 
 
 class Causal(Featured):
@@ -195,7 +198,7 @@ class Causal(Featured):
             Log-probabilities at each target's positions [n, levels, V], V as for `log_probs`; log-probabilities of the
             candidates' codewords [batch, groups, k, levels], undefined where the place is -1.
         """
-        levels, (rows, places, candidate_places) = self.config.levels, positions
+        levels, (rows, places, candidate_places, allowed) = self.config.levels, positions
         tokens = history_tokens(sequences, self.config.codebook_size)
         embedded = self.embed_history(sequences, tokens)[:, :-1]  # nothing follows the last codeword
         states, keys, values = self.decode(embedded)
@@ -210,7 +213,7 @@ class Causal(Featured):
         row = torch.arange(len(seen), device=seen.device)[:, None]
         before_group = states[row * width + seen - 1]  # [batch, groups, d_model]
         after = self.continue_history(items, keys, values, seen)
-        return target_log_probs, candidate_log_probs(before_group, after, self.head, items, scope)
+        return target_log_probs, candidate_log_probs(before_group, after, self.head, items, scope, allowed)
 
     def continue_history(self, items: Tensor, keys: list[Tensor], values: list[Tensor], seen: Tensor) -> Tensor:
         """Run the layers over the codewords of candidates that continue a history.

@@ -201,7 +201,7 @@ def forced_log_probs(states: Tensor, head: Tensor, scope: str) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def chosen_log_probs(states: Tensor, head: Tensor, codes: Tensor, scope: str) -> Tensor:
+def chosen_log_probs(states: Tensor, head: Tensor, codes: Tensor, scope: str, allowed: Tensor | None = None) -> Tensor:
     """Compute the log-probabilities of given codewords at the last positions of items.
 
     Args:
@@ -209,6 +209,7 @@ def chosen_log_probs(states: Tensor, head: Tensor, codes: Tensor, scope: str) ->
         head: [levels, codebook_size, d_model].
         codes: of the last m levels [..., m].
         scope: as for `forced_log_probs`.
+        allowed: the codewords of the softmax, bool [..., m, codebook_size]; None: all of the scope.
 
     Returns:
         [..., m].
@@ -219,10 +220,14 @@ def chosen_log_probs(states: Tensor, head: Tensor, codes: Tensor, scope: str) ->
     else:
         logits = codeword_logits(states, head.flatten(0, 1))
         codes = codes + torch.arange(levels - last, levels, device=codes.device) * head.shape[1]
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
     return logits.log_softmax(-1).gather(-1, codes[..., None]).squeeze(-1)
 
 
-def candidate_log_probs(first: Tensor, states: Tensor, head: Tensor, items: Tensor, scope: str) -> Tensor:
+def candidate_log_probs(
+    first: Tensor, states: Tensor, head: Tensor, items: Tensor, scope: str, allowed: Tensor | None = None
+) -> Tensor:
     """Compute the log-probabilities of the codewords of candidates that share one history.
 
     Args:
@@ -231,12 +236,18 @@ def candidate_log_probs(first: Tensor, states: Tensor, head: Tensor, items: Tens
         head: [levels, codebook_size, d_model].
         items: codewords [..., k, levels].
         scope: as for `forced_log_probs`.
+        allowed: the codewords of the softmax at each level, bool [..., k, levels, codebook_size]; None: all of the
+            scope.
 
     Returns:
         [..., k, levels].
     """
-    first_level = level_log_probs(first, head, 0, scope).gather(-1, items[..., 0])
-    return torch.cat([first_level[..., None], chosen_log_probs(states, head, items[..., 1:], scope)], dim=-1)
+    first_level = level_log_probs(first, head, 0, scope)
+    if allowed is not None:  # the same for all candidates
+        first_level = first_level.masked_fill(~allowed[..., 0, 0, :], -torch.inf).log_softmax(-1)
+        allowed = allowed[..., 1:, :]
+    first_level = first_level.gather(-1, items[..., 0])
+    return torch.cat([first_level[..., None], chosen_log_probs(states, head, items[..., 1:], scope, allowed)], dim=-1)
 
 
 def initialise(module: nn.Module, d_model: int, d_ff: int, heads: int, d_head: int) -> None:

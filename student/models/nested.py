@@ -82,7 +82,7 @@ class Nested(Causal):
         self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
     ) -> tuple[Tensor, Tensor | None]:
         """As `Causal.one_pass`."""
-        rows, places, candidate_places = positions
+        rows, places, candidate_places, allowed = positions
         states = self.item_states(sequences)
         targets = self.embedding(prefix_tokens(sequences[rows, places], self.config.codebook_size))
         target_states, _, _ = self.decode(torch.cat([states[rows, places - 1][:, None], targets], dim=1))
@@ -94,5 +94,6 @@ class Nested(Causal):
         encoded = self.start_inner(states[row, candidate_places.clamp(min=1) - 1].flatten(0, 1))  # a row for each group
         items = items.flatten(0, 1)
         after = self.continue_history(items[:, None], encoded.keys, encoded.values, encoded.lengths[:, None])[:, 0]
-        candidates = candidate_log_probs(encoded.last_state, after, self.head, items, scope)
+        allowed = None if allowed is None else allowed.flatten(0, 1)
+        candidates = candidate_log_probs(encoded.last_state, after, self.head, items, scope, allowed)
         return target_log_probs, candidates.unflatten(0, candidate_places.shape)

@@ -143,18 +143,24 @@ def test_gradients_equal_plain_passes(pair):
         )
 
 
-@pytest.mark.parametrize("scope", ["level", "all"])
+@pytest.mark.parametrize("scope", ["level", "all", "trie"])
 def test_one_pass_equals_prefix_by_prefix(pair, scope):
-    model, _ = pair
+    """The scope "trie": a softmax over the siblings of each candidate's codewords."""
+    (model, _), siblings = pair, None
     codes, groups = histories([5, 2, 4]), torch.tensor([[1, 4, 2], [1, -1, -1], [3, 2, -1]])
     rows, places = torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([1, 3, 4, 1, 2, 3])
     items = some_items(3, 3, K)
-    target_log_probs, chosen = model(codes, items, scope, Positions(rows, places, groups))
+    if scope == "trie":
+        scope, siblings = "level", torch.zeros(3, 3, K, LEVELS, SIZE).scatter(-1, items[..., None], 1).bool()
+        siblings[..., :2] = siblings[:, :, :, :1, :] = True
+    target_log_probs, chosen = model(codes, items, scope, Positions(rows, places, groups, siblings))
     assert model(codes, None, scope, Positions(rows, places))[1] is None
     alone = [model(codes[r, None, :p], codes[r, None, None, p], scope)[0, 0] for r, p in zip(rows, places, strict=True)]
     close(target_log_probs, torch.stack(alone))
     for row, group in (groups >= 0).nonzero().tolist():
         log_probs = model(codes[row, None, : groups[row, group]], items[row, None, group], scope)[0]
+        if siblings is not None:
+            log_probs = log_probs.masked_fill(~siblings[row, group], -torch.inf).log_softmax(-1)
         numbers = items[row, group] + (torch.arange(LEVELS) * SIZE if scope == "all" else 0)
         close(chosen[row, group], log_probs.gather(-1, numbers[..., None]).squeeze(-1))
 

@@ -134,7 +134,7 @@ class Large(Featured):
         self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
     ) -> tuple[Tensor, Tensor | None]:
         """As `Causal.one_pass`."""
-        levels, (rows, places, candidate_places) = self.config.levels, positions
+        levels, (rows, places, candidate_places, allowed) = self.config.levels, positions
         tokens = self.with_start(sequences)[:, :-1]  # nothing follows the last codeword
         group_places = None if items is None else candidate_places.clamp(min=1)
         states, after = self.read(tokens, items, group_places)
@@ -147,7 +147,7 @@ class Large(Featured):
             return target_log_probs, None
         row = torch.arange(len(group_places), device=states.device)[:, None]
         before_group = states[row * width + group_places * levels]
-        return target_log_probs, candidate_log_probs(before_group, after, self.head, items, scope)
+        return target_log_probs, candidate_log_probs(before_group, after, self.head, items, scope, allowed)
 
     def encode(self, codes: Tensor) -> EncodedHistory:
         """Encode histories for `log_probs` and `step`, which continue from their keys and values.
