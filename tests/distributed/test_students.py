@@ -18,7 +18,8 @@ import psutil
 import pytest
 from recorded import TRAININGS, record_all
 from safetensors.numpy import load_file
-from student_shop import ITEMS, K, make_shop, make_teacher
+from student_shop import ITEMS, LEVELS, SIZE, K, make_shop, make_teacher
+from teacher_server import TeacherServer
 from tiny_llms import NETWORKS, checkpoint
 
 from distill.runtime import artifacts
@@ -115,6 +116,20 @@ def assert_same(output, expected):
 def test_two_processes_train_as_one(root, single, engine):
     launch(engine, root, root / engine)
     assert_same(root / engine, single)
+
+
+def test_two_processes_learn_on_policy_as_one(root):
+    """Under ZeRO-2; both search with their copy of the student and ask one teacher, behind a server."""
+    options = {"backbone": "nested", "on_policy": 0.5, "list_loss": "listnet", "scope": "trie", "ranker_epochs": 1}
+    ids = artifacts.read(root / "semantic_ids", "semantic_ids").fingerprint
+    facts = {"teacher": "abc", "semantic_ids": ids, "levels": LEVELS, "codebook_size": SIZE}
+    with TeacherServer(facts) as server:
+        reference = root / "on-policy-alone"
+        config = Config(run=root, **SETTINGS | options | {"teacher_url": server.url})
+        main(replace(config, output=reference, accumulation=2))
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        launch("zero2", root, root / "on-policy-zero2", *words, "--teacher_url", server.url)
+    assert_same(root / "on-policy-zero2", reference)
 
 
 @pytest.fixture(scope="module")

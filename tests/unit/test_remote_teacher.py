@@ -2,52 +2,29 @@
 
 import dataclasses
 import json
-import threading
 import time
 
 import numpy as np
 import pytest
 import safetensors.numpy
-import uvicorn
 from student_shop import ITEMS, LEVELS, SIZE, FakeTeacher
+from teacher_server import TeacherServer
 from unit.test_on_policy import CONFIG, root, run, tiny  # noqa: F401 - root and tiny are fixtures
 
 from distill.runtime import artifacts
 from distill.runtime.errors import UserError
-from distill.runtime.listening import listen
 from distill.teachers import remote
 from distill.teachers.remote import RemoteTeacher
-from distill.teachers.server import MOST_ITEMS, create_app
+from distill.teachers.server import MOST_ITEMS
 
 FACTS = {"teacher": "abc", "semantic_ids": "def", "levels": LEVELS, "codebook_size": SIZE}
 HISTORIES, TARGETS = np.array([[1, 2, 3], [4, -1, -1]]), np.array([5, 6])
 
 
-class Server:
-    """A teacher's server in a thread."""
-
-    def __init__(self, facts, port=0):
-        self.listener = listen("127.0.0.1", port)
-        self.port = self.listener.getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(create_app(FakeTeacher(), facts, ITEMS), log_level="error"))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
-        self.thread.start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.port}/"
-
-    def stop(self):
-        self.server.should_exit = True
-        self.thread.join()
-        self.listener.close()
-
-
 @pytest.fixture
 def server():
-    started = Server(FACTS)
-    yield started
-    started.stop()
+    with TeacherServer(FACTS) as started:
+        yield started
 
 
 def test_answers_are_the_teachers(server):
@@ -72,14 +49,14 @@ def test_questions_without_an_answer_are_refused(server, histories, items, messa
 
 
 def test_a_server_that_comes_back_is_asked_again(caplog, monkeypatch):
-    first = Server(FACTS)
+    first = TeacherServer(FACTS)
     port = first.port
     first.stop()
     started = []
 
     def sleep(seconds):
         if not started:
-            started.append(Server(FACTS, port))
+            started.append(TeacherServer(FACTS, port))
         time.sleep(0.01)
 
     monkeypatch.setattr(remote, "time", type("Clock", (), {"sleep": staticmethod(sleep), "monotonic": time.monotonic}))
@@ -109,17 +86,10 @@ def test_answers_that_are_none(monkeypatch, answer, message):
 def test_a_student_asks_a_server(root, tmp_path):  # noqa: F811
     options = {"backbone": "nested", "on_policy": 0.5, "epochs": 1}
     ids = artifacts.read(root / "semantic_ids", "semantic_ids").fingerprint
-    server = Server(FACTS | {"semantic_ids": ids})
-    try:
+    with TeacherServer(FACTS | {"semantic_ids": ids}) as server:
         run(root, tmp_path / "remote", "distill", **options, teacher_url=server.url)
-    finally:
-        server.stop()
     curve = json.loads((tmp_path / "remote/curve.json").read_text())
     assert np.isfinite(curve["retriever"][0]["loss"])
-    other = Server(FACTS)
-    try:
-        with pytest.raises(UserError, match="was tuned on semantic_ids def"):
-            run(root, tmp_path / "other", "distill", **options, teacher_url=other.url)
-    finally:
-        other.stop()
+    with TeacherServer(FACTS) as other, pytest.raises(UserError, match="was tuned on semantic_ids def"):
+        run(root, tmp_path / "other", "distill", **options, teacher_url=other.url)
     assert not (tmp_path / "other").exists() and dataclasses.replace(CONFIG).teacher_url is None
