@@ -76,8 +76,10 @@ def check_list_loss(config: Config) -> None:
     if config.prior != "teacher" and config.list_loss == "grpo":
         raise UserError(f"--list_loss grpo ranks the model's own beams; --prior {config.prior} would not be read.")
     if config.prior == "pseudo" and (config.list_loss in NEEDS_TEACHER or config.scope == "trie"):
-        setting = "--scope trie" if config.scope == "trie" else f"--list_loss {config.list_loss}"
-        raise UserError(f"{setting} needs items of the catalogue as candidates; --prior pseudo has none.")
+        setting, other = f"--list_loss {config.list_loss}", "--list_loss margin"
+        if config.scope == "trie":
+            setting, other = "--scope trie", "--scope level"
+        raise UserError(f"{setting} needs items of the catalogue as candidates; --prior pseudo, with {other}, does not.")
 
 
 def check_item_text(item_text: str, embeddings: Path | None) -> None:
