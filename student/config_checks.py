@@ -79,7 +79,7 @@ def check_list_loss(config: Config) -> None:
         setting, other = f"--list_loss {config.list_loss}", "--list_loss margin"
         if config.scope == "trie":
             setting, other = "--scope trie", "--scope level"
-        raise UserError(f"{setting} needs items of the catalogue as candidates; --prior pseudo, with {other}, does not.")
+        raise UserError(f"{setting} needs candidates of the catalogue, --prior pseudo has none; take {other}.")
 
 
 def check_item_text(item_text: str, embeddings: Path | None) -> None:

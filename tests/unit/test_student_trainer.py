@@ -351,8 +351,8 @@ def test_every_option_trains(root, tmp_path, variant, changes):
         ({"variant": "dwr", "list_loss": "grpo"}, "starts from a trained retriever: --variant dtr, not dwr"),
         ({"variant": "dtr", "prior": "pseudo", "list_loss": "grpo"}, "--prior pseudo would not be read"),
         ({"backbone": "sasrec", "list_loss": "dpo"}, "--list_loss dpo compares students of semantic IDs"),
-        ({"variant": "dwr", "prior": "pseudo", "list_loss": "item_kl"}, "--prior pseudo has none"),
-        ({"variant": "dwr", "prior": "pseudo", "scope": "trie"}, "--scope trie needs items of the catalogue"),
+        ({"variant": "dwr", "prior": "pseudo", "list_loss": "item_kl"}, "has none; take --list_loss margin"),
+        ({"variant": "dwr", "prior": "pseudo", "scope": "trie"}, "--scope trie needs candidates of the catalogue"),
     ],
 )
 def test_bad_input(root, tmp_path, changes, message):
