@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Protocol
 
 import numpy as np
+from cachetools import LRUCache
 
 from distill.data.histories import last_items
 from distill.runtime.logs import log
@@ -61,9 +61,9 @@ class CachedTeacher:
     """
 
     def __init__(self, teacher: ForcedTeacher, limit: int = 1 << 30):
-        self.teacher, self.limit = teacher, limit
-        self.asked = self.answered = self.bytes = 0
-        self.kept: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self.teacher = teacher
+        self.asked = self.answered = 0
+        self.kept: LRUCache[bytes, np.ndarray] = LRUCache(limit, getsizeof=lambda answer: answer.nbytes)
 
     def codeword_log_probs(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
         """As `ForcedTeacher.codeword_log_probs`."""
@@ -77,21 +77,11 @@ class CachedTeacher:
         if new:
             rows = list(new.values())
             fresh = self.teacher.codeword_log_probs(histories[rows], items[rows])
-            answers |= dict(zip(new, fresh, strict=True))
-        for key, answer in answers.items():
-            self._keep(key, answer)
+            for key, answer in zip(new, fresh, strict=True):
+                answers[key] = self.kept[key] = answer.copy()  # not a view of the whole batch's answer
         return np.stack([answers[key] for key in keys])
 
     def log_questions(self) -> None:
         """Log how many questions this process had, and how many of them the teacher was spared."""
-        share = self.answered / max(self.asked, 1)
-        log.info(f"teacher: {self.asked:,} questions, {share:.0%} answered before; {self.bytes / 2**20:,.0f} MiB kept")
-
-    def _keep(self, key: bytes, answer: np.ndarray) -> None:
-        if key not in self.kept:
-            self.kept[key] = answer.copy()  # not a view of the whole batch's answer
-            self.bytes += len(key) + answer.nbytes
-        self.kept.move_to_end(key)
-        while self.bytes > self.limit:
-            oldest, dropped = self.kept.popitem(last=False)
-            self.bytes -= len(oldest) + dropped.nbytes
+        share, kept = self.answered / max(self.asked, 1), self.kept.currsize / 2**20
+        log.info(f"teacher: {self.asked:,} questions, {share:.0%} answered before; {kept:,.0f} MiB kept")

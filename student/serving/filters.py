@@ -1,11 +1,11 @@
-"""Filters: which items a request allows, kept with the trie of their IDs for the next request of the same filter."""
+"""Filters: which items a request allows, with the trie of their IDs."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 import numpy as np
+from cachetools import LRUCache
 
 from distill.decoding.trie import Trie
 from student.item_recommender import ItemRecommender
@@ -34,21 +34,6 @@ class AllowedItems:
         return student
 
 
-class FilterCache:
-    """The filters that were asked for last, at most `size`."""
-
-    def __init__(self, size: int = FILTERS_KEPT):
-        self.size = size
-        self._kept: OrderedDict[Hashable, AllowedItems] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, key: Hashable, find: Callable[[], np.ndarray]) -> AllowedItems:
-        """Return the items of a filter, by `find` where they are not kept."""
-        if key not in self._kept:
-            self._kept[key] = AllowedItems(find())
-        self._kept.move_to_end(key)
-        while len(self._kept) > self.size:
-            self._kept.popitem(last=False)
-        return self._kept[key]
+def kept_filters() -> LRUCache[Hashable, AllowedItems]:
+    """Make room for the filters that were asked for last."""
+    return LRUCache(FILTERS_KEPT)

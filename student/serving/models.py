@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from distill.runtime.errors import UserError
 from student.serving.events import EventStore, GrowingMemory
-from student.serving.filters import FilterCache
+from student.serving.filters import kept_filters
 from student.serving.served_student import ServedStudent
 
 
@@ -126,7 +126,7 @@ class Models:
 
     def _swap(self, place: _Place) -> None:
         old = self._places[place.student.name]
-        self._previous[old.student.name] = old._replace(student=replace(old.student, filters=FilterCache()))
+        self._previous[old.student.name] = old._replace(student=replace(old.student, filters=kept_filters()))
         self._places[place.student.name] = place
 
     def _grown(self, student: ServedStudent, counted_events: int | None) -> _Place:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 
 from distill.data.dataset import PAD, Dataset
 from distill.ranking import top_items
@@ -21,7 +22,7 @@ from student.models.setrec import SETRec
 from student.recommender import Recommender
 from student.serving.beam_tree import Prefix, beam_tree
 from student.serving.catalogue import Catalogue
-from student.serving.filters import AllowedItems, FilterCache
+from student.serving.filters import AllowedItems, kept_filters
 
 
 class Explanation(NamedTuple):
@@ -59,7 +60,7 @@ class ServedStudent:
     recommender: Recommender | ItemRecommender
     catalogue: Catalogue
     dataset: str
-    filters: FilterCache = field(default_factory=FilterCache, compare=False, repr=False)
+    filters: LRUCache[Hashable, AllowedItems] = field(default_factory=kept_filters, compare=False, repr=False)
 
     @staticmethod
     def load(folder: Path, dataset: Path | None, device: str) -> ServedStudent:
@@ -117,7 +118,9 @@ class ServedStudent:
         if categories is None and item_ids is None:
             return None
         key = tuple(None if part is None else frozenset(part) for part in (categories, item_ids))
-        return self.filters.get(key, lambda: self.catalogue.allowed(categories, item_ids))
+        if key not in self.filters:
+            self.filters[key] = AllowedItems(self.catalogue.allowed(categories, item_ids))
+        return self.filters[key]
 
     def rank(
         self, histories: Sequence[Sequence[int]], width: int, exclude_bought: bool, allowed: AllowedItems | None

@@ -154,8 +154,7 @@ def test_the_cache_asks_once_and_forgets_the_oldest():
     assert len(teacher.calls) == 1 and len(teacher.calls[0][1]) == 3
     np.testing.assert_array_equal(cached.codeword_log_probs(histories[::-1], items), first[::-1])
     assert len(teacher.calls) == 1 and (cached.asked, cached.answered) == (8, 5)
-    size = 2 * 8 + 2 * LEVELS * SIZE
-    small = CachedTeacher(teacher, limit=2 * (size + 8))
+    small = CachedTeacher(teacher, limit=2 * 2 * LEVELS * SIZE)  # two answers in float16
     for row in (0, 3, 0, 1):  # the last but one is used again, so [2, 1] goes
         small.codeword_log_probs(histories[row : row + 1], items[:1])
     calls = len(teacher.calls)

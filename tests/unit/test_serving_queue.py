@@ -12,7 +12,6 @@ from distill.decoding.trie import Trie
 from student.serving.app import ServerLimits
 from student.serving.batcher import Batcher, Query, Task
 from student.serving.events import EventStore, NewEvent
-from student.serving.filters import FilterCache
 from student.serving.models import Models
 from student.serving.served_student import ServedStudent
 
@@ -97,14 +96,6 @@ def test_the_trie_of_a_filter_is_built_once(tmp_path, monkeypatch):
     monkeypatch.setattr(ServedStudent, "load", staticmethod(lambda *args: served_student(tmp_path, shop(seed=3))))
     ask(models, ("/v1/admin/reload", {}), ("/v1/recommend", red))
     assert len(built) == 3
-
-
-def test_filters_that_were_not_asked_for_lately_are_dropped():
-    cache, looked_up = FilterCache(2), []
-    for key in "abacab":
-        cache.get(key, lambda key=key: looked_up.append(key))
-    assert looked_up == ["a", "b", "c", "b"]  # b went when c came, a was younger
-    assert len(cache) == 2
 
 
 def held_back(recommender):
