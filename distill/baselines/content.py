@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.baselines.counting import TransitionSettings, reading_weights
-from distill.baselines.item_scorer import mean_ndcg, validation_examples
+from distill.baselines.item_scorer import best_of, mean_ndcg, validation_examples
 from distill.data.dataset import Dataset
 
 
@@ -70,8 +70,8 @@ class Content:
         """Choose the settings of `GRID` with the best validation NDCG@10, the first of equals."""
         examples = validation_examples(dataset, max_users)
         model = Content(vectors)
-        values = {settings: mean_ndcg(model.with_settings(settings), examples, exclude_bought) for settings in GRID}
-        return model.with_settings(max(values, key=values.get))
+        models = (model.with_settings(settings) for settings in GRID)
+        return best_of(models, lambda model: mean_ndcg(model, examples, exclude_bought))[0]
 
     def with_settings(self, settings: ContentSettings) -> Content:
         """The same embeddings, another way to read histories."""

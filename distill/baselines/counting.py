@@ -6,13 +6,14 @@ score(v | history) = Σ_{d < last} recency^d · N[d-th last item, v],   N = diag
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import scipy.sparse as sp
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
-from distill.baselines.item_scorer import CHUNK, mean_ndcg, recommend, validation_examples
+from distill.baselines.item_scorer import CHUNK, best_of, mean_ndcg, recommend, validation_examples
 from distill.data.dataset import PAD, Dataset, Examples
 from distill.metrics import MISSED
 from distill.ranking import mask_history
@@ -134,17 +135,9 @@ class Transitions:
         """
         exclude_bought = dataset.resolve_exclude_bought(exclude_bought)
         examples = validation_examples(dataset, max_users)
-        counted: dict[tuple, Transitions] = {}
-        best: tuple[float, Transitions] | None = None
-        for settings in GRID:
-            key = (settings.window, settings.decay)
-            if key not in counted:
-                counted[key] = Transitions(dataset, settings)
-            model = counted[key].with_settings(settings)
-            value = mean_ndcg(model, examples, exclude_bought)
-            if best is None or value > best[0]:
-                best = (value, model)
-        return best[1], best[0]
+        count = functools.cache(lambda window, decay: Transitions(dataset, TransitionSettings(window, decay)))
+        models = (count(settings.window, settings.decay).with_settings(settings) for settings in GRID)
+        return best_of(models, lambda model: mean_ndcg(model, examples, exclude_bought))
 
     def with_settings(self, settings: TransitionSettings) -> Transitions:
         """Read the same counts with another recency and length."""

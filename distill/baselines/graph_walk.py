@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from distill.baselines.item_scorer import validation_examples
+from distill.baselines.item_scorer import best_of, validation_examples
 from distill.data.dataset import PAD, Dataset, Examples
 from distill.metrics import hit_ranks, ndcg
 from distill.ranking import top_items
@@ -159,14 +159,12 @@ class GraphHeuristic:
     def tune(dataset: Dataset, vectors: np.ndarray, exclude_bought: bool, max_users: int = 2000) -> GraphHeuristic:
         """Choose the settings of `GRID` with the best validation NDCG@10."""
         examples = validation_examples(dataset, max_users)
-        best: tuple[float, GraphHeuristic] | None = None
-        for settings in GRID:
-            model = GraphHeuristic(dataset, vectors, settings)
+
+        def quality(model: GraphHeuristic) -> float:
             lists = model.recommend(examples, 10, exclude_bought)
-            value = float(ndcg(hit_ranks(lists, examples.targets), 10).mean())
-            if best is None or value > best[0]:
-                best = (value, model)
-        return best[1]
+            return float(ndcg(hit_ranks(lists, examples.targets), 10).mean())
+
+        return best_of((GraphHeuristic(dataset, vectors, settings) for settings in GRID), quality)[0]
 
     def describe(self) -> dict:
         """The settings as a dictionary."""

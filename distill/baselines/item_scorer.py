@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from operator import itemgetter
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from distill.metrics import MISSED, ndcg
 from distill.ranking import mask_history, top_items
 
 CHUNK = 1024  # users scored at once
+Model = TypeVar("Model")
 MAX_HISTORY = 1000  # bounds the memory of padded histories: 8 kB a user
 
 
@@ -62,6 +65,12 @@ def mean_ndcg(model: ItemScorer, examples: Examples, exclude_bought: bool) -> fl
             mask_history(scores, part.histories, 0.0)
         total += float(ndcg(target_ranks(scores, part.targets), 10).sum())
     return total / len(examples)
+
+
+def best_of(models: Iterable[Model], quality: Callable[[Model], float]) -> tuple[Model, float]:
+    """Return the model of the best quality, the first of equals, and its quality."""
+    rated = ((model, quality(model)) for model in models)
+    return max(rated, key=itemgetter(1))
 
 
 def sample_examples(examples: Examples, limit: int) -> Examples:

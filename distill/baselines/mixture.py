@@ -79,7 +79,7 @@ class CounterContent:
                 for weight in WEIGHTS:
                     ranks = target_ranks(mix(shares, chances, weight), part.targets)
                     totals[CounterContentSettings(weight, temperature)] += float(ndcg(ranks, 10).sum())
-        return CounterContent(transitions, content, max(totals, key=totals.get), exclude_bought)
+        return CounterContent(transitions, content, max(totals, key=totals.__getitem__), exclude_bought)
 
 
 def allowed_cosines(content: Content, histories: np.ndarray, exclude_bought: bool) -> np.ndarray:
