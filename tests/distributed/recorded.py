@@ -21,7 +21,7 @@ from student.config import Config
 from student.models import BACKBONES
 
 TRAININGS = [("dwr", backbone, {}) for backbone in [*BACKBONES, "sasrec"]] + [("distill", "sasrec", {})]
-TRAININGS += [("tiger", "gru4rec", {})]
+TRAININGS += [("tiger", "gru4rec", {}), ("tiger", "fmlp", {}), ("dwr", "nested", {"scope": "trie"})]
 TRAININGS += [("distill", "nested", {"on_policy": 0.5}), ("dtr", "nested", {"list_loss": "grpo"})]
 
 
