@@ -40,6 +40,7 @@ class StudentSystem:
         if self.student.precision != "float32":
             log.info(f"{self.name}: {self.student.precision} (--precision float32 turns it off)")
         self.parameters = count_parameters(self.student.model, self.student.ranker)
+        self.needs_trie = self.student.facts["scope"] == "trie"
 
     def rank(
         self, histories: np.ndarray, beam_width: int, exclude_bought: bool, constrained: bool
@@ -68,6 +69,7 @@ class ItemModelSystem:
     """A SASRec, GRU4Rec or FMLP-Rec, which scores all items directly."""
 
     kind = "baseline"
+    needs_trie = False
 
     def __init__(self, artifact: Artifact, device: str):
         self.name = artifact.folder.name

@@ -13,7 +13,7 @@ from teacher.engines.hf import HFEngine
 class TeacherSystem:
     """A teacher behind the Hugging Face engine."""
 
-    kind, name = "teacher", "teacher"
+    kind, name, needs_trie = "teacher", "teacher", False
 
     def __init__(self, artifact: Artifact, dataset: Dataset, ids: SemanticIDs, device: str, dtype: str = "float32"):
         self.engine = HFEngine.load(artifact.folder, dataset, ids, device, dtype)

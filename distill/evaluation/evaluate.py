@@ -139,7 +139,7 @@ class Evaluation:
                 row[f"beam_missed@{table.at}"] = beam_missed(ranked.items, exact[: settings.exact_users], table.at)
             if self.truth:
                 row["kl_to_truth"] = self.truth.kl_of_scores(exact)
-        if searches:
+        if searches and not system.needs_trie:
             free = self.rank(system, self.examples, constrained=False, title=f"{system.name} without the trie")
             row[f"invalid@{table.at}"] = float((free.items[:, : table.at] < 0).mean())
             table.unconstrained[system.name] = free.items[:, : table.longest]

@@ -98,8 +98,9 @@ def measure_widths(
 ) -> list[dict[str, float | None]]:
     """NDCG and diversity of the first 10, diversity and share of invalid semantic IDs of all beams, for several widths.
 
-    Invalid IDs are counted twice: `invalid`, where each step chooses among the codewords of its level, and
-    `invalid_whole`, where it chooses among all tokens of the system (None: it has no such search).
+    Invalid IDs are counted twice: `invalid`, where each step chooses among the codewords of its level (None: the
+    system needs the trie), and `invalid_whole`, where it chooses among all tokens of the system (None: it has no such
+    search).
 
     Args:
         system: searches with beams.
@@ -113,7 +114,10 @@ def measure_widths(
     for width in sorted(widths):
         title = f"{system.name}, beam width {width}"
         valid = rank_examples(system, examples, width, exclude_bought, True, batch_size, title).items
-        free = rank_examples(system, examples, width, exclude_bought, False, batch_size, f"{title}, no trie").items
+        invalid = None
+        if not system.needs_trie:
+            free = rank_examples(system, examples, width, exclude_bought, False, batch_size, f"{title}, no trie").items
+            invalid = float((free < 0).mean())
         ranks = hit_ranks(valid, examples.targets)
         title = f"{system.name}, beam width {width}, whole vocabulary"
         whole = [
@@ -126,7 +130,7 @@ def measure_widths(
             "ndcg@10": float(ndcg(ranks, min(10, width)).mean()),
             "diversity@10": float(metrics.diversity(valid, vectors, min(10, width)).mean()),
             "diversity": float(metrics.diversity(valid, vectors, width).mean()),
-            "invalid": float((free < 0).mean()),
+            "invalid": invalid,
             "invalid_whole": invalid_whole,
         })  # fmt: skip
     return results

@@ -22,11 +22,13 @@ class System(Protocol):
         name: of its row.
         kind: artifact kind; a "baseline" scores items directly, "teacher" and "student" search for semantic IDs.
         parameters: their number.
+        needs_trie: whether its scores mean nothing without the trie (`--scope trie`), so that it is never searched so.
     """
 
     name: str
     kind: Literal["teacher", "student", "baseline"]
     parameters: int
+    needs_trie: bool
 
     def rank(
         self, histories: np.ndarray, beam_width: int, exclude_bought: bool, constrained: bool

@@ -23,7 +23,7 @@ N_ITEMS = 40
 class Recorder:
     """A system that recommends the same items to everybody and keeps what it was asked."""
 
-    name, kind, parameters = "recorder", "student", 7
+    name, kind, parameters, needs_trie = "recorder", "student", 7, False
 
     def __init__(self):
         self.histories = []
@@ -67,6 +67,16 @@ def test_systems_get_full_histories(shop):
     assert row["system"] == "recorder" and row["parameters"] == 7 and row["users"] == 12
     assert row["invalid@10"] == pytest.approx(0.1)
     assert row["floor"] is None and "ndcg@10_above_floor" not in row
+
+
+def test_a_system_that_needs_the_trie_is_never_searched_without(shop, monkeypatch):
+    monkeypatch.setattr(Recorder, "needs_trie", True)
+    monkeypatch.setattr(Recorder, "search_whole_vocabulary", lambda *_: None, raising=False)
+    table = evaluation(shop, widths=[5, 10], width_users=3).run([], [Recorder()], None)
+    row = table.rows[0]
+    assert row["invalid@10"] is None
+    assert table.unconstrained == {}
+    assert [(point["width"], point["invalid"]) for point in row["widths"]] == [(5, None), (10, None)]
 
 
 def test_no_baseline_recommends_what_was_bought_long_ago(shop):

@@ -49,7 +49,8 @@ INVALID = (
     "Invalid: share of all beams that name no item, without the trie. *Level*: each step ranks all codewords of its "
     "level. *Vocabulary*: it ranks all tokens that the model can write, as the paper's decoding does: the codewords of "
     "all levels, and of the teacher also words and the end token. A student whose softmax is over its level's "
-    "codewords cannot be asked that (–); tiger-scope-all is TIGER with a softmax over the codewords of all levels.\n"
+    "codewords cannot be asked that (–), one whose softmax is over the trie's children neither; tiger-scope-all is "
+    "TIGER with a softmax over the codewords of all levels.\n"
 )
 
 
