@@ -110,7 +110,7 @@ def test_end_to_end(finished):
         assert (
             row["kl_to_truth"] is None if mixture or row["system"] in ("graph", "content") else row["kl_to_truth"] > 0
         )
-        assert (row["invalid@10"] is None) == (row["system"] != "teacher")  # students of this config need the trie
+        assert (row["invalid@10"] is None) == (mixture or row["parameters"] is None)
     assert (run / "students/dtr/ranker.safetensors").is_file()
     assert not (run / "students/dwr/ranker.safetensors").exists()
     for name in ("report.md", "report.html"):
