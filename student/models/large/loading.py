@@ -28,6 +28,7 @@ def load(
     precision: str = "no",
     layers: int = 0,
     features: int = 0,
+    feature_layers: int = 1,
 ) -> Large:
     """Build a student from a language model.
 
@@ -39,7 +40,7 @@ def load(
         lora_rank, dropout, checkpointing: see `LargeConfig`.
         precision: of the training; with LoRA the frozen weights are stored in it.
         layers: keep so many layers, from the first; 0: all.
-        features: see `LargeConfig`.
+        features, feature_layers: see `LargeConfig`.
 
     Raises:
         UserError: no such checkpoint, codewords of another codebook, a window that is too short, or a model whose
@@ -61,7 +62,7 @@ def load(
     config = LargeConfig(
         ids.levels, ids.codebook_size, base.config.to_dict(), base_head.weight is table.weight,
         float(getattr(table, "embed_scale", 1.0)), dropout=dropout, checkpointing=checkpointing,
-        features=features,
+        features=features, feature_layers=feature_layers,
     )  # fmt: skip
     model = Large(config, base.base_model).eval()
     tables = [(model.head, base_head)] + ([] if model.codewords is None else [(model.codewords, table)])
