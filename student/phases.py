@@ -27,6 +27,7 @@ from student.batches import BatchSampler, check_scope
 from student.config import LABELLED_PRIORS, BaselineConfig, Config, ValidationSettings
 from student.item_batches import ItemBatch, ItemBatchSampler, read_windows
 from student.item_recommender import ItemRecommender
+from student.lite_llm4rec import build_lite_llm4rec
 from student.models import BACKBONES
 from student.models.causal import Causal
 from student.models.item_models import ITEM_MODELS
@@ -170,7 +171,7 @@ def read_reference(config: Config, acc: Accelerator) -> nn.Module:
 def build_item_model(
     config: BaselineConfig, folders: list[Path], texts: list[Artifact], source: list[Artifact], acc: Accelerator
 ) -> Student:
-    """Build SASRec, GRU4Rec, FMLP-Rec or SETRec.
+    """Build SASRec, GRU4Rec, FMLP-Rec, Lite-LLM4Rec or SETRec.
 
     Args:
         config: of the command.
@@ -211,6 +212,8 @@ def build_item_network(
     """Build a new network over items; arguments as `build_item_model`'s."""
     if config.network == "setrec":
         return build_setrec(config, n_items, source[0].folder if source else None, texts[0] if texts else None)
+    if config.network == "lite-llm4rec":
+        return build_lite_llm4rec(config, n_items, read_unit_vectors(texts, n_items))
     network, sizes = ITEM_MODELS[config.network]
     chosen = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
     chosen = {name: value for name, value in chosen.items() if value is not None}  # otherwise the network's default

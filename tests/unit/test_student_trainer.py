@@ -62,10 +62,10 @@ def tiny(monkeypatch):
     monkeypatch.setitem(BACKBONES["nested"][2], "demo", sizes | {"outer": 2, "layers": 1})
 
 
-def network(backbone, seed=0, features=0):
+def network(backbone, seed=0, **changes):
     torch.manual_seed(seed)
     network, config, presets = BACKBONES[backbone]
-    return network(config(LEVELS, SIZE, dropout=0.0, features=features, **presets["demo"]))
+    return network(config(LEVELS, SIZE, dropout=0.0, **(presets["demo"] | changes)))
 
 
 def losses_of(root, model, loss, one_pass, **changes):
@@ -133,11 +133,23 @@ def test_over_the_tries_children_the_loss_is_the_mean_log_probability_of_the_tar
     np.testing.assert_allclose(values, [np.mean(smoothed)], rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def deep_root(tmp_path_factory):
+    """Labels with the states of two layers of the teacher."""
+    folder = tmp_path_factory.mktemp("deep")
+    make_shop(folder, LENGTHS, feature_layers=(2, 5))
+    return folder
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("loss", ["distill", "dwr"])
-def test_guessed_states_add_their_loss(root, backbone, loss):
+@pytest.mark.parametrize(("loss", "layers"), [("distill", 1), ("dwr", 1), ("dwr", 2)])
+def test_guessed_states_add_their_loss(root, deep_root, backbone, loss, layers):
     """1 − cos to the states less the first shard's mean, at the targets; in one pass as prefix by prefix."""
-    store, model = LabelStore.open(root / "soft_labels"), network(backbone, features=FEATURES)
+    root = deep_root if layers == 2 else root
+    store, depth = LabelStore.open(root / "soft_labels"), {"seq2seq": "decoder_layers"}.get(backbone, "layers")
+    deep = {"feature_layers": 2, depth: 3} if layers == 2 else {}
+    model = network(backbone, features=FEATURES, **deep)
+    assert (store.features, store.feature_layers) == (FEATURES, layers)
     changes = {"batch_size": 10**4, "buffer_rows": 10**6, "rank_positions": "all", "long_histories": "prefixes"}
     changes |= {"confidence": 0.0, "rank_within": 0}  # equal weights
     usual = losses_of(root, model, LOSSES[loss], False, **changes)[0][0]
@@ -154,7 +166,9 @@ def test_guessed_states_add_their_loss(root, backbone, loss):
         model(codes[history[history >= 0]][None], codes[target][None, None])
         label = rows[int(examples.users[row]), int(examples.positions[row])]
         states = torch.from_numpy(block.states([label]) - mean)[0]
-        total += (1 - torch.nn.functional.cosine_similarity(guesses.pop()[0], states, dim=-1)).mean().item()
+        guess = guesses.pop()[0]
+        assert guess.shape == states.shape == (LEVELS, layers, FEATURES)
+        total += (1 - torch.nn.functional.cosine_similarity(guess, states, dim=-1)).mean().item()
     assert guessed[0][0] - usual == pytest.approx(2 * total / len(examples), rel=1e-4)
 
 
@@ -435,6 +449,13 @@ def test_labels_without_states_teach_none(priors, tmp_path):
     assert LabelStore.open(priors / "soft_labels").features == FEATURES
     with pytest.raises(UserError, match="holds no hidden states; export with --features"):
         run(priors, tmp_path / "student", "distill", feature_weight=0.1, soft_labels=priors / "soft_labels-distance")
+    assert not (tmp_path / "student").exists()
+
+
+def test_students_with_fewer_layers_than_the_labels_are_refused(deep_root, tmp_path):
+    message = "hold the states of 2 layers of the teacher, and this student has 1 over codewords; export with fewer"
+    with pytest.raises(UserError, match=message):
+        run(deep_root, tmp_path / "student", "distill", feature_weight=0.1, backbone="nested")
     assert not (tmp_path / "student").exists()
 
 

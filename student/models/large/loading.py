@@ -13,7 +13,8 @@ from distill.runtime import models
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from student.models.large.lora import add_lora
-from student.models.large.network import Large, LargeConfig, remove_vocabulary
+from student.models.large.network import Large, LargeConfig
+from student.models.trunk import remove_vocabulary
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -93,13 +94,14 @@ def read_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     return models.load_model(folder, refusal, dtype=dtype, local_files_only=True).eval(), tokenizer
 
 
-def keep_first_layers(base: PreTrainedModel, layers: int, folder: Path) -> None:
+def keep_first_layers(base: PreTrainedModel, layers: int, folder: Path, flag: str = "--init_layers") -> None:
     """Drop all but the first layers of a language model (SLMRec: Xu et al., ICLR 2025, prunes its students so).
 
     Args:
         base: the model, changed in place.
         layers: how many are kept.
         folder: of the model, for the message.
+        flag: that asked for it, for the message.
 
     Raises:
         UserError: it has fewer, or keeps them in no single list.
@@ -107,7 +109,7 @@ def keep_first_layers(base: PreTrainedModel, layers: int, folder: Path) -> None:
     config = base.config.get_text_config()
     total = config.num_hidden_layers
     if layers > total:
-        raise UserError(f"--init_layers is {layers}, and {folder} has {total} layers.")
+        raise UserError(f"{flag} is {layers}, and {folder} has {total} layers.")
     lists = [
         (parent, name)
         for parent in base.base_model.modules()

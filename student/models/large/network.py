@@ -31,6 +31,7 @@ from student.models.layers import (
     level_log_probs,
     prefix_tokens,
 )
+from student.models.trunk import remove_vocabulary
 
 CACHE_BYTES = 2 << 30  # keys and values of the users that are searched at once
 
@@ -259,15 +260,6 @@ class TreeStep:
             tokens = codes + 1 + (level - 1) * self.model.config.codebook_size
             states = self.model.run_trunk(tokens, *self.beams.append_beam_tokens(parents), self.cache)[-1]
         return level_log_probs(states, self.model.head, level, self.scope)
-
-
-def remove_vocabulary(trunk: PreTrainedModel) -> None:
-    """Remove the vocabulary's input table from the trunk, in place: codewords have their own rows."""
-    table = trunk.get_input_embeddings()
-    for part in list(trunk.modules()):
-        for name, child in part.named_children():
-            if child is table:
-                setattr(part, name, None)
 
 
 def fork(cache: DynamicCache) -> DynamicCache:
