@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from breaking_off import BrokenOffError, break_at
 from safetensors.torch import load_file
-from student_shop import FEATURES, LEVELS, SIZE, K, make_prior, make_shop
+from student_shop import FEATURES, ITEMS, LEVELS, SIZE, K, Nothing, make_prior, make_shop, write_labels
 
 from distill.data.dataset import Dataset
 from distill.decoding.trie import Trie
@@ -170,6 +170,37 @@ def test_guessed_states_add_their_loss(root, deep_root, backbone, loss, layers):
         assert guess.shape == states.shape == (LEVELS, layers, FEATURES)
         total += (1 - torch.nn.functional.cosine_similarity(guess, states, dim=-1)).mean().item()
     assert guessed[0][0] - usual == pytest.approx(2 * total / len(examples), rel=1e-4)
+
+
+def test_item_kl_over_a_list_of_all_items_is_the_divergence_over_the_catalogue(tmp_path):
+    """KL(P ‖ Q) of distributions over all items, Q as the trained student scores them; in one pass and by prefixes."""
+    make_shop(tmp_path, LENGTHS)
+    dataset = Dataset.load(tmp_path / "dataset")
+    codes = SemanticIDs.load(tmp_path / "semantic_ids", dataset.n_items).codes
+    examples, rng = dataset.examples("train", 4), np.random.default_rng(3)
+    probabilities = rng.dirichlet(np.full(ITEMS, 0.3), len(examples)).clip(1e-9)
+    probabilities /= probabilities.sum(1, keepdims=True)
+    others = np.stack([np.delete(np.argsort(-row), np.argsort(np.argsort(-row))[target])
+                       for row, target in zip(probabilities, examples.targets, strict=True)])  # fmt: skip
+    candidates = np.concatenate([examples.targets[:, None], others], axis=1)
+    scores = np.log(np.take_along_axis(probabilities, candidates, 1)).astype(np.float32)
+    log_probs = np.full((len(examples), LEVELS, SIZE), -np.log(SIZE))
+    shutil.rmtree(tmp_path / "soft_labels")
+    inputs = [artifacts.read(tmp_path / kind, kind) for kind in ("dataset", "semantic_ids")]
+    with artifacts.ArtifactJob("soft_labels", Nothing(), tmp_path / "soft_labels", inputs).write() as folder:
+        write_labels(folder, examples, codes, candidates, scores, log_probs, keep=ITEMS)
+    model = network("nested").eval()
+    facts = {"backbone": "nested", "scope": "trie", "max_history": 4}
+    student = Recommender(model, codes, *[[str(item) for item in range(ITEMS)]] * 2, facts=facts)
+    student_log_probs = student.score_items(examples.histories, exclude_bought=False)
+    expected = (probabilities * (np.log(probabilities) - student_log_probs)).sum(1).mean()
+    settings = {
+        "scope": "trie", "list_loss": "item_kl", "candidates": ITEMS, "batch_size": 10**4, "rank_positions": "all",
+        "long_histories": "prefixes", "confidence": 0.0, "rank_within": 0,
+    }  # fmt: skip
+    for one_pass in (True, False):
+        values, _ = losses_of(tmp_path, model, LOSSES["rank"], one_pass, **settings)
+        np.testing.assert_allclose(values, [expected], rtol=1e-4)
 
 
 def test_reversed_sequences_learn_their_items(root):
