@@ -115,24 +115,30 @@ def resolve_layers(layers: list[int], teachers: list[Artifact]) -> list[int]:
 
     Args:
         layers: from 1, or from -1 backwards.
-        teachers: language models, whose configs tell their layers.
+        teachers: language models of one depth, which their configs tell.
 
     Raises:
-        UserError: a layer that a teacher lacks, or one that is named twice.
+        UserError: a layer that a teacher lacks, one that is named twice, or teachers that would number them otherwise.
     """
     if layers == list(LAST_LAYER):
         return layers
+    from distill.runtime import models  # imports transformers
+
     resolved: list[int] = []
     for teacher in teachers:
-        config = json.loads((teacher.folder / "config.json").read_text())
-        depth = config.get("text_config", config)["num_hidden_layers"]
+        config = models.load_config(teacher.folder, f"No teacher at {teacher.folder}", local_files_only=True)
+        depth = config.get_text_config().num_hidden_layers
         wrong = [layer for layer in layers if not 1 <= abs(layer) <= depth]
         if wrong or not layers:
             given = f"has no layer {wrong[0]}" if wrong else "is asked for no layer"
             raise UserError(
                 f"{teacher.folder} {given}: --feature_layers are 1 to {depth}, or -1 (the last) to -{depth}."
             )
-        resolved = sorted(layer % (depth + 1) for layer in layers)
+        first, resolved = resolved, sorted(layer % (depth + 1) for layer in layers)
+        if first and first != resolved:
+            raise UserError(
+                f"--feature_layers {layers} are {first} of {teachers[0].folder}, {resolved} of {teacher.folder}."
+            )
         if len(set(resolved)) < len(resolved):
             raise UserError(f"--feature_layers {layers} names a layer of {teacher.folder} ({depth} layers) twice.")
     return resolved

@@ -1,13 +1,12 @@
 """Features of several layers: the student's layers against naive passes, and the layers that a teacher has."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from student_shop import FEATURES, LEVELS, SIZE
 from tiny_llms import NETWORKS, WORDS, checkpoint
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from distill.labels.config import Config, check
 from distill.labels.index_file import read_index
@@ -86,7 +85,7 @@ CODEWORDS = [f"<{level}_{code}>" for level in "abc" for code in range(SIZE)]
 
 def teacher_of(folder, **config):
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
+    LlamaConfig(**config).save_pretrained(folder)
     return SimpleNamespace(folder=folder)
 
 
@@ -94,8 +93,11 @@ def test_layers_of_a_teacher(tmp_path):
     teachers = [teacher_of(tmp_path / "a", num_hidden_layers=6)]
     assert resolve_layers([-1], []) == resolve_layers([-1], teachers) == [-1]
     assert resolve_layers([-1, 2, -3], teachers) == [2, 4, 6]
-    nested = teacher_of(tmp_path / "b", text_config={"num_hidden_layers": 4})
-    assert resolve_layers([-4], [nested]) == [1]
+    other = teacher_of(tmp_path / "b", num_hidden_layers=4)
+    assert resolve_layers([-4], [other]) == [1]
+    assert resolve_layers([2], [*teachers, other]) == [2]
+    with pytest.raises(UserError, match=r"are \[1, 6\] of .*a, \[1, 4\] of .*b"):
+        resolve_layers([1, -1], [*teachers, other])
     for layers, message in [
         ([7], "has no layer 7: --feature_layers are 1 to 6, or -1"),
         ([0, 1], "has no layer 0"),
