@@ -225,6 +225,25 @@ def test_accumulation_is_a_larger_batch(root, backbone, loss):
     agree(ones, others)
 
 
+@pytest.mark.parametrize("backbone", ["causal", "seq2seq"])
+def test_two_processes_learn_the_states_of_layers_as_one(deep_root, backbone):
+    """Their parts add up, batch by batch."""
+    depth = {"seq2seq": "decoder_layers"}.get(backbone, "layers")
+    model, sums = network(backbone, features=FEATURES, feature_layers=2, **{depth: 3}), []
+    for processes, batch_size in ((1, 8), (2, 4)):
+        config = dataclasses.replace(CONFIG, batch_size=batch_size, feature_weight=2.0)
+        dataset, store = Dataset.load(deep_root / "dataset"), LabelStore.open(deep_root / "soft_labels")
+        codes = torch.from_numpy(SemanticIDs.load(deep_root / "semantic_ids", dataset.n_items).codes)
+        parts = []
+        for process in range(processes):
+            more = backbone != "seq2seq", config, process, processes
+            batches = BatchSampler(dataset, store, LOSSES["distill"], *more).batches(0)
+            parts.append([batch_loss(model, LOSSES["distill"], each, codes, False, config).item() for each in batches])
+        sums.append(np.sum(parts, axis=0))
+    assert len(sums[0]) > 1
+    np.testing.assert_allclose(sums[1], sums[0], rtol=1e-5)
+
+
 def test_a_sampled_position_stands_for_all(root):
     """On average over draws, the ranking loss of one position a sequence is that of all."""
     model, changes = network("causal"), {"batch_size": 10**4, "buffer_rows": 10**6}
