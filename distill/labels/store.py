@@ -69,8 +69,10 @@ class LabelBlock:
 
     def states(self, rows: Rows = slice(None)) -> np.ndarray:
         """Decode the directions of the teacher's hidden states, float32 [m, levels, layers, features]."""
-        states = [decode_states(self.columns[f"states_{level}"][rows]) for level in range(self.levels)]
-        return np.stack(states, axis=1).reshape(len(states[0]), self.levels, self.feature_layers, -1)
+        levels = [decode_states(self.columns[f"states_{level}"][rows]) for level in range(self.levels)]
+        states = np.stack(levels, axis=1)
+        features = states.shape[2] // self.feature_layers
+        return states.reshape(len(states), self.levels, self.feature_layers, features)
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ def test_guessed_states_add_their_loss(root, deep_root, backbone, loss, layers):
     deep = {"feature_layers": 2, depth: 3} if layers == 2 else {}
     model = network(backbone, features=FEATURES, **deep)
     assert (store.features, store.feature_layers) == (FEATURES, layers)
+    assert store.load().states(slice(0)).shape == (0, LEVELS, layers, FEATURES)
     changes = {"batch_size": 10**4, "buffer_rows": 10**6, "rank_positions": "all", "long_histories": "prefixes"}
     changes |= {"confidence": 0.0, "rank_within": 0}  # equal weights
     usual = losses_of(root, model, LOSSES[loss], False, **changes)[0][0]
