@@ -95,16 +95,19 @@ def prefix(log_probs: Tensor, targets: Tensor, focus: float = 0.0) -> Tensor:
 
 
 def features(guesses: Tensor, states: Tensor) -> Tensor:
-    """Compute 1 − cos between the student's guesses and the teacher's states, averaged over the levels.
+    """Compute 1 − cos between the student's guesses and the teacher's states, averaged over levels and layers.
+
+    With several layers: layer-wise feature distillation (SLMRec: Xu et al., ICLR 2025, without its losses of norms).
 
     Args:
-        guesses: projected states of the student [..., levels, d].
-        states: the teacher's, of any scale [..., levels, d].
+        guesses: projected states of the student [..., levels, layers, d].
+        states: the teacher's, of any scale [..., levels, layers, d].
 
     Returns:
         [...].
     """
-    return 1 - torch.cosine_similarity(guesses.float(), states.float(), dim=-1).mean(-1)
+    guesses = guesses.to(torch.promote_types(guesses.dtype, torch.float32))
+    return 1 - torch.cosine_similarity(guesses, states.to(guesses.dtype), dim=-1).mean((-2, -1))
 
 
 def reference_rank(scores: Tensor) -> Tensor:

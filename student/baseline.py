@@ -1,4 +1,6 @@
-"""Train a network over items, without semantic IDs: SASRec, GRU4Rec, FMLP-Rec or SETRec, with full cross-entropy.
+"""Train a network over items, without semantic IDs, with full cross-entropy.
+
+SASRec, GRU4Rec, FMLP-Rec, Lite-LLM4Rec or SETRec:
 
     python student/baseline.py --network sasrec --config configs/demo/baseline.yaml
 

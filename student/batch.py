@@ -66,7 +66,7 @@ class Batch:
         pseudo_ids: codewords of candidates that are no items, in place of `candidates`, the reference first
             [n, k, levels].
         log_probs: the teacher's, float16 [n, levels, V].
-        states: the teacher's states before each codeword, less their mean, float32 [n, levels, features].
+        states: the teacher's states before each codeword, less their mean, float32 [n, levels, layers, features].
     """
 
     sequences: Tensor

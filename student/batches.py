@@ -280,7 +280,7 @@ class BatchSampler:
 
 
 def mean_states(store: LabelStore | None) -> np.ndarray:
-    """Compute the mean of the first shard's states [levels, features]: what all states have in common tells nothing.
+    """Compute the mean of the first shard's states [levels, layers, features]: what all have in common tells nothing.
 
     Raises:
         UserError: the labels hold no states.

@@ -31,7 +31,7 @@ ListLoss = Literal[
 ]  # fmt: skip
 NEEDS_TEACHER = ("listnet", "item_kl")  # ranking losses that read the teacher's scores of the candidates
 NEEDS_REFERENCE = ("dpo", "s_dpo", "grpo")  # ranking losses that compare with another model
-ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "setrec")
+ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "lite-llm4rec", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 Precision = Literal["auto", "float32", "bfloat16"]  # of a trained student's matrix products
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
@@ -52,7 +52,7 @@ class PathSettings:
     embeddings: Path | None = None
     """Embeddings artifact whose text part item_text and setrec read (default: RUN/embeddings)."""
     output: Path | None = None
-    """Where the result goes (default: RUN/students/VARIANT; for sasrec, gru4rec, fmlp and setrec
+    """Where the result goes (default: RUN/students/VARIANT; for sasrec, gru4rec, fmlp, lite-llm4rec and setrec
     RUN/baselines/NETWORK, with -LOSS where the loss is not ce)."""
 
 
@@ -68,10 +68,10 @@ class DropoutSettings:
 class ModelSettings(DropoutSettings):
     """A network over codewords."""
 
-    backbone: Literal["seq2seq", "causal", "nested", "sasrec", "gru4rec", "fmlp", "setrec"] = "seq2seq"
+    backbone: Literal["seq2seq", "causal", "nested", "sasrec", "gru4rec", "fmlp", "lite-llm4rec", "setrec"] = "seq2seq"
     """The network: T5's encoder and decoder; a decoder alone that reads the history once; or nested, one decoder over
-    items and a small one over the codewords of an item (the fastest). sasrec, gru4rec, fmlp and setrec score items
-    without semantic IDs; they learn tiger, distill, dwr and dwr-without-distill, and ignore the options of
+    items and a small one over the codewords of an item (the fastest). sasrec, gru4rec, fmlp, lite-llm4rec and setrec
+    score items without semantic IDs; they learn tiger, distill, dwr and dwr-without-distill, and ignore the options of
     codewords."""
     preset: str = "demo"
     """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
@@ -90,9 +90,10 @@ class ItemModelSettings(DropoutSettings):
     """A network over items."""
 
     dim: PositiveInt = field(default=64, metadata={"identity": False})
-    """sasrec, gru4rec, fmlp, setrec: size of an item's embedding or tokens."""
+    """Of networks over items: size of an item's embedding or tokens."""
     layers: PositiveInt | None = field(default=None, metadata={"identity": False})
-    """sasrec, gru4rec, fmlp, setrec: layers of the network (default: two, one, two, two)."""
+    """Layers of a network over items (default: two, of gru4rec one); of lite-llm4rec with base: the first so many of
+    it (default: all)."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class ItemTextSettings:
 
     item_text: Literal["none", "add", "only"] = field(default="none", metadata=IF_CHANGED)
     """Read frozen text embeddings of the history's items through a trained projection: add them to the learned
-    embeddings, or read them only, in place of these. sasrec, gru4rec and fmlp then score items by their texts too.
-    causal takes add; a student with init reads no texts."""
+    embeddings, or read them only, in place of these. sasrec, gru4rec, fmlp and lite-llm4rec then score items by their
+    texts too. causal takes add; a student with init reads no texts."""
 
     @property
     def reads_text(self) -> bool:
@@ -218,7 +219,7 @@ class TeacherLossSettings:
     temperature: PositiveFloat = 0.7
     """Temperature of the teacher's distributions (paper: 1)."""
     gamma: float = 1.0
-    """γ, weight of the ranking loss beside a generative one, equation (16); for sasrec, gru4rec and fmlp, weight of the
+    """γ, weight of the ranking loss beside a generative one, equation (16); of networks over items, weight of the
     losses over the teacher's candidates."""
     margin: float = 0.001
     """λ of the ranking loss, equation (14)."""
@@ -348,16 +349,17 @@ class BaselineConfig(
 ):
     """Train a baseline: python student/baseline.py [--network NAME] [--config FILE] [--field value ...]."""
 
-    network: Literal["sasrec", "gru4rec", "fmlp", "setrec"] = "sasrec"
-    """Self-attention, a recurrent network, filters in the frequency domain (FMLP-Rec), or a language model that
-    generates an item's set of tokens at once (SETRec)."""
+    network: Literal["sasrec", "gru4rec", "fmlp", "lite-llm4rec", "setrec"] = "sasrec"
+    """Self-attention, a recurrent network, filters in the frequency domain (FMLP-Rec), a language model over item
+    vectors (Lite-LLM4Rec), or one that generates an item's set of tokens at once (SETRec)."""
     loss: ItemLoss = "ce"
     """Cross-entropy to the next items; plus gamma times the cross-entropy to the teacher's candidates (list), the
     ranking loss over them, equation (14), or both."""
     dim: PositiveInt = 64
     """Size of an item's embedding, or of its tokens."""
     layers: PositiveInt | None = None
-    """Layers of the network (default: two of sasrec, fmlp and setrec, one of gru4rec)."""
+    """Layers of the network (default: two, of gru4rec one); of lite-llm4rec with base: the first so many of it
+    (default: all)."""
     threads: NonNegativeInt = field(default=0, metadata={"identity": False})
     """CPU threads; 0: torch's choice."""
 

@@ -39,7 +39,7 @@ def _states(model: nn.Module, codes: Tensor) -> Tensor:
         return model.item_states(codes)[:, 0]
     if isinstance(model, Causal):
         embedded = model.embed_history(codes, history_tokens(codes, model.config.codebook_size))
-        return model.decode(embedded)[0].mean(1)
+        return model.decode(embedded)[0][-1].mean(1)
     if isinstance(model, Seq2Seq):
         states, _, packing = model.encoder_states(codes)
         return packing.pad(states).mean(1)

@@ -68,7 +68,7 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
 
 
 def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> None:
-    """Train SASRec, GRU4Rec, FMLP-Rec or SETRec, once or once per seed, unless it is finished.
+    """Train SASRec, GRU4Rec, FMLP-Rec, Lite-LLM4Rec or SETRec, once or once per seed, unless it is finished.
 
     Raises:
         UserError: sizes that no network can have; inputs that are missing or do not fit.
@@ -229,7 +229,7 @@ def read_cf_source(config: BaselineConfig) -> list[Artifact]:
 
 
 def identify_base(folder: Path) -> dict[str, Any]:
-    """Identify the pretrained model that a SETRec starts from.
+    """Identify the pretrained model that a SETRec or Lite-LLM4Rec starts from.
 
     Raises:
         UserError: no checkpoint there.

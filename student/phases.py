@@ -27,6 +27,7 @@ from student.batches import BatchSampler, check_scope
 from student.config import LABELLED_PRIORS, BaselineConfig, Config, ValidationSettings
 from student.item_batches import ItemBatch, ItemBatchSampler, read_windows
 from student.item_recommender import ItemRecommender
+from student.lite_llm4rec import build_lite_llm4rec
 from student.models import BACKBONES
 from student.models.causal import Causal
 from student.models.item_models import ITEM_MODELS
@@ -103,8 +104,9 @@ def build_student(
     store = LabelStore.open(folders[2]) if variant.needs_labels else None
     samplers = {name: build_sampler(dataset, store, loss, acc, config, ids) for name, loss in variant.phases.items()}
     with unsharded(acc):
-        features = store.features if store and samplers["retriever"].state_mean is not None else 0
-        model = build_model(config, ids, read_unit_vectors(texts, dataset.n_items), features).to(acc.device)
+        learns_states = store is not None and samplers["retriever"].state_mean is not None
+        features = (store.features, store.feature_layers) if store and learns_states else (0, 1)
+        model = build_model(config, ids, read_unit_vectors(texts, dataset.n_items), *features).to(acc.device)
     facts = {name: getattr(config, name) for name in ("variant", "backbone", "scope", "seed", "max_history")}
     facts["backbone"] = "large" if config.init else config.backbone
     facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
@@ -169,7 +171,7 @@ def read_reference(config: Config, acc: Accelerator) -> nn.Module:
 def build_item_model(
     config: BaselineConfig, folders: list[Path], texts: list[Artifact], source: list[Artifact], acc: Accelerator
 ) -> Student:
-    """Build SASRec, GRU4Rec, FMLP-Rec or SETRec.
+    """Build SASRec, GRU4Rec, FMLP-Rec, Lite-LLM4Rec or SETRec.
 
     Args:
         config: of the command.
@@ -210,6 +212,8 @@ def build_item_network(
     """Build a new network over items; arguments as `build_item_model`'s."""
     if config.network == "setrec":
         return build_setrec(config, n_items, source[0].folder if source else None, texts[0] if texts else None)
+    if config.network == "lite-llm4rec":
+        return build_lite_llm4rec(config, n_items, read_unit_vectors(texts, n_items))
     network, sizes = ITEM_MODELS[config.network]
     chosen = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
     chosen = {name: value for name, value in chosen.items() if value is not None}  # otherwise the network's default
@@ -221,7 +225,9 @@ def build_item_network(
     return model
 
 
-def build_model(config: Config, ids: SemanticIDs, unit: np.ndarray | None, features: int = 0) -> nn.Module:
+def build_model(
+    config: Config, ids: SemanticIDs, unit: np.ndarray | None, features: int = 0, feature_layers: int = 1
+) -> nn.Module:
     """Build a new network over codewords, or load the language model that it starts from.
 
     Args:
@@ -229,10 +235,12 @@ def build_model(config: Config, ids: SemanticIDs, unit: np.ndarray | None, featu
         ids: semantic IDs of all items.
         unit: text embeddings that the network reads, of length 1 [n_items, dim]; None: none.
         features: numbers of each of the teacher's hidden states that it learns to guess; 0: none.
+        feature_layers: of the teacher, whose states it learns.
     """
     if not config.init:
         network, sizes, presets = BACKBONES[config.backbone]
         options = presets[config.preset] | {"dropout": config.dropout, "features": features}
+        options["feature_layers"] = feature_layers
         if unit is None:
             return network(sizes(ids.levels, ids.codebook_size, **options))
         numbers, vectors = text_of_ids(ids.codes, unit, ids.codebook_size)
@@ -243,7 +251,8 @@ def build_model(config: Config, ids: SemanticIDs, unit: np.ndarray | None, featu
     from student.models import large
 
     options = (
-        config.lora_rank, config.dropout, config.gradient_checkpointing, config.precision, config.init_layers, features,
+        config.lora_rank, config.dropout, config.gradient_checkpointing, config.precision, config.init_layers,
+        features, feature_layers,
     )  # fmt: skip
     return large.load(config.init, ids, config.max_history, *options)
 

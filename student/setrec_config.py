@@ -48,7 +48,8 @@ class SETRecInputs:
     sasrec: Path | None = None
     """setrec: network over items whose embeddings are the CF tokens' source (default: RUN/baselines/sasrec)."""
     base: Path | None = None
-    """setrec: start from this Hugging Face checkpoint, a T5 or a causal model; without it from random weights."""
+    """setrec, lite-llm4rec: start from this Hugging Face checkpoint, a causal model, or a T5 (setrec); without it from
+    random weights."""
     setrec: SETRecSettings = field(default_factory=SETRecSettings, metadata=IF_CHANGED)
     """Settings of setrec."""
 
@@ -67,9 +68,10 @@ def check_setrec(inputs: SETRecInputs, network: str, dim: int, item_text: str) -
     """
     settings = inputs.setrec
     if network != "setrec":
-        if inputs.sasrec or inputs.base or settings != SETRecSettings():
-            name = "--sasrec" if inputs.sasrec else "--base" if inputs.base else "--setrec"
-            raise UserError(f"{name} is for setrec; the network is {network}.")
+        if inputs.base and network != "lite-llm4rec":
+            raise UserError(f"--base is for setrec and lite-llm4rec; the network is {network}.")
+        if inputs.sasrec or settings != SETRecSettings():
+            raise UserError(f"{'--sasrec' if inputs.sasrec else '--setrec'} is for setrec; the network is {network}.")
         return
     if item_text != "none":
         raise UserError("--item_text is for the other networks; setrec always reads texts, as semantic tokens.")

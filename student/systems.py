@@ -66,7 +66,7 @@ class StudentSystem:
 
 
 class ItemModelSystem:
-    """A SASRec, GRU4Rec or FMLP-Rec, which scores all items directly."""
+    """A network over items such as SASRec, which scores all items directly."""
 
     kind = "baseline"
     needs_trie = False

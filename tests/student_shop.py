@@ -22,7 +22,7 @@ class Nothing:
     """No settings."""
 
 
-def make_shop(root, lengths, seed=0, shards=3):
+def make_shop(root, lengths, seed=0, shards=3, feature_layers=(1,)):
     """Write a run's folder with data set, semantic IDs and soft labels; `lengths` are those of the users' sequences."""
     rng = np.random.default_rng(seed)
     names = [f"i{number}" for number in range(ITEMS)]
@@ -44,11 +44,13 @@ def make_shop(root, lengths, seed=0, shards=3):
     candidates[::7, -1], scores[::7, -1] = -1, -np.inf  # some lists are short
     logits = rng.normal(0, 1, (n, LEVELS, SIZE))
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    states = rng.integers(0, 256, (n, LEVELS, FEATURES), dtype=np.uint8)
+    states = rng.integers(0, 256, (n, LEVELS, len(feature_layers), FEATURES), dtype=np.uint8)
     inputs = [data, read(root / "semantic_ids", "semantic_ids")]
     with ArtifactJob("soft_labels", Nothing(), root / "soft_labels", inputs).write() as folder:
-        labels = candidates, scores, log_probs
-        write_labels(folder, examples, codes, *labels, shards=shards, states=states, features=FEATURES)
+        labels, facts = (candidates, scores, log_probs), {"features": FEATURES}
+        if len(feature_layers) > 1:
+            facts["feature_layers"] = list(feature_layers)
+        write_labels(folder, examples, codes, *labels, shards=shards, states=states, **facts)
 
 
 def make_teacher(root):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from distill.labels.labeller import LAST_LAYER
 from distill.runtime.config import IF_CHANGED, JobSettings, suggest
 from distill.runtime.errors import UserError
 
@@ -99,6 +100,8 @@ class LabelSettings:
     features: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
     """Store the language model's last hidden state before each codeword, projected to so many numbers of a byte each,
     for students with --feature_weight; 0: none."""
+    feature_layers: list[int] = field(default_factory=lambda: list(LAST_LAYER), metadata=IF_CHANGED)
+    """features: after which of its layers, from 1, or from -1 (the last) backwards; such as [10,20,-1]."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ def check(config: Config) -> None:
         raise UserError("--item_model and --item_temperature are for --mix item_model=1, alone or beside others.")
     if config.features and (config.mix.keys() != {"llm"} or config.engine != "hf"):
         raise UserError("--features are hidden states of a language model in PyTorch: --mix llm=1 --engine hf.")
+    if not config.features and config.feature_layers != list(LAST_LAYER):
+        raise UserError("--feature_layers are layers whose states are stored; say by how many numbers: --features 64.")
     if config.folds == 1:
         raise UserError("--folds 1 would leave no other users to learn from; expected 0 (none) or 2 folds or more.")
     if config.folds and config.engine == "vllm" and "llm" in config.mix:

@@ -20,7 +20,7 @@ from distill.data.dataset import Dataset, Examples
 from distill.labels.config import ExampleSettings, ShardSettings, parse_shard, parse_users
 from distill.labels.encodings import ENCODINGS
 from distill.labels.hub import push
-from distill.labels.labeller import Labeller, LabelRequest, Labels, Progress, no_progress
+from distill.labels.labeller import LAST_LAYER, Labeller, LabelRequest, Labels, Progress, no_progress
 from distill.labels.quality import mean_quality, shard_quality
 from distill.labels.schema import recorded_shards, write_index
 from distill.labels.shard_queue import Record, ShardQueue
@@ -135,6 +135,8 @@ class Exporter:
         }
         if self.request.features:
             facts["features"] = self.request.features
+        if self.request.feature_layers != LAST_LAYER:
+            facts["feature_layers"] = list(self.request.feature_layers)
         write_json(job.partial / "report.json", quality)
         write_index(job.partial, records, **facts)
         job.facts = {"targets": len(self.examples), "encoding": self.settings.encoding, "labeller": labeller}

@@ -50,6 +50,11 @@ def _find_problem(index: dict[str, Any]) -> str | None:
     features = index.get("features", 1)
     if type(features) is not int or not 1 <= features <= MOST_FEATURES:
         return f"features is {str(features)[:60]}, expected 1 to {MOST_FEATURES}"
+    layers = index.get("feature_layers", [1])
+    if not isinstance(layers, list) or not layers or any(type(layer) is not int for layer in layers):
+        return f"feature_layers is {str(layers)[:60]}, expected numbers of layers"
+    if layers[0] < 1 or layers != sorted(set(layers)) or len(layers) * features > MOST_FEATURES:
+        return f"feature_layers is {str(layers)[:60]}, expected ascending numbers from 1"
     for name, words in WORDS.items():
         if name in index and index[name] not in words:
             return f"{name} is {index[name]!r}, expected {' or '.join(words)}"

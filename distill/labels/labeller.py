@@ -11,6 +11,7 @@ import numpy as np
 from distill.data.dataset import PAD, Examples
 
 Scope = Literal["level", "all"]
+LAST_LAYER = (-1,)
 Progress = Callable[[int], object]  # called with the number of examples labelled since the last call
 
 
@@ -25,6 +26,7 @@ class LabelRequest:
         scope: "level": log-probabilities of each position's own level; "all": of the codewords of all levels.
         constrained: search valid IDs only; otherwise Correct drops the invalid ones (paper 3.2).
         features: numbers of a projected hidden state that are kept; 0: none.
+        feature_layers: layers whose states are kept, ascending, from 1; LAST_LAYER: the last.
     """
 
     width: int = 25
@@ -33,6 +35,7 @@ class LabelRequest:
     scope: Scope = "level"
     constrained: bool = True
     features: int = 0
+    feature_layers: tuple[int, ...] = LAST_LAYER
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Labels:
             `scores`.
         invalid: beams of each example that are no item's ID [n]; None: none are.
         states: the teacher's hidden states before each codeword, projected, as bytes (`encode_states`)
-            [n, levels, features]; None: not asked for.
+            [n, levels, layers, features]; None: not asked for.
     """
 
     candidates: np.ndarray

@@ -20,7 +20,7 @@ whole vocabulary:
 | topk+tail | top_L: the likeliest codewords [48]; top_log_probs_L; tail_L: log of the others' mass, shared equally |
 
 An export with `--features F` adds states_L: F bytes, the teacher's hidden state before the codeword, projected and
-scaled so that its largest number is 127 away from 128.
+scaled so that its largest number is 127 away from 128. With `--feature_layers` it has F bytes for each of them.
 
 A temperature is not applied: the student chooses it.
 """

@@ -36,7 +36,8 @@ def find_problem(columns: Columns, rows: int, index: dict[str, Any], wanted: Seq
             kind, high = array.dtype.kind, size if name == TOP else 256
             checks[f"{name}_{level}"] = _floats(shape) if kind == "f" else _numbers(shape, 0, high, kind)
         if index.get("features"):
-            checks[f"states_{level}"] = _numbers((rows, index["features"]), 0, 256, "u")
+            size_of_states = index["features"] * len(index.get("feature_layers", [1]))
+            checks[f"states_{level}"] = _numbers((rows, size_of_states), 0, 256, "u")
     for name, is_right in checks.items():
         if name not in columns:
             if wanted is None or name in wanted:

@@ -12,6 +12,7 @@ import numpy as np
 
 from distill.labels.encodings import decode_level, decode_states
 from distill.labels.index_file import read_index
+from distill.labels.labeller import LAST_LAYER
 from distill.labels.schema import Columns, Rows
 from distill.labels.shard_check import find_problem
 from distill.labels.writer import read_shard
@@ -33,6 +34,7 @@ class LabelBlock:
         size: V, codewords a row.
         levels: levels of a semantic ID.
         columns: the other columns as arrays of n rows.
+        feature_layers: of the teacher, whose states are stored.
     """
 
     users: np.ndarray
@@ -42,6 +44,7 @@ class LabelBlock:
     size: int
     levels: int
     columns: Columns
+    feature_layers: int = 1
 
     def __len__(self) -> int:
         return len(self.users)
@@ -65,8 +68,11 @@ class LabelBlock:
         return log_probs
 
     def states(self, rows: Rows = slice(None)) -> np.ndarray:
-        """Decode the directions of the teacher's hidden states, float32 [m, levels, features]."""
-        return np.stack([decode_states(self.columns[f"states_{level}"][rows]) for level in range(self.levels)], axis=1)
+        """Decode the directions of the teacher's hidden states, float32 [m, levels, layers, features]."""
+        levels = [decode_states(self.columns[f"states_{level}"][rows]) for level in range(self.levels)]
+        states = np.stack(levels, axis=1)
+        features = states.shape[2] // self.feature_layers
+        return states.reshape(len(states), self.levels, self.feature_layers, features)
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,11 @@ class LabelStore:
     def features(self) -> int:
         """Numbers of each stored hidden state; 0: none are stored."""
         return self.index.get("features", 0)
+
+    @property
+    def feature_layers(self) -> int:
+        """Layers of the teacher whose states are stored."""
+        return len(self.index.get("feature_layers", LAST_LAYER))
 
     @property
     def scope(self) -> str:
@@ -178,7 +189,8 @@ class LabelStore:
         columns = self._columns(shards)
         users, positions, targets = (columns.pop(name) for name in ("user", "position", "target"))
         size = self.codebook_size * (self.levels if self.scope == "all" else 1)
-        return LabelBlock(users, positions, targets, self.index["encoding"], size, self.levels, columns)
+        layout = self.index["encoding"], size, self.levels, columns, self.feature_layers
+        return LabelBlock(users, positions, targets, *layout)
 
 
 def export_command(artifact: Artifact) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def encode_shard(
         candidate_scores: log P(v|S) [n, keep].
         log_probs: of the codewords [n, levels, V].
         encoding: of `log_probs`, a key of `ENCODINGS`.
-        states: hidden states as bytes [n, levels, features]; None: none.
+        states: hidden states as bytes [n, levels, layers, features]; None: none.
     """
     columns = {
         "user": pa.array(examples.users, pa.int32()),
@@ -109,7 +110,7 @@ def encode_shard(
         for name, values in ENCODINGS[encoding].encode(log_probs[:, level].astype(np.float32)).items():
             columns[f"{name}_{level}"] = _column(values)
         if states is not None:
-            columns[f"states_{level}"] = _column(states[:, level])
+            columns[f"states_{level}"] = _column(states[:, level].reshape(len(examples), math.prod(states.shape[2:])))
     content = io.BytesIO()
     # no dictionaries: zstd compresses the plain bytes better
     split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("candidates", "candidate_scores")}

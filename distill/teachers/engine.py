@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from distill.labels.labeller import Scope
+from distill.labels.labeller import LAST_LAYER, Scope
 from distill.semantic_ids.ids import SemanticIDs
 
 if TYPE_CHECKING:
@@ -64,12 +64,26 @@ class PrefixEngine(Protocol):
 class StateEngine(Protocol):
     """An engine that can return hidden states."""
 
-    def codeword_states(self, histories: np.ndarray, targets: np.ndarray) -> Tensor:
-        """Compute the last hidden states that predict each codeword of targets [rows, levels, hidden]."""
+    def codeword_states(
+        self, histories: np.ndarray, targets: np.ndarray, layers: tuple[int, ...] = LAST_LAYER
+    ) -> Tensor:
+        """Compute the hidden states after some layers that predict each codeword of targets.
+
+        Args:
+            histories, targets: as for `Engine.codeword_logprobs`.
+            layers: from 1; the last is read after the model's last norm, as the head reads it.
+
+        Returns:
+            [rows, levels, layers, hidden].
+        """
         ...
 
-    def stream_states(self, sequences: np.ndarray) -> Tensor:
-        """Compute those of every item of sequences, as `Engine.stream_logprobs` [users, length, levels, hidden]."""
+    def stream_states(self, sequences: np.ndarray, layers: tuple[int, ...] = LAST_LAYER) -> Tensor:
+        """Compute those of every item of sequences, as `Engine.stream_logprobs`.
+
+        Returns:
+            [users, length, levels, layers, hidden].
+        """
         ...
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from distill.data.dataset import Dataset, Examples
 from distill.labels import exporter
 from distill.labels.config import Config
-from distill.labels.labeller import LabelRequest
+from distill.labels.labeller import LAST_LAYER, LabelRequest
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
@@ -96,10 +96,52 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def load_inputs(config: Config, inputs: Inputs) -> tuple[Dataset, SemanticIDs, Config]:
-    """Load data set and semantic IDs; returns also the config with `exclude_bought` decided by the data."""
+    """Load data set and semantic IDs.
+
+    Returns also the config with `exclude_bought` decided by the data, and `feature_layers` numbered from 1.
+
+    Raises:
+        UserError: layers that a teacher lacks.
+    """
     dataset = Dataset.load(inputs.dataset.folder)
     ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items)
-    return dataset, ids, replace(config, exclude_bought=dataset.resolve_exclude_bought(config.exclude_bought))
+    exclude_bought = dataset.resolve_exclude_bought(config.exclude_bought)
+    layers = resolve_layers(config.feature_layers, inputs.teachers)
+    return dataset, ids, replace(config, exclude_bought=exclude_bought, feature_layers=layers)
+
+
+def resolve_layers(layers: list[int], teachers: list[Artifact]) -> list[int]:
+    """Number the layers whose states are stored from 1, ascending; LAST_LAYER, which needs no number, stays.
+
+    Args:
+        layers: from 1, or from -1 backwards.
+        teachers: language models of one depth, which their configs tell.
+
+    Raises:
+        UserError: a layer that a teacher lacks, one that is named twice, or teachers that would number them otherwise.
+    """
+    if layers == list(LAST_LAYER):
+        return layers
+    from distill.runtime import models  # imports transformers
+
+    resolved: list[int] = []
+    for teacher in teachers:
+        config = models.load_config(teacher.folder, f"No teacher at {teacher.folder}", local_files_only=True)
+        depth = config.get_text_config().num_hidden_layers
+        wrong = [layer for layer in layers if not 1 <= abs(layer) <= depth]
+        if wrong or not layers:
+            given = f"has no layer {wrong[0]}" if wrong else "is asked for no layer"
+            raise UserError(
+                f"{teacher.folder} {given}: --feature_layers are 1 to {depth}, or -1 (the last) to -{depth}."
+            )
+        first, resolved = resolved, sorted(layer % (depth + 1) for layer in layers)
+        if first and first != resolved:
+            raise UserError(
+                f"--feature_layers {layers} are {first} of {teachers[0].folder}, {resolved} of {teacher.folder}."
+            )
+        if len(set(resolved)) < len(resolved):
+            raise UserError(f"--feature_layers {layers} names a layer of {teacher.folder} ({depth} layers) twice.")
+    return resolved
 
 
 def describe_export(
@@ -109,8 +151,9 @@ def describe_export(
     examples = exporter.select_examples(dataset, config, max_history)
     assert config.exclude_bought is not None
     request = LabelRequest(
-        config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained, config.features
-    )
+        config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained, config.features,
+        tuple(config.feature_layers),
+    )  # fmt: skip
     sources = {
         "teacher": " ".join(source.fingerprint for source in [*inputs.teachers, *inputs.networks]),
         "mix": config.mix,

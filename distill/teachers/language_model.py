@@ -11,7 +11,15 @@ import numpy as np
 
 from distill.data.dataset import PAD, Dataset, Examples, batches_by_length
 from distill.labels.encodings import encode_states
-from distill.labels.labeller import LabelRequest, Labels, Progress, concatenate_labels, correct, target_ranks
+from distill.labels.labeller import (
+    LAST_LAYER,
+    LabelRequest,
+    Labels,
+    Progress,
+    concatenate_labels,
+    correct,
+    target_ranks,
+)
 from distill.teachers.engine import Engine, PrefixEngine, Scope, StateEngine
 
 Results = tuple[np.ndarray, np.ndarray, np.ndarray]  # items, scores, log-probabilities of codewords
@@ -37,15 +45,25 @@ class EngineLabeller:
             labels.append(self._corrected(examples.take(rows), results, request))
             progress(len(rows))
         joined = concatenate_labels(labels, np.argsort(np.concatenate(rows_of_batches)))
-        return replace(joined, states=self.states(examples, request.features)) if request.features else joined
+        if not request.features:
+            return joined
+        return replace(joined, states=self.states(examples, request.features, request.feature_layers))
 
-    def states(self, examples: Examples, features: int) -> np.ndarray:
-        """Compute the hidden states before each codeword of the targets, projected and encoded [n, levels, features].
+    def states(self, examples: Examples, features: int, layers: tuple[int, ...] = LAST_LAYER) -> np.ndarray:
+        """Compute the hidden states before each codeword of the targets, projected and encoded.
 
-        The projection is the same Gaussian one for every teacher of that width.
+        The projection is the same Gaussian one for every teacher of that width, and for all of its layers.
+
+        Args:
+            examples: n examples.
+            features: numbers of a state.
+            layers: whose states are taken, from 1.
+
+        Returns:
+            uint8 [n, levels, layers, features].
         """
         engine = cast(StateEngine, self.engine)
-        projected = np.empty((len(examples), self.engine.data.ids.levels, features), np.float32)
+        projected = np.empty((len(examples), self.engine.data.ids.levels, len(layers), features), np.float32)
 
         def project(states: Any) -> np.ndarray:
             values = states.float().cpu().numpy()
@@ -55,11 +73,11 @@ class EngineLabeller:
         users = UserRows(examples, np.flatnonzero(in_stream))
         for start in range(0, len(users.order), self.batch_size):
             sequences, rows, row = users.batch(self.dataset, users.order[start : start + self.batch_size])
-            states = engine.stream_states(sequences)
+            states = engine.stream_states(sequences, layers)
             projected[rows] = project(states[row, examples.positions[rows]])
         rest = np.flatnonzero(~in_stream)
         for batch, histories in batches_by_length(examples.histories[rest], self.batch_size):
-            projected[rest[batch]] = project(engine.codeword_states(histories, examples.targets[rest[batch]]))
+            projected[rest[batch]] = project(engine.codeword_states(histories, examples.targets[rest[batch]], layers))
         return encode_states(projected)
 
     def _batches(self, examples: Examples, request: LabelRequest) -> Iterator[tuple[np.ndarray, Results]]:

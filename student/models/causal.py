@@ -8,6 +8,7 @@ The text of an item joins its last token: an earlier one would tell the text of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class CausalConfig:
     max_distance: int = 128
     text: TextConfig | None = None
     features: int = 0
+    feature_layers: int = 1
 
 
 class EncodedHistory(NamedTuple):
@@ -70,6 +72,7 @@ class EncodedHistory(NamedTuple):
         mask: additive mask of the padding [batch, 1, 1, length].
         lengths: tokens of each history [batch].
         last_state: state after each history's last token, which predicts the first codeword [batch, d_model].
+        inner_states: in training, the states there after the network's `inner_layers`, each [batch, d_model].
     """
 
     keys: list[Tensor]
@@ -77,6 +80,7 @@ class EncodedHistory(NamedTuple):
     mask: Tensor
     lengths: Tensor
     last_state: Tensor
+    inner_states: Sequence[Tensor] = ()
 
 
 class Positions(NamedTuple):
@@ -109,7 +113,7 @@ class Causal(Featured):
         self.norm = nn.RMSNorm(c.d_model, eps=1e-6)
         self.head = nn.Parameter(torch.empty(c.levels, c.codebook_size, c.d_model))
         self.dropout = nn.Dropout(c.dropout)
-        self.feature_head = nn.Linear(c.d_model, c.features, bias=False) if c.features else None
+        self.add_feature_head(c.d_model, c.features, c.feature_layers, c.layers)
         initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
 
     def forward(self, history: Tensor, items: Tensor | None, scope: str = "level", positions: Positions | None = None):
@@ -118,7 +122,7 @@ class Causal(Featured):
             return self.one_pass(history, items, positions, scope)
         return self.log_probs(self.encode(history), items, scope)
 
-    def decode(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def decode(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Run the layers over embedded tokens, each seeing itself and those before it.
 
         Padding is on the right, where no real token sees it.
@@ -127,17 +131,19 @@ class Causal(Featured):
             x: [batch, length, d_model].
 
         Returns:
-            States after each token [batch, length, d_model]; keys and values, one per layer
-            [batch, heads, length, d_head].
+            States after each token, of the `inner_layers` and, last, of the whole decoder [batch, length, d_model];
+            keys and values, one per layer [batch, heads, length, d_head].
         """
         bias = self.causal_bias(x.shape[1], self.bias)
         x = self.dropout(x)
-        keys, values = [], []
-        for layer in self.layers:
+        keys, values, states = [], [], []
+        for number, layer in enumerate(self.layers, 1):
             x, layer_keys, layer_values = layer(x, bias)
             keys.append(layer_keys)
             values.append(layer_values)
-        return self.dropout(self.norm(x)), keys, values
+            if number in self.inner_layers:
+                states.append(x)
+        return [*states, self.dropout(self.norm(x))], keys, values
 
     def encode(self, codes: Tensor) -> EncodedHistory:
         """Encode histories.
@@ -148,9 +154,9 @@ class Causal(Featured):
         tokens = history_tokens(codes, self.config.codebook_size)
         states, keys, values = self.decode(self.embed_history(codes, tokens))
         lengths = (tokens > 0).sum(1)
-        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])
-        last_state = states.gather(1, last).squeeze(1)
-        return EncodedHistory(keys, values, padding_mask(tokens > 0, states.dtype), lengths, last_state)
+        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, self.config.d_model)
+        *inner, last_state = (each.gather(1, last).squeeze(1) for each in states)
+        return EncodedHistory(keys, values, padding_mask(tokens > 0, last_state.dtype), lengths, last_state, inner)
 
     def embed_history(self, codes: Tensor, tokens: Tensor) -> Tensor:
         """Embed histories, with the text of each item at its last token.
@@ -176,11 +182,12 @@ class Causal(Featured):
         Returns:
             [batch, k, levels, codebook_size], or [..., levels · codebook_size] for "all".
         """
-        states = self.continue_history(items[:, None], encoded.keys, encoded.values, encoded.lengths[:, None])[:, 0]
-        first = encoded.last_state[:, None, None].expand(-1, items.shape[1], -1, -1)
-        states = torch.cat([first, states], dim=2)
-        self.guess_features(states[:, 0])
-        return forced_log_probs(states, self.head, scope)
+        after = self.continue_history(items[:, None], encoded.keys, encoded.values, encoded.lengths[:, None])
+        before = [*encoded.inner_states, encoded.last_state]
+        firsts = [each[:, None, None].expand(-1, items.shape[1], -1, -1) for each in before]
+        states = [torch.cat([first, each[:, 0]], dim=2) for first, each in zip(firsts, after, strict=True)]
+        self.guess_features([each[:, 0] for each in states])
+        return forced_log_probs(states[-1], self.head, scope)
 
     def one_pass(
         self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
@@ -202,20 +209,21 @@ class Causal(Featured):
         tokens = history_tokens(sequences, self.config.codebook_size)
         embedded = self.embed_history(sequences, tokens)[:, :-1]  # nothing follows the last codeword
         states, keys, values = self.decode(embedded)
-        width, states = states.shape[1], states.flatten(0, 1)
+        width, flat = embedded.shape[1], [each.flatten(0, 1) for each in states]
         before_target = rows * width + places * levels - 1  # the state that predicts a target's first codeword
-        target_states = states[before_target[:, None] + torch.arange(levels, device=states.device)]
+        target_places = before_target[:, None] + torch.arange(levels, device=embedded.device)
+        target_states = [each[target_places] for each in flat]
         self.guess_features(target_states)
-        target_log_probs = forced_log_probs(target_states[:, None], self.head, scope)[:, 0]
+        target_log_probs = forced_log_probs(target_states[-1][:, None], self.head, scope)[:, 0]
         if items is None:
             return target_log_probs, None
         seen = candidate_places.clamp(min=1) * levels  # tokens before each group [batch, groups]
         row = torch.arange(len(seen), device=seen.device)[:, None]
-        before_group = states[row * width + seen - 1]  # [batch, groups, d_model]
-        after = self.continue_history(items, keys, values, seen)
+        before_group = flat[-1][row * width + seen - 1]  # [batch, groups, d_model]
+        after = self.continue_history(items, keys, values, seen)[-1]
         return target_log_probs, candidate_log_probs(before_group, after, self.head, items, scope, allowed)
 
-    def continue_history(self, items: Tensor, keys: list[Tensor], values: list[Tensor], seen: Tensor) -> Tensor:
+    def continue_history(self, items: Tensor, keys: list[Tensor], values: list[Tensor], seen: Tensor) -> list[Tensor]:
         """Run the layers over the codewords of candidates that continue a history.
 
         Args:
@@ -224,16 +232,20 @@ class Causal(Featured):
             seen: tokens of the history that each group sees, all before its place [batch, groups].
 
         Returns:
-            States after each codeword but the last [batch, groups, k, levels - 1, d_model].
+            States after each codeword but the last, of the `inner_layers` and, last, of the whole decoder
+            [batch, groups, k, levels - 1, d_model].
         """
         tree = PrefixTree(prefix_tokens(items, self.config.codebook_size).flatten(0, 1))
         history_bias, tree_bias = self.candidate_biases(tree, seen, keys[0].shape[2])
         packing = choose_packing(tree.present)
         x = self.dropout(packing.pack(self.embedding(tree.tokens)))
-        for layer, layer_keys, layer_values in zip(self.layers, keys, values, strict=True):
+        states = []
+        for number, (layer, layer_keys, layer_values) in enumerate(zip(self.layers, keys, values, strict=True), 1):
             x = layer.continue_history(x, layer_keys, layer_values, history_bias, tree_bias, packing)
-        states = packing.pad(self.dropout(self.norm(x)))
-        return tree.by_candidate(states).unflatten(0, seen.shape)
+            if number in self.inner_layers:
+                states.append(x)
+        states.append(self.dropout(self.norm(x)))
+        return [tree.by_candidate(packing.pad(each)).unflatten(0, seen.shape) for each in states]
 
     def step(self, encoded: EncodedHistory, scope: str = "level") -> CachedStep:
         """Make a step function for `beam_search`, softmax over the "level"'s codewords or over "all" levels'."""

@@ -7,11 +7,13 @@ queries carries it. `packing` arguments change the speed, not the result (packin
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.runtime.errors import UserError
 from student.models.packing import NO_PACKING, NoPacking, Packing
 
 
@@ -59,26 +61,84 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
 
 
+class FeatureHead(nn.Linear):
+    """Project states of several layers, each by its own map: [..., layers, d_model] → [..., layers, features]."""
+
+    def __init__(self, d_model: int, features: int, layers: int):
+        super().__init__(d_model, layers * features, bias=False)
+        self.layers = layers
+
+    def forward(self, states: Tensor) -> Tensor:
+        """As the class says."""
+        return torch.einsum("...kd,kfd->...kf", states, self.weight.unflatten(0, (self.layers, -1)))
+
+
 class Featured(nn.Module):
     """A network that may guess its teacher's states while it trains (`feature_head`), for feature distillation.
 
     Attributes:
-        feature_head: projection of the states before the head; None where there are no features to learn.
-        features: the guesses at the targets of the last forward pass in training [n, levels, features].
+        feature_head: projection of the states; None where there are no features to learn.
+        features: the guesses at the targets of the last forward pass in training [n, levels, layers, features].
     """
 
-    feature_head: nn.Linear | None  # no default: a class's attribute would hide the module
+    feature_head: FeatureHead | None  # no default: a class's attribute would hide the module
     features: Tensor | None = None
+    _inner_layers: tuple[int, ...] = ()
 
-    def guess_features(self, states: Tensor) -> None:
-        """Keep the guesses from the states that predict the targets' codewords [n, levels, d_model]."""
+    def add_feature_head(self, d_model: int, features: int, layers: int, depth: int) -> None:
+        """Add the projections of the states that are compared with the teacher's; none without features.
+
+        Args:
+            d_model: size of a state.
+            features: numbers of each of the teacher's states; 0: none are learnt.
+            layers: of the teacher, whose states are learnt.
+            depth: layers of this network.
+
+        Raises:
+            UserError: it has too few.
+        """
+        self.feature_head = FeatureHead(d_model, features, layers) if features else None
+        if features:
+            self._inner_layers = compared_layers(layers, depth)[:-1]
+
+    @property
+    def inner_layers(self) -> tuple[int, ...]:
+        """Layers before the last, from 1, whose states are compared with the teacher's in the present mode."""
+        return self._inner_layers if self.training else ()
+
+    def guess_features(self, states: Sequence[Tensor]) -> None:
+        """Keep the guesses from the states that predict the targets' codewords.
+
+        Args:
+            states: after the `inner_layers` and after the last, each [n, levels, d_model].
+        """
         if self.feature_head is not None and self.training:
-            self.features = self.feature_head(states)
+            self.features = self.feature_head(torch.stack(list(states), dim=2))
 
     def take_features(self) -> Tensor | None:
         """Return the guesses and forget them: a network that holds a graph cannot be copied."""
         features, self.features = self.features, None
         return features
+
+
+def compared_layers(layers: int, depth: int) -> tuple[int, ...]:
+    """Choose a network's layers that are compared with the teacher's: evenly spread, the last with the last.
+
+    They end blocks of layers, as in SLMRec (Xu et al., ICLR 2025): 2 of 5 layers are 2 and 5.
+
+    Args:
+        layers: of the teacher, whose states are stored.
+        depth: layers of the network.
+
+    Raises:
+        UserError: it has too few.
+    """
+    if layers > depth:
+        raise UserError(
+            f"The soft labels hold the states of {layers} layers of the teacher, and this student has {depth} over "
+            "codewords; export with fewer --feature_layers, or take a deeper student."
+        )
+    return tuple(number * depth // layers for number in range(1, layers + 1))
 
 
 class FeedForward(nn.Module):

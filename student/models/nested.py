@@ -69,9 +69,10 @@ class Nested(Causal):
 
     def start_inner(self, states: Tensor) -> EncodedHistory:
         """Run the inner decoder over its first token, the outer decoder's state [batch, d_model]."""
-        x, keys, values = self.decode(states[:, None])
-        lengths = torch.ones(len(x), device=x.device, dtype=torch.long)
-        return EncodedHistory(keys, values, x.new_zeros(len(x), 1, 1, 1), lengths, x[:, 0])
+        after, keys, values = self.decode(states[:, None])
+        *inner, last_state = (each[:, 0] for each in after)
+        lengths = torch.ones(len(states), device=states.device, dtype=torch.long)
+        return EncodedHistory(keys, values, states.new_zeros(len(states), 1, 1, 1), lengths, last_state, inner)
 
     def encode(self, codes: Tensor) -> EncodedHistory:
         """Encode histories [batch, items, levels]; each becomes one token of the inner decoder."""
@@ -87,13 +88,13 @@ class Nested(Causal):
         targets = self.embedding(prefix_tokens(sequences[rows, places], self.config.codebook_size))
         target_states, _, _ = self.decode(torch.cat([states[rows, places - 1][:, None], targets], dim=1))
         self.guess_features(target_states)
-        target_log_probs = forced_log_probs(target_states[:, None], self.head, scope)[:, 0]
+        target_log_probs = forced_log_probs(target_states[-1][:, None], self.head, scope)[:, 0]
         if items is None:
             return target_log_probs, None
         row = torch.arange(len(states), device=states.device)[:, None]
         encoded = self.start_inner(states[row, candidate_places.clamp(min=1) - 1].flatten(0, 1))  # a row for each group
         items = items.flatten(0, 1)
-        after = self.continue_history(items[:, None], encoded.keys, encoded.values, encoded.lengths[:, None])[:, 0]
+        after = self.continue_history(items[:, None], encoded.keys, encoded.values, encoded.lengths[:, None])[-1][:, 0]
         allowed = None if allowed is None else allowed.flatten(0, 1)
         candidates = candidate_log_probs(encoded.last_state, after, self.head, items, scope, allowed)
         return target_log_probs, candidates.unflatten(0, candidate_places.shape)

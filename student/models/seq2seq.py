@@ -64,6 +64,7 @@ class Seq2SeqConfig:
     max_items: int = 32
     text: TextConfig | None = None
     features: int = 0
+    feature_layers: int = 1
 
 
 class EncodedHistory(NamedTuple):
@@ -99,7 +100,7 @@ class Seq2Seq(Featured):
         self.encoder_norm, self.decoder_norm = nn.RMSNorm(c.d_model, eps=1e-6), nn.RMSNorm(c.d_model, eps=1e-6)
         self.head = nn.Parameter(torch.empty(c.levels, c.codebook_size, c.d_model))
         self.dropout = nn.Dropout(c.dropout)
-        self.feature_head = nn.Linear(c.d_model, c.features, bias=False) if c.features else None
+        self.add_feature_head(c.d_model, c.features, c.feature_layers, c.decoder_layers)
         initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
 
     def forward(self, history: Tensor, items: Tensor, scope: str = "level") -> Tensor:
@@ -166,13 +167,13 @@ class Seq2Seq(Featured):
         inputs = F.pad(prefix_tokens(items, self.config.codebook_size), (1, 0))  # the pad token opens, as in T5
         tree = PrefixTree(inputs)
         states = self.decode(tree.tokens, tree.depth, tree.visible, encoded, choose_packing(tree.present))
-        states = tree.by_candidate(states)
-        self.guess_features(states[:, 0])
-        return forced_log_probs(states, self.head, scope)
+        states = [tree.by_candidate(each) for each in states]
+        self.guess_features([each[:, 0] for each in states])
+        return forced_log_probs(states[-1], self.head, scope)
 
     def decode(
         self, tokens: Tensor, depth: Tensor, visible: Tensor, encoded: EncodedHistory, packing: Packing | NoPacking
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """Run the decoder over the tokens of candidates.
 
         Args:
@@ -183,14 +184,17 @@ class Seq2Seq(Featured):
             packing: of the tokens.
 
         Returns:
-            States [batch, length, d_model].
+            States of the `inner_layers` and, last, of the whole decoder [batch, length, d_model].
         """
         bias = self.decoder_bias(self.decoder_buckets[depth[:, :, None], depth[:, None]]).movedim(-1, 1)
         bias = bias.masked_fill(~visible[:, None], torch.finfo(bias.dtype).min)
         x = self.dropout(packing.pack(self.embedding(tokens)))
-        for layer, keys, values in zip(self.decoder, encoded.keys, encoded.values, strict=True):
+        states = []
+        for number, (layer, keys, values) in enumerate(zip(self.decoder, encoded.keys, encoded.values, strict=True), 1):
             x = layer(x, bias, keys, values, encoded.mask, packing)
-        return packing.pad(self.dropout(self.decoder_norm(x)))
+            if number in self.inner_layers:
+                states.append(x)
+        return [packing.pad(each) for each in (*states, self.dropout(self.decoder_norm(x)))]
 
     def step(self, encoded: EncodedHistory, scope: str = "level") -> CachedStep:
         """Make a step function for `beam_search`, softmax over the "level"'s codewords or over "all" levels'."""

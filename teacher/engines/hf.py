@@ -13,12 +13,14 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from distill.data.dataset import PAD, Dataset
 from distill.data.histories import last_items
 from distill.decoding.beam_search import score_all, search, to_items
 from distill.decoding.trie import Trie
 from distill.decoding.whole_vocabulary import Vocabulary, search_tokens
+from distill.labels.labeller import LAST_LAYER
 from distill.runtime import models
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
@@ -136,32 +138,31 @@ class HFEngine:
     @torch.inference_mode()
     def codeword_logprobs(self, histories: np.ndarray, targets: np.ndarray, scope: str = "level") -> Tensor:
         """As `Engine.codeword_logprobs`."""
-        return self._codeword_logprobs(self.codeword_states(histories, targets), scope)
+        return self._codeword_logprobs(self.codeword_states(histories, targets)[..., 0, :], scope)
 
     @torch.inference_mode()
-    def codeword_states(self, histories: np.ndarray, targets: np.ndarray) -> Tensor:
-        """Compute the last hidden states that predict each codeword of targets [rows, levels, hidden].
-
-        Arguments as for `Engine.codeword_logprobs`.
-        """
+    def codeword_states(
+        self, histories: np.ndarray, targets: np.ndarray, layers: tuple[int, ...] = LAST_LAYER
+    ) -> Tensor:
+        """As `StateEngine.codeword_states`."""
         prompts, lengths = self.prompts(histories)
         levels = self.data.ids.levels
         tokens = torch.nn.functional.pad(prompts, (0, levels - 1), value=self.pad)
         forced = torch.from_numpy(self.data.item_tokens[targets]).to(self.device)
         places = lengths[:, None] + torch.arange(levels - 1, device=self.device)
         tokens.scatter_(1, places, forced[:, :-1])
-        hidden = self.model.base_model(input_ids=tokens).last_hidden_state
+        out = self.model.base_model(input_ids=tokens, output_hidden_states=layers != LAST_LAYER)
         before = lengths[:, None] - 1 + torch.arange(levels, device=self.device)  # positions that predict the ID
-        return hidden.gather(1, before[..., None].expand(-1, -1, hidden.shape[-1]))
+        return states_of_layers(out, layers, before)
 
     @torch.inference_mode()
     def stream_logprobs(self, sequences: np.ndarray, scope: str = "level") -> Tensor:
         """As `Engine.stream_logprobs`."""
-        return self._codeword_logprobs(self.stream_states(sequences), scope)
+        return self._codeword_logprobs(self.stream_states(sequences)[..., 0, :], scope)
 
     @torch.inference_mode()
-    def stream_states(self, sequences: np.ndarray) -> Tensor:
-        """Compute `codeword_states` of every item of sequences, in one forward pass [users, length, levels, hidden].
+    def stream_states(self, sequences: np.ndarray, layers: tuple[int, ...] = LAST_LAYER) -> Tensor:
+        """As `StateEngine.stream_states`, in one forward pass.
 
         Where only the last items of a history carry titles (`stream_title_items`), each prefix is a prompt of its own.
         """
@@ -169,11 +170,10 @@ class HFEngine:
         if self.data.stream.stream_title_items:
             prefixes = [np.where(np.arange(length) < end, sequences, PAD) for end in range(length)]
             targets = np.maximum(sequences, 0)
-            parts = [self.codeword_states(prefix, targets[:, end]) for end, prefix in enumerate(prefixes)]
+            parts = [self.codeword_states(prefix, targets[:, end], layers) for end, prefix in enumerate(prefixes)]
             return torch.stack(parts, dim=1)
-        states, before, _ = self._read_streams(sequences, use_cache=False)
-        index = before[..., None].expand(-1, -1, states.shape[-1])
-        return states.gather(1, index).unflatten(1, (length, levels))
+        out, before, _ = self._read_streams(sequences, use_cache=False, every_layer=layers != LAST_LAYER)
+        return states_of_layers(out, layers, before).unflatten(1, (length, levels))
 
     @property
     def shares_prefixes(self) -> bool:
@@ -198,7 +198,8 @@ class HFEngine:
     ) -> tuple[np.ndarray, np.ndarray, Tensor]:
         """As `Engine.label_streams`."""
         levels = self.data.ids.levels
-        states, before, cache = self._read_streams(sequences, use_cache=True)
+        out, before, cache = self._read_streams(sequences, use_cache=True)
+        states = out.last_hidden_state
         rows = torch.from_numpy(users).to(self.device)
         place = torch.from_numpy(places).to(self.device)
         before = before.unflatten(1, (-1, levels))[rows, place]  # positions that predict the targets [targets, levels]
@@ -270,16 +271,19 @@ class HFEngine:
         items, scores = to_items(beams, self.trie, bought, width, exclude_bought, constrained)
         return items.cpu().numpy(), scores.cpu().numpy()
 
-    def _read_streams(self, sequences: np.ndarray, use_cache: bool) -> tuple[Tensor, Tensor, DynamicCache | None]:
+    def _read_streams(
+        self, sequences: np.ndarray, use_cache: bool, every_layer: bool = False
+    ) -> tuple[BaseModelOutputWithPast, Tensor, DynamicCache | None]:
         """Run whole sequences through the trunk.
 
         Args:
             sequences: item numbers, padded with -1 on the right [users, length].
             use_cache: keep keys and values.
+            every_layer: keep the states of all layers.
 
         Returns:
-            Hidden states [users, tokens, dim]; the positions that predict each codeword, undefined at padding
-            [users, length * levels]; the cache.
+            The trunk's output, states [users, tokens, dim]; the positions that predict each codeword, undefined at
+            padding [users, length * levels]; the cache.
         """
         streams = [self.data.writer.sequence(row[row != PAD]) for row in sequences]
         tokens, _ = self.padded([stream.tokens.tolist() for stream in streams], room=-1)  # the last is only a target
@@ -288,8 +292,9 @@ class HFEngine:
             positions = np.flatnonzero(stream.codewords) - 1
             before[row, : len(positions)] = positions
         cache = DynamicCache(config=self.model.config) if use_cache else None
-        out = self.model.base_model(input_ids=tokens[:, :-1], past_key_values=cache, use_cache=use_cache)
-        return out.last_hidden_state, torch.from_numpy(before).to(self.device), cache
+        options = {"past_key_values": cache, "use_cache": use_cache, "output_hidden_states": every_layer}
+        out = self.model.base_model(input_ids=tokens[:, :-1], **options)
+        return out, torch.from_numpy(before).to(self.device), cache
 
     def _codeword_logprobs(self, hidden: Tensor, scope: Scope) -> Tensor:
         """Log-probabilities over the full vocabulary of the codewords [..., levels, codewords]."""
@@ -298,3 +303,19 @@ class HFEngine:
             return mask_gaps(log_probs.flatten(-2), self.data.gaps, scope)
         levels = log_probs.diagonal(dim1=-3, dim2=-2).movedim(-1, -2)
         return mask_gaps(levels.contiguous(), self.data.gaps)
+
+
+def states_of_layers(out: BaseModelOutputWithPast, layers: tuple[int, ...], places: Tensor) -> Tensor:
+    """Take the states after some layers at some places.
+
+    Args:
+        out: a trunk's output; with the states of all layers, unless the last alone is asked for.
+        layers: from 1, or LAST_LAYER.
+        places: of tokens [rows, m].
+
+    Returns:
+        [rows, m, layers, hidden].
+    """
+    every = (*(out.hidden_states or ())[:-1], out.last_hidden_state)  # the embedded tokens are number 0
+    index = places[..., None].expand(-1, -1, out.last_hidden_state.shape[-1])
+    return torch.stack([every[layer].gather(1, index) for layer in layers], dim=2)

@@ -244,17 +244,23 @@ def test_exported_distributions(shop, engines, prompt, rows):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("layers", [(-1,), (1,), (1, 2)])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_exported_states(shop, engines, prompt):
-    """Projected states of the last layer before each codeword, by one pass a prompt, whichever way they were made."""
+def test_exported_states(shop, engines, prompt, layers):
+    """Projected states of the layers before each codeword, by one pass a prompt, whichever way they were made.
+
+    The embedded tokens are number 0 of `hidden_states`; the last is read after the model's last norm.
+    """
     engine, ids = engines[prompt], shop[1]
     examples = shop[0].examples("train", MAX_HISTORY)
-    states = EngineLabeller(engine, shop[0], batch_size=4).states(examples, 5)
+    states = EngineLabeller(engine, shop[0], batch_size=4).states(examples, 5, layers)
+    assert states.shape == (len(examples), LEVELS, len(layers), 5)
     projection = np.random.default_rng(0).standard_normal((SIZES["hidden_size"], 5), dtype=np.float32)
     for row, (history, target) in enumerate(zip(examples.histories, examples.targets, strict=True)):
         tokens = prompt_of(engine, history) + engine.data.item_tokens[target][:-1].tolist()
         output = engine.model(input_ids=torch.tensor([tokens]), output_hidden_states=True)
-        expected = output.hidden_states[-1][0, -ids.levels :].numpy() @ projection
+        chosen = torch.stack([output.hidden_states[layer][0, -ids.levels :] for layer in layers], dim=1)
+        expected = chosen.numpy() @ projection
         expected = expected / np.abs(expected).max(-1, keepdims=True)
         np.testing.assert_allclose((states[row].astype(float) - 128) / 127, expected, atol=0.5 / 127 + 1e-3)
 

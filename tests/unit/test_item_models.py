@@ -1,4 +1,4 @@
-"""SASRec, GRU4Rec, FMLP-Rec: no look ahead, padding that changes nothing, losses by hand, and training that learns."""
+"""Networks over items: no look ahead, padding that changes nothing, losses by hand, and training that learns."""
 
 import dataclasses
 import json

@@ -184,7 +184,7 @@ def test_a_saved_student_needs_nothing_else(root, backbone, item_text, variant):
     assert np.abs(np.sort(again.rank_items(USERS, 8)[1]) - np.sort(scores)).max() > 1e-4
 
 
-@pytest.mark.parametrize("network", ["sasrec", "gru4rec", "fmlp"])
+@pytest.mark.parametrize("network", ["sasrec", "gru4rec", "fmlp", "lite-llm4rec"])
 @pytest.mark.parametrize("item_text", ["add", "only"])
 def test_a_saved_item_model_needs_nothing_else(root, network, item_text):
     model = train_item_model(root, network=network, item_text=item_text)

@@ -246,10 +246,18 @@ def test_absent_candidates_have_no_gradient():
 
 
 def test_features_by_hand():
-    """One level in the same direction, one at right angles, one opposite: 0, 1 and 2."""
-    states = torch.tensor([[[1.0, 0.0], [0.0, 3.0], [2.0, 2.0]]])
-    guesses = torch.tensor([[[5.0, 0.0], [1.0, 0.0], [-1.0, -1.0]]])
+    """One level in the same direction, one at right angles, one opposite: 0, 1 and 2. A second layer: 2, 2 and 2."""
+    states = torch.tensor([[[[1.0, 0.0]], [[0.0, 3.0]], [[2.0, 2.0]]]])
+    guesses = torch.tensor([[[[5.0, 0.0]], [[1.0, 0.0]], [[-1.0, -1.0]]]])
     torch.testing.assert_close(losses.features(guesses, states), torch.tensor([1.0]))
+    two = torch.cat([guesses, -states], dim=2), torch.cat([states, states], dim=2)
+    torch.testing.assert_close(losses.features(*two), torch.tensor([1.5]))
+
+
+def test_features_gradient():
+    torch.manual_seed(0)
+    guesses, states = torch.randn(2, 2, 3, 2, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda each: losses.features(each, states), guesses.requires_grad_())
 
 
 def test_prefix_loss_by_hand():

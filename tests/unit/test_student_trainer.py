@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from breaking_off import BrokenOffError, break_at
 from safetensors.torch import load_file
-from student_shop import FEATURES, LEVELS, SIZE, K, make_prior, make_shop
+from student_shop import FEATURES, ITEMS, LEVELS, SIZE, K, Nothing, make_prior, make_shop, write_labels
 
 from distill.data.dataset import Dataset
 from distill.decoding.trie import Trie
@@ -62,10 +62,10 @@ def tiny(monkeypatch):
     monkeypatch.setitem(BACKBONES["nested"][2], "demo", sizes | {"outer": 2, "layers": 1})
 
 
-def network(backbone, seed=0, features=0):
+def network(backbone, seed=0, **changes):
     torch.manual_seed(seed)
     network, config, presets = BACKBONES[backbone]
-    return network(config(LEVELS, SIZE, dropout=0.0, features=features, **presets["demo"]))
+    return network(config(LEVELS, SIZE, dropout=0.0, **(presets["demo"] | changes)))
 
 
 def losses_of(root, model, loss, one_pass, **changes):
@@ -133,11 +133,24 @@ def test_over_the_tries_children_the_loss_is_the_mean_log_probability_of_the_tar
     np.testing.assert_allclose(values, [np.mean(smoothed)], rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def deep_root(tmp_path_factory):
+    """Labels with the states of two layers of the teacher."""
+    folder = tmp_path_factory.mktemp("deep")
+    make_shop(folder, LENGTHS, feature_layers=(2, 5))
+    return folder
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("loss", ["distill", "dwr"])
-def test_guessed_states_add_their_loss(root, backbone, loss):
+@pytest.mark.parametrize(("loss", "layers"), [("distill", 1), ("dwr", 1), ("dwr", 2)])
+def test_guessed_states_add_their_loss(root, deep_root, backbone, loss, layers):
     """1 − cos to the states less the first shard's mean, at the targets; in one pass as prefix by prefix."""
-    store, model = LabelStore.open(root / "soft_labels"), network(backbone, features=FEATURES)
+    root = deep_root if layers == 2 else root
+    store, depth = LabelStore.open(root / "soft_labels"), {"seq2seq": "decoder_layers"}.get(backbone, "layers")
+    deep = {"feature_layers": 2, depth: 3} if layers == 2 else {}
+    model = network(backbone, features=FEATURES, **deep)
+    assert (store.features, store.feature_layers) == (FEATURES, layers)
+    assert store.load().states(slice(0)).shape == (0, LEVELS, layers, FEATURES)
     changes = {"batch_size": 10**4, "buffer_rows": 10**6, "rank_positions": "all", "long_histories": "prefixes"}
     changes |= {"confidence": 0.0, "rank_within": 0}  # equal weights
     usual = losses_of(root, model, LOSSES[loss], False, **changes)[0][0]
@@ -154,8 +167,41 @@ def test_guessed_states_add_their_loss(root, backbone, loss):
         model(codes[history[history >= 0]][None], codes[target][None, None])
         label = rows[int(examples.users[row]), int(examples.positions[row])]
         states = torch.from_numpy(block.states([label]) - mean)[0]
-        total += (1 - torch.nn.functional.cosine_similarity(guesses.pop()[0], states, dim=-1)).mean().item()
+        guess = guesses.pop()[0]
+        assert guess.shape == states.shape == (LEVELS, layers, FEATURES)
+        total += (1 - torch.nn.functional.cosine_similarity(guess, states, dim=-1)).mean().item()
     assert guessed[0][0] - usual == pytest.approx(2 * total / len(examples), rel=1e-4)
+
+
+def test_item_kl_over_a_list_of_all_items_is_the_divergence_over_the_catalogue(tmp_path):
+    """KL(P ‖ Q) of distributions over all items, Q as the trained student scores them; in one pass and by prefixes."""
+    make_shop(tmp_path, LENGTHS)
+    dataset = Dataset.load(tmp_path / "dataset")
+    codes = SemanticIDs.load(tmp_path / "semantic_ids", dataset.n_items).codes
+    examples, rng = dataset.examples("train", 4), np.random.default_rng(3)
+    probabilities = rng.dirichlet(np.full(ITEMS, 0.3), len(examples)).clip(1e-9)
+    probabilities /= probabilities.sum(1, keepdims=True)
+    others = np.stack([np.delete(np.argsort(-row), np.argsort(np.argsort(-row))[target])
+                       for row, target in zip(probabilities, examples.targets, strict=True)])  # fmt: skip
+    candidates = np.concatenate([examples.targets[:, None], others], axis=1)
+    scores = np.log(np.take_along_axis(probabilities, candidates, 1)).astype(np.float32)
+    log_probs = np.full((len(examples), LEVELS, SIZE), -np.log(SIZE))
+    shutil.rmtree(tmp_path / "soft_labels")
+    inputs = [artifacts.read(tmp_path / kind, kind) for kind in ("dataset", "semantic_ids")]
+    with artifacts.ArtifactJob("soft_labels", Nothing(), tmp_path / "soft_labels", inputs).write() as folder:
+        write_labels(folder, examples, codes, candidates, scores, log_probs, keep=ITEMS)
+    model = network("nested").eval()
+    facts = {"backbone": "nested", "scope": "trie", "max_history": 4}
+    student = Recommender(model, codes, *[[str(item) for item in range(ITEMS)]] * 2, facts=facts)
+    student_log_probs = student.score_items(examples.histories, exclude_bought=False)
+    expected = (probabilities * (np.log(probabilities) - student_log_probs)).sum(1).mean()
+    settings = {
+        "scope": "trie", "list_loss": "item_kl", "candidates": ITEMS, "batch_size": 10**4, "rank_positions": "all",
+        "long_histories": "prefixes", "confidence": 0.0, "rank_within": 0,
+    }  # fmt: skip
+    for one_pass in (True, False):
+        values, _ = losses_of(tmp_path, model, LOSSES["rank"], one_pass, **settings)
+        np.testing.assert_allclose(values, [expected], rtol=1e-4)
 
 
 def test_reversed_sequences_learn_their_items(root):
@@ -178,6 +224,25 @@ def test_accumulation_is_a_larger_batch(root, backbone, loss):
     others = losses_of(root, model, LOSSES[loss], one_pass, batch_size=4, accumulation=2)
     assert len(ones[0]) > 1
     agree(ones, others)
+
+
+@pytest.mark.parametrize("backbone", ["causal", "seq2seq"])
+def test_two_processes_learn_the_states_of_layers_as_one(deep_root, backbone):
+    """Their parts add up, batch by batch."""
+    depth = {"seq2seq": "decoder_layers"}.get(backbone, "layers")
+    model, sums = network(backbone, features=FEATURES, feature_layers=2, **{depth: 3}), []
+    for processes, batch_size in ((1, 8), (2, 4)):
+        config = dataclasses.replace(CONFIG, batch_size=batch_size, feature_weight=2.0)
+        dataset, store = Dataset.load(deep_root / "dataset"), LabelStore.open(deep_root / "soft_labels")
+        codes = torch.from_numpy(SemanticIDs.load(deep_root / "semantic_ids", dataset.n_items).codes)
+        parts = []
+        for process in range(processes):
+            more = backbone != "seq2seq", config, process, processes
+            batches = BatchSampler(dataset, store, LOSSES["distill"], *more).batches(0)
+            parts.append([batch_loss(model, LOSSES["distill"], each, codes, False, config).item() for each in batches])
+        sums.append(np.sum(parts, axis=0))
+    assert len(sums[0]) > 1
+    np.testing.assert_allclose(sums[1], sums[0], rtol=1e-5)
 
 
 def test_a_sampled_position_stands_for_all(root):
@@ -435,6 +500,13 @@ def test_labels_without_states_teach_none(priors, tmp_path):
     assert LabelStore.open(priors / "soft_labels").features == FEATURES
     with pytest.raises(UserError, match="holds no hidden states; export with --features"):
         run(priors, tmp_path / "student", "distill", feature_weight=0.1, soft_labels=priors / "soft_labels-distance")
+    assert not (tmp_path / "student").exists()
+
+
+def test_students_with_fewer_layers_than_the_labels_are_refused(deep_root, tmp_path):
+    message = "hold the states of 2 layers of the teacher, and this student has 1 over codewords; export with fewer"
+    with pytest.raises(UserError, match=message):
+        run(deep_root, tmp_path / "student", "distill", feature_weight=0.1, backbone="nested")
     assert not (tmp_path / "student").exists()
 
 

@@ -2,6 +2,6 @@
 
 from student.models.large.loading import load
 from student.models.large.lora import add_lora
-from student.models.large.network import EncodedHistory, Large, LargeConfig, remove_vocabulary
+from student.models.large.network import EncodedHistory, Large, LargeConfig
 
-__all__ = ["EncodedHistory", "Large", "LargeConfig", "add_lora", "load", "remove_vocabulary"]
+__all__ = ["EncodedHistory", "Large", "LargeConfig", "add_lora", "load"]

@@ -13,7 +13,8 @@ from distill.runtime import models
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from student.models.large.lora import add_lora
-from student.models.large.network import Large, LargeConfig, remove_vocabulary
+from student.models.large.network import Large, LargeConfig
+from student.models.trunk import remove_vocabulary
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,6 +29,7 @@ def load(
     precision: str = "no",
     layers: int = 0,
     features: int = 0,
+    feature_layers: int = 1,
 ) -> Large:
     """Build a student from a language model.
 
@@ -39,7 +41,7 @@ def load(
         lora_rank, dropout, checkpointing: see `LargeConfig`.
         precision: of the training; with LoRA the frozen weights are stored in it.
         layers: keep so many layers, from the first; 0: all.
-        features: see `LargeConfig`.
+        features, feature_layers: see `LargeConfig`.
 
     Raises:
         UserError: no such checkpoint, codewords of another codebook, a window that is too short, or a model whose
@@ -61,7 +63,7 @@ def load(
     config = LargeConfig(
         ids.levels, ids.codebook_size, base.config.to_dict(), base_head.weight is table.weight,
         float(getattr(table, "embed_scale", 1.0)), dropout=dropout, checkpointing=checkpointing,
-        features=features,
+        features=features, feature_layers=feature_layers,
     )  # fmt: skip
     model = Large(config, base.base_model).eval()
     tables = [(model.head, base_head)] + ([] if model.codewords is None else [(model.codewords, table)])
@@ -92,13 +94,14 @@ def read_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     return models.load_model(folder, refusal, dtype=dtype, local_files_only=True).eval(), tokenizer
 
 
-def keep_first_layers(base: PreTrainedModel, layers: int, folder: Path) -> None:
+def keep_first_layers(base: PreTrainedModel, layers: int, folder: Path, flag: str = "--init_layers") -> None:
     """Drop all but the first layers of a language model (SLMRec: Xu et al., ICLR 2025, prunes its students so).
 
     Args:
         base: the model, changed in place.
         layers: how many are kept.
         folder: of the model, for the message.
+        flag: that asked for it, for the message.
 
     Raises:
         UserError: it has fewer, or keeps them in no single list.
@@ -106,7 +109,7 @@ def keep_first_layers(base: PreTrainedModel, layers: int, folder: Path) -> None:
     config = base.config.get_text_config()
     total = config.num_hidden_layers
     if layers > total:
-        raise UserError(f"--init_layers is {layers}, and {folder} has {total} layers.")
+        raise UserError(f"{flag} is {layers}, and {folder} has {total} layers.")
     lists = [
         (parent, name)
         for parent in base.base_model.modules()

@@ -31,6 +31,7 @@ from student.models.layers import (
     level_log_probs,
     prefix_tokens,
 )
+from student.models.trunk import remove_vocabulary
 
 CACHE_BYTES = 2 << 30  # keys and values of the users that are searched at once
 
@@ -48,6 +49,7 @@ class LargeConfig:
         dropout: before the adapters.
         checkpointing: recompute activations in the backward pass.
         features: of the teacher's states that are guessed in training.
+        feature_layers: of the teacher, whose states are guessed.
     """
 
     levels: int
@@ -59,6 +61,7 @@ class LargeConfig:
     dropout: float = 0.0
     checkpointing: bool = False
     features: int = 0
+    feature_layers: int = 1
 
 
 class EncodedHistory(NamedTuple):
@@ -99,7 +102,8 @@ class Large(Featured):
         self.head = nn.Parameter(torch.zeros(shape))
         self.codewords = None if config.tied else nn.Parameter(torch.zeros(shape))
         self.start = nn.Parameter(torch.zeros(shape[-1]))
-        self.feature_head = nn.Linear(shape[-1], config.features, bias=False) if config.features else None
+        depth = trunk.config.get_text_config().num_hidden_layers
+        self.add_feature_head(shape[-1], config.features, config.feature_layers, depth)
         if config.checkpointing:
             trunk.gradient_checkpointing_enable({"use_reentrant": False})
             trunk.disable_input_require_grads()  # codewords train without it, and a model with hooks cannot be copied
@@ -123,12 +127,12 @@ class Large(Featured):
         if positions is not None:
             return self.one_pass(history, items, positions, scope)
         places = (history[..., 0] >= 0).sum(1, keepdim=True)
-        states, after = self.read(self.with_start(history), items[:, None], places)
-        last = (places * self.config.levels)[..., None].expand(-1, -1, states.shape[-1])
-        first = states.gather(1, last)[:, None].expand(-1, items.shape[1], -1, -1)
-        states = torch.cat([first, after[:, 0]], dim=2)
-        self.guess_features(states[:, 0])
-        return forced_log_probs(states, self.head, scope)
+        before, after = self.read(self.with_start(history), items[:, None], places)
+        last = (places * self.config.levels)[..., None].expand(-1, -1, self.head.shape[-1])
+        firsts = [each.gather(1, last)[:, None].expand(-1, items.shape[1], -1, -1) for each in before]
+        states = [torch.cat([first, each[:, 0]], dim=2) for first, each in zip(firsts, after, strict=True)]
+        self.guess_features([each[:, 0] for each in states])
+        return forced_log_probs(states[-1], self.head, scope)
 
     def one_pass(
         self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
@@ -138,16 +142,17 @@ class Large(Featured):
         tokens = self.with_start(sequences)[:, :-1]  # nothing follows the last codeword
         group_places = None if items is None else candidate_places.clamp(min=1)
         states, after = self.read(tokens, items, group_places)
-        width, states = states.shape[1], states.flatten(0, 1)
+        width, flat = tokens.shape[1], [each.flatten(0, 1) for each in states]
         before_target = rows * width + places * levels  # the start token stands before the first item
-        target_states = states[before_target[:, None] + torch.arange(levels, device=states.device)]
+        target_places = before_target[:, None] + torch.arange(levels, device=tokens.device)
+        target_states = [each[target_places] for each in flat]
         self.guess_features(target_states)
-        target_log_probs = forced_log_probs(target_states[:, None], self.head, scope)[:, 0]
+        target_log_probs = forced_log_probs(target_states[-1][:, None], self.head, scope)[:, 0]
         if items is None:
             return target_log_probs, None
-        row = torch.arange(len(group_places), device=states.device)[:, None]
-        before_group = states[row * width + group_places * levels]
-        return target_log_probs, candidate_log_probs(before_group, after, self.head, items, scope, allowed)
+        row = torch.arange(len(group_places), device=tokens.device)[:, None]
+        before_group = flat[-1][row * width + group_places * levels]
+        return target_log_probs, candidate_log_probs(before_group, after[-1], self.head, items, scope, allowed)
 
     def encode(self, codes: Tensor) -> EncodedHistory:
         """Encode histories for `log_probs` and `step`, which continue from their keys and values.
@@ -157,7 +162,7 @@ class Large(Featured):
         """
         tokens, cache = self.with_start(codes), DynamicCache()
         lengths = 1 + (codes[..., 0] >= 0).sum(1) * self.config.levels
-        states = self.run_trunk(tokens, *causal_mask(tokens), cache)
+        states = self.run_trunk(tokens, *causal_mask(tokens), cache)[-1]
         last_state = states.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
         return EncodedHistory(cache, lengths, tokens.shape[1], last_state)
 
@@ -166,7 +171,7 @@ class Large(Featured):
         batch, k, levels = items.shape
         visible, positions = candidate_attention_mask(encoded.lengths[:, None], k, levels - 1, encoded.width)
         tokens = prefix_tokens(items, self.config.codebook_size).flatten(1)
-        after = self.run_trunk(tokens, visible, positions, fork(encoded.cache)).view(batch, k, levels - 1, -1)
+        after = self.run_trunk(tokens, visible, positions, fork(encoded.cache))[-1].view(batch, k, levels - 1, -1)
         first = encoded.last_state[:, None, None].expand(-1, k, -1, -1)
         return forced_log_probs(torch.cat([first, after], dim=2), self.head, scope)
 
@@ -174,7 +179,7 @@ class Large(Featured):
         """Make a step function for `beam_search`, softmax over the "level"'s codewords or over "all" levels'."""
         return TreeStep(self, encoded, scope)
 
-    def read(self, tokens: Tensor, items: Tensor | None, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def read(self, tokens: Tensor, items: Tensor | None, places: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
         """Read sequences and the candidates that continue them in one pass.
 
         Args:
@@ -184,22 +189,23 @@ class Large(Featured):
 
         Returns:
             States after each token [batch, width, hidden], and after each codeword but the last of the candidates
-            [batch, groups, k, levels - 1, hidden].
+            [batch, groups, k, levels - 1, hidden]; both of the `inner_layers` and, last, of the whole trunk.
         """
         visible, positions = causal_mask(tokens)
         if items is None:
-            return self.run_trunk(tokens, visible, positions), None
+            return self.run_trunk(tokens, visible, positions), []
         (_, _, k, levels), width = items.shape, tokens.shape[1]
         seen = 1 + places * levels
         candidates_see, candidate_positions = candidate_attention_mask(seen, k, levels - 1, width)
         visible = torch.cat([F.pad(visible, (0, candidates_see.shape[1])), candidates_see], dim=1)
         tokens = torch.cat([tokens, prefix_tokens(items, self.config.codebook_size).flatten(1)], dim=1)
         states = self.run_trunk(tokens, visible, torch.cat([positions, candidate_positions], dim=1))
-        return states[:, :width], states[:, width:].unflatten(1, (*items.shape[1:3], levels - 1))
+        after = [each[:, width:].unflatten(1, (*items.shape[1:3], levels - 1)) for each in states]
+        return [each[:, :width] for each in states], after
 
     def run_trunk(
         self, tokens: Tensor, visible: Tensor, positions: Tensor, cache: DynamicCache | None = None
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """Run the language model's layers over tokens.
 
         Args:
@@ -209,7 +215,7 @@ class Large(Featured):
             cache: keys and values of earlier tokens; those of the new ones are added.
 
         Returns:
-            States [batch, new, hidden].
+            States of the `inner_layers` and, last, of the whole trunk [batch, new, hidden].
         """
         rows = self.head if self.codewords is None else self.codewords
         x = F.embedding(tokens, torch.cat([self.start[None], rows.flatten(0, 1)])) * self.config.scale
@@ -221,8 +227,10 @@ class Large(Featured):
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            output_hidden_states=bool(self.inner_layers),
         )
-        return out.last_hidden_state.to(self.head.dtype)
+        states = [out.hidden_states[number] for number in self.inner_layers]  # the embedded tokens are number 0
+        return [each.to(self.head.dtype) for each in (*states, out.last_hidden_state)]
 
     def with_start(self, codes: Tensor) -> Tensor:
         """Put the start token before histories' codewords, as tokens, 0 where padded [batch, 1 + items · levels]."""
@@ -250,17 +258,8 @@ class TreeStep:
         states = self.last_state[:, None]
         if level > 0:
             tokens = codes + 1 + (level - 1) * self.model.config.codebook_size
-            states = self.model.run_trunk(tokens, *self.beams.append_beam_tokens(parents), self.cache)
+            states = self.model.run_trunk(tokens, *self.beams.append_beam_tokens(parents), self.cache)[-1]
         return level_log_probs(states, self.model.head, level, self.scope)
-
-
-def remove_vocabulary(trunk: PreTrainedModel) -> None:
-    """Remove the vocabulary's input table from the trunk, in place: codewords have their own rows."""
-    table = trunk.get_input_embeddings()
-    for part in list(trunk.modules()):
-        for name, child in part.named_children():
-            if child is table:
-                setattr(part, name, None)
 
 
 def fork(cache: DynamicCache) -> DynamicCache:

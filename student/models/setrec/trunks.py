@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from distill.data.dataset import PAD
 from distill.decoding.tree_attention import additive
-from distill.runtime import models
+from student.models.trunk import causal_trunk
 
 PREFIXES = 64  # that T5 reads at once
 
@@ -120,18 +120,8 @@ class CausalTrunk(nn.Module):
     """
 
     def __init__(self, network: dict[str, Any], model: Any = None):
-        from transformers import AutoConfig
-
         super().__init__()
-        if model is None:
-            config = AutoConfig.for_model(**network)
-            model = models.build_causal_model(config, dtype=config.dtype).base_model
-        self.model: Any = model
-        table = model.get_input_embeddings()
-        for part in list(model.modules()):
-            for name, child in part.named_children():
-                if child is table:
-                    setattr(part, name, None)
+        self.model: Any = causal_trunk(network, model)
 
     def forward(
         self, tokens: Tensor, histories: Tensor, places: Tensor, queries: Tensor, instruction: Tensor, sparse: bool

@@ -1,0 +1,32 @@
+"""A causal language model without its vocabulary: vectors in, states out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distill.runtime import models
+
+
+def causal_trunk(network: dict[str, Any], model: Any = None) -> Any:
+    """Take the layers of a causal language model, or build them with random weights.
+
+    Args:
+        network: the language model's config, as Hugging Face writes it.
+        model: its layers, pretrained, changed in place; None: built from the config.
+    """
+    if model is None:
+        from transformers import AutoConfig
+
+        config = AutoConfig.for_model(**network)
+        model = models.build_causal_model(config, dtype=config.dtype).base_model
+    remove_vocabulary(model)
+    return model
+
+
+def remove_vocabulary(trunk: Any) -> None:
+    """Remove the vocabulary's input table from a trunk, in place: its inputs come as vectors."""
+    table = trunk.get_input_embeddings()
+    for part in list(trunk.modules()):
+        for name, child in part.named_children():
+            if child is table:
+                setattr(part, name, None)
