@@ -70,13 +70,13 @@ class Nested(Causal):
     def start_inner(self, states: Tensor) -> EncodedHistory:
         """Run the inner decoder over its first token, the outer decoder's state [batch, d_model]."""
         x, keys, values = self.decode(states[:, None])
-        lengths = torch.ones(len(x), device=x.device, dtype=torch.long)
-        return EncodedHistory(keys, values, x.new_zeros(len(x), 1, 1, 1), lengths, x[:, 0])
+        lengths = torch.ones(x.shape[0], device=x.device, dtype=torch.long)
+        return EncodedHistory(keys, values, x.new_zeros(x.shape[0], 1, 1, 1), lengths, x[:, 0])
 
     def encode(self, codes: Tensor) -> EncodedHistory:
         """Encode histories [batch, items, levels]; each becomes one token of the inner decoder."""
         last = ((codes[..., 0] >= 0).sum(1) - 1).clamp(min=0)
-        return self.start_inner(self.item_states(codes)[torch.arange(len(codes), device=codes.device), last])
+        return self.start_inner(self.item_states(codes)[torch.arange(codes.shape[0], device=codes.device), last])
 
     def one_pass(
         self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
