@@ -6,12 +6,12 @@ import json
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from torch import nn
+
+from distill.decoding.trie import Trie
 from distill.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from student.recommender import Recommender
 
 FILES = ["*.json", "*.safetensors", "items.parquet"]  # of a student; nothing that could run
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -35,8 +35,22 @@ student.recommend([["{item_id}"]], k=10)
 {results}"""
 
 
+class Student(Protocol):
+    """What a card tells of a `Recommender`, and what is uploaded."""
+
+    model: nn.Module
+    ranker: nn.Module | None
+    facts: dict[str, Any]
+    trie: Trie
+    item_ids: list[str]
+    n_items: int
+    max_history: int
+
+    def save_pretrained(self, folder: Path) -> None: ...
+
+
 def model_card(
-    student: Recommender, repo_id: str, data_license: str, dataset: str, rows: list[dict[str, Any]] | None = None
+    student: Student, repo_id: str, data_license: str, dataset: str, rows: list[dict[str, Any]] | None = None
 ) -> str:
     """Write a model card: YAML front matter as the hub reads it, what the student is, its metrics beside the floor's.
 
@@ -114,7 +128,7 @@ def evaluation_rows(evaluation: Path, system: str) -> list[dict[str, Any]]:
 
 
 def push(
-    student: Recommender,
+    student: Student,
     repo_id: str,
     data_license: str,
     dataset: str,
