@@ -21,6 +21,7 @@ FILES = {"onnx": "model.onnx", "aoti": "model.pt2"}
 OUTPUTS = ("items", "scores")
 
 
+@torch.no_grad()  # with gradients the attention is decomposed to operators of other strides, which its views refuse
 def write_export(graph: SearchGraph, folder: Path, graph_format: Format, batch: int | None = None) -> None:
     """Write the graph, items.json (ids and titles by item number) and export.json (what the graph takes and returns).
 
