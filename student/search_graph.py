@@ -66,12 +66,8 @@ def capture(graph: SearchGraph, batch: int | None = None) -> ExportedProgram:
         graph: the search.
         batch: users of every call; None: any number.
     """
-    # example inputs of different sizes, which the tracer would take for equal, and no views, whose bases it would guard
-    users = batch or 2
-    examples = {name: torch.zeros(users, length, dtype=torch.long) for name, length in (("recent", 3), ("bought", 5))}
+    # examples of other lengths, lest the tracer take them for equal, and no views, whose bases it would guard
+    lengths, users = {"recent": 3, "bought": 5}, batch or 2
+    examples = tuple(torch.zeros(users, lengths[name], dtype=torch.long) for name in graph.inputs)
     sizes = {1: Dim.DYNAMIC} if batch else {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-    inputs = graph.inputs
-    shapes = {"recent": sizes, "bought": sizes if "bought" in inputs else None}
-    if "bought" not in inputs:
-        shapes.pop("bought")
-    return torch.export.export(graph.eval(), tuple(examples[name] for name in inputs), dynamic_shapes=shapes)
+    return torch.export.export(graph.eval(), examples, dynamic_shapes=dict.fromkeys(graph.inputs, sizes))
