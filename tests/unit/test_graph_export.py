@@ -46,14 +46,25 @@ def padded(histories):
     return np.array([history + [-1] * (longest - len(history)) for history in histories], dtype=np.int64)
 
 
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory):
+    """A nested student and the folder of its export: an export takes some 15 seconds, and two tests read this one."""
+    student, folder = shop("nested", "trie", False), tmp_path_factory.mktemp("nested")
+    write_export(SearchGraph(student, k=N_ITEMS, width=N_ITEMS, exclude_bought=True), folder, "onnx")
+    return student, folder
+
+
 @pytest.mark.parametrize(
     ("backbone", "scope", "ranker", "exclude_bought"),
     [("nested", "trie", False, True), ("causal", "level", True, True), ("seq2seq", "all", False, False)],
 )
-def test_onnx_lists_equal_the_recommenders(backbone, scope, ranker, exclude_bought, tmp_path):
+def test_onnx_lists_equal_the_recommenders(backbone, scope, ranker, exclude_bought, tmp_path, request):
     """Any number of users, histories longer than max_history, items that share an ID, more places than items."""
-    student = shop(backbone, scope, ranker)
-    write_export(SearchGraph(student, k=N_ITEMS, width=N_ITEMS, exclude_bought=exclude_bought), tmp_path, "onnx")
+    if backbone == "nested":
+        student, tmp_path = request.getfixturevalue("nested")
+    else:
+        student = shop(backbone, scope, ranker)
+        write_export(SearchGraph(student, k=N_ITEMS, width=N_ITEMS, exclude_bought=exclude_bought), tmp_path, "onnx")
     description = json.loads((tmp_path / "export.json").read_text())
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert [value.name for value in session.get_inputs()] == list(description["inputs"])
@@ -72,18 +83,17 @@ def test_onnx_lists_equal_the_recommenders(backbone, scope, ranker, exclude_boug
     assert session.run(None, nobody)[0].max(1).tolist()[0] == -1
 
 
-def test_the_file_of_the_docs_serves_without_this_project(tmp_path):
-    student = shop("nested", "level", False)
-    write_export(SearchGraph(student, k=3, width=8), tmp_path, "onnx")
+def test_the_file_of_the_docs_serves_without_this_project(nested, tmp_path):
+    student, folder = nested
     docs = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     code = docs.split("```python\n", 1)[1].split("```", 1)[0]
     blocked = "import sys\nfor name in ('torch', 'distill', 'student', 'onnx'):\n    sys.modules[name] = None\n"
     (tmp_path / "recommend.py").write_text(blocked + code)
     histories = [["i3", "i7", "i1", "i9", "i12", "i28"], ["i5"]]
     lines = "".join(",".join(history) + "\n" for history in histories)
-    command = [sys.executable, "-I", "recommend.py", str(tmp_path)]
+    command = [sys.executable, "-I", "recommend.py", str(folder)]
     done = subprocess.run(command, cwd=tmp_path, input=lines, text=True, capture_output=True, check=True)
-    expected = student.recommend(histories, k=3, width=8)
+    expected = student.recommend(histories, k=N_ITEMS, width=N_ITEMS)
     lists = [json.loads(line) for line in done.stdout.splitlines()]
     assert [[item for item, _ in row] for row in lists] == [[item.item_id for item in row] for row in expected]
     scores = [[item.score for item in row] for row in expected]
