@@ -96,8 +96,8 @@ def test_the_file_of_the_docs_serves_without_this_project(nested, tmp_path):
     expected = student.recommend(histories, k=N_ITEMS, width=N_ITEMS)
     lists = [json.loads(line) for line in done.stdout.splitlines()]
     assert [[item for item, _ in row] for row in lists] == [[item.item_id for item in row] for row in expected]
-    scores = [[item.score for item in row] for row in expected]
-    np.testing.assert_allclose([[score for _, score in row] for row in lists], scores, atol=1e-4)
+    scores = [item.score for row in expected for item in row]
+    np.testing.assert_allclose([score for row in lists for _, score in row], scores, atol=1e-4)
 
 
 def test_what_is_no_part_of_the_graph_is_refused():
