@@ -27,6 +27,7 @@ from distill.runtime.errors import UserError
 from distill.runtime.json_files import read_object
 from distill.runtime.parquet import id_column, number_matrix, read_parquet, text_column
 from distill.runtime.verification import verify_folder
+from student import hub
 from student.config import Precision
 from student.histories import check_histories, pad_histories, whole_number
 from student.loading import check_numbers, check_scores, load_network, report_damage
@@ -103,20 +104,22 @@ class Recommender(WithMemories):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         precision: Precision = "auto",
+        revision: str | None = None,
     ) -> Recommender:
-        """Load what `save_pretrained` wrote.
+        """Load what `save_pretrained` wrote, or `push_to_hub` uploaded.
 
         Args:
-            folder: the student's.
+            folder: the student's; or, where there is none of that name, USER/NAME on the Hugging Face hub.
             device: cpu, cuda, cuda:0 and so on.
             dtype: of the weights; half precision (bfloat16, float16) is for GPUs.
             precision: of the matrix products with float32 weights; see `resolve_precision`.
+            revision: branch, tag or commit on the hub.
 
         Raises:
             UserError: the folder is not a student or is damaged, or there is no such device.
         """
         check_device(device)
-        folder = Path(folder)
+        folder = hub.download(str(folder), revision) if hub.is_repo(folder) else Path(folder)
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise UserError(f"{folder} is not a student: it needs config.json and model.safetensors.")
         verify_folder(folder)
@@ -159,6 +162,25 @@ class Recommender(WithMemories):
         pq.write_table(pa.table({**columns, "codes": codes}), folder / "items.parquet")
         self.trie.save(folder / "trie.safetensors")
         write_json(folder / "config.json", {**self.facts, "model": sizes})
+
+    def push_to_hub(
+        self, repo_id: str, data_license: str, dataset: str, evaluation: Path | None = None, private: bool = True
+    ) -> None:
+        """Upload the student to the Hugging Face hub with a model card.
+
+        Args:
+            repo_id: USER/NAME.
+            data_license: the hub's identifier of the licence of the data that it was trained on: cc-by-4.0, other.
+            dataset: name of that data, for the card.
+            evaluation: folder of an evaluation of this student under the name of `variant`; the card then has its
+                metrics beside the floor's. Other names: `student.hub.push`.
+            private: as for a new repository.
+
+        Raises:
+            UserError: the hub refuses, or the evaluation lacks the student.
+        """
+        rows = hub.evaluation_rows(evaluation, self.facts.get("variant", "")) if evaluation else None
+        hub.push(self, repo_id, data_license, dataset, rows, private)
 
     @property
     def n_items(self) -> int:

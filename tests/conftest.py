@@ -23,6 +23,8 @@ torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
 MARKERS = {"tests/cli": ["slow"], "tests/engines": ["slow"], "tests/distributed": ["slow", "distributed"]}
 SLOW_UNIT_TESTS = (  # they train, or export graphs; `make test-fast` leaves them out
+    "test_graph_export.py::test_onnx",
+    "test_graph_export.py::test_the_file",
     "test_large.py",
     "test_qlora.py",
     "test_resume.py",

@@ -91,7 +91,7 @@ def search(
     """
     closed = trie.closed_leaves(bought) if exclude_bought and constrained else None
     tree = trie if constrained else FullTree(trie.levels, trie.codebook_size)
-    beams = beam_search(step, tree, len(bought), width, closed, bought.device)
+    beams = beam_search(step, tree, bought.shape[0], width, closed, bought.device)
     return beams if constrained else beams._replace(leaves=trie.find(beams.codes))
 
 

@@ -58,7 +58,7 @@ class PrefixTree:
 
     def by_candidate(self, x: Tensor) -> Tensor:
         """Spread states of the nodes [batch, nodes, dim] over every candidate's tokens [batch, k, m, dim]."""
-        row = torch.arange(len(x), device=x.device)[:, None, None] * x.shape[1]
+        row = torch.arange(x.shape[0], device=x.device)[:, None, None] * x.shape[1]
         return x.flatten(0, 1).index_select(0, (row + self.nodes).flatten()).view(*self.nodes.shape, -1)
 
 
@@ -84,7 +84,7 @@ def attend_history_and_tree(
     Returns:
         As x.
     """
-    batch, nodes = len(keys), tree_bias.shape[-1]
+    batch, nodes = keys.shape[0], tree_bias.shape[-1]
 
     # [batch · groups, heads, nodes, …] → [batch, heads, groups · nodes, …], and back
     def by_row(trees: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def attend_one_token(
     new = (attention.k(x), attention.v(x))
     if not past:
         return attention.o(new[1]), new  # the only token takes all the weight
-    queries, by_head = attention.q(x), (len(x), attention.heads, -1)
+    queries, by_head = attention.q(x), (x.shape[0], attention.heads, -1)
     scores = [(queries * key).view(by_head).sum(-1) for key, _ in (*past, new)]
     weights = (torch.stack(scores, dim=-1) + bias).softmax(-1)
     mixed = sum(
@@ -192,7 +192,7 @@ class CachedStep:
         tokens = None
         if level > 0:
             tokens = codes + 1 + (level - 1) * self.model.config.codebook_size
-            rows = torch.arange(len(parents), device=parents.device)[:, None] * self.beams + parents
+            rows = torch.arange(parents.shape[0], device=parents.device)[:, None] * self.beams + parents
             rows, self.beams = rows.flatten(), parents.shape[1]
             self.past = [
                 [(key.index_select(0, rows), value.index_select(0, rows)) for key, value in pairs]

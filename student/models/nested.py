@@ -71,13 +71,14 @@ class Nested(Causal):
         """Run the inner decoder over its first token, the outer decoder's state [batch, d_model]."""
         after, keys, values = self.decode(states[:, None])
         *inner, last_state = (each[:, 0] for each in after)
-        lengths = torch.ones(len(states), device=states.device, dtype=torch.long)
-        return EncodedHistory(keys, values, states.new_zeros(len(states), 1, 1, 1), lengths, last_state, inner)
+        users = states.shape[0]
+        lengths = torch.ones(users, device=states.device, dtype=torch.long)
+        return EncodedHistory(keys, values, states.new_zeros(users, 1, 1, 1), lengths, last_state, inner)
 
     def encode(self, codes: Tensor) -> EncodedHistory:
         """Encode histories [batch, items, levels]; each becomes one token of the inner decoder."""
         last = ((codes[..., 0] >= 0).sum(1) - 1).clamp(min=0)
-        return self.start_inner(self.item_states(codes)[torch.arange(len(codes), device=codes.device), last])
+        return self.start_inner(self.item_states(codes)[torch.arange(codes.shape[0], device=codes.device), last])
 
     def one_pass(
         self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"

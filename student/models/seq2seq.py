@@ -221,7 +221,7 @@ class Seq2Seq(Featured):
             [batch, beams, codebook_size], and for each decoder layer keys and values of the new tokens.
         """
         if tokens is None:
-            tokens = torch.zeros(len(encoded.mask), 1, dtype=torch.long, device=encoded.mask.device)
+            tokens = torch.zeros(encoded.mask.shape[0], 1, dtype=torch.long, device=encoded.mask.device)
         bias = self.decoder_bias(self.decoder_buckets[level, : level + 1]).T
         x, present = self.embedding(tokens), []
         for number, layer in enumerate(self.decoder):

@@ -1,0 +1,113 @@
+"""Write a student's search as one graph: for ONNX Runtime, or compiled ahead of time by AOTInductor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.export import ExportedProgram
+
+from distill.runtime.artifacts import write_json
+from distill.runtime.errors import UserError
+from student.onnx_decompositions import DECOMPOSITIONS
+from student.search_graph import SearchGraph, capture
+
+Format = Literal["onnx", "aoti"]
+FILES = {"onnx": "model.onnx", "aoti": "model.pt2"}
+OUTPUTS = ("items", "scores")
+
+
+@torch.no_grad()  # with gradients the attention is decomposed to operators of other strides, which its views refuse
+def write_export(graph: SearchGraph, folder: Path, graph_format: Format, batch: int | None = None) -> None:
+    """Write the graph, items.json (ids and titles by item number) and export.json (what the graph takes and returns).
+
+    Args:
+        graph: the search.
+        folder: an empty folder.
+        graph_format: "onnx" or "aoti".
+        batch: users of every call; None: any number.
+
+    Raises:
+        UserError: the extra `export` or a C++ compiler is missing.
+    """
+    check_tools(graph_format)
+    program = capture(graph, batch)
+    write = {"onnx": _write_onnx, "aoti": _write_aoti}[graph_format]
+    versions = write(program, graph, folder / FILES[graph_format])
+    student = graph.student
+    write_json(folder / "items.json", {"item_ids": student.item_ids, "titles": student.titles})
+    users = batch or "users"
+    lengths = {"recent": f"1 to {student.max_history}", "bought": "any"}
+    facts = {name: student.facts[name] for name in ("backbone", "variant", "scope", "seed") if name in student.facts}
+    description = {
+        "format": graph_format,
+        "file": FILES[graph_format],
+        "inputs": {name: {"dtype": "int64", "shape": [users, lengths[name]]} for name in graph.inputs},
+        "outputs": {
+            name: {"dtype": dtype, "shape": [users, graph.k]}
+            for name, dtype in zip(OUTPUTS, ("int64", "float32"), strict=True)
+        },
+        "k": graph.k,
+        "width": graph.width,
+        "max_history": student.max_history,
+        "exclude_bought": graph.exclude_bought,
+        "n_items": student.n_items,
+        "student": facts,
+        "versions": {"torch": torch.__version__, **versions},
+    }
+    write_json(folder / "export.json", description)
+
+
+def check_tools(graph_format: Format) -> None:
+    """Check that what writes the format is installed, before any work.
+
+    Raises:
+        UserError: it is not.
+    """
+    if graph_format == "onnx":
+        try:
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise UserError(f"ONNX needs {error.name}: pip install 'lohrec-distill[export]'.") from None
+        return
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        raise UserError(
+            "AOTInductor needs a C++ compiler, and there is none: install g++ or clang++, or name one by the "
+            "environment's CXX."
+        ) from None
+
+
+def _write_onnx(program: ExportedProgram, graph: SearchGraph, path: Path) -> dict[str, Any]:
+    """Write an ONNX file without traces of the sources; return versions."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every package that it could also have used
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.onnx.export(
+            program.run_decompositions(DECOMPOSITIONS),
+            input_names=graph.inputs,
+            output_names=OUTPUTS,
+            dynamo=True,
+            verbose=False,
+        )
+    for node in model.model.graph.all_nodes():
+        node.metadata_props.clear()  # paths and lines of the sources
+    model.save(path)
+    return {
+        "opset": model.model.opset_imports[""],
+        **{name: importlib.metadata.version(name) for name in ("onnx", "onnxscript")},
+    }
+
+
+def _write_aoti(program: ExportedProgram, graph: SearchGraph, path: Path) -> dict[str, Any]:
+    """Compile ahead of time for this processor and write a package for `torch._inductor.aoti_load_package`."""
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    return {}

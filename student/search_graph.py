@@ -1,0 +1,73 @@
+"""The whole search of a student as one module and, captured by `torch.export`, as one graph without Python."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from distill.runtime.errors import UserError
+from student.recommender import Recommender
+
+EXPORTED = ("nested", "causal", "seq2seq")  # backbones
+
+
+class SearchGraph(nn.Module):
+    """Ranks items by the student's own search, in float32.
+
+    Args:
+        student: without memories; they mix lists outside of the graph.
+        k: items of a list.
+        width: beams; as for `Recommender.recommend`, at least k and at most the number of items are used.
+        exclude_bought: exclude all items of the history; by default as in training.
+
+    Raises:
+        UserError: the student has memories, or its backbone is none of `EXPORTED`.
+    """
+
+    def __init__(self, student: Recommender, k: int = 10, width: int = 20, exclude_bought: bool | None = None):
+        super().__init__()
+        if student.transition_memory is not None or student.content_memory is not None:
+            raise UserError("Memories are no part of the graph: export the student to which they were added.")
+        if student.facts["backbone"] not in EXPORTED:
+            raise UserError(f"Backbone {student.facts['backbone']} cannot be exported; {', '.join(EXPORTED)} can.")
+        self.model, self.ranker, self.student = student.model, student.ranker, student
+        self.k, self.width = (min(value, student.n_items) for value in (k, max(k, width)))
+        self.exclude_bought = student.facts["exclude_bought"] if exclude_bought is None else exclude_bought
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs: `bought` is there where bought items are excluded."""
+        return ("recent", "bought") if self.exclude_bought else ("recent",)
+
+    def forward(self, recent: Tensor, bought: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rank items after histories.
+
+        Args:
+            recent: the last items of each history, at most the student's max_history, oldest first, padded with -1 on
+                the right [users, length].
+            bought: all items of each history, padded with -1 [users, any length].
+
+        Returns:
+            Item numbers, best first, and their scores, both [users, k]; -1 and −∞ where there is no further item, and
+            for histories without items.
+        """
+        items, scores = self.student._search(recent, bought, self.width, self.exclude_bought, True)
+        items, scores = items[:, : self.k], scores[:, : self.k]
+        exists = (items >= 0) & (recent[:, :1] >= 0)
+        return torch.where(exists, items, -1), scores.masked_fill(~exists, -torch.inf)
+
+
+@torch.no_grad()
+def capture(graph: SearchGraph, batch: int | None = None) -> ExportedProgram:
+    """Capture the search by `torch.export`; lengths are dynamic.
+
+    Args:
+        graph: the search.
+        batch: users of every call; None: any number.
+    """
+    # examples of other lengths, lest the tracer take them for equal, and no views, whose bases it would guard
+    lengths, users = {"recent": 3, "bought": 5}, batch or 2
+    examples = tuple(torch.zeros(users, lengths[name], dtype=torch.long) for name in graph.inputs)
+    sizes = {1: Dim.DYNAMIC} if batch else {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    return torch.export.export(graph.eval(), examples, dynamic_shapes=dict.fromkeys(graph.inputs, sizes))

@@ -1,0 +1,133 @@
+"""Exported searches in ONNX Runtime against the Recommender's, and the operators that ONNX lacks against torch's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from distill.runtime.errors import UserError
+from student.graph_export import write_export
+from student.models import BACKBONES
+from student.onnx_decompositions import searchsorted, stable_argsort, stable_sort
+from student.recommender import Recommender
+from student.search_graph import SearchGraph
+
+ROOT = Path(__file__).resolve().parents[2]
+LEVELS, SIZE, N_ITEMS, MAX_HISTORY = 3, 4, 30, 4
+SMALL = {"d_model": 16, "d_ff": 32, "heads": 2, "d_head": 8}
+ONE_LAYER = {
+    "nested": {"outer": 1, "layers": 1},
+    "causal": {"layers": 1},
+    "seq2seq": {"encoder_layers": 1, "decoder_layers": 1},
+}
+
+
+def shop(backbone, scope, ranker):
+    rng = np.random.default_rng(0)
+    codes = np.stack(np.unravel_index(rng.choice(SIZE**LEVELS, N_ITEMS, replace=False), (SIZE,) * LEVELS), axis=1)
+    codes[7] = codes[3]  # two items behind one ID
+    network, config, _ = BACKBONES[backbone]
+    networks = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        networks.append(network(config(LEVELS, SIZE, **SMALL, **ONE_LAYER[backbone])).eval())
+    ids = [f"i{number}" for number in range(N_ITEMS)]
+    facts = {"backbone": backbone, "max_history": MAX_HISTORY, "scope": scope}
+    return Recommender(networks[0], codes, ids, ids, networks[1] if ranker else None, facts)
+
+
+def padded(histories):
+    longest = max(map(len, histories))
+    return np.array([history + [-1] * (longest - len(history)) for history in histories], dtype=np.int64)
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory):
+    """A nested student and the folder of its export: an export takes some 15 seconds, and two tests read this one."""
+    student, folder = shop("nested", "trie", False), tmp_path_factory.mktemp("nested")
+    write_export(SearchGraph(student, k=N_ITEMS, width=N_ITEMS, exclude_bought=True), folder, "onnx")
+    return student, folder
+
+
+@pytest.mark.parametrize(
+    ("backbone", "scope", "ranker", "exclude_bought"),
+    [("nested", "trie", False, True), ("causal", "level", True, True), ("seq2seq", "all", False, False)],
+)
+def test_onnx_lists_equal_the_recommenders(backbone, scope, ranker, exclude_bought, tmp_path, request):
+    """Any number of users, histories longer than max_history, items that share an ID, more places than items."""
+    if backbone == "nested":
+        student, tmp_path = request.getfixturevalue("nested")
+    else:
+        student = shop(backbone, scope, ranker)
+        write_export(SearchGraph(student, k=N_ITEMS, width=N_ITEMS, exclude_bought=exclude_bought), tmp_path, "onnx")
+    description = json.loads((tmp_path / "export.json").read_text())
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert [value.name for value in session.get_inputs()] == list(description["inputs"])
+    assert str(ROOT) not in (tmp_path / "model.onnx").read_bytes().decode("latin-1")
+    long = [3, 7, 1, 9, 12, 28, 3]
+    for histories in ([[5]], [[2, 7], long, [3]], [[0, 1, 2, 3], [29, 4, 3, 8], [6], long[:5], [11, 11]]):
+        inputs = {"recent": padded([history[-MAX_HISTORY:] for history in histories]), "bought": padded(histories)}
+        items, scores = session.run(None, {name: inputs[name] for name in description["inputs"]})
+        expected, expected_scores = student.rank_items(padded(histories), N_ITEMS, exclude_bought)
+        assert items.tolist() == expected.tolist()
+        ranked = expected >= 0
+        np.testing.assert_allclose(scores[ranked], expected_scores[ranked], atol=1e-4)
+        assert np.isneginf(scores[~ranked]).all()
+        assert ranked.all() == (not exclude_bought)
+    nobody = {name: np.array([[-1], [2]]) for name in description["inputs"]}
+    assert session.run(None, nobody)[0].max(1).tolist()[0] == -1
+
+
+def test_the_file_of_the_docs_serves_without_this_project(nested, tmp_path):
+    student, folder = nested
+    docs = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    code = docs.split("```python\n", 1)[1].split("```", 1)[0]
+    blocked = "import sys\nfor name in ('torch', 'distill', 'student', 'onnx'):\n    sys.modules[name] = None\n"
+    (tmp_path / "recommend.py").write_text(blocked + code)
+    histories = [["i3", "i7", "i1", "i9", "i12", "i28"], ["i5"]]
+    lines = "".join(",".join(history) + "\n" for history in histories)
+    command = [sys.executable, "-I", "recommend.py", str(folder)]
+    done = subprocess.run(command, cwd=tmp_path, input=lines, text=True, capture_output=True, check=True)
+    expected = student.recommend(histories, k=N_ITEMS, width=N_ITEMS)
+    lists = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [[item for item, _ in row] for row in lists] == [[item.item_id for item in row] for row in expected]
+    scores = [item.score for row in expected for item in row]
+    np.testing.assert_allclose([score for row in lists for _, score in row], scores, atol=1e-4)
+
+
+def test_what_is_no_part_of_the_graph_is_refused():
+    student = shop("nested", "level", False)
+    student.transition_memory = object()
+    with pytest.raises(UserError, match="Memories are no part of the graph"):
+        SearchGraph(student)
+    student.transition_memory, student.facts["backbone"] = None, "large"
+    with pytest.raises(UserError, match="Backbone large cannot be exported; nested, causal, seq2seq can"):
+        SearchGraph(student)
+
+
+def test_width_and_k_are_the_recommenders():
+    graph = SearchGraph(shop("nested", "level", False), k=7, width=5)
+    assert (graph.k, graph.width, graph.inputs) == (7, 7, ("recent", "bought"))
+    assert SearchGraph(shop("nested", "level", False), k=100).k == N_ITEMS
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 9])
+def test_bisection_is_searchsorted(n):
+    sequence = torch.tensor(sorted(np.random.default_rng(n).integers(0, 9, n)))
+    values = torch.arange(-1, 11).view(3, 4)
+    assert torch.equal(searchsorted(sequence, values), torch.searchsorted(sequence, values))
+    rows = torch.stack([sequence, sequence + 2])
+    assert torch.equal(searchsorted(rows, values[:2]), torch.searchsorted(rows, values[:2].contiguous()))
+
+
+def test_sorting_by_topk_keeps_type_and_values():
+    x = torch.tensor([[3, 1, 2], [5, 9, -4]], dtype=torch.int8)
+    values, order = stable_sort(x, stable=True, dim=1, descending=True)
+    assert values.dtype == torch.int8 and values.tolist() == [[3, 2, 1], [9, 5, -4]]
+    assert order.tolist() == [[0, 2, 1], [1, 0, 2]]
+    assert stable_argsort(x, stable=True, dim=1).tolist() == [[1, 2, 0], [2, 0, 1]]
