@@ -155,7 +155,7 @@ def push(
 
 
 def is_repo(name: Path | str) -> bool:
-    """Tell whether a name may be USER/NAME on the hub: it is no path, nor a slip in the path of a folder that exists."""
+    """Tell whether a name may be USER/NAME on the hub: no path, nor a mistyped one in a folder that exists."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) is not None and not Path(name).parent.exists()
 
 

@@ -110,5 +110,5 @@ def test_paths_are_not_looked_up_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "dwr").mkdir()
     assert hub.is_repo("shop/light")
-    for path in ("runs/dwr", "./shop/light", "../light", "/shop/light", "light", "a/b/c", tmp_path):
+    for path in ("runs/dwr", "runs/dwt", "./shop/light", "../light", "/shop/light", "light", "a/b/c", tmp_path):
         assert not hub.is_repo(path)
