@@ -94,7 +94,12 @@ def test_rows_of_the_teacher_with_memories(dataset, texts, content):
         return student.rank_items(histories, beam_width, exclude_bought, constrained)
 
     teacher = SimpleNamespace(
-        name="teacher", kind="teacher", parameters=1, rank=rank, score_candidates=student.score_candidates
+        name="teacher",
+        kind="teacher",
+        parameters=1,
+        needs_trie=False,
+        rank=rank,
+        score_candidates=student.score_candidates,
     )
     teacher.ranking_scores = student.ranking_scores
     settings = EvaluationSettings(
