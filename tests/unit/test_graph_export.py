@@ -18,7 +18,8 @@ from student.recommender import Recommender
 from student.search_graph import SearchGraph
 
 ROOT = Path(__file__).resolve().parents[2]
-LEVELS, SIZE, N_ITEMS, MAX_HISTORY = 3, 4, 30, 4
+N_ITEMS, MAX_HISTORY = 30, 4
+IDS = {"nested": (3, 4), "causal": (2, 6), "seq2seq": (2, 6)}  # levels, codewords; fewer levels export faster
 SMALL = {"d_model": 16, "d_ff": 32, "heads": 2, "d_head": 8}
 ONE_LAYER = {
     "nested": {"outer": 1, "layers": 1},
@@ -28,14 +29,14 @@ ONE_LAYER = {
 
 
 def shop(backbone, scope, ranker):
-    rng = np.random.default_rng(0)
-    codes = np.stack(np.unravel_index(rng.choice(SIZE**LEVELS, N_ITEMS, replace=False), (SIZE,) * LEVELS), axis=1)
+    rng, (levels, size) = np.random.default_rng(0), IDS[backbone]
+    codes = np.stack(np.unravel_index(rng.choice(size**levels, N_ITEMS, replace=False), (size,) * levels), axis=1)
     codes[7] = codes[3]  # two items behind one ID
     network, config, _ = BACKBONES[backbone]
     networks = []
     for seed in range(2):
         torch.manual_seed(seed)
-        networks.append(network(config(LEVELS, SIZE, **SMALL, **ONE_LAYER[backbone])).eval())
+        networks.append(network(config(levels, size, **SMALL, **ONE_LAYER[backbone])).eval())
     ids = [f"i{number}" for number in range(N_ITEMS)]
     facts = {"backbone": backbone, "max_history": MAX_HISTORY, "scope": scope}
     return Recommender(networks[0], codes, ids, ids, networks[1] if ranker else None, facts)
