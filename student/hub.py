@@ -12,6 +12,7 @@ from torch import nn
 
 from distill.decoding.trie import Trie
 from distill.runtime.errors import UserError
+from distill.runtime.models import count_parameters
 
 FILES = ["*.json", "*.safetensors", "items.parquet"]  # of a student; nothing that could run
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
@@ -82,7 +83,6 @@ def model_card(
     ]
     named = {"model_name": title, "eval_results": results} if results else {}
     card = ModelCardData(license=data_license, library_name="lohrec-distill", tags=TAGS, **named)
-    networks = [network for network in (student.model, student.ranker) if network is not None]
     return CARD.format(
         front_matter=card.to_yaml().strip(),
         title=title,
@@ -90,7 +90,7 @@ def model_card(
         levels=student.trie.levels,
         backbone=student.facts["backbone"],
         variant=student.facts.get("variant", "unknown"),
-        parameters=sum(parameter.numel() for network in networks for parameter in network.parameters()),
+        parameters=count_parameters(student.model, student.ranker),
         n_items=student.n_items,
         max_history=student.max_history,
         item_id=student.item_ids[0],

@@ -14,6 +14,7 @@ from distill.runtime.errors import UserError
 from student.config import BaselineConfig
 from student.models.item_models.lite_llm4rec import LiteLLM4Rec, LiteLLM4RecConfig
 from student.models.item_text import TextConfig
+from student.models.trunk import check_window
 
 
 def build_lite_llm4rec(config: BaselineConfig, n_items: int, unit: np.ndarray | None) -> LiteLLM4Rec:
@@ -34,7 +35,7 @@ def build_lite_llm4rec(config: BaselineConfig, n_items: int, unit: np.ndarray | 
     else:
         base, row_size = read_base(config.base, config.layers)
         network = base.config.get_text_config()
-        check_window(network, config.max_history, config.base)
+        check_window(network.to_dict(), config.max_history, config.max_history, config.base)
         sizes = replace(sizes, layers=network.num_hidden_layers, network=base.config.to_dict(), pretrained=True)
         model = LiteLLM4Rec(sizes, base.base_model)
         with torch.no_grad():  # vectors of the size that the layers know from the rows of their vocabulary
@@ -65,20 +66,6 @@ def read_base(folder: Path, layers: int | None) -> tuple[Any, float]:
     if layers:
         keep_first_layers(base, layers, folder, "--layers")
     return base, float(base.get_input_embeddings().weight.detach().std())
-
-
-def check_window(network: Any, max_history: int, folder: Path) -> None:
-    """Refuse a language model whose window is shorter than a history.
-
-    Raises:
-        UserError: as above.
-    """
-    window = getattr(network, "max_position_embeddings", None) or max_history
-    if max_history > window:
-        raise UserError(
-            f"Histories of {max_history} items take {max_history} places, and --base {folder} has {window}. Lower "
-            "--max_history."
-        )
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from distill.evaluation.inputs import text_vectors
 from distill.labels.store import LabelStore
 from distill.runtime.artifacts import Artifact
 from distill.runtime.logs import log
+from distill.runtime.models import count_parameters
 from distill.runtime.sharding import trainable_state, unsharded
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.engine import Engine
@@ -298,8 +299,3 @@ def validation_users(dataset: Dataset, max_history: int, settings: ValidationSet
     """Draw the validation users, the same in every run."""
     valid = dataset.examples("valid", max_history)
     return valid.take(np.random.default_rng(0).permutation(len(valid))[: settings.valid_users])
-
-
-def count_parameters(model: torch.nn.Module) -> int:
-    """Count the parameters of a network."""
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -25,6 +25,7 @@ from student.item_recommender import ItemRecommender, last_places
 from student.models.item_text import unit_vectors
 from student.models.setrec import SETRec, SETRecConfig
 from student.models.setrec.network import ground
+from student.models.trunk import check_window
 from student.objective import item_loss
 from student.setrec_config import HEADS
 
@@ -50,7 +51,8 @@ def build_setrec(config: BaselineConfig, n_items: int, sasrec: Path | None, text
     base, instruction = read_base(config.base, settings.trunk, settings.instruction) if config.base else (None, None)
     network = random_network(config) if base is None else base.config.to_dict()
     dim = config.dim if base is None else base.config.hidden_size
-    check_window(network, config)
+    if config.base:
+        check_window(network, config.max_history, config.max_history + 1, config.base)  # a history and the next item
     sizes = SETRecConfig(
         n_items,
         config.max_history,
@@ -132,18 +134,6 @@ def read_base(folder: Path, trunk: str, words: str) -> tuple[Any, Tensor | None]
     tokenizer = models.load_tokenizer(folder, refusal, local_files_only=True)
     numbers = torch.tensor(tokenizer(words, add_special_tokens=False)["input_ids"], dtype=torch.long)
     return base, base.get_input_embeddings().weight.detach()[numbers]
-
-
-def check_window(network: dict[str, Any], config: BaselineConfig) -> None:
-    """Refuse a language model whose window is shorter than a history and the next item.
-
-    Raises:
-        UserError: as above.
-    """
-    window = network.get("max_position_embeddings") or config.max_history + 1
-    if config.max_history + 1 > window:
-        raise UserError(f"Histories of {config.max_history} items take {config.max_history + 1} places, and --base "
-                        f"{config.base} has {window}. Lower --max_history.")  # fmt: skip
 
 
 def check_memory(model: SETRec, config: BaselineConfig) -> None:

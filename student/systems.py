@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from torch import nn
 
 from distill.baselines import names
 from distill.baselines.content import Content
@@ -15,6 +14,7 @@ from distill.data.dataset import Dataset, Examples
 from distill.evaluation.systems import Ranked, System, batches
 from distill.runtime.artifacts import Artifact
 from distill.runtime.logs import log
+from distill.runtime.models import count_parameters
 from student.config import Precision
 from student.content_memory import ContentMemory
 from student.item_recommender import ItemRecommender
@@ -22,11 +22,6 @@ from student.memory_mixture import Candidates, MixtureWeights, candidates, join_
 from student.memory_tuning import best_weights
 from student.recommender import Recommender
 from student.transition_memory import TransitionMemory
-
-
-def count_parameters(*models: nn.Module | None) -> int:
-    """Number of parameters of all models."""
-    return sum(parameter.numel() for model in models if model is not None for parameter in model.parameters())
 
 
 class StudentSystem:

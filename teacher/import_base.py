@@ -103,7 +103,7 @@ def convert(source: Path, folder: Path) -> int:
     model.generation_config = quantised.generation_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return models.count_parameters(model)
 
 
 if __name__ == "__main__":

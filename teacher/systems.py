@@ -6,6 +6,7 @@ import numpy as np
 
 from distill.data.dataset import Dataset
 from distill.runtime.artifacts import Artifact
+from distill.runtime.models import count_parameters
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.engines.hf import HFEngine
 
@@ -17,7 +18,7 @@ class TeacherSystem:
 
     def __init__(self, artifact: Artifact, dataset: Dataset, ids: SemanticIDs, device: str, dtype: str = "float32"):
         self.engine = HFEngine.load(artifact.folder, dataset, ids, device, dtype)
-        self.parameters = sum(parameter.numel() for parameter in self.engine.model.parameters())
+        self.parameters = count_parameters(self.engine.model)
 
     def rank(
         self, histories: np.ndarray, beam_width: int, exclude_bought: bool, constrained: bool

@@ -13,8 +13,8 @@ from distill.metrics import MISSED, ndcg
 from distill.ranking import mask_history, top_items
 
 CHUNK = 1024  # users scored at once
-Model = TypeVar("Model")
 MAX_HISTORY = 1000  # bounds the memory of padded histories: 8 kB a user
+Model = TypeVar("Model")
 
 
 class ItemScorer(Protocol):

@@ -47,4 +47,4 @@ class ChildrenStep:
         else:
             assert self.nodes is not None and codes is not None
             self.nodes = self.trie.child(level - 1, self.nodes.gather(1, parents), codes).clamp(min=0)
-        return log_probs - self.trie.log_total(level, self.nodes, log_probs)[..., None]
+        return log_probs - self.trie.candidates(level, self.nodes, log_probs).logsumexp(-1, keepdim=True)

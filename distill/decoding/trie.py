@@ -214,24 +214,6 @@ class Trie:
         counts = torch.zeros(*nodes.shape, self.codebook_size, dtype=torch.int8, device=nodes.device)
         return counts.scatter_add(-1, code, (child >= 0).to(torch.int8)) > 0
 
-    def log_total(self, level: int, nodes: Tensor, log_probs: Tensor) -> Tensor:
-        """Sum the probabilities of nodes' children.
-
-        Args:
-            level: of the children's codewords.
-            nodes: node numbers [...].
-            log_probs: of all codewords of the level [..., codebook_size].
-
-        Returns:
-            The logarithm of the sum [...].
-        """
-        if level < len(self.dense):
-            child = self.dense[level][nodes]
-        else:
-            child, code = self.children(level, nodes)
-            log_probs = log_probs.gather(-1, code)
-        return log_probs.masked_fill(child < 0, -torch.inf).logsumexp(-1)
-
     def allowed(self, codes: Tensor) -> Tensor:
         """Mark the codewords that continue the prefixes of valid IDs.
 

@@ -98,10 +98,10 @@ class LabelSettings:
     scope: Literal["level", "all"] = "level"
     """Log-probabilities of the codewords of each position's level, or of all levels."""
     features: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
-    """Store the language model's last hidden state before each codeword, projected to so many numbers of a byte each,
-    for students with --feature_weight; 0: none."""
+    """Store the language model's hidden states before each codeword, of the layers that feature_layers names, each
+    projected to so many numbers of a byte, for students with --feature_weight; 0: none."""
     feature_layers: list[int] = field(default_factory=lambda: list(LAST_LAYER), metadata=IF_CHANGED)
-    """features: after which of its layers, from 1, or from -1 (the last) backwards; such as [10,20,-1]."""
+    """Layers whose states are stored: from 1, or backwards from -1, the last; such as [10,20,-1]."""
 
 
 @dataclass(frozen=True)

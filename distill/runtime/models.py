@@ -92,6 +92,11 @@ def check_weights(folder: Path | str, refusal: str) -> None:
             raise UserError(f"{refusal}: {index.name} names {others[0]}; {CONVERT.format(source=folder)}")
 
 
+def count_parameters(*models: Any) -> int:
+    """Count the parameters of networks; None has none."""
+    return sum(parameter.numel() for model in models if model is not None for parameter in model.parameters())
+
+
 def _load(load: Callable[..., Any], source: Path | str, refusal: str, **options: Any) -> Any:
     verify_folder(Path(source))  # a teacher of ours; others have no checksums
     try:

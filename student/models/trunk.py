@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from distill.runtime import models
+from distill.runtime.errors import UserError
 
 
 def causal_trunk(network: dict[str, Any], model: Any = None) -> Any:
@@ -21,6 +23,26 @@ def causal_trunk(network: dict[str, Any], model: Any = None) -> Any:
         model = models.build_causal_model(config, dtype=config.dtype).base_model
     remove_vocabulary(model)
     return model
+
+
+def check_window(network: dict[str, Any], max_history: int, places: int, base: Path) -> None:
+    """Refuse a pretrained language model whose window is shorter than what it has to read.
+
+    Args:
+        network: its config, as Hugging Face writes it.
+        max_history: items of a history, for the message.
+        places: that a history takes.
+        base: folder of the checkpoint.
+
+    Raises:
+        UserError: as above.
+    """
+    window = network.get("max_position_embeddings") or places
+    if places > window:
+        raise UserError(
+            f"Histories of {max_history} items take {places} places, and --base {base} has {window}. Lower "
+            "--max_history."
+        )
 
 
 def remove_vocabulary(trunk: Any) -> None:
