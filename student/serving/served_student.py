@@ -15,11 +15,14 @@ from distill.data.dataset import PAD, Dataset
 from distill.ranking import top_items
 from distill.runtime.artifacts import read_any
 from distill.runtime.errors import UserError
+from student.graph_cache import default_cache, with_graphs
+from student.graphs import GraphFormat
 from student.histories import pad_histories
 from student.item_recommender import ItemRecommender
 from student.memory_mixture import model_share
 from student.models.setrec import SETRec
 from student.recommender import Recommender
+from student.search_graph import EXPORTED
 from student.serving.beam_tree import Prefix, beam_tree
 from student.serving.catalogue import Catalogue
 from student.serving.filters import AllowedItems, kept_filters
@@ -38,6 +41,24 @@ class Explanation(NamedTuple):
     scores: np.ndarray
     shares: list[dict[str, float]] | None
     beams: list[list[Prefix]] | None
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How students are loaded, at the start and by every reload.
+
+    Attributes:
+        dataset: their data set, for titles and categories; None: the folder `dataset` of each student's run, if there
+            is one.
+        device: cpu or cuda.
+        graph_format: search by exported graphs; None: by the networks.
+        graph_cache: folder of kept graphs.
+    """
+
+    dataset: Path | None = None
+    device: str = "cpu"
+    graph_format: GraphFormat | None = None
+    graph_cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,17 +84,18 @@ class ServedStudent:
     filters: LRUCache[Hashable, AllowedItems] = field(default_factory=kept_filters, compare=False, repr=False)
 
     @staticmethod
-    def load(folder: Path, dataset: Path | None, device: str) -> ServedStudent:
+    def load(folder: Path, settings: LoadSettings) -> ServedStudent:
         """Load a student or item model.
 
         Args:
             folder: a student's or baseline's artifact.
-            dataset: its data set, for titles and categories; None: the folder `dataset` of its run, if there is one.
-            device: cpu or cuda.
+            settings: how; item models and large students have no graphs.
 
         Raises:
-            UserError: a damaged folder, another data set, or an item model without its data set.
+            UserError: a damaged folder, another data set, an item model without its data set, or what exports or runs
+                graphs is missing.
         """
+        dataset, device = settings.dataset, settings.device
         artifact = read_any(folder, ("student", "baseline"))
         if dataset is None and (folder.parent.parent / "dataset").is_dir():
             dataset = folder.parent.parent / "dataset"
@@ -88,6 +110,9 @@ class ServedStudent:
             titles = [title or "" for title in data.items["title"].to_pylist()]
         else:
             recommender = Recommender.from_pretrained(folder, device)
+            if settings.graph_format is not None and recommender.facts["backbone"] in EXPORTED:
+                cache = settings.graph_cache or default_cache()
+                recommender = with_graphs(recommender, settings.graph_format, cache)
             item_ids, titles = recommender.item_ids, recommender.titles
         categories: list[str | None] = [None] * len(item_ids)
         if data is not None:
