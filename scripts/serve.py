@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -51,10 +52,17 @@ class Config:
     """Bytes of a request."""
     device: str = "cpu"
     """cpu or cuda."""
+    graphs: Literal["none", "onnx", "aoti"] = "none"
+    """Answer by exported graphs, on processors: onnx (ONNX Runtime; needs the extra `export`) or aoti (compiled; needs
+    a C++ compiler). The first start with a student exports it, about a minute."""
+    graph_cache: Path | None = None
+    """Folder of exported graphs (default: lohrec-distill/graphs in the user's cache)."""
 
 
 def main(config: Config) -> None:
     """Load the students, listen until a signal comes, finish what is in flight."""
+    if config.graphs != "none" and config.device != "cpu":
+        raise UserError(f"--graphs {config.graphs} is for processors, and --device is {config.device}: leave one out.")
     key = api_key(config)
     try:
         from student.serving.server import serve  # imported late: it loads torch and the extra `serve`

@@ -1,4 +1,4 @@
-"""Write a student's search as one graph: for ONNX Runtime, or compiled ahead of time by AOTInductor."""
+"""Write a student's search or scores as one graph: for ONNX Runtime, or compiled ahead of time by AOTInductor."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import importlib.metadata
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
+from student.graphs import FILES, GraphFormat
 from student.onnx_decompositions import DECOMPOSITIONS
-from student.search_graph import SearchGraph, capture
-
-Format = Literal["onnx", "aoti"]
-FILES = {"onnx": "model.onnx", "aoti": "model.pt2"}
-OUTPUTS = ("items", "scores")
+from student.search_graph import ScoreGraph, SearchGraph, capture
 
 
-@torch.no_grad()  # with gradients the attention is decomposed to operators of other strides, which its views refuse
-def write_export(graph: SearchGraph, folder: Path, graph_format: Format, batch: int | None = None) -> None:
+def write_export(graph: SearchGraph, folder: Path, graph_format: GraphFormat, batch: int | None = None) -> None:
     """Write the graph, items.json (ids and titles by item number) and export.json (what the graph takes and returns).
 
     Args:
@@ -35,9 +31,7 @@ def write_export(graph: SearchGraph, folder: Path, graph_format: Format, batch: 
         UserError: the extra `export` or a C++ compiler is missing.
     """
     check_tools(graph_format)
-    program = capture(graph, batch)
-    write = {"onnx": _write_onnx, "aoti": _write_aoti}[graph_format]
-    versions = write(program, graph, folder / FILES[graph_format])
+    versions = write_graph(graph, folder, graph_format, batch)
     student = graph.student
     write_json(folder / "items.json", {"item_ids": student.item_ids, "titles": student.titles})
     users = batch or "users"
@@ -49,7 +43,7 @@ def write_export(graph: SearchGraph, folder: Path, graph_format: Format, batch: 
         "inputs": {name: {"dtype": "int64", "shape": [users, lengths[name]]} for name in graph.inputs},
         "outputs": {
             name: {"dtype": dtype, "shape": [users, graph.k]}
-            for name, dtype in zip(OUTPUTS, ("int64", "float32"), strict=True)
+            for name, dtype in zip(graph.outputs, ("int64", "float32"), strict=True)
         },
         "k": graph.k,
         "width": graph.width,
@@ -62,7 +56,21 @@ def write_export(graph: SearchGraph, folder: Path, graph_format: Format, batch: 
     write_json(folder / "export.json", description)
 
 
-def check_tools(graph_format: Format) -> None:
+@torch.no_grad()  # with gradients the attention is decomposed to operators of other strides, which its views refuse
+def write_graph(
+    graph: SearchGraph | ScoreGraph, folder: Path, graph_format: GraphFormat, batch: int | None = None
+) -> dict[str, Any]:
+    """Write the graph's file, one of `FILES`, alone; arguments as for `write_export`.
+
+    Returns:
+        Versions of what wrote it.
+    """
+    program = capture(graph, batch)
+    write = {"onnx": _write_onnx, "aoti": _write_aoti}[graph_format]
+    return write(program, graph, folder / FILES[graph_format])
+
+
+def check_tools(graph_format: GraphFormat) -> None:
     """Check that what writes the format is installed, before any work.
 
     Raises:
@@ -86,7 +94,7 @@ def check_tools(graph_format: Format) -> None:
         ) from None
 
 
-def _write_onnx(program: ExportedProgram, graph: SearchGraph, path: Path) -> dict[str, Any]:
+def _write_onnx(program: ExportedProgram, graph: SearchGraph | ScoreGraph, path: Path) -> dict[str, Any]:
     """Write an ONNX file without traces of the sources; return versions."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every package that it could also have used
     with warnings.catch_warnings():
@@ -94,7 +102,7 @@ def _write_onnx(program: ExportedProgram, graph: SearchGraph, path: Path) -> dic
         model = torch.onnx.export(
             program.run_decompositions(DECOMPOSITIONS),
             input_names=graph.inputs,
-            output_names=OUTPUTS,
+            output_names=graph.outputs,
             dynamo=True,
             verbose=False,
         )
@@ -107,7 +115,7 @@ def _write_onnx(program: ExportedProgram, graph: SearchGraph, path: Path) -> dic
     }
 
 
-def _write_aoti(program: ExportedProgram, graph: SearchGraph, path: Path) -> dict[str, Any]:
+def _write_aoti(program: ExportedProgram, graph: SearchGraph | ScoreGraph, path: Path) -> dict[str, Any]:
     """Compile ahead of time for this processor and write a package for `torch._inductor.aoti_load_package`."""
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     return {}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill.data.dataset import PAD, batches_by_length
 from distill.data.histories import last_items
-from distill.decoding.beam_search import Beams, Step, score_all, search, to_items
+from distill.decoding.beam_search import Beams, Step, score_all, score_ids, search, to_items
 from distill.decoding.children import ChildrenStep, renormalise
 from distill.decoding.trie import Trie
 from distill.decoding.whole_vocabulary import TokenStep, Vocabulary, search_tokens
@@ -29,6 +29,7 @@ from distill.runtime.verification import verify_folder
 from student import hub
 from student.by_item_id import DEFAULT_WIDTH, ByItemId, Recommendation
 from student.config import Precision
+from student.graphs import Graphs
 from student.loading import check_numbers, check_scores, load_network, report_damage
 from student.memory_mixture import MixtureWeights
 from student.models import BACKBONE_NAMES, network_of
@@ -89,6 +90,7 @@ class Recommender(ByItemId):
         self.users_at_once = min(users, getattr(model, "users_at_once", users))
         self.precision: Literal["float32", "bfloat16"] = "float32"  # of the matrix products
         self.static_shapes = False  # all batches have one shape, for compiled graphs
+        self.graphs: Graphs | None = None  # exported, they answer instead of the networks where they can
 
     @staticmethod
     def from_pretrained(
@@ -245,14 +247,15 @@ class Recommender(ByItemId):
 
     @torch.no_grad()
     def score_candidates(self, histories: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Score a few items in one pass, by the ranker if there is one, as `WithMemories.score_candidates`."""
-        model = self.ranker or self.model
+        """Score a few items, by the ranker if there is one, as `WithMemories.score_candidates`."""
         scores = np.empty(items.shape, dtype=np.float32)
         for rows, recent in self._batches(histories, self.users_at_once):
-            codes = self.codes[torch.from_numpy(np.maximum(items[rows], 0)).to(self.device)]
-            with autocast(self.device, self.precision):
-                part = self._sequence_scores(model, self.history_codes(recent), codes, eta=0)
-            scores[rows] = part.float().cpu().numpy()
+            part_items = torch.from_numpy(items[rows]).to(self.device)
+            if self.graphs is not None:
+                scores[rows] = self.graphs.score(recent, part_items)
+                continue
+            with few_threads(len(recent)), autocast(self.device, self.precision):
+                scores[rows] = self._scores(recent, part_items).cpu().numpy()
         return np.where(items == PAD, -np.inf, scores)
 
     @torch.no_grad()
@@ -303,6 +306,9 @@ class Recommender(ByItemId):
         exclude_older = exclude_bought and histories.shape[1] > self.facts["max_history"]
         for rows, recent in self._batches(histories, self.users_at_once, self.static_shapes):
             bought = self._bought(histories[rows], len(recent)) if exclude_older else None
+            if constrained and self.graphs is not None and self.graphs.can_search(width, exclude_bought):
+                _write_lists((items, scores), rows, self.graphs.search(recent, bought))
+                continue
             with few_threads(len(recent)), autocast(self.device, self.precision):
                 lists = self._search(recent, bought, width, exclude_bought, constrained)
             _write_lists((items, scores), rows, [part[: len(rows)].cpu().numpy() for part in lists])
@@ -331,6 +337,11 @@ class Recommender(ByItemId):
             beams = Beams(beams.leaves.gather(1, order), codes, scores)
         return to_items(beams, self.trie, bought, width, exclude_bought, constrained)
 
+    def _scores(self, recent: Tensor, items: Tensor) -> Tensor:
+        """Compute the log-probabilities of items [users, k], -1 for any, after the items that the networks read."""
+        step = self.make_step(self.ranker or self.model, self.history_codes(recent))
+        return score_ids(step, self.codes[items.clamp(min=0)])
+
     def make_step(self, model: nn.Module, history: Tensor, constrained: bool = True) -> Step:
         """Make a step of the student's softmax after histories [users, length, levels].
 
@@ -341,21 +352,20 @@ class Recommender(ByItemId):
         step = model.step(model.encode(history), network_scope(scope))
         return ChildrenStep(step, self.catalogue) if scope == "trie" and constrained else step
 
-    def _sequence_scores(self, model: nn.Module, history: Tensor, codes: Tensor, eta: float = 1.0) -> Tensor:
-        """M of items [users, k] by teacher forcing (paper 3.2); eta 0: their log-probabilities.
+    def _sequence_scores(self, model: nn.Module, history: Tensor, codes: Tensor) -> Tensor:
+        """M of items [users, k] by teacher forcing (paper 3.2).
 
         Args:
             model: retriever or ranker.
             history: codes [users, length, levels].
             codes: of the items [users, k, levels].
-            eta: η of M.
         """
         scope = self.facts["scope"]
         log_probs = model.log_probs(model.encode(history), codes, network_scope(scope))
         if scope == "trie":
             log_probs = renormalise(log_probs, self.catalogue.allowed(codes))
         numbers = among_all(codes, self.trie.codebook_size) if scope == "all" else codes
-        return sequence_score(log_probs, numbers, eta=eta)
+        return sequence_score(log_probs, numbers)
 
     def _batches(
         self, histories: np.ndarray, users: int, static_shapes: bool = False

@@ -27,6 +27,7 @@ def restrict(
     student.allowed = np.zeros(recommender.n_items, dtype=bool)
     student.allowed[items] = True
     if isinstance(student, Recommender):
+        student.graphs = None  # they search the whole catalogue
         trie = trie or student.trie.restricted(student.codes.cpu().numpy(), items).to(student.device)
         student.trie = trie
     return student

@@ -1,4 +1,4 @@
-"""The whole search of a student as one module and, captured by `torch.export`, as one graph without Python."""
+"""A student's search, and its scores of given items, as modules that `torch.export` captures: graphs without Python."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from distill.runtime.errors import UserError
 from student.recommender import Recommender
 
 EXPORTED = ("nested", "causal", "seq2seq")  # backbones
+EXAMPLES = {"recent": 3, "bought": 5, "items": 7}  # lengths, all different, lest the tracer take them for equal
 
 
 class SearchGraph(nn.Module):
@@ -29,11 +30,12 @@ class SearchGraph(nn.Module):
         super().__init__()
         if student.transition_memory is not None or student.content_memory is not None:
             raise UserError("Memories are no part of the graph: export the student to which they were added.")
-        if student.facts["backbone"] not in EXPORTED:
-            raise UserError(f"Backbone {student.facts['backbone']} cannot be exported; {', '.join(EXPORTED)} can.")
+        check_backbone(student)
         self.model, self.ranker, self.student = student.model, student.ranker, student
         self.k, self.width = (min(value, student.n_items) for value in (k, max(k, width)))
         self.exclude_bought = student.facts["exclude_bought"] if exclude_bought is None else exclude_bought
+
+    outputs = ("items", "scores")
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -58,16 +60,54 @@ class SearchGraph(nn.Module):
         return torch.where(exists, items, -1), scores.masked_fill(~exists, -torch.inf)
 
 
-@torch.no_grad()
-def capture(graph: SearchGraph, batch: int | None = None) -> ExportedProgram:
-    """Capture the search by `torch.export`; lengths are dynamic.
+class ScoreGraph(nn.Module):
+    """Scores given items by the student's networks, in float32; memories take no part.
 
     Args:
-        graph: the search.
+        student: the student.
+
+    Raises:
+        UserError: its backbone is none of `EXPORTED`.
+    """
+
+    inputs, outputs = ("recent", "items"), ("scores",)
+
+    def __init__(self, student: Recommender):
+        super().__init__()
+        check_backbone(student)
+        self.model, self.ranker, self.student = student.model, student.ranker, student
+
+    def forward(self, recent: Tensor, items: Tensor) -> Tensor:
+        """Compute log-probabilities of items.
+
+        Args:
+            recent: as for `SearchGraph`.
+            items: item numbers, -1 for any [users, any length].
+
+        Returns:
+            As `items`.
+        """
+        return self.student._scores(recent, items)
+
+
+def check_backbone(student: Recommender) -> None:
+    """Refuse a student whose network cannot be captured.
+
+    Raises:
+        UserError: names those that can.
+    """
+    if student.facts["backbone"] not in EXPORTED:
+        raise UserError(f"Backbone {student.facts['backbone']} cannot be exported; {', '.join(EXPORTED)} can.")
+
+
+@torch.no_grad()
+def capture(graph: SearchGraph | ScoreGraph, batch: int | None = None) -> ExportedProgram:
+    """Capture a graph by `torch.export`; lengths are dynamic.
+
+    Args:
+        graph: search or scores.
         batch: users of every call; None: any number.
     """
-    # examples of other lengths, lest the tracer take them for equal, and no views, whose bases it would guard
-    lengths, users = {"recent": 3, "bought": 5}, batch or 2
-    examples = tuple(torch.zeros(users, lengths[name], dtype=torch.long) for name in graph.inputs)
+    examples = tuple(torch.zeros(batch or 2, EXAMPLES[name], dtype=torch.long) for name in graph.inputs)
     sizes = {1: Dim.DYNAMIC} if batch else {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     return torch.export.export(graph.eval(), examples, dynamic_shapes=dict.fromkeys(graph.inputs, sizes))

@@ -119,6 +119,31 @@ def to_items(
 
 
 @torch.no_grad()
+def score_ids(step: Step, codes: Tensor) -> Tensor:
+    """Compute the log-probabilities of given IDs: a step for each level, with every ID as a beam.
+
+    As teacher forcing in one pass, and for small networks and many users up to twice as fast on CPUs: each beam has one
+    new token at a time, which needs no attention masks.
+
+    Args:
+        step: the model.
+        codes: of the IDs [batch, k, levels].
+
+    Returns:
+        [batch, k].
+    """
+    k, levels = codes.shape[1:]
+    log_probs = step(0, None, None)
+    scores = log_probs.expand(-1, k, -1).gather(2, codes[..., :1])
+    parents = torch.zeros_like(codes[..., 0])
+    for level in range(1, levels):
+        log_probs = step(level, parents, codes[..., level - 1])
+        scores = scores + log_probs.gather(2, codes[..., level, None])
+        parents = torch.arange(k, device=codes.device).expand_as(parents)
+    return scores[..., 0].float()
+
+
+@torch.no_grad()
 def score_all(step: Step, tree: Trie, batch: int, device="cpu") -> Tensor:
     """Compute the exact log-probabilities of all valid IDs: a step for each level, with every node as a beam.
 

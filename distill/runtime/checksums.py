@@ -15,6 +15,7 @@ MANIFEST = "manifest.json"
 IDENTITY = "identity.json"  # in a working folder: the identity of the job that fills it
 SWITCH = "LOHREC_NO_VERIFY"  # environment variable: any value but 0 leaves the check out
 SEAL = "checksum"  # key of a JSON file's own checksum
+SOURCES = ("distill", "teacher", "student")
 FileRecord = tuple[int, str]  # bytes, xxh3_64
 
 
@@ -30,6 +31,15 @@ def fingerprint(folder: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def code_fingerprint() -> str:
+    """Hash the names and bytes of this project's Python files."""
+    digest, root = hashlib.sha256(), Path(__file__).parents[2]
+    for package in SOURCES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def checksums(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, FileRecord]:

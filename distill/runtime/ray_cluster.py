@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import logging
 import os
@@ -14,15 +13,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from distill.runtime.checksums import code_fingerprint
 from distill.runtime.errors import UserError
 
 CONNECT_SECONDS = 10  # for a port to answer
 JOIN_SECONDS = 45  # then for Ray, which by itself tries for ever; it looks for signals every half minute
 PACKAGES = ("ray", "torch", "transformers", "numpy", "pyarrow")  # their versions may change bytes of results
-SOURCES = ("distill", "teacher", "student")
 
 
 @contextlib.contextmanager
@@ -158,15 +156,6 @@ def versions() -> dict[str, str]:
     # builds of one version for other hardware differ behind the plus
     packages = {name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES}
     return {"python": python, **packages, "code of lohrec-distill": code_fingerprint()}
-
-
-def code_fingerprint() -> str:
-    """Hash the names and bytes of this project's Python files."""
-    digest, root = hashlib.sha256(), Path(__file__).parents[2]
-    for package in SOURCES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def check_versions(expected: dict[str, str]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from distill.runtime.errors import UserError
 from student.serving.events import EventStore, GrowingMemory
 from student.serving.filters import kept_filters
-from student.serving.served_student import ServedStudent
+from student.serving.served_student import LoadSettings, ServedStudent
 
 
 class _Place(NamedTuple):
@@ -26,7 +25,7 @@ class Models:
     Args:
         students: at least one, of different names.
         store: events that their memories count; None: memories stay as they are.
-        dataset, device: as for `ServedStudent.load`.
+        settings: as for `ServedStudent.load`, for reloads.
         counted_events: the last event that data sets hold of which the store knows nothing yet; None: not said.
 
     Raises:
@@ -38,13 +37,12 @@ class Models:
         self,
         students: list[ServedStudent],
         store: EventStore | None,
-        dataset: Path | None = None,
-        device: str = "cpu",
+        settings: LoadSettings | None = None,
         counted_events: int | None = None,
     ):
         if len({student.name for student in students}) < len(students):
             raise UserError("Two students have the same folder name; rename one.")
-        self.store, self.dataset, self.device = store, dataset, device
+        self.store, self.settings = store, settings or LoadSettings()
         self._lock = threading.Lock()  # of swaps and growth; readers need none
         self._places: dict[str, _Place] = {}
         self._previous: dict[str, _Place] = {}
@@ -98,7 +96,7 @@ class Models:
             OSError: the disk refuses what the store shall know.
         """
         old = self.get(name)
-        student = ServedStudent.load(old.folder, self.dataset, self.device)
+        student = ServedStudent.load(old.folder, self.settings)
         student.check()
         with self._lock:
             try:

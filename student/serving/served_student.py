@@ -15,12 +15,15 @@ from distill.data.dataset import PAD
 from distill.ranking import top_items
 from distill.runtime.artifacts import read_any
 from distill.runtime.errors import UserError
+from student.graph_cache import default_cache, with_graphs
+from student.graphs import GraphFormat
 from student.histories import pad_histories
 from student.item_recommender import ItemRecommender
 from student.load_student import dataset_of, load_student
 from student.memory_mixture import model_share
 from student.models.setrec import SETRec
 from student.recommender import Recommender
+from student.search_graph import EXPORTED
 from student.serving.beam_tree import Prefix, beam_tree
 from student.serving.catalogue import Catalogue
 from student.serving.filters import AllowedItems, kept_filters
@@ -39,6 +42,24 @@ class Explanation(NamedTuple):
     scores: np.ndarray
     shares: list[dict[str, float]] | None
     beams: list[list[Prefix]] | None
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How students are loaded, at the start and by every reload.
+
+    Attributes:
+        dataset: their data set, for titles and categories; None: the folder `dataset` of each student's run, if there
+            is one.
+        device: cpu or cuda.
+        graph_format: search by exported graphs; None: by the networks.
+        graph_cache: folder of kept graphs.
+    """
+
+    dataset: Path | None = None
+    device: str = "cpu"
+    graph_format: GraphFormat | None = None
+    graph_cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -64,20 +85,24 @@ class ServedStudent:
     filters: LRUCache[Hashable, AllowedItems] = field(default_factory=kept_filters, compare=False, repr=False)
 
     @staticmethod
-    def load(folder: Path, dataset: Path | None, device: str) -> ServedStudent:
+    def load(folder: Path, settings: LoadSettings) -> ServedStudent:
         """Load a student or item model.
 
         Args:
             folder: a student's or baseline's artifact.
-            dataset: its data set, for titles and categories; None: the folder `dataset` of its run, if there is one.
-            device: cpu or cuda.
+            settings: how; item models and large students have no graphs.
 
         Raises:
-            UserError: a damaged folder, another data set, or an item model without its data set.
+            UserError: a damaged folder, another data set, an item model without its data set, or what exports or runs
+                graphs is missing.
         """
         artifact = read_any(folder, ("student", "baseline"))
-        data = dataset_of(folder, dataset)
-        recommender = load_student(folder, data, device)
+        data = dataset_of(folder, settings.dataset)
+        recommender = load_student(folder, data, settings.device)
+        is_exported = isinstance(recommender, Recommender) and recommender.facts["backbone"] in EXPORTED
+        if settings.graph_format is not None and is_exported:
+            cache = settings.graph_cache or default_cache()
+            recommender = with_graphs(recommender, settings.graph_format, cache)
         item_ids = recommender.item_ids
         categories: list[str | None] = [None] * len(item_ids)
         if data is not None:

@@ -1,5 +1,6 @@
 """Exported searches in ONNX Runtime against the Recommender's, and the operators that ONNX lacks against torch's."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -10,12 +11,17 @@ import onnxruntime
 import pytest
 import torch
 
+from distill.baselines.counting import TransitionSettings, count_transitions
 from distill.runtime.errors import UserError
+from student import graph_cache
+from student.graph_cache import with_graphs
 from student.graph_export import write_export
 from student.models import BACKBONES
 from student.onnx_decompositions import searchsorted, stable_argsort, stable_sort
 from student.recommender import Recommender
+from student.restriction import rank_within
 from student.search_graph import SearchGraph
+from student.transition_memory import TransitionMemory
 
 ROOT = Path(__file__).resolve().parents[2]
 N_ITEMS, MAX_HISTORY = 30, 4
@@ -84,6 +90,23 @@ def test_onnx_lists_equal_the_recommenders(backbone, scope, ranker, exclude_boug
     assert session.run(None, nobody)[0].max(1).tolist()[0] == -1
 
 
+@pytest.fixture(scope="module")
+def kept_graphs(tmp_path_factory):
+    """A cache with the graphs of a nested student with a transition memory; afterwards nothing is exported."""
+    cache, student = tmp_path_factory.mktemp("cache"), shop("nested", "trie", False)
+    values, offsets = np.random.default_rng(1).integers(0, N_ITEMS, 200), np.arange(0, 201, 5)
+    counts = count_transitions(values, offsets, N_ITEMS, 2, 0.5)
+    student = student.with_transition_memory(TransitionMemory(counts, TransitionSettings(window=2), 0.4, 20))
+    with_graphs(student, "onnx", cache, width=12)
+
+    def fail(*args):
+        raise AssertionError("exported again")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_cache, "write_graph", fail)
+        yield cache, student
+
+
 def test_the_file_of_the_docs_serves_without_this_project(nested, tmp_path):
     student, folder = nested
     docs = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -99,6 +122,42 @@ def test_the_file_of_the_docs_serves_without_this_project(nested, tmp_path):
     assert [[item for item, _ in row] for row in lists] == [[item.item_id for item in row] for row in expected]
     scores = [item.score for row in expected for item in row]
     np.testing.assert_allclose([score for row in lists for _, score in row], scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [5, 12])
+def test_graphs_answer_as_the_networks(kept_graphs, k):
+    """With a memory, whose items the second graph scores; lists that no graph searches are searched as before."""
+    cache, student = kept_graphs
+    served = with_graphs(student, "onnx", cache, width=12)  # from the cache: `kept_graphs` lets nothing be exported
+    ids = [["i3", "i7", "i1", "i9", "i12", "i28"], ["i5"], ["i2", "i7"]]
+    for exclude_bought in (True, False):
+        lists, expected = (each.recommend(ids, k, 12, exclude_bought) for each in (served, student))
+        assert [[item.item_id for item in row] for row in lists] == [[item.item_id for item in row] for row in expected]
+        scores, expected = ([item.score for row in part for item in row] for part in (lists, expected))
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
+    numbers, few = padded([[3, 7, 1, 9, 12, 28], [5]]), np.arange(0, N_ITEMS, 3)
+    for student_ in (served, student):
+        items = rank_within(student_, numbers, 12, True, few)[0]
+        assert set(items[items >= 0].tolist()) <= set(few.tolist())
+    assert items.tolist() == rank_within(served, numbers, 12, True, few)[0].tolist()
+
+
+def test_the_graphs_answer_where_they_can(kept_graphs, monkeypatch):
+    cache, student = kept_graphs
+    served = with_graphs(student, "onnx", cache, width=12)
+    monkeypatch.setattr(served, "_search", lambda *inputs: pytest.fail("the network searched"))
+    monkeypatch.setattr(served, "_scores", lambda *inputs: pytest.fail("the network scored"))
+    assert len(served.recommend([["i3"]], 5, 12)[0]) == 5
+
+
+def test_other_weights_have_other_graphs(kept_graphs):
+    cache, student = kept_graphs
+    other = copy.deepcopy(student)
+    with torch.no_grad():
+        other.model.head.mul_(1.5)
+    with pytest.raises(AssertionError, match="exported again"):
+        with_graphs(other, "onnx", cache, width=12)
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_what_is_no_part_of_the_graph_is_refused():

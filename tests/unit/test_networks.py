@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from item_texts import text_network
 
-from distill.decoding.beam_search import beam_search, score_all
+from distill.decoding.beam_search import beam_search, score_all, score_ids
 from distill.decoding.trie import FullTree, Trie
 from student.models import BACKBONES
 from student.models.causal import Causal, CausalConfig
@@ -159,7 +159,10 @@ def test_every_item_is_scored_as_if_alone(model, scope):
     scores = score_all(model.step(encoded, scope), tree, 2)[:, tree.leaf_of_item]
     log_probs = model.log_probs(encoded, codes.expand(2, -1, -1), scope)
     numbers = codes + (torch.arange(LEVELS) * SIZE if scope == "all" else 0)
-    close(scores, log_probs.gather(-1, numbers.expand(2, -1, -1)[..., None]).squeeze(-1).sum(-1))
+    expected = log_probs.gather(-1, numbers.expand(2, -1, -1)[..., None]).squeeze(-1).sum(-1)
+    close(scores, expected)
+    few = torch.tensor([[3, 17, 3], [29, 0, 8]])
+    close(score_ids(model.step(encoded, scope), codes[few]), expected.gather(1, few))
 
 
 @torch.no_grad()

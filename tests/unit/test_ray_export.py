@@ -22,7 +22,7 @@ from distill.labels.exporter import Exporter
 from distill.labels.labeller import LabelRequest, Labels
 from distill.labels.ray_export import NO_SHARD, RESULT, RayExporter, ReportedLabeller, ShardLabeller, actors_of_node
 from distill.labels.store import LabelStore
-from distill.runtime import ray_cluster
+from distill.runtime import checksums, ray_cluster
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
@@ -165,15 +165,15 @@ def test_other_versions_on_a_node_are_refused(tmp_path, monkeypatch):
 
 
 def test_the_codes_fingerprint_follows_the_code(tmp_path, monkeypatch):
-    for package in ray_cluster.SOURCES:
+    for package in checksums.SOURCES:
         (tmp_path / package).mkdir()
-    module = tmp_path / "distill" / "runtime" / "ray_cluster.py"
+    module = tmp_path / "distill" / "runtime" / "checksums.py"
     module.parent.mkdir()
     prints = []
-    monkeypatch.setattr(ray_cluster, "__file__", str(module))
+    monkeypatch.setattr(checksums, "__file__", str(module))
     for text in ("a", "b", "a"):
         module.write_text(text)
-        prints.append(ray_cluster.code_fingerprint())
+        prints.append(checksums.code_fingerprint())
     assert prints[0] == prints[2] != prints[1]
 
 

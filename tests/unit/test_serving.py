@@ -26,7 +26,7 @@ from student.serving.batcher import Batcher
 from student.serving.catalogue import Catalogue
 from student.serving.events import EventStore, GrowingMemory, NewEvent
 from student.serving.models import Models
-from student.serving.served_student import ServedStudent
+from student.serving.served_student import LoadSettings, ServedStudent
 from student.transition_memory import TransitionMemory
 
 IDS = [f"i{number}" for number in range(N_ITEMS)]
@@ -114,7 +114,7 @@ def test_a_setrec_is_served_from_its_folder(tmp_path):
     network, data = setrec("causal", n_items=ITEMS, beta=0.8), artifacts.read(tmp_path / "dataset", "dataset")
     with ArtifactJob("baseline", Nothing(), tmp_path / "baselines/setrec", [data]).write() as folder:
         ItemRecommender(network, {"network": "setrec", "exclude_bought": True}).save_pretrained(folder)
-    student = ServedStudent.load(tmp_path / "baselines/setrec", None, "cpu")
+    student = ServedStudent.load(tmp_path / "baselines/setrec", LoadSettings())
     assert student.dataset == data.fingerprint
     ranked, similar, explained = ask(
         Models([student], None),
