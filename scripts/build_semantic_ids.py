@@ -30,7 +30,7 @@ class Config(IDSettings, JobSettings):
     dataset: Path | None = None
     """Data set to read; RUN/dataset if not given."""
     embeddings: Path | None = None
-    """Embeddings to quantise; RUN/embeddings if not given. sid, rid, iid and cid need none."""
+    """Embeddings to quantise; RUN/embeddings if not given. sid, rid, iid, cid and semid need none."""
     output: Path | None = None
     """Folder of the semantic IDs; RUN/semantic_ids if not given."""
     index: Path | None = None

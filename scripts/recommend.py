@@ -2,6 +2,7 @@
 
     python scripts/recommend.py --student runs/demo/students/dwr --history D0000,D0042 --k 5
     python scripts/recommend.py --student runs/demo/students/dwr --file histories.txt --format json
+    python scripts/recommend.py --student runs/demo/baselines/sasrec --history D0000
 
 Needs nothing of the teacher: neither transformers nor peft nor datasets.
 """
@@ -26,7 +27,10 @@ class Config:
     """Recommend next items: python scripts/recommend.py --student FOLDER --history ID,ID,... [--field value ...]."""
 
     student: Path = Path("runs/demo/students/dwr")
-    """Folder of the student."""
+    """Folder of the student or item model."""
+    dataset: Path | None = None
+    """Data set that an item model was trained on, for its item ids and titles (default: the folder `dataset` of its
+    run); students have them."""
     history: str | None = None
     """Item ids, oldest first, with commas between."""
     file: Path | None = None
@@ -34,7 +38,7 @@ class Config:
     k: PositiveInt = 10
     """Items per list."""
     width: PositiveInt = 20
-    """Beams (paper: 20); at least k are used."""
+    """Beams (paper: 20); at least k are used. Item models score all items."""
     skip_unknown: bool = False
     """Ignore item ids that the student does not know, instead of refusing them."""
     exclude_bought: bool | None = None
@@ -51,9 +55,10 @@ def main(config: Config) -> None:
     """Read histories, recommend, print."""
     histories = read_histories(config.history, config.file)
 
-    from student.recommender import Recommender  # imported late: it loads torch
+    from student.load_student import dataset_of, is_item_model, load_student  # imported late: it loads torch
 
-    student = Recommender.from_pretrained(config.student, config.device, precision=config.precision)
+    data = dataset_of(config.student, config.dataset) if config.dataset or is_item_model(config.student) else None
+    student = load_student(config.student, data, config.device, config.precision)
     lists = student.recommend(histories, config.k, config.width, config.exclude_bought, config.skip_unknown)
     for history, items in zip(histories, lists, strict=True):
         if config.format == "json":

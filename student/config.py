@@ -20,6 +20,10 @@ from jsonargparse.typing import (
 )
 
 from distill.runtime.config import IF_CHANGED, HalfOpenUnitInterval, HistoryLength, JobSettings, Seed
+from student.dreamrec_config import (
+    DreamRecInputs,
+    DreamRecSettings,  # noqa: F401 - jsonargparse looks inherited fields' types up in the module of the config
+)
 from student.setrec_config import (
     SETRecInputs,
     SETRecSettings,  # noqa: F401 - jsonargparse looks inherited fields' types up in the module of the config
@@ -31,7 +35,7 @@ ListLoss = Literal[
 ]  # fmt: skip
 NEEDS_TEACHER = ("listnet", "item_kl")  # ranking losses that read the teacher's scores of the candidates
 NEEDS_REFERENCE = ("dpo", "s_dpo", "grpo")  # ranking losses that compare with another model
-ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "lite-llm4rec", "setrec")
+ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "lite-llm4rec", "dreamrec", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 Precision = Literal["auto", "float32", "bfloat16"]  # of a trained student's matrix products
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
@@ -52,8 +56,8 @@ class PathSettings:
     embeddings: Path | None = None
     """Embeddings artifact whose text part item_text and setrec read (default: RUN/embeddings)."""
     output: Path | None = None
-    """Where the result goes (default: RUN/students/VARIANT; for sasrec, gru4rec, fmlp, lite-llm4rec and setrec
-    RUN/baselines/NETWORK, with -LOSS where the loss is not ce)."""
+    """Where the result goes (default: RUN/students/VARIANT; for networks over items RUN/baselines/NETWORK, with
+    -LOSS where the loss is not ce)."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,13 @@ class DropoutSettings:
 class ModelSettings(DropoutSettings):
     """A network over codewords."""
 
-    backbone: Literal["seq2seq", "causal", "nested", "sasrec", "gru4rec", "fmlp", "lite-llm4rec", "setrec"] = "seq2seq"
+    backbone: Literal[
+        "seq2seq", "causal", "nested", "sasrec", "gru4rec", "fmlp", "lite-llm4rec", "dreamrec", "setrec"
+    ] = "seq2seq"
     """The network: T5's encoder and decoder; a decoder alone that reads the history once; or nested, one decoder over
-    items and a small one over the codewords of an item (the fastest). sasrec, gru4rec, fmlp, lite-llm4rec and setrec
-    score items without semantic IDs; they learn tiger, distill, dwr and dwr-without-distill, and ignore the options of
-    codewords."""
+    items and a small one over the codewords of an item (the fastest). sasrec, gru4rec, fmlp, lite-llm4rec, dreamrec and
+    setrec score items without semantic IDs; they learn tiger, distill, dwr and dwr-without-distill (dreamrec: tiger),
+    and ignore the options of codewords."""
     preset: str = "demo"
     """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
     init: Path | None = None
@@ -92,8 +98,8 @@ class ItemModelSettings(DropoutSettings):
     dim: PositiveInt = field(default=64, metadata={"identity": False})
     """Of networks over items: size of an item's embedding or tokens."""
     layers: PositiveInt | None = field(default=None, metadata={"identity": False})
-    """Layers of a network over items (default: two, of gru4rec one); of lite-llm4rec with base: the first so many of
-    it (default: all)."""
+    """Layers of a network over items (default: two, of gru4rec and dreamrec one); of lite-llm4rec with base: the first
+    so many of it (default: all)."""
 
 
 @dataclass(frozen=True)
@@ -306,6 +312,7 @@ class Config(
     ItemModelSettings,
     ItemTextSettings,
     ModelSettings,
+    DreamRecInputs,
     SETRecInputs,
     PathSettings,
 ):
@@ -345,21 +352,30 @@ class Config(
 
 @dataclass(frozen=True)
 class BaselineConfig(
-    TrainerSettings, BatchSettings, TeacherLossSettings, ItemModelSettings, ItemTextSettings, SETRecInputs, PathSettings
+    TrainerSettings,
+    BatchSettings,
+    TeacherLossSettings,
+    ItemModelSettings,
+    ItemTextSettings,
+    DreamRecInputs,
+    SETRecInputs,
+    PathSettings,
 ):
     """Train a baseline: python student/baseline.py [--network NAME] [--config FILE] [--field value ...]."""
 
-    network: Literal["sasrec", "gru4rec", "fmlp", "lite-llm4rec", "setrec"] = "sasrec"
+    network: Literal["sasrec", "gru4rec", "fmlp", "lite-llm4rec", "dreamrec", "setrec"] = "sasrec"
     """Self-attention, a recurrent network, filters in the frequency domain (FMLP-Rec), a language model over item
-    vectors (Lite-LLM4Rec), or one that generates an item's set of tokens at once (SETRec)."""
+    vectors (Lite-LLM4Rec), a diffusion that generates the next item's embedding (DreamRec), or a language model that
+    generates an item's set of tokens at once (SETRec)."""
     loss: ItemLoss = "ce"
-    """Cross-entropy to the next items; plus gamma times the cross-entropy to the teacher's candidates (list), the
-    ranking loss over them, equation (14), or both."""
+    """Cross-entropy to the next items (setrec and dreamrec: the loss of their papers); plus gamma times the
+    cross-entropy to the teacher's candidates (list), the ranking loss over them, equation (14), or both. dreamrec: ce
+    alone."""
     dim: PositiveInt = 64
     """Size of an item's embedding, or of its tokens."""
     layers: PositiveInt | None = None
-    """Layers of the network (default: two, of gru4rec one); of lite-llm4rec with base: the first so many of it
-    (default: all)."""
+    """Layers of the network (default: two, of gru4rec and dreamrec one); of lite-llm4rec with base: the first so many
+    of it (default: all)."""
     threads: NonNegativeInt = field(default=0, metadata={"identity": False})
     """CPU threads; 0: torch's choice."""
 

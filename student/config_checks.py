@@ -18,6 +18,7 @@ from student.config import (
     BaselineConfig,
     Config,
 )
+from student.dreamrec_config import check_dreamrec
 from student.setrec_config import check_setrec
 
 
@@ -34,6 +35,7 @@ def check(config: Config) -> None:
     if config.backbone != "setrec":
         check_item_text(config.item_text, config.embeddings)
     check_setrec(config, config.backbone, config.dim, config.item_text)
+    check_dreamrec(config, config.backbone, "ce", config.item_text)
     if config.reads_text and config.init:
         raise UserError("--item_text is for students without --init: a large student reads codewords alone.")
     if config.item_text == "only" and config.backbone == "causal":
@@ -101,6 +103,7 @@ def check_baseline(config: BaselineConfig) -> None:
     if config.network != "setrec":
         check_item_text(config.item_text, config.embeddings)
     check_setrec(config, config.network, config.dim, config.item_text)
+    check_dreamrec(config, config.network, config.loss, config.item_text)
     if config.list_loss in NEEDS_REFERENCE:
         raise UserError(f"--list_loss {config.list_loss} compares students of semantic IDs; {config.network} has none.")
     if config.network == "lite-llm4rec" and not config.base and config.dim % 8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from distill.data.dataset import PAD, batches_by_length
+from distill.data.dataset import PAD, Dataset, batches_by_length
 from distill.data.histories import last_items
 from distill.ranking import mask_history, scores_of, top_items
 from distill.runtime.artifacts import write_json
@@ -19,14 +20,16 @@ from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.runtime.json_files import read_object
 from distill.runtime.verification import verify_folder
+from student.by_item_id import ByItemId
 from student.loading import check_scores, load_network, report_damage
-from student.memories import WithMemories
 from student.models.item_models import ITEM_MODELS
 from student.models.item_text import sizes_to_json
 
 
-class ItemRecommender(WithMemories):
+class ItemRecommender(ByItemId):
     """A network over items behind the calls of a `Recommender`, with memories if there are any.
+
+    Its folder does not name the items: `recommend` needs `with_items` before.
 
     Args:
         model: a network of `ITEM_MODELS`.
@@ -34,9 +37,25 @@ class ItemRecommender(WithMemories):
     """
 
     ranker = None  # no second model re-scores the list
+    unknown_because = "the data set lacks it"
 
     def __init__(self, model: nn.Module, facts: dict[str, Any]):
         self.model, self.facts = model, facts
+        self.item_ids, self.titles = [], []
+
+    def with_items(self, dataset: Dataset) -> ItemRecommender:
+        """Return the same network with the ids and titles of its data set's items.
+
+        Raises:
+            UserError: the data set has another number of items.
+        """
+        if dataset.n_items != self.n_items:
+            folder = dataset.artifact.folder
+            raise UserError(f"The network ranks {self.n_items} items, and {folder} has {dataset.n_items}.")
+        student = copy.copy(self)
+        student.item_ids = dataset.items["item_id"].to_pylist()
+        student.titles = [title or "" for title in dataset.items["title"].to_pylist()]
+        return student
 
     @staticmethod
     def from_pretrained(folder: Path, device: str = "cpu") -> ItemRecommender:

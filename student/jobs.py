@@ -68,7 +68,7 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
 
 
 def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> None:
-    """Train SASRec, GRU4Rec, FMLP-Rec, Lite-LLM4Rec or SETRec, once or once per seed, unless it is finished.
+    """Train a network over items, once or once per seed, unless it is finished.
 
     Raises:
         UserError: sizes that no network can have; inputs that are missing or do not fit.

@@ -287,3 +287,15 @@ def item_loss(model, loss: str, batch: ItemBatch, device: torch.device, settings
             teacher_losses = teacher_losses - (torch.softmax(scores, dim=-1) * present * chosen).sum(-1)
         value = value + settings.gamma * (teacher_losses * present.any(1)).sum() / batch.labelled
     return batch.weight * value
+
+
+def denoising_loss(model, batch: ItemBatch, device: torch.device) -> Tensor:
+    """Compute this process's part of DreamRec's loss: the mean over the global batch's targets of the squared error.
+
+    Args:
+        model: a DreamRec, wrapped or not.
+        batch: its candidates are not read.
+        device: of the network.
+    """
+    batch = batch.to(device)
+    return batch.weight * model(batch.inputs, batch.places, batch.targets).sum() / batch.count

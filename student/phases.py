@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from student.models import BACKBONES
 from student.models.causal import Causal
 from student.models.item_models import ITEM_MODELS
 from student.models.item_text import TextConfig, text_of_ids, unit_vectors
-from student.objective import anneal, batch_loss, item_loss
+from student.objective import anneal, batch_loss, denoising_loss, item_loss
 from student.on_policy import OnPolicyTeacher, rewarded_beams
 from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import open_prior
@@ -172,7 +172,7 @@ def read_reference(config: Config, acc: Accelerator) -> nn.Module:
 def build_item_model(
     config: BaselineConfig, folders: list[Path], texts: list[Artifact], source: list[Artifact], acc: Accelerator
 ) -> Student:
-    """Build SASRec, GRU4Rec, FMLP-Rec, Lite-LLM4Rec or SETRec.
+    """Build a network over items.
 
     Args:
         config: of the command.
@@ -196,6 +196,8 @@ def build_item_model(
     def compute(model: nn.Module, batch: ItemBatch, done: float) -> Tensor:
         if config.network == "setrec":
             return setrec_loss(model, batch, acc.device, anneal(config, done))
+        if config.network == "dreamrec":
+            return denoising_loss(model, batch, acc.device)
         return item_loss(model, config.loss, batch, acc.device, anneal(config, done))
 
     title = config.network if config.loss == "ce" else f"{config.network} {config.loss}"
@@ -218,6 +220,8 @@ def build_item_network(
     network, sizes = ITEM_MODELS[config.network]
     chosen = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
     chosen = {name: value for name, value in chosen.items() if value is not None}  # otherwise the network's default
+    if config.network == "dreamrec":
+        return network(sizes(n_items, **chosen, **asdict(config.dreamrec)))
     unit = read_unit_vectors(texts, n_items)
     text = None if unit is None else TextConfig(*unit.shape, only=config.item_text == "only")
     model = network(sizes(n_items, text=text, **chosen))

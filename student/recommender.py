@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +27,10 @@ from distill.runtime.json_files import read_object
 from distill.runtime.parquet import id_column, number_matrix, read_parquet, text_column
 from distill.runtime.verification import verify_folder
 from student import hub
+from student.by_item_id import DEFAULT_WIDTH, ByItemId, Recommendation
 from student.config import Precision
 from student.graphs import Graphs
-from student.histories import check_histories, pad_histories, whole_number
 from student.loading import check_numbers, check_scores, load_network, report_damage
-from student.memories import WithMemories
 from student.memory_mixture import MixtureWeights
 from student.models import BACKBONE_NAMES, network_of
 from student.models.item_text import sizes_to_json
@@ -40,20 +38,12 @@ from student.models.layers import among_all, network_scope
 from student.precision import autocast, resolve_precision
 from student.threads import few_threads
 
-DEFAULT_WIDTH = 20  # beams (paper: 20)
+__all__ = ["Recommendation", "Recommender"]
+
 USERS_AT_ONCE = {"cpu": 64, "cuda": 1024}  # on a CPU about as many as the caches hold
 
 
-@dataclass(frozen=True)
-class Recommendation:
-    """One recommended item: its id, its score (log-probability of its ID, or the ranker's M), its title or ''."""
-
-    item_id: str
-    score: float
-    title: str
-
-
-class Recommender(WithMemories):
+class Recommender(ByItemId):
     """A student with its semantic IDs and, for `dtr`, a second network that ranks.
 
     Networks read the last `max_history` items of a history, as they were trained; longer histories may be given, and
@@ -73,6 +63,8 @@ class Recommender(WithMemories):
     Raises:
         UserError: the networks read texts and lack those of some items.
     """
+
+    unknown_because = "it has no semantic ID"
 
     def __init__(
         self,
@@ -191,55 +183,6 @@ class Recommender(WithMemories):
     @property
     def max_history(self) -> int:
         return self.facts["max_history"]
-
-    def recommend(
-        self,
-        histories: Sequence[Sequence[str]],
-        k: int = 10,
-        width: int = DEFAULT_WIDTH,
-        exclude_bought: bool | None = None,
-        skip_unknown: bool = False,
-    ) -> list[list[Recommendation]]:
-        """Recommend the k best next items after each history.
-
-        Args:
-            histories: item ids, oldest first. The network reads the last `max_history` of each.
-            k: items per list, at most the whole catalogue.
-            width: beams; at least k are used, and at most as many as there are items.
-            exclude_bought: exclude all items of the history; by default where no user of the training part has an item
-                twice.
-            skip_unknown: ignore unknown item ids; a history of nothing else gets an empty list.
-
-        Raises:
-            UserError: an unknown item id, a history without items, or an argument of another type.
-        """
-        check_histories(histories)
-        k, width = (min(whole_number(*pair), len(self.item_ids)) for pair in (("k", k), ("width", width)))
-        numbers = pad_histories(self.item_numbers(histories, skip_unknown))
-        exclude_bought = self.facts["exclude_bought"] if exclude_bought is None else exclude_bought
-        items, scores = self.rank_items(numbers, max(width, k), exclude_bought)
-        items[numbers[:, 0] == PAD] = PAD  # histories without a known item
-        return [
-            [
-                Recommendation(self.item_ids[item], float(score), self.titles[item])
-                for item, score in zip(items[row, :k], scores[row, :k], strict=True)
-                if item != PAD
-            ]
-            for row in range(len(histories))
-        ]
-
-    def item_numbers(self, histories: Sequence[Sequence[str]], skip_unknown: bool = False) -> list[list[int]]:
-        """Look up the numbers of item ids; arguments and errors as for `recommend`."""
-        number = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        for row, history in enumerate(histories):
-            if len(history) == 0:
-                raise UserError(f"History {row} is empty; a recommendation needs at least one item.")
-            unknown = next((item_id for item_id in history if item_id not in number), None)
-            if unknown is not None and not skip_unknown:
-                raise UserError(
-                    f"Unknown item id {unknown!r} in history {row}: it has no semantic ID (skip_unknown omits it)."
-                )
-        return [[number[item_id] for item_id in history if item_id in number] for history in histories]
 
     @torch.no_grad()
     def rank_items(

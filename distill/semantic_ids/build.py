@@ -13,6 +13,7 @@ from distill.runtime.artifacts import Artifact, write_json
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
 from distill.semantic_ids import cooccurrence, embeddings, numbering, quantisers
+from distill.semantic_ids.category_paths import category_codes
 from distill.semantic_ids.collaborative import collaborative_codes
 from distill.semantic_ids.config import CollisionSettings, IDSettings, QuantiserSettings
 from distill.semantic_ids.ids import SemanticIDs, write_codes
@@ -67,7 +68,9 @@ def import_ids(path: Path, dataset: Dataset, codebook_size: int) -> BuiltIDs:
 
 
 def number_ids(dataset: Dataset, settings: QuantiserSettings) -> BuiltIDs:
-    """Number the items by `sid`, `rid`, `iid` or `cid`, from the training sequences alone; no two share an ID.
+    """Number the items by `sid`, `rid`, `iid`, `cid` or `semid`; no two share an ID.
+
+    Reads the training sequences alone, semid the items' categories instead.
 
     Raises:
         UserError: more items than codes, or settings that cannot work.
@@ -83,6 +86,8 @@ def number_ids(dataset: Dataset, settings: QuantiserSettings) -> BuiltIDs:
         codes = numbering.random_codes(n_items, levels, size, seed)
     elif settings.quantiser == "cid":
         codes = collaborative_codes(values, offsets, n_items, levels, size, settings.spectral, seed)
+    elif settings.quantiser == "semid":
+        codes = category_codes(dataset.items["categories"].to_pylist(), levels, size, seed)
     return BuiltIDs(dataset.items["item_id"].to_pylist(), codes, codes, size, {"source": settings.quantiser})
 
 

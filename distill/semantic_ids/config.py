@@ -12,7 +12,7 @@ from distill.runtime.config import IF_CHANGED, HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
 from distill.semantic_ids.quantisers.settings import KMeansConfig, LetterConfig, RQVAEConfig, SpectralConfig
 
-NUMBERINGS = ("sid", "rid", "iid", "cid")  # IDs that need no embeddings
+NUMBERINGS = ("sid", "rid", "iid", "cid", "semid")  # IDs that need no embeddings
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class EmbedSettings(CollaborativeSettings, TextSettings):
 class QuantiserSettings:
     """How embeddings become codes."""
 
-    quantiser: Literal["rqvae", "rkmeans", "pq", "sid", "rid", "iid", "cid"] = "pq"
+    quantiser: Literal["rqvae", "rkmeans", "pq", "sid", "rid", "iid", "cid", "semid"] = "pq"
     """rqvae (paper), rkmeans (residual k-means) or pq (product quantisation: levels without an order), which
     recommended best (docs/semantic-ids.md). Without embeddings, after Hua et al. (2023): sid (numbers in order of first
     appearance), rid (random numbers), iid (a codeword for each item), cid (P5-CID: spectral clusters of items bought
-    together)."""
+    together), semid (category paths)."""
     levels: PositiveInt = 4
     """Codewords of an item."""
     codebook_size: PositiveInt = 256

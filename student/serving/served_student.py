@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from cachetools import LRUCache
 
-from distill.data.dataset import PAD, Dataset
+from distill.data.dataset import PAD
 from distill.ranking import top_items
 from distill.runtime.artifacts import read_any
 from distill.runtime.errors import UserError
@@ -19,6 +19,7 @@ from student.graph_cache import default_cache, with_graphs
 from student.graphs import GraphFormat
 from student.histories import pad_histories
 from student.item_recommender import ItemRecommender
+from student.load_student import dataset_of, load_student
 from student.memory_mixture import model_share
 from student.models.setrec import SETRec
 from student.recommender import Recommender
@@ -95,31 +96,20 @@ class ServedStudent:
             UserError: a damaged folder, another data set, an item model without its data set, or what exports or runs
                 graphs is missing.
         """
-        dataset, device = settings.dataset, settings.device
         artifact = read_any(folder, ("student", "baseline"))
-        if dataset is None and (folder.parent.parent / "dataset").is_dir():
-            dataset = folder.parent.parent / "dataset"
-        data = Dataset.load(dataset) if dataset is not None else None
-        if data is not None and artifact.inputs.get("dataset") not in (None, data.artifact.fingerprint):
-            raise UserError(f"{folder} was not trained on {dataset}: name its data set by --dataset.")
-        if artifact.kind == "baseline":
-            if data is None:
-                raise UserError(f"{folder} names no items: give its data set by --dataset.")
-            recommender: Recommender | ItemRecommender = ItemRecommender.from_pretrained(folder, device)
-            item_ids = data.items["item_id"].to_pylist()
-            titles = [title or "" for title in data.items["title"].to_pylist()]
-        else:
-            recommender = Recommender.from_pretrained(folder, device)
-            if settings.graph_format is not None and recommender.facts["backbone"] in EXPORTED:
-                cache = settings.graph_cache or default_cache()
-                recommender = with_graphs(recommender, settings.graph_format, cache)
-            item_ids, titles = recommender.item_ids, recommender.titles
+        data = dataset_of(folder, settings.dataset)
+        recommender = load_student(folder, data, settings.device)
+        is_exported = isinstance(recommender, Recommender) and recommender.facts["backbone"] in EXPORTED
+        if settings.graph_format is not None and is_exported:
+            cache = settings.graph_cache or default_cache()
+            recommender = with_graphs(recommender, settings.graph_format, cache)
+        item_ids = recommender.item_ids
         categories: list[str | None] = [None] * len(item_ids)
         if data is not None:
             known = zip(data.items["item_id"].to_pylist(), data.items["categories"].to_pylist(), strict=True)
             by_item = dict(known)
             categories = [by_item.get(item_id) for item_id in item_ids]
-        catalogue = Catalogue.of(item_ids, titles, categories)
+        catalogue = Catalogue.of(item_ids, recommender.titles, categories)
         counted = artifact.inputs.get("dataset", artifact.fingerprint)
         return ServedStudent(folder.name, folder, artifact.fingerprint, recommender, catalogue, counted)
 

@@ -1,12 +1,19 @@
 """The real command of recommend.py, without the teacher's libraries, and its messages for bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from cli.by_command import ROOT
+from student_shop import ITEMS, Nothing, make_shop
 from unit.test_recommender import shop
+
+from distill.runtime.artifacts import ArtifactJob, read
+from student.item_recommender import ItemRecommender
+from student.models.item_models import SASRec, SASRecConfig
 
 # libraries that recommending does not need
 BARE = "import runpy, sys\nfor name in ('transformers', 'peft', 'datasets', 'accelerate'): sys.modules[name] = None\n"
@@ -18,6 +25,18 @@ def student(tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
     shop(ranker=True).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def item_run(tmp_path_factory):
+    """A run's folder with a data set and a SASRec over its items."""
+    root = tmp_path_factory.mktemp("run")
+    make_shop(root, [5, 5])
+    recommender = ItemRecommender(SASRec(SASRecConfig(ITEMS, dim=8)).eval(), {"network": "sasrec"})
+    data = read(root / "dataset", "dataset")
+    with ArtifactJob("baseline", Nothing(), root / "baselines/sasrec", [data]).write() as folder:
+        recommender.save_pretrained(folder)
+    return root
 
 
 def recommend(folder, *words, text=None):
@@ -72,3 +91,33 @@ def test_bad_input(student, words, message):
 def test_a_folder_that_is_no_student(tmp_path):
     code, _, error = recommend(tmp_path, "--history", "i1")
     assert code == 2 and "is not a student" in error
+
+
+def test_a_network_over_items_takes_ids_from_its_data_set(item_run):
+    folder = item_run / "baselines/sasrec"
+    code, out, error = recommend(folder, "--history", "i7,i3", "--k", "3", "--format", "json")
+    assert code == 0, error
+    scores = ItemRecommender.from_pretrained(folder).network_scores(np.array([[7, 3]]))[0]
+    scores[[7, 3]] = -np.inf  # the history's items are left out, as in training
+    best = np.argsort(-scores)[:3]
+    items = json.loads(out)["items"]
+    assert [item["item_id"] for item in items] == [f"i{item}" for item in best]
+    assert [item["score"] for item in items] == pytest.approx(scores[best].tolist())
+    words = ("--history", "nowhere", "--skip_unknown", "true", "--format", "json")
+    assert recommend(folder, *words)[1] == '{"history": ["nowhere"], "items": []}\n'
+    code, _, error = recommend(folder, "--history", "nowhere")
+    message = "error: Unknown item id 'nowhere' in history 0: the data set lacks it (skip_unknown omits it).\n"
+    assert code == 2 and error == message
+
+
+def test_a_network_over_items_needs_its_own_data_set(item_run, tmp_path):
+    shutil.copytree(item_run / "baselines/sasrec", tmp_path / "elsewhere/baselines/sasrec")
+    folder = tmp_path / "elsewhere/baselines/sasrec"
+    code, _, error = recommend(folder, "--history", "i1")
+    assert (code, error) == (2, f"error: {folder} names no items: give its data set by --dataset.\n")
+    code, out, error = recommend(folder, "--history", "i1", "--dataset", item_run / "dataset")
+    assert code == 0 and "after i1" in out, error
+    make_shop(tmp_path / "other", [5, 6])
+    code, _, error = recommend(folder, "--history", "i1", "--dataset", tmp_path / "other/dataset")
+    message = f"error: {folder} was not trained on {tmp_path / 'other/dataset'}: name its data set by --dataset.\n"
+    assert (code, error) == (2, message)

@@ -28,7 +28,7 @@ from student.objective import item_loss
 from student.trainer import PhaseTrainer
 
 N_ITEMS = 12
-NEXT_ITEM = [name for name in ITEM_MODELS if name != "setrec"]  # it has tests of its own: test_setrec.py
+NEXT_ITEM = [name for name in ITEM_MODELS if name not in ("setrec", "dreamrec")]  # test_setrec.py, test_dreamrec.py
 
 
 @dataclass(frozen=True)

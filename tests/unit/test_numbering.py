@@ -139,7 +139,7 @@ def test_held_out_interactions_are_not_counted(name, tmp_path):
         last = [rng.permutation(24)[:2] for _ in train]
         with ArtifactJob("dataset", Nothing(), tmp_path / f"shop{number}").write() as folder:
             sequences = [np.concatenate(parts) for parts in zip(train, last, strict=True)]
-            items = pa.table({"item_id": [str(item) for item in range(24)]})
+            items = pa.table({"item_id": [str(item) for item in range(24)], "categories": ["a > b", "a", "c"] * 8})
             write_dataset(folder, items, [str(user) for user in range(40)], sequences)
         size = {"levels": 1, "codebook_size": 24} if name == "iid" else {"levels": 3, "codebook_size": 8}
         settings = IDSettings(quantiser=name, spectral=SpectralConfig(clusters=3, leaf=4), **size)

@@ -1,5 +1,6 @@
 """Networks that score items directly, without semantic IDs."""
 
+from student.models.item_models.dreamrec import DreamRec, DreamRecConfig
 from student.models.item_models.fmlp import FMLPConfig, FMLPRec
 from student.models.item_models.gru4rec import GRU4Rec, GRUConfig
 from student.models.item_models.lite_llm4rec import LiteLLM4Rec, LiteLLM4RecConfig
@@ -11,5 +12,6 @@ ITEM_MODELS = {  # name -> (network, its sizes)
     "gru4rec": (GRU4Rec, GRUConfig),
     "fmlp": (FMLPRec, FMLPConfig),
     "lite-llm4rec": (LiteLLM4Rec, LiteLLM4RecConfig),
+    "dreamrec": (DreamRec, DreamRecConfig),
     "setrec": (SETRec, SETRecConfig),
 }
