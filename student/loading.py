@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from distill.runtime.errors import UserError
 from student.models.item_text import sizes_from_json
@@ -52,7 +53,7 @@ def load_network(network: type, config: type, sizes: dict[str, Any], path: Path)
     weights = load_file(path)
     built_sizes = sizes_from_json(config, sizes)
     _check_sizes(built_sizes, len(weights), path)
-    with torch.device("meta"):
+    with torch.device("meta"), NoInitialisation():
         expected = {name: tensor.shape for name, tensor in network(built_sizes).state_dict().items()}
     actual = {name: tensor.shape for name, tensor in weights.items()}
     if expected != actual:
@@ -64,9 +65,23 @@ def load_network(network: type, config: type, sizes: dict[str, Any], path: Path)
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path} is damaged: {name} holds NaN or infinity.")
-    model = network(built_sizes)
+    with NoInitialisation():
+        model = network(built_sizes)
     model.load_state_dict(weights)
     return model
+
+
+class NoInitialisation(TorchFunctionMode):
+    """Build networks without drawing their weights, which are loaded afterwards.
+
+    On the device "meta" the draws would also import torch's compiler, two seconds of every start.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _check_sizes(sizes: Any, n_tensors: int, path: Path) -> None:

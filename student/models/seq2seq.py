@@ -94,7 +94,7 @@ class Seq2Seq(Featured):
         self.decoder = nn.ModuleList(DecoderLayer(c) for _ in range(c.decoder_layers))
         self.encoder_bias = nn.Embedding(c.buckets, c.heads)
         self.decoder_bias = nn.Embedding(c.buckets, c.heads)
-        place = torch.arange(c.levels)
+        place = torch.arange(c.levels, device="cpu")  # arithmetic on the device "meta" imports torch's compiler
         buckets = relative_buckets(place[None, :] - place[:, None], False, c.buckets, c.max_distance)
         self.register_buffer("decoder_buckets", buckets, persistent=False)
         self.encoder_norm, self.decoder_norm = nn.RMSNorm(c.d_model, eps=1e-6), nn.RMSNorm(c.d_model, eps=1e-6)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from distill.runtime.errors import UserError
 
@@ -28,12 +29,16 @@ class Catalogue:
     @staticmethod
     def of(item_ids: list[str], titles: list[str], categories: list[str | None]) -> Catalogue:
         """Build a catalogue; an item's categories are paths ("Office > Desk Lamp") with commas between."""
-        members: dict[str, list[int]] = {}
-        for number, text in enumerate(categories):
-            for name in _categories(text or ""):
-                members.setdefault(name, []).append(number)
+        texts = pa.array(categories, pa.string()).fill_null("").dictionary_encode()  # few differ
+        text_of_item = texts.indices.to_numpy()
+        items = np.split(np.argsort(text_of_item, kind="stable"), np.bincount(text_of_item).cumsum()[:-1])
+        members: dict[str, list[np.ndarray]] = {}
+        for text, of_text in zip(texts.dictionary.to_pylist(), items, strict=True):
+            for name in _categories(text):
+                members.setdefault(name, []).append(of_text)
         numbers = {item_id: number for number, item_id in enumerate(item_ids)}
-        return Catalogue(item_ids, titles, numbers, {name: np.array(rows) for name, rows in members.items()})
+        in_category = {name: np.sort(np.concatenate(parts)) for name, parts in members.items()}
+        return Catalogue(item_ids, titles, numbers, in_category)
 
     def item_numbers(self, item_ids: Sequence[str]) -> list[int]:
         """Look up item numbers.
