@@ -43,10 +43,11 @@ class SETRecSettings:
 
 @dataclass(frozen=True)
 class SETRecInputs:
-    """What `--network setrec` reads."""
+    """What `--network setrec` reads, and other networks in part."""
 
     sasrec: Path | None = None
-    """setrec: network over items whose embeddings are the CF tokens' source (default: RUN/baselines/sasrec)."""
+    """setrec: network over items whose embeddings are the CF tokens' source (default: RUN/baselines/sasrec). dreamrec:
+    network whose embeddings are generated, frozen (default: none, they are learned)."""
     base: Path | None = None
     """setrec, lite-llm4rec: start from this Hugging Face checkpoint, a causal model, or a T5 (setrec); without it from
     random weights."""
@@ -70,8 +71,10 @@ def check_setrec(inputs: SETRecInputs, network: str, dim: int, item_text: str) -
     if network != "setrec":
         if inputs.base and network != "lite-llm4rec":
             raise UserError(f"--base is for setrec and lite-llm4rec; the network is {network}.")
-        if inputs.sasrec or settings != SETRecSettings():
-            raise UserError(f"{'--sasrec' if inputs.sasrec else '--setrec'} is for setrec; the network is {network}.")
+        if inputs.sasrec and network != "dreamrec":
+            raise UserError(f"--sasrec is for setrec and dreamrec; the network is {network}.")
+        if settings != SETRecSettings():
+            raise UserError(f"--setrec is for setrec; the network is {network}.")
         return
     if item_text != "none":
         raise UserError("--item_text is for the other networks; setrec always reads texts, as semantic tokens.")
