@@ -52,9 +52,9 @@ class Config:
     """Bytes of a request."""
     device: str = "cpu"
     """cpu or cuda."""
-    graphs: Literal["none", "onnx", "aoti"] = "none"
-    """Answer by exported graphs, on processors: onnx (ONNX Runtime; needs the extra `export`) or aoti (compiled; needs
-    a C++ compiler). The first start with a student exports it, about a minute."""
+    graphs: Literal["none", "onnx", "onnx-int8", "aoti"] = "none"
+    """Answer by exported graphs, on processors: onnx or onnx-int8 (ONNX Runtime; the extra `export`), aoti (compiled; a
+    C++ compiler). The first start with a student exports it, about a minute."""
     graph_cache: Path | None = None
     """Folder of exported graphs (default: lohrec-distill/graphs in the user's cache)."""
 

@@ -35,8 +35,8 @@ def with_graphs(
     only are searched as before.
 
     Args:
-        student: on a processor; its graphs compute in float32.
-        graph_format: "onnx" or "aoti".
+        student: on a processor; its graphs compute in float32, or in int8.
+        graph_format: what runs them.
         cache: folder of kept graphs; each is named by all that it depends on, and may be removed at any time.
         width: beams, and places of the lists.
 

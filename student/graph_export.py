@@ -24,7 +24,7 @@ def write_export(graph: SearchGraph, folder: Path, graph_format: GraphFormat, ba
     Args:
         graph: the search.
         folder: an empty folder.
-        graph_format: "onnx" or "aoti".
+        graph_format: what runs it.
         batch: users of every call; None: any number.
 
     Raises:
@@ -66,8 +66,11 @@ def write_graph(
         Versions of what wrote it.
     """
     program = capture(graph, batch)
-    write = {"onnx": _write_onnx, "aoti": _write_aoti}[graph_format]
-    return write(program, graph, folder / FILES[graph_format])
+    path = folder / FILES[graph_format]
+    if graph_format == "aoti":
+        return _write_aoti(program, path)
+    versions = _write_onnx(program, graph, path)
+    return versions | (_round_to_int8(path) if graph_format == "onnx-int8" else {})
 
 
 def check_tools(graph_format: GraphFormat) -> None:
@@ -76,10 +79,13 @@ def check_tools(graph_format: GraphFormat) -> None:
     Raises:
         UserError: it is not.
     """
-    if graph_format == "onnx":
+    if graph_format != "aoti":
         try:
             import onnx  # noqa: F401
             import onnxscript  # noqa: F401
+
+            if graph_format == "onnx-int8":
+                import onnxruntime.quantization  # noqa: F401
         except ModuleNotFoundError as error:
             raise UserError(f"ONNX needs {error.name}: pip install 'lohrec-distill[export]'.") from None
         return
@@ -115,7 +121,17 @@ def _write_onnx(program: ExportedProgram, graph: SearchGraph | ScoreGraph, path:
     }
 
 
-def _write_aoti(program: ExportedProgram, graph: SearchGraph | ScoreGraph, path: Path) -> dict[str, Any]:
+def _round_to_int8(path: Path) -> dict[str, Any]:
+    """Replace an ONNX file's products with weights by products of int8 numbers; return versions."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(path, path, skip_symbolic_shape=True)
+    quantize_dynamic(path, path, weight_type=QuantType.QInt8)
+    return {"onnxruntime": importlib.metadata.version("onnxruntime")}
+
+
+def _write_aoti(program: ExportedProgram, path: Path) -> dict[str, Any]:
     """Compile ahead of time for this processor and write a package for `torch._inductor.aoti_load_package`."""
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     return {}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from distill.runtime.errors import UserError
 
-GraphFormat = Literal["onnx", "aoti"]
-FILES = {"onnx": "model.onnx", "aoti": "model.pt2"}
+GraphFormat = Literal["onnx", "onnx-int8", "aoti"]  # int8: matrices and what they multiply, rounded to 8 bits
+FILES: dict[GraphFormat, str] = {"onnx": "model.onnx", "onnx-int8": "model.onnx", "aoti": "model.pt2"}
 Run = Callable[..., list[np.ndarray]]
 
 
@@ -49,7 +49,7 @@ def load_graph(folder: Path, graph_format: GraphFormat) -> Run:
 
     Args:
         folder: holds the file of the format; an "aoti" file is machine code: load what you have compiled yourself.
-        graph_format: "onnx" or "aoti".
+        graph_format: of the file.
 
     Raises:
         UserError: ONNX Runtime is missing.

@@ -22,6 +22,8 @@ from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
 from distill.runtime.precision import has_bf16
 from distill.semantic_ids.ids import SemanticIDs
+from student.graph_cache import with_graphs
+from student.graphs import GraphFormat
 from student.models import BACKBONES
 from student.models.seq2seq import Seq2SeqConfig
 from student.models.t5 import to_t5
@@ -46,6 +48,8 @@ class Config:
     """Beam widths of the cost table, 32 users at once."""
     trie_sizes: list[int] = field(default_factory=lambda: [10**4, 10**5, 10**6, 10**7])
     """Numbers of items of the tries that are built."""
+    graphs: list[GraphFormat] = field(default_factory=list)
+    """Also by exported graphs in these formats, against `generate` too: onnx, onnx-int8, aoti."""
     compiled: bool = False
     """Also search for one user by `Recommender.compile`; on CPUs inductor needs a C++ compiler and about a minute."""
     repeats: int = 5
@@ -117,11 +121,16 @@ def against_generate(student: Recommender, users: dict[int, np.ndarray], config:
     precisions = ["float32", "bfloat16"] if has_bf16() else ["float32"]
     generators = {name: Generate(to_t5(student.model), student, config.width, name) for name in precisions}
     identical, near, compared = 0, 0, 0
-    student.facts["scope"] = "all"  # as Hugging Face's softmax
+    student.facts |= {"scope": "all", "exclude_bought": False}  # as Hugging Face's softmax
+    with tempfile.TemporaryDirectory() as cache:
+        graphs = {name: with_graphs(student, name, Path(cache), config.width) for name in config.graphs}
 
     def ranked(batch: int, precision: str) -> np.ndarray:
         student.precision = precision
         return student.rank_items(users[batch], config.width, exclude_bought=False)[0]
+
+    def by_graph(batch: int, name: GraphFormat) -> np.ndarray:
+        return graphs[name].rank_items(users[batch], config.width, exclude_bought=False)[0]
 
     for batch in progress_bar(config.batches, desc="against generate", unit="batch"):
         lists = ranked(batch, "float32")
@@ -129,10 +138,14 @@ def against_generate(student: Recommender, users: dict[int, np.ndarray], config:
         identical, compared = identical + (lists == generated).all(1).sum(), compared + batch
         near += sum(len(np.intersect1d(*pair)) for pair in zip(lists, ranked(batch, precisions[-1]), strict=True))
         work = {f"search_{name}": partial(ranked, batch, name) for name in precisions}
+        work |= {f"search_{name}": partial(by_graph, batch, name) for name in graphs}
         work |= {f"generate_{name}": partial(generate, users[batch]) for name, generate in generators.items()}
         median = interleaved(work, config.repeats if batch < 100 else max(1, config.repeats // 2), warm_ups=0)
         figures |= {f"users_per_s_{name}_b{batch}": batch / seconds for name, seconds in median.items()}
         figures[f"ratio_vs_hf_generate_b{batch}"] = median["generate_float32"] / median["search_float32"]
+        for name in graphs:
+            figures[f"ratio_{name}_vs_hf_generate_b{batch}"] = median["generate_float32"] / median[f"search_{name}"]
+            figures[f"identical_lists_{name}_b{batch}"] = float((by_graph(batch, name) == lists).all(1).mean())
         # in bfloat16, against the faster of `generate`'s precisions
         best = min(median[f"generate_{name}"] for name in precisions)
         figures[f"ratio_vs_best_generate_b{batch}"] = best / median[f"search_{precisions[-1]}"]

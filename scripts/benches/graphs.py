@@ -1,4 +1,4 @@
-"""Compare the exported search, in ONNX Runtime and compiled by AOTInductor, with the Recommender."""
+"""Compare the exported search, in ONNX Runtime (float32, int8) and compiled by AOTInductor, with the Recommender."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from benches import interleaved
 from benches.decode import LEVELS, SIZE, made_up
 from distill.data.dataset import PAD
 from distill.runtime.errors import UserError
-from student.graph_export import check_tools, write_export
+from student.graph_export import check_tools, write_graph
+from student.graphs import FILES, GraphFormat, load_graph
 from student.models import BACKBONES
 from student.recommender import Recommender
 from student.search_graph import EXPORTED, SearchGraph
@@ -35,6 +36,8 @@ class Config:
     """Beams."""
     batches: list[int] = field(default_factory=lambda: [1, 32, 256])
     """Users at once."""
+    int8: bool = True
+    """Also by ONNX Runtime in int8, whose lists are nearly the same."""
     aoti: bool = False
     """Also by AOTInductor, which compiles for about a minute and needs a C++ compiler."""
     repeats: int = 5
@@ -47,13 +50,14 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Measure and return all figures."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        raise UserError("The bench needs onnxruntime: pip install 'lohrec-distill[export]'.") from None
     if config.backbone not in EXPORTED or config.preset not in BACKBONES[config.backbone][2]:
         raise UserError(f"There is no {config.backbone} of preset {config.preset}.")
-    for graph_format in ("onnx", *["aoti"] * config.aoti):
+    formats: list[GraphFormat] = ["onnx"]
+    if config.int8:
+        formats.append("onnx-int8")
+    if config.aoti:
+        formats.append("aoti")
+    for graph_format in formats:
         check_tools(graph_format)
     student, histories = load(config)
     rng = np.random.default_rng(config.seed)
@@ -62,16 +66,13 @@ def main(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         graph = SearchGraph(student, config.width, config.width, exclude_bought=True)
-        write_export(graph, folder, "onnx")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(folder / "model.onnx", options)
-        figures["onnx_mib"] = (folder / "model.onnx").stat().st_size / 2**20
-        contenders = {"onnx": lambda users: session.run(None, {"recent": users, "bought": users})}
-        if config.aoti:
-            write_export(graph, folder, "aoti")
-            compiled = torch._inductor.aoti_load_package(str(folder / "model.pt2"))
-            contenders["aoti"] = lambda users: [part.numpy() for part in compiled(*[torch.from_numpy(users)] * 2)]
+        contenders = {}
+        for graph_format in formats:
+            (folder / graph_format).mkdir()
+            write_graph(graph, folder / graph_format, graph_format)
+            figures[f"{graph_format}_mib"] = (folder / graph_format / FILES[graph_format]).stat().st_size / 2**20
+            run = load_graph(folder / graph_format, graph_format)
+            contenders[graph_format] = lambda users, run=run: run(*[torch.from_numpy(users)] * 2)
         contenders["recommender"] = lambda users: student.rank_items(users, config.width)
         for batch in config.batches:
             users = histories[rng.choice(len(histories), batch, replace=False)].astype(np.int64)
@@ -80,6 +81,8 @@ def main(config: Config) -> dict[str, Any]:
             for contender, rank in contenders.items():
                 items = rank(users)[0]
                 figures[f"equal_lists_{contender}_b{batch}"] = float((items == expected).all(1).mean())
+                same = [len(np.intersect1d(*lists)) for lists in zip(items, expected, strict=True)]
+                figures[f"same_items_{contender}_b{batch}"] = float(np.mean(same)) / config.width
             work = {contender: partial(rank, users) for contender, rank in contenders.items()}
             median = interleaved(work, config.repeats)
             figures |= {f"users_per_s_{contender}_b{batch}": batch / s for contender, s in median.items()}

@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -46,6 +46,8 @@ class Config:
     """Items per list."""
     seed: NonNegativeInt = 0
     """Of the histories."""
+    graphs: Literal["none", "onnx", "onnx-int8", "aoti"] = "none"
+    """As of `scripts/serve.py`."""
     swaps: NonNegativeInt = 0
     """Times that the student is loaded again, while events arrive, under the most clients; 0: not measured."""
     json: Path | None = None
@@ -56,7 +58,7 @@ def main(config: Config) -> dict[str, Any]:
     """Measure both servers for each number of clients."""
     figures: dict[str, Any] = {}
     for label, options in (("batches", []), ("one by one", ["--max_batch", "1"])):
-        with Served(config.student, options) as server:
+        with Served(config.student, [*options, "--graphs", config.graphs]) as server:
             names = server.item_ids()
             figures[f"{label}: MiB at start"] = server.mebibytes()
             for clients in config.clients:
@@ -76,7 +78,7 @@ def load_with_changes(config: Config) -> dict[str, float]:
     clients = max(config.clients)
     with (
         tempfile.TemporaryDirectory() as folder,
-        Served(config.student, ["--events", str(Path(folder) / "events.sqlite")]) as server,
+        Served(config.student, ["--events", f"{folder}/events.sqlite", "--graphs", config.graphs]) as server,
         ThreadPoolExecutor(2) as threads,
     ):
         names = server.item_ids()

@@ -116,6 +116,11 @@ def test_a_folder_without_a_student_is_one_message(tmp_path):
         main(parse(Config, argv=["--student", str(tmp_path)]))
 
 
+def test_graphs_are_for_processors():
+    with pytest.raises(UserError, match="--graphs onnx is for processors, and --device is cuda"):
+        main(Config(graphs="onnx", device="cuda"))
+
+
 def test_the_images_command_parses():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     (entry,) = (json.loads(line.split(" ", 1)[1]) for line in lines if line.startswith("ENTRYPOINT"))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 
 from distill.baselines.counting import TransitionSettings, count_transitions
 from distill.runtime.errors import UserError
-from student import graph_cache
+from student import graph_cache, graph_export
 from student.graph_cache import with_graphs
 from student.graph_export import write_export
+from student.graphs import load_graph
 from student.models import BACKBONES
 from student.onnx_decompositions import searchsorted, stable_argsort, stable_sort
 from student.recommender import Recommender
@@ -105,6 +107,22 @@ def kept_graphs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph_cache, "write_graph", fail)
         yield cache, student
+
+
+def test_int8_rounds_the_scores(nested, tmp_path):
+    student, folder = nested
+    path = tmp_path / "model.onnx"
+    shutil.copy(folder / "model.onnx", path)
+    assert set(graph_export._round_to_int8(path)) == {"onnxruntime"}
+    users = torch.tensor([[2, 7, -1], [9, 12, 28]])
+    items, scores = load_graph(tmp_path, "onnx-int8")(users, users)
+    expected = student.rank_items(users.numpy(), N_ITEMS)
+    for row in range(2):
+        rounded, exact = (dict(zip(part[0][row], part[1][row], strict=True)) for part in ((items, scores), expected))
+        del rounded[-1], exact[-1]  # bought items
+        assert rounded.keys() == exact.keys()
+        errors = [abs(rounded[item] - exact[item]) for item in exact]
+        assert 0 < max(errors) < 0.2
 
 
 def test_the_file_of_the_docs_serves_without_this_project(nested, tmp_path):

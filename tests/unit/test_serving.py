@@ -21,6 +21,7 @@ from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
 from student.item_recommender import ItemRecommender
+from student.serving import served_student as loading
 from student.serving.app import ServerLimits, create_app
 from student.serving.batcher import Batcher
 from student.serving.catalogue import Catalogue
@@ -129,6 +130,22 @@ def test_a_setrec_is_served_from_its_folder(tmp_path):
     expected = [f"i{item}" for item in cosines.argsort(descending=True).tolist() if item != 3]
     assert [item["item_id"] for item in similar.json()["items"]] == expected[:5]
     assert explained.json()["beams"] is None and len(explained.json()["lists"][0]) == 3
+
+
+def test_students_are_loaded_with_graphs_where_they_have_any(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loading, "with_graphs", lambda *args: asked.append(args[1:]) or args[0])
+    with ArtifactJob("student", Nothing(), tmp_path / "a").write() as folder:
+        shop().save_pretrained(folder)
+    settings = LoadSettings(graph_format="onnx", graph_cache=tmp_path / "graphs")
+    models = Models([ServedStudent.load(tmp_path / "a", settings)], None, settings)
+    assert asked == [("onnx", tmp_path / "graphs")]
+    models.reload(None)
+    assert asked == [("onnx", tmp_path / "graphs")] * 2
+    ServedStudent.load(tmp_path / "a", LoadSettings())
+    monkeypatch.setattr(loading, "EXPORTED", ())
+    ServedStudent.load(tmp_path / "a", settings)
+    assert len(asked) == 2
 
 
 def test_concurrent_requests_share_batches_and_get_the_same_lists(tmp_path):
