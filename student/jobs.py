@@ -218,11 +218,11 @@ def read_item_texts(config: Config | BaselineConfig) -> list[Artifact]:
 
 
 def read_cf_source(config: BaselineConfig) -> list[Artifact]:
-    """Open the network whose item embeddings SETRec's CF tokens, or DreamRec, are made of; none for other networks.
+    """Open the network whose item embeddings SETRec's CF tokens, E4SRec or DreamRec read; none for others.
 
     The role holds its fingerprint, as that of texts does.
     """
-    reads_it = config.network == "setrec" and config.setrec.cf
+    reads_it = config.network == "e4srec" or (config.network == "setrec" and config.setrec.cf)
     if not reads_it and (config.network != "dreamrec" or config.sasrec is None):
         return []
     artifact = artifacts.read(config.sasrec or config.run / "baselines" / "sasrec", "baseline")
@@ -230,7 +230,7 @@ def read_cf_source(config: BaselineConfig) -> list[Artifact]:
 
 
 def identify_base(folder: Path) -> dict[str, Any]:
-    """Identify the pretrained model that a SETRec or Lite-LLM4Rec starts from.
+    """Identify the pretrained model that a SETRec, Lite-LLM4Rec or E4SRec starts from.
 
     Raises:
         UserError: no checkpoint there.

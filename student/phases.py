@@ -27,6 +27,7 @@ from student.batch import Batch
 from student.batches import BatchSampler, check_scope
 from student.config import LABELLED_PRIORS, BaselineConfig, Config, ValidationSettings
 from student.dreamrec import build_dreamrec
+from student.e4srec import build_e4srec
 from student.item_batches import ItemBatch, ItemBatchSampler, read_windows
 from student.item_recommender import ItemRecommender
 from student.lite_llm4rec import build_lite_llm4rec
@@ -179,7 +180,7 @@ def build_item_model(
         config: of the command.
         folders: of the data set and, where the loss needs a teacher, of the soft labels.
         texts: the embeddings that it reads, or none.
-        source: the network whose item embeddings SETRec or DreamRec reads, or none.
+        source: the network whose item embeddings SETRec, E4SRec or DreamRec reads, or none.
         acc: the Accelerator.
     """
     if config.threads:
@@ -218,6 +219,8 @@ def build_item_network(
         return build_setrec(config, n_items, source[0].folder if source else None, texts[0] if texts else None)
     if config.network == "lite-llm4rec":
         return build_lite_llm4rec(config, n_items, read_unit_vectors(texts, n_items))
+    if config.network == "e4srec":
+        return build_e4srec(config, n_items, source[0].folder)
     if config.network == "dreamrec":
         return build_dreamrec(config, n_items, source[0].folder if source else None)
     network, sizes = ITEM_MODELS[config.network]
