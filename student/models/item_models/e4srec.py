@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from student.models.item_models.items import ItemModel
+from student.models.item_models.items import FrozenItems, ItemModel
 from student.models.trunk import causal_trunk, random_llama, read_vectors
 
 
@@ -45,39 +44,6 @@ class E4SRecConfig:
     lora_rank: int = 0
 
 
-class FrozenItems(nn.Module):
-    """The interface of `ItemEmbedding`: frozen vectors are read, and a trained row for each item scores it.
-
-    Args:
-        n_items: rows.
-        source_dim: of the frozen vectors.
-        hidden: of the states that are scored.
-    """
-
-    weight: Tensor
-
-    def __init__(self, n_items: int, source_dim: int, hidden: int):
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(n_items, source_dim))
-        self.head = nn.Linear(hidden, n_items, bias=False)
-        nn.init.normal_(self.head.weight, std=0.02)
-
-    def forward(self, items: Tensor | None, states: Tensor | None = None) -> Tensor:
-        """Look up the vectors of items [...], -1 for padding → [..., source_dim]; or score all items.
-
-        Args:
-            items: item numbers; None: score.
-            states: what is scored [n, hidden].
-
-        Returns:
-            Vectors, or log-probabilities of all items [n, n_items].
-        """
-        if states is None:
-            assert items is not None
-            return functional.embedding(items.clamp(min=0), self.weight)
-        return self.head(states).float().log_softmax(-1)
-
-
 class E4SRec(ItemModel):
     """A causal language model between a projection of frozen item vectors and a linear head.
 
@@ -86,7 +52,7 @@ class E4SRec(ItemModel):
         trunk: the pretrained layers; None: built from the config.
     """
 
-    items: FrozenItems  # type: ignore[assignment]
+    items: FrozenItems
 
     def __init__(self, config: E4SRecConfig, trunk: Any = None):
         super().__init__()
