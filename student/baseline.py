@@ -1,6 +1,6 @@
 """Train a network over items, without semantic IDs: most with full cross-entropy.
 
-SASRec, GRU4Rec, FMLP-Rec, Lite-LLM4Rec, DreamRec or SETRec:
+SASRec, GRU4Rec, FMLP-Rec, Lite-LLM4Rec, E4SRec, DreamRec or SETRec:
 
     python student/baseline.py --network sasrec --config configs/demo/baseline.yaml
 

@@ -25,6 +25,7 @@ from student.dreamrec_config import (
     DreamRecSettings,  # noqa: F401 - jsonargparse looks inherited fields' types up in the module of the config
 )
 from student.setrec_config import (
+    E4SRecSettings,  # noqa: F401 - as SETRecSettings
     SETRecInputs,
     SETRecSettings,  # noqa: F401 - jsonargparse looks inherited fields' types up in the module of the config
 )
@@ -35,7 +36,7 @@ ListLoss = Literal[
 ]  # fmt: skip
 NEEDS_TEACHER = ("listnet", "item_kl")  # ranking losses that read the teacher's scores of the candidates
 NEEDS_REFERENCE = ("dpo", "s_dpo", "grpo")  # ranking losses that compare with another model
-ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "lite-llm4rec", "dreamrec", "setrec")
+ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "lite-llm4rec", "e4srec", "dreamrec", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 Precision = Literal["auto", "float32", "bfloat16"]  # of a trained student's matrix products
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
@@ -73,12 +74,12 @@ class ModelSettings(DropoutSettings):
     """A network over codewords."""
 
     backbone: Literal[
-        "seq2seq", "causal", "nested", "sasrec", "gru4rec", "fmlp", "lite-llm4rec", "dreamrec", "setrec"
+        "seq2seq", "causal", "nested", "sasrec", "gru4rec", "fmlp", "lite-llm4rec", "e4srec", "dreamrec", "setrec"
     ] = "seq2seq"
     """The network: T5's encoder and decoder; a decoder alone that reads the history once; or nested, one decoder over
-    items and a small one over the codewords of an item (the fastest). sasrec, gru4rec, fmlp, lite-llm4rec, dreamrec and
-    setrec score items without semantic IDs; they learn tiger, distill, dwr and dwr-without-distill (dreamrec: tiger),
-    and ignore the options of codewords."""
+    items and a small one over the codewords of an item (the fastest). sasrec, gru4rec, fmlp, lite-llm4rec, e4srec,
+    dreamrec and setrec score items without semantic IDs; they learn tiger, distill, dwr and dwr-without-distill
+    (dreamrec: tiger), and ignore the options of codewords."""
     preset: str = "demo"
     """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
     init: Path | None = None
@@ -98,8 +99,8 @@ class ItemModelSettings(DropoutSettings):
     dim: PositiveInt = field(default=64, metadata={"identity": False})
     """Of networks over items: size of an item's embedding or tokens."""
     layers: PositiveInt | None = field(default=None, metadata={"identity": False})
-    """Layers of a network over items (default: two, of gru4rec and dreamrec one); of lite-llm4rec with base: the first
-    so many of it (default: all)."""
+    """Layers of a network over items (default: two, of gru4rec and dreamrec one); of lite-llm4rec and e4srec with
+    base: the first so many of it (default: all)."""
 
 
 @dataclass(frozen=True)
@@ -363,10 +364,10 @@ class BaselineConfig(
 ):
     """Train a baseline: python student/baseline.py [--network NAME] [--config FILE] [--field value ...]."""
 
-    network: Literal["sasrec", "gru4rec", "fmlp", "lite-llm4rec", "dreamrec", "setrec"] = "sasrec"
+    network: Literal["sasrec", "gru4rec", "fmlp", "lite-llm4rec", "e4srec", "dreamrec", "setrec"] = "sasrec"
     """Self-attention, a recurrent network, filters in the frequency domain (FMLP-Rec), a language model over item
-    vectors (Lite-LLM4Rec), a diffusion that generates the next item's embedding (DreamRec), or a language model that
-    generates an item's set of tokens at once (SETRec)."""
+    vectors (Lite-LLM4Rec) or over the frozen ones of a SASRec (E4SRec), a diffusion that generates the next item's
+    embedding (DreamRec), or a language model that generates an item's set of tokens at once (SETRec)."""
     loss: ItemLoss = "ce"
     """Cross-entropy to the next items (setrec and dreamrec: the loss of their papers); plus gamma times the
     cross-entropy to the teacher's candidates (list), the ranking loss over them, equation (14), or both. dreamrec: ce
@@ -374,8 +375,8 @@ class BaselineConfig(
     dim: PositiveInt = 64
     """Size of an item's embedding, or of its tokens."""
     layers: PositiveInt | None = None
-    """Layers of the network (default: two, of gru4rec and dreamrec one); of lite-llm4rec with base: the first so many
-    of it (default: all)."""
+    """Layers of the network (default: two, of gru4rec and dreamrec one); of lite-llm4rec and e4srec with
+    base: the first so many of it (default: all)."""
     threads: NonNegativeInt = field(default=0, metadata={"identity": False})
     """CPU threads; 0: torch's choice."""
 

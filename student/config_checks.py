@@ -106,7 +106,7 @@ def check_baseline(config: BaselineConfig) -> None:
     check_dreamrec(config, config.network, config.loss, config.item_text)
     if config.list_loss in NEEDS_REFERENCE:
         raise UserError(f"--list_loss {config.list_loss} compares students of semantic IDs; {config.network} has none.")
-    if config.network == "lite-llm4rec" and not config.base and config.dim % 8:
+    if config.network in ("lite-llm4rec", "e4srec") and not config.base and config.dim % 8:
         raise UserError(f"--dim is {config.dim}; expected a multiple of 8, for a LLaMA of four heads of even size.")
     if config.dim % 2:
         raise UserError(f"--dim is {config.dim}; expected an even number, for two attention heads.")

@@ -218,18 +218,19 @@ def read_item_texts(config: Config | BaselineConfig) -> list[Artifact]:
 
 
 def read_cf_source(config: BaselineConfig) -> list[Artifact]:
-    """Open the network whose item embeddings are the source of SETRec's CF tokens; none for other networks.
+    """Open the network whose item embeddings SETRec's CF tokens, E4SRec or DreamRec read; none for others.
 
     The role holds its fingerprint, as that of texts does.
     """
-    if config.network != "setrec" or not config.setrec.cf:
+    reads_it = config.network == "e4srec" or (config.network == "setrec" and config.setrec.cf)
+    if not reads_it and (config.network != "dreamrec" or config.sasrec is None):
         return []
     artifact = artifacts.read(config.sasrec or config.run / "baselines" / "sasrec", "baseline")
     return [replace(artifact, role=f"cf_source-{artifact.fingerprint[:8]}")]
 
 
 def identify_base(folder: Path) -> dict[str, Any]:
-    """Identify the pretrained model that a SETRec or Lite-LLM4Rec starts from.
+    """Identify the pretrained model that a SETRec, Lite-LLM4Rec or E4SRec starts from.
 
     Raises:
         UserError: no checkpoint there.

@@ -12,6 +12,7 @@ import torch
 from distill.runtime import models
 from distill.runtime.errors import UserError
 from student.config import BaselineConfig
+from student.models.item_models.e4srec import E4SRec
 from student.models.item_models.lite_llm4rec import LiteLLM4Rec, LiteLLM4RecConfig
 from student.models.item_text import TextConfig
 from student.models.trunk import check_window
@@ -69,7 +70,7 @@ def read_base(folder: Path, layers: int | None) -> tuple[Any, float]:
 
 
 @torch.no_grad()
-def check_causal(model: LiteLLM4Rec, folder: Path) -> None:
+def check_causal(model: LiteLLM4Rec | E4SRec, folder: Path) -> None:
     """Refuse a language model that cannot read vectors, or whose states see later items.
 
     Raises:

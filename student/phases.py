@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from distill.teachers.remote import RemoteTeacher
 from student.batch import Batch
 from student.batches import BatchSampler, check_scope
 from student.config import LABELLED_PRIORS, BaselineConfig, Config, ValidationSettings
+from student.dreamrec import build_dreamrec
+from student.e4srec import build_e4srec
 from student.item_batches import ItemBatch, ItemBatchSampler, read_windows
 from student.item_recommender import ItemRecommender
 from student.lite_llm4rec import build_lite_llm4rec
@@ -178,7 +180,7 @@ def build_item_model(
         config: of the command.
         folders: of the data set and, where the loss needs a teacher, of the soft labels.
         texts: the embeddings that it reads, or none.
-        source: the network whose item embeddings SETRec reads, or none.
+        source: the network whose item embeddings SETRec, E4SRec or DreamRec reads, or none.
         acc: the Accelerator.
     """
     if config.threads:
@@ -217,11 +219,13 @@ def build_item_network(
         return build_setrec(config, n_items, source[0].folder if source else None, texts[0] if texts else None)
     if config.network == "lite-llm4rec":
         return build_lite_llm4rec(config, n_items, read_unit_vectors(texts, n_items))
+    if config.network == "e4srec":
+        return build_e4srec(config, n_items, source[0].folder)
+    if config.network == "dreamrec":
+        return build_dreamrec(config, n_items, source[0].folder if source else None)
     network, sizes = ITEM_MODELS[config.network]
     chosen = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
     chosen = {name: value for name, value in chosen.items() if value is not None}  # otherwise the network's default
-    if config.network == "dreamrec":
-        return network(sizes(n_items, **chosen, **asdict(config.dreamrec)))
     unit = read_unit_vectors(texts, n_items)
     text = None if unit is None else TextConfig(*unit.shape, only=config.item_text == "only")
     model = network(sizes(n_items, text=text, **chosen))

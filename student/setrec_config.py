@@ -42,16 +42,29 @@ class SETRecSettings:
 
 
 @dataclass(frozen=True)
+class E4SRecSettings:
+    """How E4SRec adapts its language model."""
+
+    lora_rank: NonNegativeInt | None = None
+    """base: train adapters of this rank beside the projection and the head (default: 16, the paper's); 0: all
+    weights."""
+
+
+@dataclass(frozen=True)
 class SETRecInputs:
-    """What `--network setrec` reads."""
+    """What `--network setrec` reads, and other networks in part."""
 
     sasrec: Path | None = None
-    """setrec: network over items whose embeddings are the CF tokens' source (default: RUN/baselines/sasrec)."""
+    """setrec, e4srec: network over items whose embeddings are read (setrec: by the CF tokens; default:
+    RUN/baselines/sasrec). dreamrec: network whose embeddings are generated, frozen (default: none, they are
+    learned)."""
     base: Path | None = None
-    """setrec, lite-llm4rec: start from this Hugging Face checkpoint, a causal model, or a T5 (setrec); without it from
-    random weights."""
+    """setrec, lite-llm4rec, e4srec: start from this Hugging Face checkpoint, a causal model, or a T5 (setrec); without
+    it from random weights."""
     setrec: SETRecSettings = field(default_factory=SETRecSettings, metadata=IF_CHANGED)
     """Settings of setrec."""
+    e4srec: E4SRecSettings = field(default_factory=E4SRecSettings, metadata=IF_CHANGED)
+    """Settings of e4srec."""
 
 
 def check_setrec(inputs: SETRecInputs, network: str, dim: int, item_text: str) -> None:
@@ -67,11 +80,17 @@ def check_setrec(inputs: SETRecInputs, network: str, dim: int, item_text: str) -
         UserError: names the setting and what it may be.
     """
     settings = inputs.setrec
+    if network == "e4srec":
+        check_e4srec(inputs, item_text)
+    elif inputs.e4srec != E4SRecSettings():
+        raise UserError(f"--e4srec is for e4srec; the network is {network}.")
     if network != "setrec":
-        if inputs.base and network != "lite-llm4rec":
-            raise UserError(f"--base is for setrec and lite-llm4rec; the network is {network}.")
-        if inputs.sasrec or settings != SETRecSettings():
-            raise UserError(f"{'--sasrec' if inputs.sasrec else '--setrec'} is for setrec; the network is {network}.")
+        if inputs.base and network not in ("lite-llm4rec", "e4srec"):
+            raise UserError(f"--base is for setrec, lite-llm4rec and e4srec; the network is {network}.")
+        if inputs.sasrec and network not in ("e4srec", "dreamrec"):
+            raise UserError(f"--sasrec is for setrec, e4srec and dreamrec; the network is {network}.")
+        if settings != SETRecSettings():
+            raise UserError(f"--setrec is for setrec; the network is {network}.")
         return
     if item_text != "none":
         raise UserError("--item_text is for the other networks; setrec always reads texts, as semantic tokens.")
@@ -83,3 +102,15 @@ def check_setrec(inputs: SETRecInputs, network: str, dim: int, item_text: str) -
         raise UserError("--setrec.lora_rank and --setrec.instruction are for a pretrained model; give --base.")
     if not inputs.base and dim % HEADS:
         raise UserError(f"--dim is {dim}; expected a multiple of {HEADS}, for {HEADS} attention heads.")
+
+
+def check_e4srec(inputs: SETRecInputs, item_text: str) -> None:
+    """Refuse what E4SRec would not read.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if item_text != "none":
+        raise UserError("--item_text is for the other networks; e4srec reads the item embeddings of --sasrec alone.")
+    if not inputs.base and inputs.e4srec.lora_rank is not None:
+        raise UserError("--e4srec.lora_rank is for a pretrained model; give --base.")

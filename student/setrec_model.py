@@ -22,6 +22,7 @@ from distill.runtime.logs import log
 from student.config import BaselineConfig
 from student.item_batches import ItemBatch
 from student.item_recommender import ItemRecommender, last_places
+from student.models.item_models.e4srec import E4SRec
 from student.models.item_text import unit_vectors
 from student.models.setrec import SETRec, SETRecConfig
 from student.models.setrec.network import ground
@@ -88,8 +89,9 @@ def read_item_embeddings(folder: Path, n_items: int) -> Tensor:
         UserError: it has none, or they are of another catalogue.
     """
     model: Any = ItemRecommender.from_pretrained(folder).model
-    if isinstance(model, SETRec):
-        raise UserError(f"--sasrec {folder} is a setrec itself; name a SASRec, GRU4Rec or FMLP-Rec.")
+    if isinstance(model, SETRec | E4SRec):
+        kind = "a setrec" if isinstance(model, SETRec) else "an e4srec"
+        raise UserError(f"--sasrec {folder} is {kind} itself; name a SASRec, GRU4Rec or FMLP-Rec.")
     weight = model.items.weight.detach()
     if len(weight) != n_items:
         raise UserError(f"--sasrec {folder} has {len(weight)} items, the data set {n_items}.")

@@ -21,8 +21,7 @@ def category_codes(categories: Sequence[str | None], levels: int, codebook_size:
     on from one parent to the next, so that children of different parents share one only where the codebook is used up.
 
     Here every item has `levels` codewords: longer paths are cut after `levels` − 1 steps, shorter ones are filled with
-    codeword 0. Items without categories, of which the paper does not speak, get codeword 0, then a random number in
-    digits.
+    codeword 0. Items without categories get codeword 0 (our choice), then a random number in digits.
 
     Args:
         categories: of the items (`path_of`), None or empty where unknown.

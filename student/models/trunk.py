@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from distill.runtime import models
 from distill.runtime.errors import UserError
+
+HEADS = 4  # of a language model with random weights
 
 
 def causal_trunk(network: dict[str, Any], model: Any = None) -> Any:
@@ -23,6 +27,23 @@ def causal_trunk(network: dict[str, Any], model: Any = None) -> Any:
         model = models.build_causal_model(config, dtype=config.dtype).base_model
     remove_vocabulary(model)
     return model
+
+
+def random_llama(dim: int, layers: int, max_history: int) -> dict[str, Any]:
+    """Choose the sizes of a LLaMA that starts from random weights, as a Transformers config."""
+    from transformers import LlamaConfig
+
+    llama = LlamaConfig(
+        vocab_size=2, hidden_size=dim, intermediate_size=4 * dim, num_hidden_layers=layers, num_attention_heads=HEADS,
+        max_position_embeddings=max_history, initializer_range=dim**-0.5, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return llama.to_dict()
+
+
+def read_vectors(trunk: Any, inputs: Tensor) -> Tensor:
+    """Compute the last states of a trunk [users, length, hidden], in the type of its inputs of the same shape."""
+    weights = next(trunk.parameters())
+    return trunk(inputs_embeds=inputs.to(weights.dtype), use_cache=False).last_hidden_state.to(inputs.dtype)
 
 
 def check_window(network: dict[str, Any], max_history: int, places: int, base: Path) -> None:

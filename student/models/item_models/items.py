@@ -1,4 +1,4 @@
-"""Item embeddings that also score the items."""
+"""Item embeddings, which also score the items, or have a head beside them that does."""
 
 from __future__ import annotations
 
@@ -67,13 +67,46 @@ def build_items(n_items: int, dim: int, text: TextConfig | None) -> ItemEmbeddin
     return TextItemEmbedding(n_items, dim, text) if text else ItemEmbedding(n_items, dim)
 
 
+class FrozenItems(nn.Module):
+    """The interface of `ItemEmbedding`: frozen vectors are read, and a trained row for each item scores it.
+
+    Args:
+        n_items: rows.
+        source_dim: of the frozen vectors.
+        hidden: of the states that are scored.
+    """
+
+    weight: Tensor
+
+    def __init__(self, n_items: int, source_dim: int, hidden: int):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(n_items, source_dim))
+        self.head = nn.Linear(hidden, n_items, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def forward(self, items: Tensor | None, states: Tensor | None = None) -> Tensor:
+        """Look up the vectors of items [...], -1 for padding → [..., source_dim]; or score all items.
+
+        Args:
+            items: item numbers; None: score.
+            states: what is scored [n, hidden].
+
+        Returns:
+            Vectors, or log-probabilities of all items [n, n_items].
+        """
+        if states is None:
+            assert items is not None
+            return functional.embedding(items.clamp(min=0), self.weight)
+        return self.head(states).float().log_softmax(-1)
+
+
 class ItemModel(nn.Module):
     """A network whose state at each place predicts the next item.
 
     Subclasses set `items` and `config`, and define `encode`.
     """
 
-    items: ItemEmbedding | TextItemEmbedding
+    items: ItemEmbedding | TextItemEmbedding | FrozenItems
 
     def encode(self, histories: Tensor) -> Tensor:
         """Compute the states after each prefix [users, length, dim]; see `forward`."""

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from student.models.item_models.items import ItemModel, build_items
 from student.models.item_text import TextConfig
-from student.models.trunk import causal_trunk
-
-HEADS = 4  # of a language model with random weights
+from student.models.trunk import causal_trunk, random_llama, read_vectors
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ class LiteLLM4Rec(ItemModel):
         self.items = build_items(config.n_items, config.dim, config.text)
         for table in self.items.parameters():
             nn.init.normal_(table, std=0.02)
-        self.trunk = causal_trunk(config.network or random_llama(config), trunk)
+        network = config.network or random_llama(config.dim, config.layers, config.max_history)
+        self.trunk = causal_trunk(network, trunk)
         hidden = self.trunk.config.get_text_config().hidden_size
         self.reader = nn.Linear(config.dim, hidden, bias=False)
         self.projection = nn.Linear(hidden, config.dim, bias=False)
@@ -78,18 +77,4 @@ class LiteLLM4Rec(ItemModel):
         Padding is on the right, so causal attention does not see it.
         """
         inputs = self.dropout(self.reader(self.items(histories)))
-        weights = next(self.trunk.parameters())
-        states = self.trunk(inputs_embeds=inputs.to(weights.dtype), use_cache=False).last_hidden_state
-        return self.projection(self.dropout(states.to(inputs.dtype)))
-
-
-def random_llama(config: LiteLLM4RecConfig) -> dict[str, Any]:
-    """Choose the sizes of a LLaMA that starts from random weights, as a Transformers config."""
-    from transformers import LlamaConfig
-
-    llama = LlamaConfig(
-        vocab_size=2, hidden_size=config.dim, intermediate_size=4 * config.dim, num_hidden_layers=config.layers,
-        num_attention_heads=HEADS, max_position_embeddings=config.max_history, initializer_range=config.dim**-0.5,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return llama.to_dict()
+        return self.projection(self.dropout(read_vectors(self.trunk, inputs)))
