@@ -20,7 +20,7 @@ from distill.runtime.checkpoints import Checkpoints, Progress, check_finite, wor
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
 from distill.runtime.memory import memory_gib, out_of_memory
-from distill.runtime.sharding import engine_of, gathered, trained_copy, unsharded
+from distill.runtime.sharding import engine_of, gathered, sharded_loading, trained_copy, unsharded
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.batching import EpochDraws, collate, counted_tokens, mask_codewords
 from teacher.config import TrainingSettings, ValidationSettings
@@ -54,7 +54,8 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
     job.facts["precision"] = precision
     acc = accelerator(settings.accumulation, settings.precision, settings.seed, settings.clip, settings.tracker, logs)
     with unsharded(acc):
-        model, tokenizer = build_model(settings, dataset, ids, settings.max_tokens, settings.seed)
+        loading = sharded_loading(acc)
+        model, tokenizer = build_model(settings, dataset, ids, settings.max_tokens, settings.seed, loading)
     if settings.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
