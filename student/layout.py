@@ -64,7 +64,7 @@ def read_rows(values: np.ndarray, layout: Layout, group: np.ndarray) -> np.ndarr
     column = np.arange(layout.lengths[group].max())
     inside = column < layout.lengths[group][:, None]
     index = np.minimum(layout.starts[group][:, None] + column, len(values) - 1)
-    return np.where(inside, values[index], PAD)
+    return np.where(inside, values[index], PAD).astype(np.int64, copy=False)  # values may be a data set's int32
 
 
 def examples_of_rows(layout: Layout, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

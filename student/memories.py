@@ -72,8 +72,8 @@ class WithMemories(ABC):
         Raises:
             UserError: the memory is of another catalogue.
         """
-        if memory is not None and memory.counts.shape[0] != self.n_items:
-            raise UserError(f"The memory is of {memory.counts.shape[0]} items, the student of {self.n_items}.")
+        if memory is not None and memory.n_items != self.n_items:
+            raise UserError(f"The memory is of {memory.n_items} items, the student of {self.n_items}.")
         return self._with_memories(memory, self.content_memory if memory is not None else None)
 
     def with_content_memory(self, content: ContentMemory | None) -> Self:

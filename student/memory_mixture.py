@@ -124,13 +124,13 @@ def score_mixture(
         items: item numbers, -1 for none [users, k]; None: all items.
         exclude_bought: no probability of the memories for items of the history.
     """
-    counter, familiarity = memory.probabilities(histories, exclude_bought).toarray(), memory.familiarity
+    counter = memory.probabilities(histories, exclude_bought).toarray()
     similar = content.probabilities(histories, exclude_bought) if content else None
     if items is not None:
-        counter, familiarity = scores_of(counter, items, 0.0), familiarity[items]
+        counter = scores_of(counter, items, 0.0)
         similar = None if similar is None else scores_of(similar, items, 0.0)
     scores = mixed(log_probs, counter, memory.weight, similar, content.weight if content else 0.0)
-    return scores - memory.discount * familiarity
+    return scores - memory.discount * memory.familiarity(items)
 
 
 def candidates(
@@ -172,7 +172,7 @@ def candidates(
     users = np.broadcast_to(np.arange(len(items))[:, None], items.shape)
     counted = np.where(items == PAD, 0, counter[users, np.maximum(items, 0)].toarray())
     log_probs = np.where(items == PAD, -np.inf, log_probs).astype(float)
-    result = Candidates(items, log_probs, counted, memory.familiarity[items])
+    result = Candidates(items, log_probs, counted, memory.familiarity(items))
     if not content:
         return result
     by_content = np.zeros(items.shape, dtype=bool)

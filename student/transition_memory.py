@@ -1,6 +1,6 @@
 """A transition memory: item-to-item counts beside a student (`student.memory_mixture` mixes them).
 
-Counting takes seconds and no training; `grow` adds new interactions.
+Counting takes seconds and no training; `grow` adds new interactions, at a cost that follows their number.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from distill.baselines.counting import TransitionSettings, count_transitions, reading_weights
 from distill.data.dataset import PAD, Dataset
 from distill.runtime.errors import UserError
+from student.count_table import CountTable
 from student.loading import check_numbers
 
 FILE = "memory.safetensors"
@@ -35,18 +35,23 @@ class TransitionMemory:
     """A counter of transitions and its share in the mixture.
 
     Attributes:
-        counts: A of `count_transitions` [n_items, n_items].
+        table: A of `count_transitions` [n_items, n_items]; a plain matrix is taken too, and made a table.
         settings: how A was counted and is read.
         weight: w, the counter's share.
         top: how many of its items join the student's beams.
         discount: β, the discount of items that are bought often.
     """
 
-    counts: sp.csr_array
+    table: CountTable | sp.csr_array
     settings: TransitionSettings
     weight: float = 0.5
     top: int = TOP
     discount: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Make a plain matrix a table."""
+        if not isinstance(self.table, CountTable):
+            object.__setattr__(self, "table", CountTable(self.table))
 
     @staticmethod
     def of(
@@ -64,17 +69,26 @@ class TransitionMemory:
         counts = count_transitions(values, offsets, dataset.n_items, settings.window, settings.decay)
         return TransitionMemory(counts, settings, **facts)
 
-    @cached_property
-    def familiarity(self) -> np.ndarray:
-        """log(1 + d(v)), d(v) being the sum of an item's counts [n_items]."""
-        return np.log1p(np.asarray(self.counts.sum(1), dtype=float))
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return self.table.n_items
 
-    @cached_property
-    def matrix(self) -> sp.csr_array:
-        """N = diag(rowsum^−½) A, as in `Transitions` [n_items, n_items]."""
-        total = np.asarray(self.counts.sum(1), dtype=float)
+    @property
+    def counts(self) -> sp.csr_array:
+        """A as one matrix [n_items, n_items]."""
+        return self.table.whole()
+
+    def familiarity(self, items: np.ndarray | None = None) -> np.ndarray:
+        """Compute log(1 + d(v)) of items, or of all; d(v) is the sum of an item's counts [as `items`, or n_items]."""
+        return np.log1p(self.table.sums if items is None else self.table.sums[items])
+
+    def _normalised_rows(self, items: np.ndarray) -> sp.csr_array:
+        """Rows of N = diag(rowsum^−½) A, as in `Transitions` [items, n_items]."""
+        total = self.table.sums[items]
         scale = np.divide(1, np.sqrt(total), out=np.zeros_like(total), where=total > 0)
-        return (sp.diags_array(scale) @ self.counts).tocsr()
+        rows = self.table.rows(items)
+        return sp.csr_array((rows.data * np.repeat(scale, np.diff(rows.indptr)), rows.indices, rows.indptr), rows.shape)
 
     def grow(self, sequences: Sequence[Sequence[int]], new: Sequence[int]) -> TransitionMemory:
         """Add new interactions; the result is the same as if all had been counted at once.
@@ -87,24 +101,17 @@ class TransitionMemory:
         Raises:
             UserError: an item outside the catalogue, more new items than a sequence has.
         """
-        n_items, settings = self.counts.shape[0], self.settings
         rows = [np.asarray(row, dtype=np.int64) for row in sequences]
         for user, (row, count) in enumerate(zip(rows, new, strict=True)):
-            if len(row) and not 0 <= row.min() <= row.max() < n_items:
-                raise UserError(f"Sequence {user} names an item outside the catalogue of {n_items} items.")
+            if len(row) and not 0 <= row.min() <= row.max() < self.n_items:
+                raise UserError(f"Sequence {user} names an item outside the catalogue of {self.n_items} items.")
             if not 0 <= count <= len(row):
                 raise UserError(f"Sequence {user} has {len(row)} items, {count} of them cannot be new.")
-
-        def count(parts: list[np.ndarray]) -> sp.csr_array:
-            offsets = np.cumsum([0, *map(len, parts)])
-            values = np.concatenate([*parts, np.zeros(0, np.int64)])
-            return count_transitions(values, offsets, n_items, settings.window, settings.decay)
-
-        old = [row[: len(row) - n_new] for row, n_new in zip(rows, new, strict=True)]
-        counts = (self.counts + count(rows) - count(old)).tocsr()
-        counts.data[np.abs(counts.data) < 1e-12] = 0  # rounding errors of differences that are zero
-        counts.eliminate_zeros()
-        return dataclasses.replace(self, counts=counts)
+        earlier, later, weights = _new_pairs(rows, new, self.settings)
+        if not len(weights):
+            return self
+        both_ways = np.append(earlier, later), np.append(later, earlier), np.append(weights, weights)
+        return dataclasses.replace(self, table=self.table.add(*both_ways))
 
     def probabilities(self, histories: np.ndarray, exclude_bought: bool = True) -> sp.csr_array:
         """Compute the counter's distribution over items after histories.
@@ -116,15 +123,18 @@ class TransitionMemory:
         Returns:
             Sparse [users, n_items]; a row sums to 1, or is empty where the counter knows no transition.
         """
-        scores = (reading_weights(histories, self.settings, self.counts.shape[0]) @ self.matrix).tocsr()
+        weights = reading_weights(histories, self.settings, self.n_items)
+        items, place = np.unique(weights.indices, return_inverse=True)  # only their rows are read
+        weights = sp.csr_array((weights.data, place, weights.indptr), shape=(len(histories), len(items)))
+        scores = (weights @ self._normalised_rows(items)).tocsr()
+        scores.sort_indices()  # otherwise the differences below take arrays as long as the catalogue
         if exclude_bought:
             rows, places = np.nonzero(histories != PAD)
             bought = sp.coo_array((np.ones(len(rows)), (rows, histories[rows, places])), shape=scores.shape)
             scores = (scores - scores * (bought.tocsr() > 0)).tocsr()
             scores.eliminate_zeros()
         total = scores.sum(1)
-        scores = (sp.diags_array(np.divide(1, total, out=np.zeros_like(total), where=total > 0)) @ scores).tocsr()
-        scores.sort_indices()
+        scores.data *= np.repeat(np.divide(1, total, out=np.zeros_like(total), where=total > 0), np.diff(scores.indptr))
         return scores
 
     def facts(self) -> dict[str, Any]:
@@ -149,3 +159,27 @@ class TransitionMemory:
         if not np.isfinite(counts.data).all():
             raise UserError(f"{folder / FILE} is damaged: a count is NaN or infinite.")
         return TransitionMemory(counts, TransitionSettings(**facts), weight, top, discount)
+
+
+def _new_pairs(
+    rows: list[np.ndarray], new: Sequence[int], settings: TransitionSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """List the pairs whose later item is new: earlier and later item, and the weight decay^(g−1); all [pairs].
+
+    Args:
+        rows: sequences of items.
+        new: how many items at the end of each are new.
+        settings: which pairs count, and how much.
+    """
+    values = np.concatenate([*rows, np.zeros(0, np.int64)])
+    lengths = [len(row) for row in rows]
+    owners = np.repeat(np.arange(len(rows)), lengths)
+    from_end = np.repeat(np.cumsum(lengths, dtype=np.int64), lengths) - np.arange(len(values))
+    is_new = from_end <= np.repeat(np.asarray(new, dtype=np.int64), lengths)
+    earlier, later, weights = [], [], []
+    for gap in range(1, settings.window + 1):
+        counted = (owners[gap:] == owners[:-gap]) & is_new[gap:]
+        earlier.append(values[:-gap][counted])
+        later.append(values[gap:][counted])
+        weights.append(np.full(counted.sum(), settings.decay ** (gap - 1)))
+    return np.concatenate(earlier), np.concatenate(later), np.concatenate(weights)

@@ -67,6 +67,16 @@ def load_base(base: str, dtype: torch.dtype | str = torch.float32, **options) ->
     return models.load_model(base, f"No base model at {base!r}", dtype=dtype, **options)
 
 
+def unshard_token_tables(model: PreTrainedModel) -> None:
+    """Give every process the whole embedding table and output head of a base that was loaded under ZeRO-3.
+
+    Rows are added to them, and set, before ZeRO-3 cuts them like the rest. A base that is whole remains as it is.
+    """
+    table = model.get_input_embeddings()
+    if hasattr(table.weight, "ds_id"):  # Transformers then makes whole tables of any size, this one too
+        model.resize_token_embeddings(table.num_embeddings, mean_resizing=False)
+
+
 def extend_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: int) -> None:
     """Grow embeddings and output head to the tokenizer's size.
 

@@ -21,6 +21,40 @@ def epoch_batches(data: TaskData, settings: TrainingSettings, epoch: int) -> tup
     return samples, make_batches(samples, settings.batch_tokens, rng, settings.packing, settings.batch_samples)
 
 
+class EpochDraws:
+    """The samples and batches of every epoch, of which one is in memory; the same on every process.
+
+    The learning rate's schedule needs the number of steps beforehand, so each epoch is drawn once to count its batches
+    and, but for the first, again when it is trained. A draw depends on the settings and the epoch's number alone.
+
+    Args:
+        data: the tasks.
+        settings: how many epochs, and how they are drawn.
+
+    Attributes:
+        n_batches: of each epoch, on all processes.
+
+    Raises:
+        UserError: as `epoch_batches`.
+    """
+
+    def __init__(self, data: TaskData, settings: TrainingSettings):
+        self._data, self._settings, self._number = data, settings, -1
+        self._epoch: tuple[Samples, list[Batch]] | None = None
+        self.n_batches = [0] * settings.epochs
+        for number in reversed(range(settings.epochs)):  # the first is needed first, so it is drawn last and kept
+            self.n_batches[number] = len(self[number][1])
+
+    def __getitem__(self, number: int) -> tuple[Samples, list[Batch]]:
+        """Return the samples and batches of an epoch, drawn anew unless it is the one in memory."""
+        if number != self._number:
+            self._number, self._epoch = -1, None  # freed before the next is drawn
+            self._epoch = epoch_batches(self._data, self._settings, number)
+            self._number = number
+        assert self._epoch is not None
+        return self._epoch
+
+
 def make_batches(
     samples: Samples, max_tokens: int, rng: np.random.Generator, packing: bool = False, max_samples: int = 0
 ) -> list[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from teacher.base_model import (
     item_texts,
     load_base,
     quantiser_vectors,
+    unshard_token_tables,
 )
 from teacher.config import ModelSettings
 from teacher.lora import add_lora, load_quantised, merge_adapter, save_adapter
@@ -29,7 +31,12 @@ from teacher.tokenizer import add_codewords, load_tokenizer, train_tokenizer, us
 
 
 def build_model(
-    settings: ModelSettings, dataset: Dataset, ids: SemanticIDs, max_tokens: int, seed: int
+    settings: ModelSettings,
+    dataset: Dataset,
+    ids: SemanticIDs,
+    max_tokens: int,
+    seed: int,
+    loading: AbstractContextManager[None] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Build the network and its tokenizer, both with the codewords.
 
@@ -39,6 +46,7 @@ def build_model(
         ids: the codewords.
         max_tokens: window of a network without a base.
         seed: of the projections of `init_codewords: codebook`.
+        loading: entered while a base is loaded, such as `sharded_loading`; None: this process loads all of it.
 
     Raises:
         UserError: no such base, or one that does not fit.
@@ -53,7 +61,9 @@ def build_model(
         if settings.mode == "qlora":
             model = load_quantised(settings.base, resolve_precision(settings.precision, settings.base))
         else:
-            model = load_base(settings.base)
+            with loading or nullcontext():
+                model = load_base(settings.base)
+                unshard_token_tables(model)
         extend_vocabulary(model, tokenizer, new)
     if settings.init_codewords == "codebook" and new:
         init_from_codebook(model, quantiser_vectors(ids), seed)
@@ -117,8 +127,11 @@ def bound_logits(causal, logits: Tensor) -> Tensor:
 
 
 def count_parameters(parameters) -> int:
-    """Number of scalars; a byte of 4-bit weights holds two."""
-    return sum(parameter.numel() * (2 if hasattr(parameter, "quant_state") else 1) for parameter in parameters)
+    """Number of scalars; a byte of 4-bit weights holds two, ZeRO-3 empties parameters and keeps `ds_numel`."""
+    return sum(
+        getattr(parameter, "ds_numel", parameter.numel()) * (2 if hasattr(parameter, "quant_state") else 1)
+        for parameter in parameters
+    )
 
 
 def check_checkpoint(folder: Path) -> None:

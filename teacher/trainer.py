@@ -20,22 +20,21 @@ from distill.runtime.checkpoints import Checkpoints, Progress, check_finite, wor
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
 from distill.runtime.memory import memory_gib, out_of_memory
-from distill.runtime.sharding import engine_of, gathered, trained_copy, unsharded
+from distill.runtime.sharding import engine_of, gathered, sharded_loading, trained_copy, unsharded
 from distill.semantic_ids.ids import SemanticIDs
-from teacher.batching import Batch, collate, counted_tokens, epoch_batches, mask_codewords
+from teacher.batching import EpochDraws, collate, counted_tokens, mask_codewords
 from teacher.config import TrainingSettings, ValidationSettings
 from teacher.engines.hf import HFEngine
 from teacher.loss import use_counted_loss
 from teacher.model import build_model, count_parameters, save_teacher, unwrap_peft
 from teacher.optimiser import build_optimizer, trained_parameters, warmup_cosine_schedule
 from teacher.precision import log_precision, resolve_precision, use_plain_attention
-from teacher.tasks import Samples, TaskData
+from teacher.tasks import TaskData
 
 MEMORY = (
     "lower --batch_tokens and raise --accumulation, set --gradient_checkpointing true, train --mode lora or qlora, "
     "or shard the weights: configs/accelerate/zero3.yaml"
 )
-Epoch = tuple[Samples, list[Batch]]
 
 
 @out_of_memory(MEMORY)
@@ -55,7 +54,8 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
     job.facts["precision"] = precision
     acc = accelerator(settings.accumulation, settings.precision, settings.seed, settings.clip, settings.tracker, logs)
     with unsharded(acc):
-        model, tokenizer = build_model(settings, dataset, ids, settings.max_tokens, settings.seed)
+        loading = sharded_loading(acc)
+        model, tokenizer = build_model(settings, dataset, ids, settings.max_tokens, settings.seed, loading)
     if settings.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
@@ -68,8 +68,8 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
     log.info(f"teacher: {n_parameters:,} parameters, {n_trainable:,} train; tasks {settings.tasks}")
 
     data = TaskData.of(settings, dataset, ids, tokenizer)
-    epochs = [epoch_batches(data, settings, epoch) for epoch in range(settings.epochs)]
-    steps = count_steps(epochs, acc)
+    epochs = EpochDraws(data, settings)
+    steps = count_steps(epochs.n_batches, acc)
     if settings.codeword_lr and engine_of(acc) != "whole":
         raise UserError("--codeword_lr does not run under DeepSpeed or FSDP, which cut the rows; leave it out.")
     optimizer = build_optimizer(model, settings, data.token_of.ravel().tolist())
@@ -119,7 +119,7 @@ class Trainer:
     schedule: LambdaLR
     dataset: Dataset
     data: TaskData
-    epochs: list[Epoch]
+    epochs: EpochDraws
     steps: int
 
     def fit(self, progress: Progress, checkpoints: Checkpoints) -> None:
@@ -133,7 +133,7 @@ class Trainer:
             counts = counted_tokens(samples, batches)
             model.train()
             started, tokens_seen = time.time(), 0
-            for number in share(list(range(len(batches))), acc)[progress.batch :]:
+            for number in share(range(len(batches)), acc)[progress.batch :]:
                 inputs = self.inputs(epoch, number)
                 with acc.accumulate(model):
                     # rows are padded on the right, so the causal mask alone keeps padding from every real token;
@@ -162,6 +162,7 @@ class Trainer:
                     if checkpoints.due(progress):
                         checkpoints.save(progress)
                 bar.set_postfix(bar_figures(progress, rate), refresh=False)
+            del samples, batches  # before the next epoch is drawn
             self.end_epoch(progress)
             if settings.patience and progress.waited >= settings.patience:
                 break
@@ -193,16 +194,20 @@ class Trainer:
             progress.waited += 1
 
 
-def count_steps(epochs: list[Epoch], acc: Accelerator) -> int:
+def count_steps(n_batches: list[int], acc: Accelerator) -> int:
     """Optimiser steps of the whole training.
+
+    Args:
+        n_batches: of each epoch, on all processes.
+        acc: says how they are shared.
 
     Raises:
         UserError: an epoch has too few batches for one step.
     """
-    shares = [len(share(batches, acc)) for _, batches in epochs]
+    shares = [len(share(range(number), acc)) for number in n_batches]
     if min(shares) == 0:
         raise UserError(
-            f"An epoch has {len(epochs[0][1])} batches, too few for {acc.num_processes} processes and --accumulation "
+            f"An epoch has {min(n_batches)} batches, too few for {acc.num_processes} processes and --accumulation "
             f"{acc.gradient_accumulation_steps}; lower --batch_tokens."
         )
     return sum(shares) // acc.gradient_accumulation_steps

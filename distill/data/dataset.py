@@ -1,11 +1,13 @@
 """The data set: items, sequences of users in time order, and their split into examples (paper 4.1).
 
-`dataset/` holds two files:
+`dataset/` holds:
 
 - `items.parquet`: item_id, title, description, brand, categories; row number = item number. If items were withheld from
   training, a boolean column `withheld` marks them.
 - `sequences.parquet`: user_id, items (dense item numbers in time order), timestamps or null. If the data set is split
   by time, train_end and valid_end say where these parts end in the sequence; otherwise the split is leave-one-out.
+- `sequence_items.npy` and `sequence_starts.npy`: the column `items` once more, to be memory-mapped
+  (`mapped_sequences.py`); data sets of earlier versions have it in `sequences.parquet` alone.
 
 Only `Dataset.training_sequences` and `Dataset.examples` use the split.
 """
@@ -22,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distill.data.mapped_sequences import STARTS, SequenceWriter, has_mapped_sequences, map_sequences
 from distill.data.splits import MIN_LENGTH, MIN_LENGTH_CUT, assign_folds, leave_one_out
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
@@ -62,13 +65,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Items and sequences in memory; sequence u is `values[offsets[u]:offsets[u + 1]]`.
+    """Items in memory, and sequences memory-mapped; sequence u is `values[offsets[u]:offsets[u + 1]]`.
 
     Attributes:
         artifact: the folder it was read from.
         items: the catalogue; row = item number.
         user_ids: one per sequence, an arrow array of strings.
-        values: item numbers of all sequences, one after the other [interactions].
+        values: item numbers of all sequences, one after the other, int32 or int64 [interactions]; what the methods
+            return is int64.
         offsets: start of each sequence [users + 1].
         ends: positions in each sequence where its training part and its validation part end [users, 2]; None:
             leave-one-out.
@@ -100,12 +104,22 @@ class Dataset:
             place = items.column_names.index(name)
             items = items.set_column(place, name, text_column(items, name, path, may_be_null=True))
         path = Path(folder) / "sequences.parquet"
-        table = read_parquet(path, ("user_id", "items"))
+        if has_mapped_sequences(Path(folder)):
+            table = read_parquet(path, ("user_id", "items"), leave_out=("items", "timestamps"))
+            values, offsets = map_sequences(Path(folder))
+            if len(offsets) - 1 != len(table):
+                raise UserError(
+                    f"{path} has {len(table)} users, {STARTS} beside it {len(offsets) - 1}: one of them is damaged. "
+                    "Make the data set again with --overwrite."
+                )
+        else:
+            table = read_parquet(path, ("user_id", "items"), leave_out=("timestamps",))
+            values, offsets = number_lists(table, "items", path)
         users = id_column(table, "user_id", path)
-        values, offsets = number_lists(table, "items", path)
         ends = None
         if "train_end" in table.column_names or "valid_end" in table.column_names:
-            table = read_parquet(path, ("train_end", "valid_end"))
+            for name in {"train_end", "valid_end"} - set(table.column_names):
+                raise UserError(f"{path} has no column {name!r}; it has {', '.join(table.column_names)}.")
             ends = np.stack([whole_numbers(table, name, path) for name in ("train_end", "valid_end")], axis=1)
         _check_sequences(path, values, offsets, ends, items.num_rows)
         return Dataset(artifact, items, users, values, offsets, ends)
@@ -120,7 +134,7 @@ class Dataset:
 
     def sequence(self, user: int) -> np.ndarray:
         """Return the item numbers of a user, in time order [length]."""
-        return self.values[self.offsets[user] : self.offsets[user + 1]]
+        return self.values[self.offsets[user] : self.offsets[user + 1]].astype(np.int64)
 
     def statistics(self) -> dict[str, float]:
         """Compute the columns of the paper's Table 3."""
@@ -149,7 +163,7 @@ class Dataset:
             ends = np.where(self.held_out, 0, ends)
         position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         keep = position < np.repeat(ends, np.diff(self.offsets))
-        return self.values[keep], np.concatenate([[0], np.cumsum(ends)])
+        return self.values[keep].astype(np.int64), np.concatenate([[0], np.cumsum(ends)])
 
     def cold_items(self) -> np.ndarray:
         """Return the numbers of the items that no training sequence holds, ascending."""
@@ -191,8 +205,9 @@ class Dataset:
         lengths = np.minimum(positions, max_history)
         column = np.arange(max_history)
         index = (ends - lengths)[:, None] + column
-        histories = np.where(column < lengths[:, None], self.values[np.minimum(index, len(self.values) - 1)], PAD)
-        return Examples(users, positions, histories, self.values[ends])
+        histories = self.values[np.minimum(index, len(self.values) - 1)].astype(np.int64)
+        histories[column >= lengths[:, None]] = PAD
+        return Examples(users, positions, histories, self.values[ends].astype(np.int64))
 
 
 def _check_sequences(
@@ -302,6 +317,8 @@ def write_dataset(
         raise UserError(f"User {users[user]} names an item outside the catalogue of {len(ids)} items.")
     write_items(folder, ids, items, withheld)
     pq.write_table(sequence_table(users, rows, stamps, ends), folder / "sequences.parquet", row_group_size=ROW_GROUP)
+    with SequenceWriter(folder, len(users), len(values)) as writer:
+        writer.append(values, lengths)
 
 
 def write_items(folder: Path, ids: pa.Array, items: pa.Table, withheld: np.ndarray | None) -> None:

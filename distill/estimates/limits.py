@@ -117,7 +117,7 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
     examples = w.targets * w.max_history * EXAMPLE_BYTES_A_HISTORY_ITEM
     tokens = teacher_tokens(w) / w.teacher_epochs
     return [
-        *([] if w.mode == "qlora" else [base_limit(weights, h)]),
+        *([] if w.mode == "qlora" else [gathering_limit(weights, h)]),
         Limit(
             "teacher",
             "weights, gradients, optimiser and activations on every GPU",
@@ -195,16 +195,16 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
     ]
 
 
-def base_limit(weights: int, hardware: Hardware) -> Limit:
-    """Build the limit of loading a base of so many parameters for full training or LoRA."""
+def gathering_limit(weights: int, hardware: Hardware) -> Limit:
+    """Build the limit of saving a teacher of so many parameters after full training or LoRA."""
     return Limit(
         "teacher",
-        "every process loads the whole base in float32 before ZeRO-3 divides it",
-        "teacher/base_model.py",
-        hardware.gpus_a_node * weights * SINGLE,
-        hardware.node_memory,
-        "bytes a node",
-        "the meta device and sharded loading",
+        "every GPU gathers the whole model when it is saved",
+        "teacher/trainer.py",
+        weights * HALF,
+        hardware.gpu_memory,
+        "bytes a GPU",
+        "gather, merge and save layer by layer",
         grows=False,
     )
 

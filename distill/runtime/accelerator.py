@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -113,7 +114,7 @@ def _prepare_deepspeed_on_cpu() -> None:
     vars(deepspeed.ops).setdefault("__compatible_ops__", collections.defaultdict(bool))  # gloo and torch suffice
 
 
-def share(batches: list, acc: Accelerator) -> list:
+def share(batches: Sequence, acc: Accelerator) -> Sequence:
     """Select this process's batches, in order.
 
     Optimiser step k takes the k-th `num_processes · gradient_accumulation_steps` batches, whichever process computes

@@ -12,20 +12,26 @@ import pyarrow.parquet as pq
 from distill.runtime.errors import UserError
 
 
-def read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
+def read_parquet(path: Path, columns: Sequence[str], leave_out: Sequence[str] = ()) -> pa.Table:
     """Read a parquet file that must hold the given columns.
+
+    Args:
+        path: of the file.
+        columns: it must hold these, and may hold others, which are read too.
+        leave_out: columns that are not read.
 
     Raises:
         UserError: missing, truncated, without one of the columns, or with two columns of one name.
     """
     try:
-        table = pq.ParquetFile(path).read()  # read_table would import pandas first
+        file = pq.ParquetFile(path)  # read_table would import pandas first
+        names = file.schema_arrow.names
+        table = file.read([name for name in names if name not in leave_out]) if leave_out else file.read()
         table.validate(full=True)  # damaged pages may be decoded to lists that end before they begin
     except FileNotFoundError:
         raise UserError(f"Missing file {path}; its artifact is damaged, make it again with --overwrite.") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise unreadable(path, error) from None
-    names = table.column_names
     for name in columns:
         if name not in names:
             raise UserError(f"{path} has no column {name!r}; it has {', '.join(names)}.")

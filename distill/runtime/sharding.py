@@ -15,8 +15,7 @@ SHARDED = ("DEEPSPEED", "FSDP")  # engines that shard the optimiser's states
 def unsharded(acc: Accelerator) -> Iterator[None]:
     """Switch off ZeRO-3 in Transformers and PEFT: inside, they build, load and merge full models on this process.
 
-    They would otherwise shard a base model while loading it, before its vocabulary has grown, and call for all
-    processes where only the first saves.
+    They would otherwise call for all processes where only the first saves, and PEFT would look for a GPU.
     """
     plugin = acc.state.deepspeed_plugin
     if plugin is None:
@@ -29,6 +28,28 @@ def unsharded(acc: Accelerator) -> Iterator[None]:
         yield
     finally:
         set_hf_deepspeed_config(plugin.dschf)
+
+
+@contextlib.contextmanager
+def sharded_loading(acc: Accelerator) -> Iterator[None]:
+    """Switch ZeRO-3 on again inside `unsharded`: `from_pretrained` then leaves each process its share of a base.
+
+    Every parameter is cut as soon as the first process has read it; all processes must load the base. The CPU's random
+    numbers go on as if nothing had been loaded: tables that are replaced would draw some, and codewords start by later
+    ones.
+    """
+    plugin = acc.state.deepspeed_plugin
+    if plugin is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    set_hf_deepspeed_config(plugin.dschf)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        unset_hf_deepspeed_config()
 
 
 def trainable_state(model) -> dict[str, torch.nn.Parameter]:

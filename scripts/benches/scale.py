@@ -1,21 +1,23 @@
-"""How the cheap stages grow with the data: the trie, the training examples, soft labels on disk.
+"""How the cheap stages grow with the data: the trie, the training examples, data sets and soft labels on disk.
 
     python scripts/bench.py scale --json scale.json --figure docs/images/scale.png
 
 Each size is a power of ten. The trie holds as many random IDs of 4 x 256; the examples are those of as many
 interactions, ten a user; the label store holds as many targets and is streamed once, without decoding a row and with
-decoding all. Seconds are the processor's, memory is the peak of the process beyond what it held before.
+decoding all; data sets of ten interactions a user are loaded, once as they are written and once without the files that
+are memory-mapped. Seconds are the processor's, memory is the peak of the process beyond what it held before.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +25,24 @@ from jsonargparse.typing import PositiveInt
 
 from benches import resident
 from benches.labels import random_shard, write_set
-from distill.data.dataset import Dataset
+from distill.data.dataset import Dataset, as_lists, write_dataset
+from distill.data.mapped_sequences import ITEMS, STARTS
 from distill.decoding.trie import Trie
 from distill.labels.store import LabelStore
-from distill.runtime.artifacts import Artifact
+from distill.runtime.artifacts import Artifact, ArtifactJob
+from distill.runtime.checksums import SEAL, seal
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
 
 LEVELS, SIZE, SEQUENCE, SHARD = 4, 256, 10, 4096
-STAGES = {"trie": "trie", "examples": "training examples", "read": "labels, read", "labels": "labels, read and decoded"}
+STAGES = {
+    "trie": "trie",
+    "examples": "training examples",
+    "load": "data set, mapped",
+    "load_parquet": "data set, parquet alone",
+    "read": "labels, read",
+    "labels": "labels, read and decoded",
+}
 LEAST_MIB = 1.0  # less is not drawn: the allocator's noise
 
 
@@ -44,7 +55,11 @@ class Config:
     largest: PositiveInt = 6
     """Power of ten of the largest size of examples and labels: 10^6 examples of 20 items take a gibibyte."""
     largest_trie: PositiveInt = 7
-    """Power of ten of the largest trie."""
+    """Power of ten of the largest trie, and of the largest data set that is loaded."""
+    stages: list[Literal["trie", "examples", "load", "load_parquet", "read", "labels"]] = field(
+        default_factory=lambda: list(STAGES)
+    )
+    """What is measured."""
     figure: Path | None = None
     """Draw seconds and MiB into this PNG file."""
     json: Path | None = None
@@ -66,11 +81,19 @@ def main(config: Config) -> dict[str, Any]:
     """Measure all stages at all sizes; names end with the power of ten."""
     if config.figure is not None and not config.figure.resolve().parent.is_dir():
         raise UserError(f"No folder {config.figure.parent} to draw {config.figure.name} in; make it first.")
-    works = {"trie": build_trie, "examples": draw_examples, "read": read_labels, "labels": decode_labels}
+    works = {
+        "trie": build_trie,
+        "examples": draw_examples,
+        "load": load_dataset,
+        "load_parquet": load_parquet,
+        "read": read_labels,
+        "labels": decode_labels,
+    }
+    works = {name: work for name, work in works.items() if name in config.stages}
     growth = {name: Growth() for name in works}
     figures: dict[str, Any] = {}
     for name, prepare in progress_bar(works.items(), desc="scale", unit="stage"):
-        largest = config.largest_trie if name == "trie" else config.largest
+        largest = config.largest_trie if name in ("trie", "load", "load_parquet") else config.largest
         for power in range(config.smallest, largest + 1):
             with tempfile.TemporaryDirectory() as folder:
                 work, facts = prepare(10**power, np.random.default_rng(config.seed), Path(folder))
@@ -114,6 +137,50 @@ def draw_examples(size: int, rng: np.random.Generator, folder: Path) -> tuple[Ca
     return lambda: dataset.examples("train", 20), {"targets": users * (SEQUENCE - 3)}
 
 
+def load_dataset(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """Load a data set, its checksums compared; and the MiB that the process alone then holds."""
+    users = size // SEQUENCE
+    items = max(size // 50, 2)
+    values, offsets = rng.integers(0, items, users * SEQUENCE), np.arange(users + 1) * SEQUENCE
+    with ArtifactJob("dataset", NoSettings(), folder / "dataset").write() as partial:
+        table = pa.table({"item_id": [f"B{number:09d}" for number in range(items)]})
+        names = pa.array([f"A{number:013d}" for number in range(users)])
+        write_dataset(
+            partial, table, names, as_lists(values, offsets, pa.int32()), as_lists(values, offsets, pa.int64())
+        )
+    del values, offsets, table, names
+    return loading_of(folder / "dataset")
+
+
+def load_parquet(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """The same without the memory-mapped files, as earlier versions wrote data sets."""
+    load_dataset(size, rng, folder)
+    path = folder / "dataset/manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in (ITEMS, STARTS):
+        (folder / "dataset" / name).unlink()
+        del manifest["files"][name]
+    path.write_text(json.dumps(seal({name: value for name, value in manifest.items() if name != SEAL})))
+    return loading_of(folder / "dataset")
+
+
+def loading_of(folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """Loading that folder, and the MiB that a loaded data set takes of this process alone (without mapped files)."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    before = resident("RssAnon")
+    loaded = Dataset.load(folder)
+    pa.default_memory_pool().release_unused()
+    private = max(resident("RssAnon") - before, 0.0)
+    del loaded
+    return lambda: Dataset.load(folder), {"private_mib": private}
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The data set has none."""
+
+
 def read_labels(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
     """A shuffled pass over a store that decodes nothing, and the bytes of a target."""
     rows = min(size, SHARD)
@@ -148,7 +215,8 @@ def draw(growth: dict[str, Growth], path: Path) -> None:
         for name, stage in growth.items():
             values = [value if unit == "seconds" or value >= LEAST_MIB else np.nan for value in getattr(stage, unit)]
             axes.loglog(stage.sizes, values, "o-", markersize=3, label=STAGES[name])
-        sizes, values = growth["trie"].sizes, getattr(growth["trie"], unit)
+        first = next(iter(growth.values()))
+        sizes, values = first.sizes, getattr(first, unit)
         line = [values[-1] * size / sizes[-1] for size in sizes]
         axes.loglog(sizes, line, "--", color="grey", linewidth=0.8, label="proportional to the size")
         axes.set_xlabel("items (trie), interactions (examples), targets (labels)")

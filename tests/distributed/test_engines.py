@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import torch
 from safetensors.numpy import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -221,6 +222,24 @@ def test_a_base_on_two_processes(root, mode, engine, embeddings):
         assert found.keys() == expected.keys()
         for key in expected:
             np.testing.assert_allclose(found[key], expected[key], atol=1e-3, err_msg=key)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_each_process_loads_its_share_of_a_base(tmp_path, tied):
+    """Half of every layer, and whole token tables, into which rows are written before they are cut."""
+    LlamaForCausalLM(LlamaConfig(**SETTINGS["sizes"], vocab_size=320, tie_word_embeddings=tied)).save_pretrained(
+        tmp_path
+    )
+    words = [*LAUNCHERS["zero3"], Path(__file__).with_name("load_base.py"), tmp_path, tmp_path]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=ENVIRONMENT, timeout=200)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{process}.json").read_text()) for process in (0, 1))
+    assert first == second and first["tables"] == [[320, 320]] * (1 if tied else 2)
+    matrices = {"q_proj": 320 * 320, "o_proj": 320 * 320, "up_proj": 320 * 400, "down_proj": 320 * 400}
+    for name, size in matrices.items():
+        assert [held for key, held in first["held"].items() if name in key] == [size // 2]
+    torch.manual_seed(0)
+    assert first["random_number"] == torch.rand(()).item()
 
 
 def test_no_number_stops_the_launch(root):

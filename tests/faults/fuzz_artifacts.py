@@ -19,6 +19,8 @@ from unit.test_recommender import shop
 from distill.baselines.content import Content, ContentSettings
 from distill.baselines.counting import TransitionSettings
 from distill.data.dataset import Dataset
+from distill.data.mapped_sequences import ITEMS as SEQUENCE_ITEMS
+from distill.data.mapped_sequences import STARTS
 from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.runtime.artifacts import ArtifactJob, read
 from distill.runtime.checksums import SEAL
@@ -59,6 +61,11 @@ def dataset() -> Dataset:
 def artifact(kind: str, signed: bool = False) -> Files:
     """Read the files of an artifact of the run, with or without checksums in its manifest."""
     return _files(Path(run_folder().name) / kind, signed)
+
+
+def unmapped_dataset() -> Files:
+    """Read the files of the run's data set as earlier versions wrote them: sequences in parquet alone."""
+    return {name: content for name, content in artifact("dataset").items() if name not in (SEQUENCE_ITEMS, STARTS)}
 
 
 def outside_lists() -> Files:

@@ -287,6 +287,7 @@ def _targets() -> list[Target]:
         Target("labels", partial(fuzz_artifacts.artifact, "soft_labels"), labels),
         Target("labels-forged", partial(fuzz_artifacts.artifact, "soft_labels"), forged_labels, 2.0),
         Target("dataset", partial(fuzz_artifacts.artifact, "dataset"), data_set, 2.0),
+        Target("dataset-parquet", fuzz_artifacts.unmapped_dataset, data_set),
         Target("manifest", partial(fuzz_artifacts.artifact, "dataset", True), manifest),
         Target("semantic-ids", partial(fuzz_artifacts.artifact, "semantic_ids"), semantic_ids),
         Target("embeddings", partial(fuzz_artifacts.artifact, "embeddings"), item_embeddings),

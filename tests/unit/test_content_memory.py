@@ -68,7 +68,7 @@ def test_the_mixture_of_three(ranker, exclude_bought, width):
         counted = counter(rows, history, exclude_bought)
         similar = content_probabilities(history, 0.3, exclude_bought)
         truth = 0.25 * np.exp(item_scores(student.ranker or student.model, student.codes, history))
-        truth = (truth + 0.4 * counted + 0.35 * similar) / np.exp(student.transition_memory.familiarity) ** 0.4
+        truth = (truth + 0.4 * counted + 0.35 * similar) / np.exp(student.transition_memory.familiarity()) ** 0.4
         np.testing.assert_allclose(np.exp(exact[row]), truth, rtol=5e-3)
         union = set(beams[row].tolist()) - {-1}
         for proposed in (counted, similar):
@@ -196,7 +196,7 @@ def test_an_item_model_with_memories(exclude_bought, tmp_path):
         counted = memory.probabilities(users[row : row + 1], exclude_bought).toarray()[0]
         similar = content_probabilities(history, 0.3, exclude_bought)
         expected = 0.25 * np.exp(log_probs[row]) + 0.4 * counted + 0.35 * similar
-        expected = np.log(expected) - 0.4 * memory.familiarity
+        expected = np.log(expected) - 0.4 * memory.familiarity()
         np.testing.assert_allclose(scores[row], expected, atol=2e-3)  # float16 embeddings
         order = [item for item in np.argsort(-scores[row], kind="stable") if not exclude_bought or item not in bought]
         assert items[row].tolist() == order[:5]

@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.data.dataset import PAD, Dataset, as_lists, statistics, write_dataset
+from distill.data.mapped_sequences import ITEMS as ITEMS_FILE
+from distill.data.mapped_sequences import STARTS, SequenceWriter, map_sequences
 from distill.data.splits import assign_folds, cut_by_time
 from distill.runtime.artifacts import ArtifactJob
+from distill.runtime.checksums import SEAL, seal
 from distill.runtime.errors import UserError
 
 SEQUENCES = [[0, 1, 2, 3, 4], [4, 2, 0], [5, 3, 1, 5]]
@@ -228,6 +232,73 @@ def test_damaged_files(tmp_path, monkeypatch):
     path.unlink()
     with pytest.raises(UserError, match="Missing file"):
         Dataset.load(tmp_path / "dataset")
+
+
+def without_mapped_files(root):
+    """Make the data set as earlier versions wrote it."""
+    path = root / "dataset/manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in (ITEMS_FILE, STARTS):
+        (root / "dataset" / name).unlink()
+        del manifest["files"][name]
+    path.write_text(json.dumps(seal({name: value for name, value in manifest.items() if name != SEAL})))
+    return Dataset.load(root / "dataset")
+
+
+@pytest.mark.parametrize("ends", [None, np.array([[3, 4], [1, 2], [2, 4]])])
+def test_mapped_sequences_are_those_of_parquet_alone(tmp_path, ends):
+    mapped = make(tmp_path, ends=ends)
+    assert mapped.values.base is not None and not mapped.values.flags.writeable and mapped.values.dtype == np.int32
+    plain = without_mapped_files(tmp_path)
+    assert plain.values.tolist() == mapped.values.tolist() == [item for row in SEQUENCES for item in row]
+    assert plain.offsets.tolist() == mapped.offsets.tolist() == [0, 5, 8, 12]
+    results = []
+    for data in (mapped, plain):
+        arrays = [*data.training_sequences(), *data.training_sequences(True), data.sequence(2), data.cold_items()]
+        for split in ("train", "valid", "test"):
+            arrays += vars(data.examples(split, 3)).values()
+        results.append([(array.dtype, array.tolist()) for array in arrays])
+    assert results[0] == results[1] and {dtype for dtype, _ in results[0]} == {np.dtype(np.int64)}
+
+
+def test_damaged_mapped_files(tmp_path, monkeypatch):
+    folder = make(tmp_path).artifact.folder
+    items, starts = (folder / ITEMS_FILE).read_bytes(), (folder / STARTS).read_bytes()
+
+    def refused(name, content, message):
+        (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            Dataset.load(folder)
+        (folder / ITEMS_FILE).write_bytes(items)
+        (folder / STARTS).write_bytes(starts)
+
+    refused(ITEMS_FILE, items[:-4] + b"\1\0\0\0", r"sequence_items\.npy is damaged: its checksum")
+    monkeypatch.setenv("LOHREC_NO_VERIFY", "1")
+    refused(ITEMS_FILE, items[:-4], r"sequence_items\.npy is not a readable NumPy file")
+    refused(ITEMS_FILE, starts, r"sequence_items\.npy is damaged: expected int32")
+    refused(ITEMS_FILE, items[:-4] + b"\6\0\0\0", "row 2 names an item outside the catalogue of 6 items")
+    refused(STARTS, starts[:-8] + b"\x0b" + bytes(7), r"its starts do not divide the 12 interactions")
+    short = tmp_path / "short"
+    short.mkdir()
+    with SequenceWriter(short, 1, 12) as writer:
+        writer.append(np.arange(12), np.array([12]))
+    refused(STARTS, (short / STARTS).read_bytes(), r"sequences\.parquet has 3 users, sequence_starts\.npy beside it 1")
+    (folder / ITEMS_FILE).unlink()
+    assert Dataset.load(folder).values.tolist() == [item for row in SEQUENCES for item in row]  # from parquet
+
+
+def test_mapped_files_in_pieces_have_the_same_bytes(tmp_path):
+    lengths, values = np.array([2, 0, 3]), np.array([4, 1, 7, 0, 2])
+    for name, cuts in (("whole", [0, 3]), ("pieces", [0, 1, 2, 3])):
+        (tmp_path / name).mkdir()
+        with SequenceWriter(tmp_path / name, 3, 5) as writer:
+            for start, end in pairwise(cuts):
+                part = slice(lengths[:start].sum(), lengths[:end].sum())
+                writer.append(values[part], lengths[start:end])
+    for name in (ITEMS_FILE, STARTS):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "pieces" / name).read_bytes()
+    items, starts = map_sequences(tmp_path / "pieces")
+    assert items.tolist() == [4, 1, 7, 0, 2] and starts.tolist() == [0, 2, 2, 5]
 
 
 def test_repeats_looks_at_the_training_part_alone(tmp_path):

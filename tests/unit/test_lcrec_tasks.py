@@ -15,7 +15,7 @@ from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from teacher import templates
 from teacher.base_model import from_scratch
-from teacher.batching import epoch_batches, make_batches
+from teacher.batching import EpochDraws, epoch_batches, make_batches
 from teacher.config import Config, InstructionSettings, check
 from teacher.engines.hf import HFEngine
 from teacher.tasks import Sample, Samples, TaskData
@@ -187,6 +187,26 @@ def test_an_epochs_batches_of_a_number_of_samples(shop):
     (samples, batches), again = (epoch_batches(task_data(shop), config, 1) for _ in range(2))
     assert len(samples) == 5 and sorted(len(batch) for batch in batches) == [1, 2, 2]
     assert again[1] == batches and again[0].tokens.tolist() == samples.tokens.tolist()
+
+
+def test_epochs_are_drawn_one_at_a_time(shop, monkeypatch):
+    """In any order the samples and batches of drawing all at once; the first is not drawn twice before it is needed."""
+    config = Config(tasks={"seqrec": 0.5, "stream": 1.5}, batch_samples=2, seed=3, epochs=3)
+    expected, drawn = [epoch_batches(task_data(shop), config, epoch) for epoch in range(3)], []
+
+    def draw(data, settings, epoch):
+        drawn.append(epoch)
+        return epoch_batches(data, settings, epoch)
+
+    monkeypatch.setattr("teacher.batching.epoch_batches", draw)
+    epochs = EpochDraws(task_data(shop), config)
+    assert epochs.n_batches == [len(batches) for _, batches in expected] and sorted(drawn) == [0, 1, 2]
+    drawn.clear()
+    for number in (0, 0, 1, 1, 2, 1):  # a resumed run begins with a later one
+        samples, batches = epochs[number]
+        assert batches == expected[number][1] and samples.tokens.tolist() == expected[number][0].tokens.tolist()
+    assert drawn == [1, 2, 1]
+    assert expected[0][0].tokens.tolist() != expected[1][0].tokens.tolist()
 
 
 @pytest.mark.parametrize(("limit", "largest"), [(0, 4), (3, 3), (9, 4)])

@@ -328,7 +328,9 @@ def test_temporary_files_may_fill_the_disk(tmp_path):
 def test_the_artifact_is_that_of_the_plain_engine_and_finished_for_it(log, usual_pieces):
     prepare_data.main(log)
     folder = log.output
-    assert sorted(path.name for path in folder.iterdir()) == ["items.parquet", "manifest.json", "sequences.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "items.parquet", "manifest.json", "sequence_items.npy", "sequence_starts.npy", "sequences.parquet",
+    ]  # fmt: skip
     manifest = json.loads((folder / "manifest.json").read_text())
     plain = dataclasses.replace(log, engine="memory", memory_limit="4GB")
     seconds = (folder / "manifest.json").stat().st_mtime_ns

@@ -9,6 +9,7 @@ from unit.test_recommender import N_ITEMS, histories, item_scores, shop
 
 from distill.baselines.counting import TransitionSettings, count_transitions
 from distill.runtime.errors import UserError
+from student import count_table
 from student.memory_mixture import Candidates, MixtureWeights, candidates, mixed
 from student.memory_tuning import best_weights
 from student.models import BACKBONES
@@ -65,6 +66,31 @@ def test_growing_is_counting_all_at_once(rows, data):
     grown = before.grow(recent, new)
     np.testing.assert_allclose(grown.counts.toarray(), whole, atol=1e-9)
     assert grown.settings == before.settings and (grown.counts.data > 0).all()
+
+
+@pytest.mark.parametrize("fold", [0, count_table.FOLD])  # never one matrix again, and at once
+def test_grown_counts_read_like_counts_of_all_at_once(fold, monkeypatch):
+    """With decay 1/2 all sums are exact, so every figure is the same to the bit, and the memory before is unchanged."""
+    monkeypatch.setattr(count_table, "FOLD", fold)
+    half, rng = TransitionSettings(window=3, decay=0.5, recency=0.6, last=4), np.random.default_rng(5)
+    rows, users = sequences(4, users=60), histories([6, 1, 3, 2])
+
+    def counted(rows):
+        starts = np.cumsum([0, *map(len, rows)])
+        return count_transitions(np.concatenate(rows).astype(int), starts, N_ITEMS, half.window, half.decay)
+
+    new = [int(rng.integers(0, len(row) + 1)) if user % 7 == 0 else 0 for user, row in enumerate(rows)]
+    old_rows = [row[: len(row) - count] for row, count in zip(rows, new, strict=True)]
+    before, at_once = (TransitionMemory(counted(part), half) for part in (old_rows, rows))
+    expected_before = before.probabilities(users).toarray()
+    grown = before.grow(rows, new)
+    assert 0 < sum(new) < sum(map(len, rows)) and bool(grown.table._changed) == (fold == 0)
+    assert grown.probabilities(users).toarray().tolist() == at_once.probabilities(users).toarray().tolist()
+    items = np.array([[3, -1], [0, 7]])
+    assert grown.familiarity().tolist() == at_once.familiarity().tolist()
+    assert grown.familiarity(items).tolist() == at_once.familiarity()[items].tolist()
+    assert before.probabilities(users).toarray().tolist() == expected_before.tolist()
+    assert before.grow(rows, [0] * len(rows)) is before
 
 
 def test_growing_refuses_what_it_cannot_count():

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from distill.data import dataset, sources
 from distill.data.config import PrepareSettings
 from distill.data.dataset import as_lists, check_unique, sequence_table, statistics_of, write_items
+from distill.data.mapped_sequences import SequenceWriter
 from distill.data.out_of_core.chunks import Chunks
 from distill.data.out_of_core.database import Database
 from distill.data.out_of_core.filters import LeftOut, k_core, renumber
@@ -63,9 +64,14 @@ class PreparedChunks:
         write_items(folder, ids, self.chunks.items, self.withheld)
         groups = self._row_groups()
         first = next(groups)
-        with pq.ParquetWriter(folder / "sequences.parquet", first.schema) as writer:
+        with (
+            pq.ParquetWriter(folder / "sequences.parquet", first.schema) as writer,
+            SequenceWriter(folder, self.users, self.interactions) as mapped,
+        ):
             for table in itertools.chain([first], groups):
                 writer.write_table(table, row_group_size=dataset.ROW_GROUP)
+                lists = pa.concat_arrays(table["items"].chunks)
+                mapped.append(lists.flatten().to_numpy(), lists.value_lengths().to_numpy())
 
     def _row_groups(self) -> Iterator[pa.Table]:
         """Yield the rows of sequences.parquet, one table a row group."""
