@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
 from distill.runtime.config import run
 from distill.runtime.logs import log
 from distill.runtime.new_folder import check_free, new_folder
+from student.config import GraphFormat
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Config:
     """Folder of a student without memories."""
     output: Path
     """New folder."""
-    format: Literal["onnx", "onnx-int8", "aoti"] = "onnx"
+    format: GraphFormat = "onnx"
     """onnx (model.onnx, for ONNX Runtime), onnx-int8 (the same in 8 bits: smaller, faster for many users, lists nearly
     the same) or aoti (model.pt2, for torch._inductor.aoti_load_package)."""
     k: PositiveInt = 10

@@ -17,6 +17,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
+from student.config import GraphFormat
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Config:
     """Bytes of a request."""
     device: str = "cpu"
     """cpu or cuda."""
-    graphs: Literal["none", "onnx", "onnx-int8", "aoti"] = "none"
+    graphs: Literal["none", GraphFormat] = "none"
     """Answer by exported graphs, on processors: onnx or onnx-int8 (ONNX Runtime; the extra `export`), aoti (compiled; a
     C++ compiler). The first start with a student exports it, about a minute."""
     graph_cache: Path | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -24,10 +24,13 @@ from student.dreamrec_config import (
     DreamRecInputs,
     DreamRecSettings,  # noqa: F401 - jsonargparse looks inherited fields' types up in the module of the config
 )
+from student.e4srec_config import (
+    E4SRecInputs,
+    E4SRecSettings,  # noqa: F401 - as DreamRecSettings
+)
 from student.setrec_config import (
-    E4SRecSettings,  # noqa: F401 - as SETRecSettings
     SETRecInputs,
-    SETRecSettings,  # noqa: F401 - jsonargparse looks inherited fields' types up in the module of the config
+    SETRecSettings,  # noqa: F401 - as DreamRecSettings
 )
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
@@ -39,6 +42,7 @@ NEEDS_REFERENCE = ("dpo", "s_dpo", "grpo")  # ranking losses that compare with a
 ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "lite-llm4rec", "e4srec", "dreamrec", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 Precision = Literal["auto", "float32", "bfloat16"]  # of a trained student's matrix products
+GraphFormat = Literal["onnx", "onnx-int8", "aoti"]  # int8: matrices and what they multiply, rounded to 8 bits
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
 # the loss of an item model for each variant that it can learn
 ITEM_LOSSES: dict[str, ItemLoss] = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}
@@ -314,6 +318,7 @@ class Config(
     ItemTextSettings,
     ModelSettings,
     DreamRecInputs,
+    E4SRecInputs,
     SETRecInputs,
     PathSettings,
 ):
@@ -359,6 +364,7 @@ class BaselineConfig(
     ItemModelSettings,
     ItemTextSettings,
     DreamRecInputs,
+    E4SRecInputs,
     SETRecInputs,
     PathSettings,
 ):
@@ -379,6 +385,12 @@ class BaselineConfig(
     base: the first so many of it (default: all)."""
     threads: NonNegativeInt = field(default=0, metadata={"identity": False})
     """CPU threads; 0: torch's choice."""
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Arguments of a network over items: those that are given."""
+        sizes = {name: getattr(self, name) for name in ("max_history", "dim", "layers", "dropout")}
+        return {name: value for name, value in sizes.items() if value is not None}
 
     @property
     def reads_text(self) -> bool:

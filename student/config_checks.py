@@ -19,6 +19,7 @@ from student.config import (
     Config,
 )
 from student.dreamrec_config import check_dreamrec
+from student.e4srec_config import check_e4srec
 from student.setrec_config import check_setrec
 
 
@@ -103,6 +104,7 @@ def check_baseline(config: BaselineConfig) -> None:
     if config.network != "setrec":
         check_item_text(config.item_text, config.embeddings)
     check_setrec(config, config.network, config.dim, config.item_text)
+    check_e4srec(config, config.network, config.base, config.item_text)
     check_dreamrec(config, config.network, config.loss, config.item_text)
     if config.list_loss in NEEDS_REFERENCE:
         raise UserError(f"--list_loss {config.list_loss} compares students of semantic IDs; {config.network} has none.")

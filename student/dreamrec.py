@@ -15,7 +15,7 @@ from student.setrec_model import read_item_embeddings
 
 @torch.no_grad()
 def build_dreamrec(config: BaselineConfig, n_items: int, source: Path | None) -> DreamRec:
-    """Build a DreamRec; arguments of the network that are None are its defaults.
+    """Build a DreamRec.
 
     Args:
         config: of the command.
@@ -26,9 +26,7 @@ def build_dreamrec(config: BaselineConfig, n_items: int, source: Path | None) ->
     Raises:
         UserError: that network has embeddings of another size, or none.
     """
-    chosen = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    model = DreamRec(DreamRecConfig(n_items, **chosen, **asdict(config.dreamrec)))
+    model = DreamRec(DreamRecConfig(n_items, **config.sizes, **asdict(config.dreamrec)))
     if source is not None:
         embeddings = read_item_embeddings(source, n_items)
         if embeddings.shape[1] != config.dim:

@@ -14,8 +14,9 @@ from distill.runtime.checksums import code_fingerprint
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.runtime.new_folder import new_folder
+from student.config import GraphFormat
 from student.graph_export import check_tools, write_graph
-from student.graphs import GraphFormat, Graphs, load_graph
+from student.graphs import Graphs, load_graph
 from student.models.item_text import sizes_to_json
 from student.recommender import DEFAULT_WIDTH, Recommender
 from student.search_graph import ScoreGraph, SearchGraph

@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 
 from distill.runtime.artifacts import write_json
 from distill.runtime.errors import UserError
-from student.graphs import FILES, GraphFormat
+from student.config import GraphFormat
+from student.graphs import FILES
 from student.onnx_decompositions import DECOMPOSITIONS
 from student.search_graph import ScoreGraph, SearchGraph, capture
 

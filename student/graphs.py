@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.runtime.errors import UserError
+from student.config import GraphFormat
 
-GraphFormat = Literal["onnx", "onnx-int8", "aoti"]  # int8: matrices and what they multiply, rounded to 8 bits
 FILES: dict[GraphFormat, str] = {"onnx": "model.onnx", "onnx-int8": "model.onnx", "aoti": "model.pt2"}
 Run = Callable[..., list[np.ndarray]]
 

@@ -224,11 +224,9 @@ def build_item_network(
     if config.network == "dreamrec":
         return build_dreamrec(config, n_items, source[0].folder if source else None)
     network, sizes = ITEM_MODELS[config.network]
-    chosen = {name: getattr(config, name) for name in ("max_history", "dim", "layers", "dropout")}
-    chosen = {name: value for name, value in chosen.items() if value is not None}  # otherwise the network's default
     unit = read_unit_vectors(texts, n_items)
     text = None if unit is None else TextConfig(*unit.shape, only=config.item_text == "only")
-    model = network(sizes(n_items, text=text, **chosen))
+    model = network(sizes(n_items, text=text, **config.sizes))
     if unit is not None:
         model.items.text.set_vectors(unit)
     return model

@@ -330,7 +330,7 @@ class Recommender(ByItemId):
         step = self.make_step(self.model, history, constrained)
         beams = search(step, self.trie, bought, width, exclude_bought, constrained)
         if self.ranker is not None:
-            scores = self._sequence_scores(self.ranker, history, beams.codes)
+            scores = self._ranker_scores(history, beams.codes)
             scores = scores.masked_fill(beams.scores == -torch.inf, -torch.inf)
             scores, order = scores.sort(dim=1, descending=True, stable=True)
             codes = beams.codes.gather(1, order[..., None].expand_as(beams.codes))
@@ -352,16 +352,16 @@ class Recommender(ByItemId):
         step = model.step(model.encode(history), network_scope(scope))
         return ChildrenStep(step, self.catalogue) if scope == "trie" and constrained else step
 
-    def _sequence_scores(self, model: nn.Module, history: Tensor, codes: Tensor) -> Tensor:
-        """M of items [users, k] by teacher forcing (paper 3.2).
+    def _ranker_scores(self, history: Tensor, codes: Tensor) -> Tensor:
+        """M of items [users, k] by the ranker, teacher-forced (paper 3.2).
 
         Args:
-            model: retriever or ranker.
             history: codes [users, length, levels].
             codes: of the items [users, k, levels].
         """
+        assert self.ranker is not None
         scope = self.facts["scope"]
-        log_probs = model.log_probs(model.encode(history), codes, network_scope(scope))
+        log_probs = self.ranker.log_probs(self.ranker.encode(history), codes, network_scope(scope))
         if scope == "trie":
             log_probs = renormalise(log_probs, self.catalogue.allowed(codes))
         numbers = among_all(codes, self.trie.codebook_size) if scope == "all" else codes

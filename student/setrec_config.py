@@ -42,15 +42,6 @@ class SETRecSettings:
 
 
 @dataclass(frozen=True)
-class E4SRecSettings:
-    """How E4SRec adapts its language model."""
-
-    lora_rank: NonNegativeInt | None = None
-    """base: train adapters of this rank beside the projection and the head (default: 16, the paper's); 0: all
-    weights."""
-
-
-@dataclass(frozen=True)
 class SETRecInputs:
     """What `--network setrec` reads, and other networks in part."""
 
@@ -63,8 +54,6 @@ class SETRecInputs:
     it from random weights."""
     setrec: SETRecSettings = field(default_factory=SETRecSettings, metadata=IF_CHANGED)
     """Settings of setrec."""
-    e4srec: E4SRecSettings = field(default_factory=E4SRecSettings, metadata=IF_CHANGED)
-    """Settings of e4srec."""
 
 
 def check_setrec(inputs: SETRecInputs, network: str, dim: int, item_text: str) -> None:
@@ -80,10 +69,6 @@ def check_setrec(inputs: SETRecInputs, network: str, dim: int, item_text: str) -
         UserError: names the setting and what it may be.
     """
     settings = inputs.setrec
-    if network == "e4srec":
-        check_e4srec(inputs, item_text)
-    elif inputs.e4srec != E4SRecSettings():
-        raise UserError(f"--e4srec is for e4srec; the network is {network}.")
     if network != "setrec":
         if inputs.base and network not in ("lite-llm4rec", "e4srec"):
             raise UserError(f"--base is for setrec, lite-llm4rec and e4srec; the network is {network}.")
@@ -102,15 +87,3 @@ def check_setrec(inputs: SETRecInputs, network: str, dim: int, item_text: str) -
         raise UserError("--setrec.lora_rank and --setrec.instruction are for a pretrained model; give --base.")
     if not inputs.base and dim % HEADS:
         raise UserError(f"--dim is {dim}; expected a multiple of {HEADS}, for {HEADS} attention heads.")
-
-
-def check_e4srec(inputs: SETRecInputs, item_text: str) -> None:
-    """Refuse what E4SRec would not read.
-
-    Raises:
-        UserError: names the setting.
-    """
-    if item_text != "none":
-        raise UserError("--item_text is for the other networks; e4srec reads the item embeddings of --sasrec alone.")
-    if not inputs.base and inputs.e4srec.lora_rank is not None:
-        raise UserError("--e4srec.lora_rank is for a pretrained model; give --base.")

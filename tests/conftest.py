@@ -40,3 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder, name = item.path.parent.relative_to(ROOT).as_posix(), item.nodeid.rpartition("/")[2]
         for marker in MARKERS.get(folder, ["slow"] if name.startswith(SLOW_UNIT_TESTS) else []):
             item.add_marker(marker)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaMA of two layers on disk, for networks that start from one; read, never written."""
+    from tiny_llms import NETWORKS, checkpoint
+
+    return checkpoint(tmp_path_factory.mktemp("bases") / "base", NETWORKS["llama"], [])

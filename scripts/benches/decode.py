@@ -22,8 +22,8 @@ from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
 from distill.runtime.precision import has_bf16
 from distill.semantic_ids.ids import SemanticIDs
+from student.config import GraphFormat
 from student.graph_cache import with_graphs
-from student.graphs import GraphFormat
 from student.models import BACKBONES
 from student.models.seq2seq import Seq2SeqConfig
 from student.models.t5 import to_t5

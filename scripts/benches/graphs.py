@@ -15,8 +15,9 @@ from benches import interleaved
 from benches.decode import LEVELS, SIZE, made_up
 from distill.data.dataset import PAD
 from distill.runtime.errors import UserError
+from student.config import GraphFormat
 from student.graph_export import check_tools, write_graph
-from student.graphs import FILES, GraphFormat, load_graph
+from student.graphs import FILES, load_graph
 from student.models import BACKBONES
 from student.recommender import Recommender
 from student.search_graph import EXPORTED, SearchGraph

@@ -27,6 +27,7 @@ import psutil
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from distill.runtime.errors import UserError
+from student.config import GraphFormat
 
 ROOT = Path(__file__).parents[2]
 CLIENTS_PER_PROCESS = 32
@@ -46,7 +47,7 @@ class Config:
     """Items per list."""
     seed: NonNegativeInt = 0
     """Of the histories."""
-    graphs: Literal["none", "onnx", "onnx-int8", "aoti"] = "none"
+    graphs: Literal["none", GraphFormat] = "none"
     """As of `scripts/serve.py`."""
     swaps: NonNegativeInt = 0
     """Times that the student is loaded again, while events arrive, under the most clients; 0: not measured."""

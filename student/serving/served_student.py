@@ -15,8 +15,8 @@ from distill.data.dataset import PAD
 from distill.ranking import top_items
 from distill.runtime.artifacts import read_any
 from distill.runtime.errors import UserError
+from student.config import GraphFormat
 from student.graph_cache import default_cache, with_graphs
-from student.graphs import GraphFormat
 from student.histories import pad_histories
 from student.item_recommender import ItemRecommender
 from student.load_student import dataset_of, load_student

@@ -9,7 +9,6 @@ import torch
 from breaking_off import BrokenOffError, break_at
 from reference import e4srec_naive as naive
 from student_shop import ITEMS, make_shop
-from tiny_llms import NETWORKS, checkpoint
 from transformers import AutoModelForCausalLM
 
 from distill.data.dataset import PAD, Dataset, write_dataset
@@ -20,9 +19,9 @@ from student import train
 from student.baseline import main
 from student.config import BaselineConfig, Config
 from student.e4srec import build_e4srec
+from student.e4srec_config import E4SRecSettings
 from student.item_recommender import ItemRecommender
 from student.models.item_models import SASRec, SASRecConfig
-from student.setrec_config import E4SRecSettings
 
 HISTORIES = torch.tensor([[3, 1, 4, 7], [5, 2, PAD, PAD]])
 
@@ -48,12 +47,6 @@ def shop(tmp_path_factory):
     make_shop(root, [3, 4, 5, 6, 9, 4, 7, 3, 8, 5])
     write_sasrec(root / "baselines/sasrec", ITEMS, root / "dataset")
     return root
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A random LLaMA of two layers."""
-    return checkpoint(tmp_path_factory.mktemp("bases") / "base", NETWORKS["llama"], [])
 
 
 def config_of(shop, base, **more):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from breaking_off import BrokenOffError, break_at
 from student_shop import ITEMS, make_shop
-from tiny_llms import NETWORKS, SMALL, checkpoint
+from tiny_llms import SMALL
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from distill.data.dataset import PAD
@@ -26,12 +26,6 @@ def shop(tmp_path_factory):
     root = tmp_path_factory.mktemp("shop")
     make_shop(root, [3, 4, 5, 6, 9, 4, 7, 3, 8, 5])
     return root
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A random LLaMA of two layers."""
-    return checkpoint(tmp_path_factory.mktemp("bases") / "base", NETWORKS["llama"], [])
 
 
 def config_of(shop, base, **more):

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from breaking_off import BrokenOffError, break_at
 from reference import setrec_naive
 from student_shop import ITEMS, make_shop
-from tiny_llms import NETWORKS, checkpoint
 from transformers import T5Config, T5Model
 
 from distill.data.dataset import PAD, Dataset
@@ -309,8 +308,7 @@ def test_both_commands_train_it(shop, tmp_path):
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
-def test_starts_from_a_causal_model(lora_rank, shop, tmp_path):
-    base = checkpoint(tmp_path / "base", NETWORKS["llama"], [])
+def test_starts_from_a_causal_model(lora_rank, shop, base, tmp_path):
     settings = settings_of("causal", lora_rank=lora_rank, instruction="some")
     config = config_of(shop, tmp_path / "setrec", base=base, setrec=settings, epochs=1, dropout=0.0)
     main(config)
@@ -320,9 +318,8 @@ def test_starts_from_a_causal_model(lora_rank, shop, tmp_path):
 
 
 @torch.no_grad()
-def test_adapters_are_merged(shop, tmp_path):
+def test_adapters_are_merged(shop, base, tmp_path):
     """What is saved has no adapters and the same scores; the language model's own weights do not train."""
-    base = checkpoint(tmp_path / "base", NETWORKS["llama"], [])
     config = config_of(shop, tmp_path / "setrec", base=base, setrec=settings_of("causal", lora_rank=2))
     texts = artifacts.read(shop / "embeddings", "embeddings")
     model = build_setrec(config, ITEMS, shop / "baselines/sasrec", texts).eval()
