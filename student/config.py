@@ -34,6 +34,7 @@ from student.setrec_config import (
 )
 
 PRESETS = ("demo", "small", "tiger-4m", "lohrec-13m")
+LARGE_PRESETS = ("tiger-4m", "lohrec-13m")  # of 4 M parameters and more: faster in bf16
 ListLoss = Literal[
     "margin", "ranknet", "plackett_luce", "softmax_first", "listnet", "item_kl", "dpo", "s_dpo", "grpo"
 ]  # fmt: skip
@@ -135,8 +136,9 @@ class OptimiserSettings:
     """Share of the training in which the learning rate rises; then it falls along a cosine."""
     clip: PositiveFloat = 1.0
     """Largest gradient norm."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision."""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision. auto: bf16 where the GPU or processor computes in it and the network is large (preset tiger-4m
+    or lohrec-13m, init or base); no elsewhere."""
 
 
 @dataclass(frozen=True)

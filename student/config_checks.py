@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
@@ -12,6 +12,7 @@ from student import variants
 from student.config import (
     ITEM_LOSSES,
     LABELLED_PRIORS,
+    LARGE_PRESETS,
     NEEDS_REFERENCE,
     NEEDS_TEACHER,
     PRESETS,
@@ -21,6 +22,8 @@ from student.config import (
 from student.dreamrec_config import check_dreamrec
 from student.e4srec_config import check_e4srec
 from student.setrec_config import check_setrec
+
+AnyConfig = TypeVar("AnyConfig", Config, BaselineConfig)
 
 
 def check(config: Config) -> None:
@@ -93,6 +96,20 @@ def check_item_text(item_text: str, embeddings: Path | None) -> None:
     """
     if embeddings is not None and item_text == "none":
         raise UserError(f"--embeddings {embeddings} is read by --item_text add or only, and --item_text is none.")
+
+
+def is_large(config: Config | BaselineConfig) -> bool:
+    """Tell whether the network is large enough to be faster in bf16."""
+    if isinstance(config, BaselineConfig):
+        return config.base is not None
+    return config.init is not None or config.preset in LARGE_PRESETS
+
+
+def settle_precision(config: AnyConfig) -> AnyConfig:
+    """Replace `precision` "auto" by "no" for small networks: so on every machine, and the identity says it."""
+    if config.precision == "auto" and not is_large(config):
+        return replace(config, precision="no")
+    return config
 
 
 def check_baseline(config: BaselineConfig) -> None:

@@ -20,7 +20,7 @@ from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.remote import RemoteTeacher
 from student import variants
 from student.config import LABELLED_PRIORS, BaselineConfig, Config
-from student.config_checks import check_baseline
+from student.config_checks import check_baseline, settle_precision
 from student.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
     Raises:
         UserError: an unknown variant; inputs that are missing or do not fit.
     """
+    config = settle_precision(config)
     variant = variants.find(config.variant, config.labels)
     if config.prior == "pseudo":
         variant = variant.on_pseudo_ids()
@@ -58,8 +59,11 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
         job = ArtifactJob("student", seed_config, output, every_input, extra, config.overwrite, reads)
         if not job.is_finished():
             from student.phases import build_student
+            from student.precision import choose_training_precision
             from student.trainer import train
 
+            job.facts["precision"] = choose_training_precision(seed_config.precision)
+            seed_config = replace(seed_config, precision=job.facts["precision"])
             in_process = open_teacher and config.on_policy and not config.teacher_url
             ask = partial(open_teacher, asked[0]) if in_process else None
             train(seed_config, job, partial(build_student, seed_config, variant, folders, texts, ask=ask))
@@ -74,6 +78,7 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
         UserError: sizes that no network can have; inputs that are missing or do not fit.
     """
     check_baseline(config)
+    config = settle_precision(config)
     inputs = [artifacts.read(config.dataset or config.run / "dataset", "dataset")]
     if config.loss != "ce":
         inputs.append(read_labels(config))
@@ -87,8 +92,11 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
         job = ArtifactJob("baseline", seed_config, output, every_input, extra, config.overwrite, [config.base])
         if not job.is_finished():
             from student.phases import build_item_model
+            from student.precision import choose_training_precision
             from student.trainer import train
 
+            job.facts["precision"] = choose_training_precision(seed_config.precision)
+            seed_config = replace(seed_config, precision=job.facts["precision"])
             train(seed_config, job, partial(build_item_model, seed_config, folders, texts, source))
 
     each_seed(config.output_folder.name, seeds, config.seed, config.output_folder, train_seed)

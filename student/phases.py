@@ -37,6 +37,7 @@ from student.models.item_models import ITEM_MODELS
 from student.models.item_text import TextConfig, text_of_ids, unit_vectors
 from student.objective import anneal, batch_loss, denoising_loss, item_loss
 from student.on_policy import OnPolicyTeacher, rewarded_beams
+from student.precision import resolve_precision
 from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import open_prior
 from student.recommender import Recommender
@@ -115,6 +116,8 @@ def build_student(
     facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
     item_ids, titles = (dataset.items[name].to_pylist() for name in ("item_id", "title"))
     recommender = Recommender(model, ids.codes, item_ids, titles, facts=facts)
+    if config.precision == "bf16":
+        recommender.precision = resolve_precision("auto", model)  # of the validation's search
     adapters = f" ({sum(p.numel() for p in trainable_state(model).values()):,} train)" if config.lora_rank else ""
     log.info(
         f"{config.variant}: {count_parameters(model):,} parameters{adapters}, {samplers['retriever'].total:,} examples"

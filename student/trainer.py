@@ -287,6 +287,8 @@ def restore_best(
     model = active_model(phase, recommender)
     if is_in_place(model) and acc.distributed_type.value not in SHARDED:
         best = acc.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        # a ranker is cloned from it, and `prepare` would take the clone for prepared: no mixed precision
+        vars(best).pop("_is_accelerate_prepared", None)
     else:
         best = copy_whole(model, acc)
     best.load_state_dict(best_state, strict=False)

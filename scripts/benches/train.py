@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import convert_to_fp32
 from scipy.stats import lognorm
 from torch import nn
 
@@ -85,6 +86,7 @@ def main(config: Config) -> dict[str, Any]:
         "hf_trainer": bench.hf_trainer(),
         "repeated": bench.student("repeated", "seq2seq", "dwr"),
         **{f"{name}_{loss}": bench.student(f"{name}_{loss}", name, loss) for name in BACKBONES for loss in LOSSES},
+        **{f"{name}_distill_bf16": bench.student(f"{name}_distill_bf16", name, "distill") for name in BACKBONES},
     }
     clock = time.process_time if config.cpu_time else time.perf_counter
     bar = progress_bar(total=len(contenders) * (config.repeats + 1), desc="train", unit="round")
@@ -100,6 +102,7 @@ def main(config: Config) -> dict[str, Any]:
             figures[f"ratio_{name}_vs_seq2seq{end}"] = seconds[f"seq2seq_{loss}"] / seconds[f"{name}_{loss}"]
     for name, end in SUFFIXES.items():
         figures[f"time_dwr_vs_distill{end}"] = seconds[f"{name}_dwr"] / seconds[f"{name}_distill"]
+        figures[f"ratio_bf16_vs_float32{end}"] = seconds[f"{name}_distill"] / seconds[f"{name}_distill_bf16"]
     figures["time_dwr_vs_repeated"] = seconds["seq2seq_dwr"] / seconds["repeated"]
     cases = [(name, loss) for name in BACKBONES for loss in ("distill", "dwr")]
     peaks = {}
@@ -250,17 +253,21 @@ class Bench:
         store = self.labels if LOSSES[loss].needs_labels else None
         return build_sampler(self.dataset, store, LOSSES[loss], SingleProcess(), settings), settings
 
-    def step(self, name: str, loss: str, batch: Batch, settings: StudentConfig, repeated: bool = False) -> None:
+    def step(self, name: str, loss: str, batch: Batch, settings: StudentConfig, wrapper: type | None = None) -> None:
         """Run one training step."""
         model = self.model(name)
-        used = Repeated(model) if repeated else model
+        used = wrapper(model) if wrapper else model
         batch_loss(used, LOSSES[loss], batch, self.codes, LOSSES[loss].rank, settings).backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         self.optimizers[name].step()
         self.optimizers[name].zero_grad()
 
     def student(self, contender: str, name: str, loss: str) -> Callable[[], None]:
-        """Train some batches of an epoch; `repeated` ranks the plain way, with one history per candidate."""
+        """Train some batches of an epoch.
+
+        The contender "repeated" ranks the plain way, with one history per candidate; "_bf16" is mixed precision.
+        """
+        wrapper = Repeated if contender == "repeated" else InBf16 if contender.endswith("_bf16") else None
         examples, settings = self.sampler(name, loss)
         batches = sorted(examples.batches(0), key=lambda batch: batch.sequences.shape[1])
         batches = [batches[place] for place in spread_over(len(batches), self.config.batches)]
@@ -268,7 +275,7 @@ class Bench:
 
         def work() -> None:
             for batch in batches:
-                self.step(name, loss, batch, settings, contender == "repeated")
+                self.step(name, loss, batch, settings, wrapper)
 
         return work
 
@@ -328,6 +335,19 @@ class Repeated(nn.Module):
         keys, values = ([repeat(part) for part in parts] for parts in (encoded.keys, encoded.values))
         wide = type(encoded)(keys, values, repeat(encoded.mask))
         return self.model.log_probs(wide, items.flatten(0, 1)[:, None], scope).view(*items.shape, -1)
+
+
+class InBf16(nn.Module):
+    """A network under autocast, as Accelerate wraps it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """As the network's, in float32."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return convert_to_fp32(self.model(*inputs, **options))
 
 
 def sequences(config: Config, rng: np.random.Generator) -> Dataset:

@@ -31,6 +31,7 @@ from student.train import main
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SETTINGS = {
+    "precision": "no",
     "backbone": "causal",
     "variant": "dtr",
     "epochs": 2,

@@ -51,6 +51,7 @@ def shop(tmp_path_factory):
 
 def config_of(shop, base, **more):
     settings = {"dim": 8, "epochs": 1, "batch_size": 8, "max_history": 9, "dropout": 0.0, "tracker": "none"} | more
+    settings.setdefault("precision", "no")  # Accelerate knows one a process
     return BaselineConfig(**{"run": shop, "network": "e4srec", "base": base} | settings)
 
 

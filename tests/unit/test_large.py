@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from student_shop import ITEMS, LEVELS, SIZE, K, make_shop
 from tiny_llms import NETWORKS, SMALL, WORDS, checkpoint
 from transformers import (
@@ -40,6 +41,7 @@ LENGTHS = [3, 4, 5, 6, 9, 13, 4, 4, 7, 3, 3, 8]
 SETTINGS = Config(
     variant="dwr", backbone="causal", batch_size=4, candidates=K, max_history=4, epochs=1, ranker_epochs=1,
     valid_users=6, width=5, margin=0.3, lr=0.01, ranker_lr=0.01, dropout=0.0, checkpoint_every=0, tracker="none",
+    precision="no",  # Accelerate knows one a process
 )  # fmt: skip
 
 
@@ -280,10 +282,23 @@ def test_trained_saved_loaded_recommends(root, tmp_path, ids, monkeypatch, varia
     assert len(student.recommend([["i1", "i2"], ["i3"]], k=3)[1]) == 3
 
 
-def test_goes_on_where_it_was_broken_off(root, tmp_path, ids):
-    """In the ranker's phase, beside a retriever that lies on the disk by its adapters alone."""
+@pytest.fixture
+def new_accelerate():
+    """Let Accelerate forget the precision of this process, before and after the test."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_goes_on_where_it_was_broken_off(precision, root, tmp_path, ids, new_accelerate):
+    """In the ranker's phase, beside a retriever that lies on the disk by its adapters alone.
+
+    In bf16 an unbroken run must train the ranker in it too, though it is cloned from a model that was prepared before.
+    """
     folder = checkpoint(tmp_path / "base", NETWORKS["llama"], ids.tokens())
     config = dataclasses.replace(SETTINGS, run=root, init=folder, lora_rank=2, variant="dtr", checkpoint_every=2)
+    config = dataclasses.replace(config, precision=precision)
     train.main(dataclasses.replace(config, output=tmp_path / "whole"))
     with pytest.MonkeyPatch.context() as patch:
         save = trainer.Checkpoints.save

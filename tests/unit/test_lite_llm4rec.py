@@ -30,6 +30,7 @@ def shop(tmp_path_factory):
 
 def config_of(shop, base, **more):
     settings = {"dim": 8, "epochs": 1, "batch_size": 8, "max_history": 9, "dropout": 0.0, "tracker": "none"} | more
+    settings.setdefault("precision", "no")  # Accelerate knows one a process
     return BaselineConfig(run=shop, network="lite-llm4rec", base=base, **settings)
 
 
@@ -81,7 +82,9 @@ def test_trains_and_goes_on_where_it_was_broken_off(loss, shop, base, tmp_path, 
 def test_both_commands_train_it(shop, base, tmp_path):
     config = config_of(shop, base, output=tmp_path / "one", max_history=20)
     main(config)
-    same = {name: getattr(config, name) for name in ("run", "base", "dim", "batch_size", "epochs", "dropout")}
+    same = {
+        name: getattr(config, name) for name in ("run", "base", "dim", "batch_size", "epochs", "dropout", "precision")
+    }
     train.main(Config(backbone="lite-llm4rec", variant="tiger", output=tmp_path / "two", tracker="none", **same))
     one, two = (artifacts.read(tmp_path / name, "baseline") for name in ("one", "two"))
     assert one.fingerprint == two.fingerprint

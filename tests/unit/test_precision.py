@@ -1,16 +1,26 @@
-"""bfloat16 in the students' search and scores: when it is chosen, and how near its results are."""
+"""bfloat16 in the students' search, scores and training: when it is chosen, and how near its results are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from student_shop import make_shop
 from torch import nn
 
+from distill.runtime import artifacts
 from distill.runtime import precision as hardware
 from student import precision
+from student.config import BaselineConfig, Config
+from student.config_checks import settle_precision
 from student.models import BACKBONES
 from student.models.layers import attend, codeword_logits, level_logits
 from student.recommender import Recommender
 
+ROOT = Path(__file__).resolve().parents[2]
 LEVELS, SIZE, N_ITEMS = 3, 16, 60
 
 
@@ -80,3 +90,43 @@ def test_attention_by_plain_products_is_the_fused_one():
     )
     torch.testing.assert_close(fused, expected)
     torch.testing.assert_close(plain.float(), expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("config", "settled"),
+    [
+        (Config(), "no"),
+        (Config(preset="small"), "no"),
+        (Config(preset="tiger-4m"), "auto"),
+        (Config(backbone="causal", init=Path("base")), "auto"),
+        (Config(precision="bf16"), "bf16"),
+        (Config(preset="lohrec-13m", precision="no"), "no"),
+        (BaselineConfig(), "no"),
+        (BaselineConfig(network="setrec", base=Path("base")), "auto"),
+    ],
+)
+def test_small_networks_train_in_float32_on_every_machine(config, settled):
+    assert settle_precision(config).precision == settled
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_large_networks_train_in_bf16_where_the_hardware_has_it(monkeypatch, has_bf16):
+    monkeypatch.setattr(hardware, "has_bf16", lambda: has_bf16)
+    assert precision.choose_training_precision("auto") == ("bf16" if has_bf16 else "no")
+    for setting in ("no", "bf16", "fp16"):
+        assert precision.choose_training_precision(setting) == setting
+
+
+def test_training_says_its_precision(tmp_path):
+    """By the command, in a process of its own: Accelerate knows one precision a process."""
+    make_shop(tmp_path, [3, 4, 5, 6])
+    words = f"--run {tmp_path} --variant tiger --backbone nested --preset tiger-4m --epochs 1 --width 4 --tracker none"
+    done = subprocess.run(
+        [sys.executable, ROOT / "student/train.py", *words.split()],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    manifest = artifacts.read(tmp_path / "students/tiger", "student").manifest
+    chosen = "bf16" if hardware.has_bf16() else "no"
+    assert manifest["identity"]["config"]["precision"] == "auto" and manifest["facts"]["precision"] == chosen
+    assert f"precision: {'bf16' if chosen == 'bf16' else 'float32'} (the " in done.stderr

@@ -233,6 +233,7 @@ def shop(tmp_path_factory):
 
 def config_of(shop, output, trunk="causal", epochs=2, **more):
     settings = {"dim": 16, "layers": 1, "batch_size": 16, "tracker": "none", "max_history": 9} | more
+    settings.setdefault("precision", "no")  # Accelerate knows one a process
     settings.setdefault("setrec", settings_of(trunk))
     return BaselineConfig(run=shop, network="setrec", output=output, epochs=epochs, **settings)
 
