@@ -29,7 +29,8 @@ class Config:
     """New folder."""
     format: GraphFormat = "onnx"
     """onnx (model.onnx, for ONNX Runtime), onnx-int8 (the same in 8 bits: smaller, faster for many users, lists nearly
-    the same) or aoti (model.pt2, for torch._inductor.aoti_load_package)."""
+    the same), aoti (model.pt2, for torch._inductor.aoti_load_package) or aoti-bf16 (the same with products in bf16,
+    for processors that multiply in it; lists nearly the same)."""
     k: PositiveInt = 10
     """Items of a list."""
     width: PositiveInt = 20
@@ -45,12 +46,13 @@ def main(config: Config) -> None:
     check_free(config.output)
 
     from student.graph_export import check_tools, write_export  # imported late: they load torch
+    from student.graphs import precision_of
     from student.recommender import Recommender
     from student.search_graph import SearchGraph
 
     check_tools(config.format)
     student = Recommender.from_pretrained(config.student, precision="float32")
-    graph = SearchGraph(student, config.k, config.width, config.exclude_bought)
+    graph = SearchGraph(student, config.k, config.width, config.exclude_bought, precision_of(config.format))
     with new_folder(config.output) as folder:
         write_export(graph, folder, config.format, config.batch)
     log.info(f"wrote {', '.join(sorted(path.name for path in config.output.iterdir()))} to {config.output}")

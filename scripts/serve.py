@@ -54,8 +54,8 @@ class Config:
     device: str = "cpu"
     """cpu or cuda."""
     graphs: Literal["none", GraphFormat] = "none"
-    """Answer by exported graphs, on processors: onnx or onnx-int8 (ONNX Runtime; the extra `export`), aoti (compiled; a
-    C++ compiler). The first start with a student exports it, about a minute."""
+    """Answer by exported graphs, on processors: onnx or onnx-int8 (ONNX Runtime; the extra `export`), aoti or aoti-bf16
+    (compiled; a C++ compiler). The first start with a student exports it, about a minute."""
     graph_cache: Path | None = None
     """Folder of exported graphs (default: lohrec-distill/graphs in the user's cache)."""
 

@@ -43,7 +43,8 @@ NEEDS_REFERENCE = ("dpo", "s_dpo", "grpo")  # ranking losses that compare with a
 ITEM_BACKBONES = ("sasrec", "gru4rec", "fmlp", "lite-llm4rec", "e4srec", "dreamrec", "setrec")
 LABELLED_PRIORS = ("distance", "statistics", "mixture")  # orders that a second set of labels holds
 Precision = Literal["auto", "float32", "bfloat16"]  # of a trained student's matrix products
-GraphFormat = Literal["onnx", "onnx-int8", "aoti"]  # int8: matrices and what they multiply, rounded to 8 bits
+# int8, bf16: matrices and what they multiply, rounded
+GraphFormat = Literal["onnx", "onnx-int8", "aoti", "aoti-bf16"]
 ItemLoss = Literal["ce", "list", "rank", "list+rank"]
 # the loss of an item model for each variant that it can learn
 ITEM_LOSSES: dict[str, ItemLoss] = {"tiger": "ce", "distill": "list", "dwr": "list+rank", "dwr-without-distill": "rank"}

@@ -16,7 +16,7 @@ from distill.runtime.logs import log
 from distill.runtime.new_folder import new_folder
 from student.config import GraphFormat
 from student.graph_export import check_tools, write_graph
-from student.graphs import Graphs, load_graph
+from student.graphs import Graphs, load_graph, precision_of
 from student.models.item_text import sizes_to_json
 from student.recommender import DEFAULT_WIDTH, Recommender
 from student.search_graph import ScoreGraph, SearchGraph
@@ -36,8 +36,8 @@ def with_graphs(
     only are searched as before.
 
     Args:
-        student: on a processor; its graphs compute in float32, or in int8.
-        graph_format: what runs them.
+        student: on a processor.
+        graph_format: what runs them, and in which precision.
         cache: folder of kept graphs; each is named by all that it depends on, and may be removed at any time.
         width: beams, and places of the lists.
 
@@ -46,9 +46,10 @@ def with_graphs(
     """
     if student.device.type != "cpu":
         raise UserError(f"Graphs are for processors, and the student is on {student.device}.")
-    search = SearchGraph(student.with_transition_memory(None), width, width)
+    precision = precision_of(graph_format)
+    search = SearchGraph(student.with_transition_memory(None), width, width, precision=precision)
     folder = cache / f"{graph_format}-{_fingerprint(search)}"
-    parts = {"search": search, "score": ScoreGraph(student)}
+    parts = {"search": search, "score": ScoreGraph(student, precision)}
     if not folder.is_dir():
         check_tools(graph_format)
         log.info(f"graphs: exporting the search to {folder}, about a minute")

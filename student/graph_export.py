@@ -68,7 +68,7 @@ def write_graph(
     """
     program = capture(graph, batch)
     path = folder / FILES[graph_format]
-    if graph_format == "aoti":
+    if path.suffix == ".pt2":
         return _write_aoti(program, path)
     versions = _write_onnx(program, graph, path)
     return versions | (_round_to_int8(path) if graph_format == "onnx-int8" else {})
@@ -80,7 +80,7 @@ def check_tools(graph_format: GraphFormat) -> None:
     Raises:
         UserError: it is not.
     """
-    if graph_format != "aoti":
+    if graph_format.startswith("onnx"):
         try:
             import onnx  # noqa: F401
             import onnxscript  # noqa: F401

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,12 +13,19 @@ from torch import Tensor
 from distill.runtime.errors import UserError
 from student.config import GraphFormat
 
-FILES: dict[GraphFormat, str] = {"onnx": "model.onnx", "onnx-int8": "model.onnx", "aoti": "model.pt2"}
+FILES: dict[GraphFormat, str] = {
+    "onnx": "model.onnx", "onnx-int8": "model.onnx", "aoti": "model.pt2", "aoti-bf16": "model.pt2",
+}  # fmt: skip
 Run = Callable[..., list[np.ndarray]]
 
 
+def precision_of(graph_format: GraphFormat) -> Literal["float32", "bfloat16"]:
+    """Return the precision in which a graph is captured for a format; int8 rounds afterwards."""
+    return "bfloat16" if graph_format == "aoti-bf16" else "float32"
+
+
 class Graphs:
-    """A search of one width and the scores of given items, in float32 on a processor.
+    """A search of one width and the scores of given items, on a processor.
 
     Args:
         search: as `SearchGraph`; its inputs are `recent` and, where bought items are excluded, `bought`.
@@ -47,14 +55,14 @@ def load_graph(folder: Path, graph_format: GraphFormat) -> Run:
     """Load a graph as a function from tensors to arrays.
 
     Args:
-        folder: holds the file of the format; an "aoti" file is machine code: load what you have compiled yourself.
+        folder: holds the file of the format; model.pt2 is machine code: load what you have compiled yourself.
         graph_format: of the file.
 
     Raises:
         UserError: ONNX Runtime is missing.
     """
     path = folder / FILES[graph_format]
-    if graph_format == "aoti":
+    if path.suffix == ".pt2":
         compiled = torch._inductor.aoti_load_package(str(path))
         return lambda *inputs: [part.numpy() for part in compiled(*inputs)]
     try:

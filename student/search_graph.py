@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from distill.runtime.errors import UserError
+from student.precision import autocast
 from student.recommender import Recommender
 
 EXPORTED = ("nested", "causal", "seq2seq")  # backbones
@@ -14,20 +17,29 @@ EXAMPLES = {"recent": 3, "bought": 5, "items": 7}  # lengths, all different, les
 
 
 class SearchGraph(nn.Module):
-    """Ranks items by the student's own search, in float32.
+    """Ranks items by the student's own search.
 
     Args:
         student: without memories; they mix lists outside of the graph.
         k: items of a list.
         width: beams; as for `Recommender.recommend`, at least k and at most the number of items are used.
         exclude_bought: exclude all items of the history; by default as in training.
+        precision: of the matrix products.
 
     Raises:
         UserError: the student has memories, or its backbone is none of `EXPORTED`.
     """
 
-    def __init__(self, student: Recommender, k: int = 10, width: int = 20, exclude_bought: bool | None = None):
+    def __init__(
+        self,
+        student: Recommender,
+        k: int = 10,
+        width: int = 20,
+        exclude_bought: bool | None = None,
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ):
         super().__init__()
+        self.precision = precision
         if student.transition_memory is not None or student.content_memory is not None:
             raise UserError("Memories are no part of the graph: export the student to which they were added.")
         check_backbone(student)
@@ -54,17 +66,19 @@ class SearchGraph(nn.Module):
             Item numbers, best first, and their scores, both [users, k]; -1 and −∞ where there is no further item, and
             for histories without items.
         """
-        items, scores = self.student._search(recent, bought, self.width, self.exclude_bought, True)
+        with autocast(self.student.device, self.precision):
+            items, scores = self.student._search(recent, bought, self.width, self.exclude_bought, True)
         items, scores = items[:, : self.k], scores[:, : self.k]
         exists = (items >= 0) & (recent[:, :1] >= 0)
         return torch.where(exists, items, -1), scores.masked_fill(~exists, -torch.inf)
 
 
 class ScoreGraph(nn.Module):
-    """Scores given items by the student's networks, in float32; memories take no part.
+    """Scores given items by the student's networks; memories take no part.
 
     Args:
         student: the student.
+        precision: of the matrix products.
 
     Raises:
         UserError: its backbone is none of `EXPORTED`.
@@ -72,8 +86,9 @@ class ScoreGraph(nn.Module):
 
     inputs, outputs = ("recent", "items"), ("scores",)
 
-    def __init__(self, student: Recommender):
+    def __init__(self, student: Recommender, precision: Literal["float32", "bfloat16"] = "float32"):
         super().__init__()
+        self.precision = precision
         check_backbone(student)
         self.model, self.ranker, self.student = student.model, student.ranker, student
 
@@ -87,7 +102,8 @@ class ScoreGraph(nn.Module):
         Returns:
             As `items`.
         """
-        return self.student._scores(recent, items)
+        with autocast(self.student.device, self.precision):
+            return self.student._scores(recent, items)
 
 
 def check_backbone(student: Recommender) -> None:

@@ -17,7 +17,7 @@ from distill.data.dataset import PAD
 from distill.runtime.errors import UserError
 from student.config import GraphFormat
 from student.graph_export import check_tools, write_graph
-from student.graphs import FILES, load_graph
+from student.graphs import FILES, load_graph, precision_of
 from student.models import BACKBONES
 from student.recommender import Recommender
 from student.search_graph import EXPORTED, SearchGraph
@@ -37,10 +37,8 @@ class Config:
     """Beams."""
     batches: list[int] = field(default_factory=lambda: [1, 32, 256])
     """Users at once."""
-    int8: bool = True
-    """Also by ONNX Runtime in int8, whose lists are nearly the same."""
-    aoti: bool = False
-    """Also by AOTInductor, which compiles for about a minute and needs a C++ compiler."""
+    formats: list[GraphFormat] = field(default_factory=lambda: ["onnx", "onnx-int8"])
+    """Of the graphs; aoti and aoti-bf16 compile for about a minute and need a C++ compiler."""
     repeats: int = 5
     """Measured rounds; medians are reported."""
     json: Path | None = None
@@ -53,12 +51,7 @@ def main(config: Config) -> dict[str, Any]:
     """Measure and return all figures."""
     if config.backbone not in EXPORTED or config.preset not in BACKBONES[config.backbone][2]:
         raise UserError(f"There is no {config.backbone} of preset {config.preset}.")
-    formats: list[GraphFormat] = ["onnx"]
-    if config.int8:
-        formats.append("onnx-int8")
-    if config.aoti:
-        formats.append("aoti")
-    for graph_format in formats:
+    for graph_format in config.formats:
         check_tools(graph_format)
     student, histories = load(config)
     rng = np.random.default_rng(config.seed)
@@ -66,9 +59,9 @@ def main(config: Config) -> dict[str, Any]:
     figures: dict[str, Any] = {"threads": threads, "backbone": student.facts["backbone"]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        graph = SearchGraph(student, config.width, config.width, exclude_bought=True)
         contenders = {}
-        for graph_format in formats:
+        for graph_format in config.formats:
+            graph = SearchGraph(student, config.width, config.width, True, precision_of(graph_format))
             (folder / graph_format).mkdir()
             write_graph(graph, folder / graph_format, graph_format)
             figures[f"{graph_format}_mib"] = (folder / graph_format / FILES[graph_format]).stat().st_size / 2**20

@@ -22,7 +22,7 @@ from student.models import BACKBONES
 from student.onnx_decompositions import searchsorted, stable_argsort, stable_sort
 from student.recommender import Recommender
 from student.restriction import rank_within
-from student.search_graph import SearchGraph
+from student.search_graph import SearchGraph, capture
 from student.transition_memory import TransitionMemory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +90,21 @@ def test_onnx_lists_equal_the_recommenders(backbone, scope, ranker, exclude_boug
         assert ranked.all() == (not exclude_bought)
     nobody = {name: np.array([[-1], [2]]) for name in description["inputs"]}
     assert session.run(None, nobody)[0].max(1).tolist()[0] == -1
+
+
+@torch.no_grad()
+def test_a_graph_in_bf16_computes_in_it():
+    """Captured, before it is compiled: the student's own search in bf16, which float32's scores differ from."""
+    student = shop("nested", "level", False)
+    users = padded([[5, 2], [7, 1]])
+    graph = SearchGraph(student, N_ITEMS, N_ITEMS, exclude_bought=False, precision="bfloat16")
+    items, scores = capture(graph).module()(torch.from_numpy(users))
+    exact = student.rank_items(users, N_ITEMS, exclude_bought=False)[1]
+    student.precision = "bfloat16"
+    expected, expected_scores = student.rank_items(users, N_ITEMS, exclude_bought=False)
+    assert items.tolist() == expected.tolist()
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
+    assert np.abs(scores.numpy() - exact).max() > 1e-4
 
 
 @pytest.fixture(scope="module")
