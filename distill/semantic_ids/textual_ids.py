@@ -18,7 +18,7 @@ def build_textual_ids(texts: list[str], n_words: int) -> list[str]:
 
     An ID has the `n_words` words of the text with the highest TF-IDF (the earlier of equals), in the order of their
     first place in the text and in small letters. Where an item before has taken it, words of less weight join, one at a
-    time; where the text has no more, a number from 2 is added.
+    time, up to twice `n_words`; after that, or where the text has no more, a number from 2 is added.
 
     Args:
         texts: of the items.
@@ -53,7 +53,7 @@ def _unique_id(words: list[str], ranked: list[int], n_words: int, taken: set[str
     """
     if not words:
         return ""
-    for size in range(min(n_words, len(words)), len(words) + 1):
+    for size in range(min(n_words, len(words)), min(2 * n_words, len(words)) + 1):
         textual_id = " ".join(words[place] for place in sorted(ranked[:size]))
         if textual_id not in taken:
             break
