@@ -373,13 +373,12 @@ def test_a_teacher_that_writes_titles_is_a_baseline(tmp_path, name, textual_ids)
     for items, history in zip(lists[name].to_pylist(), lists["history"].to_pylist(), strict=True):
         # none twice, and none that was bought
         recommended = [item for item in items if item >= 0]
-        assert len(recommended) == N_ITEMS - len(set(history)) == len(set(recommended) - set(history))
+        assert len(recommended) == min(20, N_ITEMS - len(set(history))) == len(set(recommended) - set(history))
 
     folder = tmp_path / "baselines" / name
     error = refused("evaluate.py", *words[:-1], "[teacher]", "--teacher", folder, "--output", tmp_path / "other")
     assert f"The teacher at {folder} writes titles; it is evaluated as a baseline" in error
-    finetune.main(
-        replace(config, tasks={"stream": 1.0}, prompt="stream", textual_ids=0, output=tmp_path / "baselines/x")
-    )
+    other = {"tasks": {"stream": 1.0}, "prompt": "stream", "textual_ids": 0}
+    finetune.main(replace(config, **other, output=tmp_path / "baselines/x"))
     error = refused("evaluate.py", *words[:-1], "[x]", "--output", tmp_path / "other")
     assert "baselines/x is a teacher that is asked for IDs, not a baseline" in error
