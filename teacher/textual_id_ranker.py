@@ -69,6 +69,9 @@ class TextualIDRanker:
     def rank(self, histories: np.ndarray, width: int, exclude_bought: bool) -> tuple[np.ndarray, np.ndarray]:
         """Search the likeliest IDs after full histories, padded with -1 [users, length].
 
+        Most IDs end before the last level of the trie, where bought items are masked. So that these cost no beam width,
+        there is a beam more for each.
+
         Returns:
             Item numbers, best first, -1 for none, and their log P; both [users, up to width].
         """
@@ -76,8 +79,10 @@ class TextualIDRanker:
         for start in range(0, len(histories), SEARCHED_AT_ONCE):
             part = histories[start : start + SEARCHED_AT_ONCE]
             bought = torch.from_numpy(part).to(self.engine.device)
-            beams = search(self._step(part), self.trie, bought, width, exclude_bought)
-            parts.append([found.cpu().numpy() for found in to_items(beams, self.trie, bought, width, exclude_bought)])
+            beam_width = width + exclude_bought * int((part != PAD).sum(1).max())
+            beams = search(self._step(part), self.trie, bought, beam_width, exclude_bought)
+            ranked = to_items(beams, self.trie, bought, width, exclude_bought)
+            parts.append([array.cpu().numpy() for array in ranked])
         items, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return items, scores
 
