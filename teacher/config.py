@@ -291,7 +291,7 @@ def check_tasks(settings: SampleSettings) -> None:
     """Refuse unknown tasks, and options of tasks that are not trained.
 
     Raises:
-        UserError: as above.
+        UserError: as above, or settings of titles that do not fit.
     """
     for task in (*settings.tasks, *settings.task_samples):
         if task not in TASKS:
@@ -314,6 +314,8 @@ def check_tasks(settings: SampleSettings) -> None:
         raise UserError("--search_preferences is for itemsearch; give tasks.itemsearch.")
     if settings.textual_ids and "titles" not in trained:
         raise UserError("--textual_ids stand for items in the task 'titles'; give tasks.titles.")
+    if settings.prompt == "titles" and settings.folds:
+        raise UserError("--folds are for teachers that label; one that writes titles labels nobody. Leave them out.")
     if "titles" in trained and settings.title_tokens >= settings.max_tokens // 2:
         raise UserError(
             f"Titles of {settings.title_tokens} tokens leave no room for a history in --max_tokens "

@@ -263,6 +263,7 @@ def test_without_texts(tmp_path):
     [
         ({"prompt": "titles", "tasks": {"stream": 1.0}}, "is asked with 'titles' but not tuned on it"),
         ({"textual_ids": 3, "tasks": {"stream": 1.0}}, "give tasks.titles"),
+        ({"tasks": {"titles": 1.0}, "prompt": "titles", "folds": 3}, "labels nobody"),
         ({"tasks": {"titles": 1.0}, "prompt": "titles", "max_tokens": 64}, "Titles of 32 tokens leave no room"),
     ],
 )
