@@ -118,6 +118,9 @@ class TitleSettings:
     """Words of a unique textual ID that stands for an item in place of its title (IDGenRec); 0: titles (BIGRec)."""
     title_beams: PositiveInt = field(default=4, metadata=IF_CHANGED)
     """Beams that search a title (BIGRec: 4)."""
+    title_length_penalty: NonNegativeFloat = field(default=1.0, metadata=IF_CHANGED)
+    """A title's log-probability is divided by this power of its length, and the best title is taken (BIGRec: 1); 0: the
+    likeliest title, because 1 prefers long titles whose last words follow from the first."""
     title_pooling: Literal["auto", "last", "mean"] = field(default="auto", metadata=IF_CHANGED)
     """Embedding of a title that is written: the network's last state at its last token (BIGRec), or their mean; auto:
     the better one on validation."""

@@ -72,7 +72,7 @@ class TitleRanker:
 
     @torch.inference_mode()
     def write(self, histories: np.ndarray) -> list[str]:
-        """Write the likeliest title after each history, by mean log-probability of its tokens."""
+        """Write the best title after each history (`search_texts`)."""
         engine, settings = self.engine, self.engine.data.title_settings
         tokenizer, width = engine.data.tokenizer, settings.title_beams
         titles = []
@@ -81,7 +81,8 @@ class TitleRanker:
             step = prompt_step(engine, part)
             tokens, _ = search_texts(
                 lambda _, parents, tokens, step=step: step.likeliest_tokens(parents, tokens, 2 * width),
-                *(tokenizer.eos_token_id, settings.title_tokens + 1, len(part), width, engine.device, self.stop_early),
+                *(tokenizer.eos_token_id, settings.title_tokens + 1, len(part), width, engine.device),
+                *(settings.title_length_penalty, self.stop_early),
             )
             titles += tokenizer.batch_decode(tokens[:, 0], skip_special_tokens=True)
         return [title.strip() for title in titles]
