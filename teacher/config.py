@@ -321,8 +321,8 @@ def check_tasks(settings: SampleSettings) -> None:
         raise UserError("--folds are for teachers that label; one that writes titles labels nobody. Leave them out.")
     if "titles" in trained and settings.title_tokens >= settings.max_tokens // 2:
         raise UserError(
-            f"Titles of {settings.title_tokens} tokens leave no room for a history in --max_tokens "
-            f"{settings.max_tokens}; raise it or lower --title_tokens."
+            f"--max_tokens is {settings.max_tokens}: no room for a history beside a title of {settings.title_tokens} "
+            "tokens. Raise it, or lower --title_tokens."
         )
     if settings.id_eos and trained <= {"stream", "preferenceobtain", "index2item", "titles"}:
         raise UserError("--id_eos is for responses that are IDs; give a task that has them, such as tasks.seqrec.")

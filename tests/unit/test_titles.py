@@ -264,7 +264,10 @@ def test_without_texts(tmp_path):
         ({"prompt": "titles", "tasks": {"stream": 1.0}}, "is asked with 'titles' but not tuned on it"),
         ({"textual_ids": 3, "tasks": {"stream": 1.0}}, "give tasks.titles"),
         ({"tasks": {"titles": 1.0}, "prompt": "titles", "folds": 3}, "labels nobody"),
-        ({"tasks": {"titles": 1.0}, "prompt": "titles", "max_tokens": 64}, "Titles of 32 tokens leave no room"),
+        (
+            {"tasks": {"titles": 1.0}, "prompt": "titles", "max_tokens": 64},
+            "--max_tokens is 64: no room for a history beside a title of 32",
+        ),
     ],
 )
 def test_options_that_do_not_fit(changes, message):
