@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,8 @@ def read_baseline(folder: Path) -> Artifact:
     artifact = artifacts.read_any(folder, ("baseline", "teacher"))
     if artifact.kind == "teacher" and not writes_titles(artifact):
         raise UserError(f"{folder} is a teacher that is asked for IDs, not a baseline; name it with --teacher.")
-    return artifact
+    # the role tells it from the run's teacher and from others of its kind
+    return replace(artifact, role=folder.name) if artifact.kind == "teacher" else artifact
 
 
 def writes_titles(artifact: Artifact) -> bool:

@@ -363,11 +363,13 @@ def test_a_teacher_that_writes_titles_is_a_baseline(tmp_path, name, textual_ids)
         title_tokens=8, title_beams=2, epochs=1, valid_users=10, checkpoint_every=0, tracker="none",
     )  # fmt: skip
     finetune.main(config)
-    words = "--run", tmp_path, *COUNTED, "--users", "9", "--systems", f"[{name},popularity]"
-    code, _, error = command("evaluate.py", *words)
+    finetune.main(replace(config, tasks={"stream": 1.0}, prompt="stream", textual_ids=0))
+    shutil.copytree(tmp_path / "teacher", tmp_path / "baselines/x")
+    words = "--run", tmp_path, *COUNTED, "--users", "9", "--exact_users", "0", "--mixture_users", "0"
+    code, _, error = command("evaluate.py", *words, "--systems", f"[{name},teacher,popularity]")
     assert code == 0, error
     rows = {row["system"]: row for row in json.loads((tmp_path / "evaluation/metrics.json").read_text())}
-    assert list(rows) == ["popularity", name]
+    assert list(rows) == ["popularity", name, "teacher"]
     assert rows[name]["parameters"] > 0 and rows[name]["invalid@10"] is None and rows[name]["users"] == 9
     lists = pq.read_table(tmp_path / "evaluation/lists.parquet")
     for items, history in zip(lists[name].to_pylist(), lists["history"].to_pylist(), strict=True):
@@ -375,10 +377,8 @@ def test_a_teacher_that_writes_titles_is_a_baseline(tmp_path, name, textual_ids)
         recommended = [item for item in items if item >= 0]
         assert len(recommended) == min(20, N_ITEMS - len(set(history))) == len(set(recommended) - set(history))
 
-    folder = tmp_path / "baselines" / name
-    error = refused("evaluate.py", *words[:-1], "[teacher]", "--teacher", folder, "--output", tmp_path / "other")
+    folder, other = tmp_path / "baselines" / name, tmp_path / "other"
+    error = refused("evaluate.py", *words, "--systems", "[teacher]", "--teacher", folder, "--output", other)
     assert f"The teacher at {folder} writes titles; it is evaluated as a baseline" in error
-    other = {"tasks": {"stream": 1.0}, "prompt": "stream", "textual_ids": 0}
-    finetune.main(replace(config, **other, output=tmp_path / "baselines/x"))
-    error = refused("evaluate.py", *words[:-1], "[x]", "--output", tmp_path / "other")
+    error = refused("evaluate.py", *words, "--systems", "[x]", "--output", other)
     assert "baselines/x is a teacher that is asked for IDs, not a baseline" in error
