@@ -13,7 +13,7 @@ from typing import Literal
 from distill.data.dataset import Dataset
 from distill.evaluation.config import EvaluationSettings, InputSettings, check
 from distill.evaluation.evaluate import Evaluation
-from distill.evaluation.inputs import find_inputs, item_vectors, text_vectors
+from distill.evaluation.inputs import find_inputs, item_vectors, text_vectors, writes_titles
 from distill.evaluation.outside_lists import check_names, content_hash, read_outside_lists
 from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.evaluation.systems import System
@@ -86,12 +86,14 @@ def load_systems(
     import torch
 
     from student.systems import ItemModelSystem, StudentSystem
-    from teacher.systems import TeacherSystem
+    from teacher.systems import TeacherSystem, TitleSystem
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     for artifact in learned:
-        if artifact.kind == "teacher":
+        if writes_titles(artifact):
+            yield TitleSystem(artifact, dataset, ids, device, teacher_dtype)
+        elif artifact.kind == "teacher":
             yield TeacherSystem(artifact, dataset, ids, device, teacher_dtype)
         elif artifact.kind == "baseline":
             yield ItemModelSystem(artifact, device)

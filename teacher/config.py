@@ -15,7 +15,7 @@ from distill.runtime.config import IF_CHANGED, HistoryLength, JobSettings, Seed,
 from distill.runtime.errors import UserError
 
 # The position of a task seeds its random generator: append only. `teacher/tasks.py` implements them.
-TASKS = ("stream", "seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain")
+TASKS = ("stream", "seqrec", "item2index", "index2item", "fusionseqrec", "itemsearch", "preferenceobtain", "titles")
 NOT_IN_IDENTITY = {"identity": False}  # a change of such a field does not make a finished teacher stale
 
 
@@ -30,7 +30,7 @@ class RunSettings:
     semantic_ids: Path | None = None
     """Semantic IDs artifact (default: RUN/semantic_ids)."""
     output: Path | None = None
-    """Where the teacher is written (default: RUN/teacher)."""
+    """Where the teacher is written (default: RUN/teacher; RUN/baselines/bigrec or idgenrec under --prompt titles)."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,42 @@ class InstructionSettings:
 
 
 @dataclass(frozen=True)
+class TitleSettings:
+    """The task `titles` (BIGRec; with textual IDs, IDGenRec), and how titles that it writes become items."""
+
+    title_tokens: PositiveInt = field(default=32, metadata=IF_CHANGED)
+    """Most tokens of a title in the task titles; longer ones are cut."""
+    textual_ids: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
+    """Words of a unique textual ID that stands for an item in place of its title (IDGenRec); 0: titles (BIGRec)."""
+    title_beams: PositiveInt = field(default=4, metadata=IF_CHANGED)
+    """Beams that search a title (BIGRec: 4)."""
+    title_length_penalty: NonNegativeFloat = field(default=1.0, metadata=IF_CHANGED)
+    """A title's log-probability is divided by this power of its length, and the best title is taken (BIGRec: 1); 0: the
+    likeliest title, because 1 prefers long titles whose last words follow from the first."""
+    title_pooling: Literal["auto", "last", "mean"] = field(default="auto", metadata=IF_CHANGED)
+    """Embedding of a title that is written: the network's last state at its last token (BIGRec), or their mean; auto:
+    the better one on validation."""
+    popularity_weight: NonNegativeFloat | None = field(default=None, metadata=IF_CHANGED)
+    """Exponent by which popularity divides the distances between titles (BIGRec's gamma), 0: not at all (default: the
+    best on validation)."""
+
+
+@dataclass(frozen=True)
 class TaskSettings:
     """The training tasks, and the users and histories of their samples."""
 
     tasks: dict[str, NonNegativeFloat] = field(default_factory=lambda: {"stream": 1.0})
-    """Passes over each task in an epoch: stream, and LC-Rec's seqrec, item2index, index2item, fusionseqrec, itemsearch
-    and preferenceobtain."""
+    """Passes over each task in an epoch: stream, LC-Rec's seqrec, item2index, index2item, fusionseqrec, itemsearch and
+    preferenceobtain, and BIGRec's titles."""
     task_samples: dict[str, PositiveInt] = field(default_factory=dict, metadata=IF_CHANGED)
     """Samples of a task in an epoch, in place of its passes; drawn anew each epoch (LC-Rec, Instruments: fusionseqrec
     20000)."""
     intentions: Path | None = None
     """Users' intentions and preferences (LC-Rec's user.json), for itemsearch and preferenceobtain (default: derived
     from item texts)."""
-    prompt: Literal["stream", "seqrec"] = "stream"
-    """Prompt that asks for recommendations after training; the task of this name must be among the tasks."""
+    prompt: Literal["stream", "seqrec", "titles"] = "stream"
+    """Prompt that asks for recommendations after training; the task of this name must be among the tasks. titles: a
+    title is asked for, not an ID."""
     max_history: HistoryLength = 20
     """Items of history (paper: 20)."""
     max_tokens: PositiveInt = 256
@@ -135,7 +157,7 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
-class SampleSettings(TaskSettings, InstructionSettings, StreamSettings, AugmentationSettings):
+class SampleSettings(TaskSettings, InstructionSettings, StreamSettings, TitleSettings, AugmentationSettings):
     """Everything that decides the training samples, but for the seed."""
 
 
@@ -272,7 +294,7 @@ def check_tasks(settings: SampleSettings) -> None:
     """Refuse unknown tasks, and options of tasks that are not trained.
 
     Raises:
-        UserError: as above.
+        UserError: as above, or settings of titles that do not fit.
     """
     for task in (*settings.tasks, *settings.task_samples):
         if task not in TASKS:
@@ -293,5 +315,14 @@ def check_tasks(settings: SampleSettings) -> None:
         raise UserError("--item_fields lcrec is for item2index and index2item; give tasks.item2index.")
     if settings.search_preferences and "itemsearch" not in trained:
         raise UserError("--search_preferences is for itemsearch; give tasks.itemsearch.")
-    if settings.id_eos and trained <= {"stream", "preferenceobtain", "index2item"}:
+    if settings.textual_ids and "titles" not in trained:
+        raise UserError("--textual_ids stand for items in the task 'titles'; give tasks.titles.")
+    if settings.prompt == "titles" and settings.folds:
+        raise UserError("--folds are for teachers that label; one that writes titles labels nobody. Leave them out.")
+    if "titles" in trained and settings.title_tokens >= settings.max_tokens // 2:
+        raise UserError(
+            f"--max_tokens is {settings.max_tokens}: no room for a history beside a title of {settings.title_tokens} "
+            "tokens. Raise it, or lower --title_tokens."
+        )
+    if settings.id_eos and trained <= {"stream", "preferenceobtain", "index2item", "titles"}:
         raise UserError("--id_eos is for responses that are IDs; give a task that has them, such as tasks.seqrec.")

@@ -33,12 +33,19 @@ def main(config: Config) -> None:
     if config.precision == "auto" and config.base is None:
         config = replace(config, precision="no")  # on every machine, so the identity says it
     extra = {"intentions": file_hash(config.intentions)} if config.intentions else {}
-    output = config.output or config.run / (f"teacher-fold{config.fold}" if config.folds else "teacher")
+    output = config.output or config.run / default_output(config)
     job = ArtifactJob("teacher", config, output, [dataset, ids], extra, config.overwrite, [config.base])
     if not job.is_finished():
         from teacher.trainer import tune
 
         tune(config, dataset.folder, ids.folder, job)
+
+
+def default_output(config: Config) -> str:
+    """Name the output within the run: a teacher that writes titles is a baseline, it labels no students."""
+    if config.prompt == "titles":
+        return "baselines/idgenrec" if config.textual_ids else "baselines/bigrec"
+    return f"teacher-fold{config.fold}" if config.folds else "teacher"
 
 
 def file_hash(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The training tasks as token sequences: LC-Rec's six, and `stream`.
+"""The training tasks as token sequences: LC-Rec's six, BIGRec's `titles`, and `stream`.
 
 A sample is the token numbers of one sequence and, for each token, whether the loss counts it: the response only, or,
 for `stream`, every codeword of the user's sequence. One forward pass over a stream trains every prefix. A weight of
@@ -19,8 +19,16 @@ from distill.data.dataset import PAD, Dataset
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from teacher import templates, user_intents
-from teacher.config import TASKS, AugmentationSettings, InstructionSettings, SampleSettings, StreamSettings
+from teacher.config import (
+    TASKS,
+    AugmentationSettings,
+    InstructionSettings,
+    SampleSettings,
+    StreamSettings,
+    TitleSettings,
+)
 from teacher.stream import StreamWriter
+from teacher.titles import ItemTitles
 from teacher.tokenizer import codeword_tokens
 
 PLACEHOLDER = "CONTENT"  # stands for the prompt while the text around it is read from a chat template
@@ -79,6 +87,7 @@ class TaskData:
         forms: of the instruction tasks; None: the defaults.
         intentions_file: intentions and preferences in LC-Rec's form; None: derived from the items' texts.
         prompt_text: the text of the prompt "file" (`prompt_file.py`).
+        title_settings: of the task `titles`; None: the defaults.
 
     Attributes:
         token_of: token number of every codeword [levels, codebook_size].
@@ -99,10 +108,11 @@ class TaskData:
         stream: StreamSettings | None = None,
         forms: InstructionSettings | None = None,
         prompt_text: str = "",
+        title_settings: TitleSettings | None = None,
     ):
         self.dataset, self.ids, self.tokenizer = dataset, ids, tokenizer
         self.augmentation, self.stream = augmentation or AugmentationSettings(), stream or StreamSettings()
-        self.forms = forms or InstructionSettings()
+        self.forms, self.title_settings = forms or InstructionSettings(), title_settings or TitleSettings()
         self.max_history, self.max_tokens, self.intentions_file = max_history, max_tokens, intentions_file
         self.prompt_text = prompt_text
         self.token_of, self.gaps = codeword_tokens(tokenizer, ids)
@@ -122,12 +132,25 @@ class TaskData:
         if settings.folds:
             dataset = dataset.without_fold(settings.folds, settings.fold)
         limits = settings.max_history, settings.max_tokens
-        return TaskData(dataset, ids, tokenizer, *limits, settings, settings.intentions, settings, settings)
+        return TaskData(
+            *(dataset, ids, tokenizer, *limits, settings, settings.intentions, settings, settings),
+            title_settings=settings,
+        )
 
     @cached_property
     def fusion_rows(self) -> np.ndarray:
         """Training examples whose target has a text."""
         return np.flatnonzero(np.array([bool(text) for text in self.texts])[self.examples.targets])
+
+    @cached_property
+    def item_titles(self) -> ItemTitles:
+        """The items' texts in the task `titles`."""
+        return ItemTitles(self.dataset, self.tokenizer, self.title_settings)
+
+    @cached_property
+    def title_rows(self) -> np.ndarray:
+        """Training examples whose target has a text in the task `titles`."""
+        return np.flatnonzero(np.array([bool(text) for text in self.item_titles.texts])[self.examples.targets])
 
     @cached_property
     def intents(self) -> tuple[list[user_intents.Intention], list[user_intents.Preference]]:
@@ -217,6 +240,11 @@ class TaskData:
         """Token numbers of the prompt that asks a `seqrec` teacher after training: always the first template."""
         prompt = templates.SEQREC[0].format(history=self.history_text(history))
         return self.framed(self.encode([prompt])[0], self.ids.levels)
+
+    def titles_prompt(self, history: np.ndarray) -> list[int]:
+        """Token numbers of the prompt that asks a `titles` teacher after training: always the first template."""
+        prompt = templates.TITLES[0].format(history=self.item_titles.history_text(history))
+        return self.framed(self.encode([prompt])[0], self.title_settings.title_tokens + 1)
 
     def framed(self, words: list[int], response_length: int) -> list[int]:
         """Put BOS, or the chat template's text, around a prompt's tokens.
@@ -351,6 +379,15 @@ def _preferenceobtain(data: TaskData, row: int, draw: np.ndarray) -> Question:
     return prompt, pick(intent.texts, draw[1])
 
 
+def _titles(data: TaskData, row: int, draw: np.ndarray) -> Question:
+    """Titles of the history → title of the next item."""
+    example = data.title_rows[row]
+    prompt = pick(templates.TITLES, draw[0]).format(
+        history=data.item_titles.history_text(data.examples.histories[example])
+    )
+    return prompt, data.item_titles.texts[data.examples.targets[example]]
+
+
 def pick(choices: list[T], draw: float) -> T:
     """The choice that a uniform number in [0, 1) falls on."""
     return choices[int(draw * len(choices))]
@@ -372,4 +409,5 @@ INSTRUCTIONS: dict[str, tuple[Callable[[TaskData], int], Callable[[TaskData, int
     "fusionseqrec": (lambda data: len(data.fusion_rows), _fusionseqrec),
     "itemsearch": (lambda data: len(data.intents[0]), _itemsearch),
     "preferenceobtain": (lambda data: len(data.intents[1]), _preferenceobtain),
+    "titles": (lambda data: len(data.title_rows), _titles),
 }

@@ -147,3 +147,16 @@ PREFERENCEOBTAIN = [
     "Write a short profile of a user with these purchases: {history}. Answer: ",
     "Which kinds of products does someone prefer who has bought {history}? Answer: ",
 ]
+
+# BIGRec's task; the request stands last, because a long prompt loses its beginning
+TITLES = [
+    # the first is the prompt for recommendations after training
+    "Products that a user bought, oldest first: {history}. Title of the product that the user buys next: ",
+    "Shopping history: {history}. Write the title of the next product. Answer: ",
+    "Earlier orders of a customer: {history}. What is the product called that the customer orders next? Answer: ",
+    "Purchases in order of time: {history}. Recommend one more product by its title. Answer: ",
+    "A user has chosen {history}. The title of the next choice is: ",
+    "Someone bought {history}, one after the other. Name the product that they want now. Answer: ",
+    "Given the products {history}, predict the title of the one that follows. Answer: ",
+    "Continue this list of purchases by one title: {history}. Answer: ",
+]

@@ -12,8 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from distill.data.dataset import PAD, Dataset, batches_by_length
-from distill.metrics import hit_ranks, ndcg, recall
+from distill.data.dataset import Dataset
 from distill.runtime.accelerator import accelerator, share, start_tracker
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.checkpoints import Checkpoints, Progress, check_finite, working_folder
@@ -23,13 +22,16 @@ from distill.runtime.memory import memory_gib, out_of_memory
 from distill.runtime.sharding import engine_of, gathered, sharded_loading, trained_copy, unsharded
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.batching import EpochDraws, collate, counted_tokens, mask_codewords
-from teacher.config import TrainingSettings, ValidationSettings
+from teacher.config import TrainingSettings
+from teacher.engines import TITLE_FACTS
 from teacher.engines.hf import HFEngine
 from teacher.loss import use_counted_loss
 from teacher.model import build_model, count_parameters, save_teacher, unwrap_peft
 from teacher.optimiser import build_optimizer, trained_parameters, warmup_cosine_schedule
 from teacher.precision import log_precision, resolve_precision, use_plain_attention
 from teacher.tasks import TaskData
+from teacher.title_validation import validate_titles
+from teacher.validation import validate
 
 MEMORY = (
     "lower --batch_tokens and raise --accumulation, set --gradient_checkpointing true, train --mode lora or qlora, "
@@ -90,6 +92,9 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
                 facts = {name: getattr(settings, name) for name in ("prompt", "max_history", "max_tokens")}
                 if settings.stream_titles:
                     facts |= {name: getattr(settings, name) for name in ("stream_titles", "stream_title_items")}
+                if settings.prompt == "titles":
+                    best_row = max(progress.curve, key=lambda row: row["valid_ndcg@10"])  # the first of equals, as kept
+                    facts |= {name: best_row.get(name, getattr(settings, name)) for name in TITLE_FACTS}
                 save_teacher(trained, tokenizer, folder, facts | {"valid_ndcg@10": progress.best})
                 write_json(folder / "curve.json", progress.curve)
                 checkpoints.remove()
@@ -183,9 +188,13 @@ class Trainer:
         row = {"epoch": progress.epoch + 1, "loss": mean_loss(progress, self.acc)}
         engine = HFEngine(unwrap_peft(unwrapped), self.data, self.settings.prompt)
         with self.acc.autocast():  # the engine calls the trunk, past the forward pass that Accelerate has wrapped
-            row |= validate(self.acc, engine, self.dataset, self.settings)
+            if self.settings.prompt == "titles":
+                figures, grounding = validate_titles(self.acc, engine, self.dataset, self.settings)
+            else:
+                figures, grounding = validate(self.acc, engine, self.dataset, self.settings), {}
+        row |= figures
         self.acc.log({name: value for name, value in row.items() if name != "epoch"}, progress.step)
-        progress.curve.append(row)
+        progress.curve.append(row | grounding)
         progress.epoch, progress.batch, progress.loss, progress.counted = progress.epoch + 1, 0, 0.0, 0
         if row["valid_ndcg@10"] > progress.best:
             progress.best, progress.waited = row["valid_ndcg@10"], 0
@@ -249,46 +258,3 @@ def bar_figures(progress: Progress, rate: float) -> dict[str, str | int]:
         figures |= {name: f"{value:.4f}" for name, value in progress.curve[-1].items() if name.startswith("valid_")}
         figures["best"] = f"{progress.best:.4f}"
     return figures
-
-
-@torch.no_grad()
-def validate(acc: Accelerator, engine: HFEngine, dataset: Dataset, settings: ValidationSettings) -> dict[str, float]:
-    """Measure the model on a fixed sample of validation users, dealt to the processes.
-
-    Returns:
-        valid_loss: mean −log p of the targets' codewords; valid_ndcg@10 and valid_recall@10 of constrained beams.
-    """
-    examples = dataset.examples("valid", engine.data.max_history)
-    rows = np.random.default_rng(0).permutation(len(examples))[: settings.valid_users]
-    per_process = -(-len(rows) // acc.num_processes)
-    # every process takes as many, some perhaps the first again: sharded parameters need calls in step
-    process_rows = np.resize(rows, per_process * acc.num_processes)[acc.process_index * per_process :][:per_process]
-    examples = examples.take(process_rows)
-    values, exclude_bought = np.empty((len(examples), 3)), dataset.resolve_exclude_bought(settings.exclude_bought)
-    for batch, histories in batches_by_length(examples.histories, 64):
-        targets = examples.targets[batch]
-        target_logs, lists = score_and_rank(engine, histories, targets, exclude_bought)
-        ranks = hit_ranks(lists, targets)
-        values[batch] = np.stack([-target_logs, ndcg(ranks, 10), recall(ranks, 10)], axis=1)
-    if acc.num_processes > 1:
-        values = acc.gather(torch.from_numpy(values).to(acc.device)).cpu().numpy()[: len(rows)]
-    return dict(zip(("valid_loss", "valid_ndcg@10", "valid_recall@10"), values.mean(0).tolist(), strict=True))
-
-
-def score_and_rank(
-    engine: HFEngine, histories: np.ndarray, targets: np.ndarray, exclude_bought: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the targets' mean log p of a codeword [users], and the ten best items [users, up to 10].
-
-    Both come from one pass over each history, where the engine can.
-    """
-    if engine.shares_prefixes:
-        rows, lengths = np.arange(len(histories)), (histories != PAD).sum(1)
-        sequences = np.pad(histories, ((0, 0), (0, 1)), constant_values=PAD)
-        sequences[rows, lengths] = targets
-        lists, _, log_probs = engine.label_streams(sequences, rows, lengths, 10, exclude_bought)
-    else:
-        log_probs = engine.codeword_logprobs(histories, targets)
-        lists, _ = engine.beams(histories, 10, exclude_bought)
-    codes = torch.from_numpy(engine.data.ids.codes[targets]).to(engine.device)
-    return log_probs.gather(2, codes[..., None]).mean((1, 2)).cpu().numpy(), lists

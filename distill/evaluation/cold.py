@@ -12,7 +12,8 @@ from distill.data.dataset import PAD, Dataset, Examples
 from distill.metrics import hit_ranks, ndcg, recall
 from distill.ranking import mask_history, top_items
 
-MAX_SCORES = {"student": 1_500_000, "teacher": 50_000}  # of users and cold items, by kind of system: minutes on a CPU
+# of users and cold items, by kind of system: minutes on a CPU
+MAX_SCORES = {"student": 1_500_000, "teacher": 50_000, "ranker": 50_000}
 CANDIDATES_AT_ONCE = 500  # of one user
 SCORES_AT_ONCE = 4000  # of all users: bounds memory
 

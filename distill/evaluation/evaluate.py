@@ -129,15 +129,16 @@ class Evaluation:
     def measure_model(self, system: System, ranked: Ranked) -> dict[str, Any]:
         """Measure what lists do not tell: distance to the truth, and for beams, invalid IDs and missed items."""
         settings, table = self.settings, self.table
-        searches = system.kind != "baseline"  # item models score items, without beams
+        searches = system.kind in ("teacher", "student")  # others score items, without beams of semantic IDs
+        has_probabilities = self.truth and system.kind != "ranker"
         feasible = system.kind != "teacher" or self.dataset.n_items <= SMALL_CATALOGUE
-        users = max(settings.exact_users if searches else 0, settings.kl_users if self.truth else 0)
+        users = max(settings.exact_users if searches else 0, settings.kl_users if has_probabilities else 0)
         row: dict[str, Any] = {}
         if users and feasible:
             exact = exact_scores(system, self.examples.histories[:users], self.exclude_bought)
             if searches and settings.exact_users:
                 row[f"beam_missed@{table.at}"] = beam_missed(ranked.items, exact[: settings.exact_users], table.at)
-            if self.truth:
+            if self.truth and has_probabilities:
                 row["kl_to_truth"] = self.truth.kl_of_scores(exact)
         if searches and not system.needs_trie:
             free = self.rank(system, self.examples, constrained=False, title=f"{system.name} without the trie")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ class Inputs:
     def learned(self) -> list[Artifact]:
         """Trained systems in the order of their rows: those taught by the teacher come after it, since their lists are
         compared with its list."""
-        untaught = [model for model in self.item_models if model.config.get("loss") == "ce"]
+        untaught = [model for model in self.item_models if model.kind == "teacher" or model.config.get("loss") == "ce"]
         taught = [model for model in self.item_models if model not in untaught]
         return [*untaught, *([self.teacher] if self.teacher else []), *taught, *self.students]
 
@@ -75,18 +75,45 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
     students, item_models = ([path for path in paths if path.name in wanted] for paths in (students, item_models))
     has_teacher &= "teacher" in wanted
 
+    baseline_artifacts = [read_baseline(path) for path in item_models]
+    teacher_artifact = artifacts.read(teacher, "teacher") if has_teacher else None
+    if teacher_artifact and writes_titles(teacher_artifact):
+        raise UserError(
+            f"The teacher at {teacher} writes titles; it is evaluated as a baseline. Move it to "
+            f"{config.baselines or config.run / 'baselines'}/bigrec."
+        )
+
     codes = config.semantic_ids or config.run / "semantic_ids"
-    # only teacher and students need semantic IDs, and diversity without embeddings
-    needed = bool(students) or has_teacher or embeddings is None or bool(config.semantic_ids)
+    # only teachers and students need semantic IDs, and diversity without embeddings
+    teachers = has_teacher or any(artifact.kind == "teacher" for artifact in baseline_artifacts)
+    needed = bool(students) or teachers or embeddings is None or bool(config.semantic_ids)
     return Inputs(
         dataset,
         artifacts.read(codes, "semantic_ids") if needed or codes.exists() else None,
         embeddings,
-        artifacts.read(teacher, "teacher") if has_teacher else None,
-        [artifacts.read(path, "baseline") for path in item_models],
+        teacher_artifact,
+        baseline_artifacts,
         [artifacts.read(path, "student") for path in students],
         [name for name in not_learned if name in wanted] or not_learned,
     )
+
+
+def read_baseline(folder: Path) -> Artifact:
+    """Open a trained baseline: a network over items, or a teacher that writes titles.
+
+    Raises:
+        UserError: neither of them.
+    """
+    artifact = artifacts.read_any(folder, ("baseline", "teacher"))
+    if artifact.kind == "teacher" and not writes_titles(artifact):
+        raise UserError(f"{folder} is a teacher that is asked for IDs, not a baseline; name it with --teacher.")
+    # the role tells it from the run's teacher and from others of its kind
+    return replace(artifact, role=folder.name) if artifact.kind == "teacher" else artifact
+
+
+def writes_titles(artifact: Artifact) -> bool:
+    """Tell whether an artifact is a teacher that writes titles (BIGRec) or textual IDs (IDGenRec), not semantic IDs."""
+    return artifact.kind == "teacher" and artifact.config.get("prompt") == "titles"
 
 
 def check_names(folders: Sequence[Path]) -> None:

@@ -20,13 +20,14 @@ class System(Protocol):
 
     Attributes:
         name: of its row.
-        kind: artifact kind; a "baseline" scores items directly, "teacher" and "student" search for semantic IDs.
+        kind: a "baseline" scores items directly, "teacher" and "student" search for semantic IDs; a "ranker" orders
+            items, and its scores need not be probabilities.
         parameters: their number.
         needs_trie: whether its scores mean nothing without the trie (`--scope trie`), so that it is never searched so.
     """
 
     name: str
-    kind: Literal["teacher", "student", "baseline"]
+    kind: Literal["teacher", "student", "baseline", "ranker"]
     parameters: int
     needs_trie: bool
 

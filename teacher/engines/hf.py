@@ -37,7 +37,7 @@ class HFEngine:
     Args:
         model: a causal model with codewords in its vocabulary.
         data: knows the prompts and the codewords' token numbers.
-        prompt: kind of prompt, "stream", "seqrec" or "file".
+        prompt: kind of prompt, "stream", "seqrec", "titles" or "file".
 
     Attributes:
         counters: tokens that went through the model as prompts.
@@ -52,14 +52,21 @@ class HFEngine:
         self.counters = {"tokens": 0}
 
     @staticmethod
-    def load(folder: Path, dataset: Dataset, ids: SemanticIDs, device: str = "cpu", dtype: str = "float32") -> HFEngine:
-        """Load a merged teacher checkpoint.
+    def load(
+        folder: Path,
+        dataset: Dataset,
+        ids: SemanticIDs,
+        device: str = "cpu",
+        dtype: str = "float32",
+        writes_titles: bool = False,
+    ) -> HFEngine:
+        """Load a merged teacher checkpoint; arguments but device and dtype are those of `open_teacher`.
 
         Raises:
-            UserError: not a checkpoint, or without this codebook's tokens, or no such device.
+            UserError: as `open_teacher`, or no such device.
         """
         check_device(device)
-        data, prompt = open_teacher(folder, dataset, ids)
+        data, prompt = open_teacher(folder, dataset, ids, writes_titles)
         model = models.load_model(folder, f"No teacher at {folder}", dtype=getattr(torch, dtype)).to(device)
         return HFEngine(model, data, prompt)
 

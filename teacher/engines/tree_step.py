@@ -112,6 +112,16 @@ def likeliest_tokens(model, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return log_probs, tokens
 
 
+def token_log_probs(model, hidden: Tensor) -> Tensor:
+    """Compute log-probabilities of the whole vocabulary, float32 [..., vocabulary].
+
+    Args:
+        model: a causal model.
+        hidden: states [..., dim].
+    """
+    return output_logits(model, hidden).log_softmax(-1)
+
+
 class TreeStep:
     """`beam_search.Step` of a causal model: beams as a tree in one growing key-value cache.
 
@@ -133,6 +143,10 @@ class TreeStep:
     def likeliest_tokens(self, parents: Tensor | None, tokens: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
         """As `whole_vocabulary.TokenStep`: the k likeliest tokens of each beam, of the whole vocabulary."""
         return likeliest_tokens(self.model, self._states(parents, tokens), k)
+
+    def token_log_probs(self, parents: Tensor | None, tokens: Tensor | None) -> Tensor:
+        """Compute the log-probabilities of all tokens behind each beam [batch, beams, vocabulary]."""
+        return token_log_probs(self.model, self._states(parents, tokens))
 
     def _states(self, parents: Tensor | None, tokens: Tensor | None) -> Tensor:
         """Append a token to each beam; returns the states that predict the next [batch, beams, dim]."""

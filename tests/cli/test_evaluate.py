@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from distill.semantic_ids.ids import write_codes
 from student.item_recommender import ItemRecommender
 from student.models.item_models import ITEM_MODELS
 from student.recommender import Recommender
+from teacher import finetune
+from teacher.config import Config as TeacherConfig
 
 ROOT = Path(__file__).parents[2]
 IDS = [f"i{number}" for number in range(N_ITEMS)]
@@ -350,3 +352,33 @@ def test_bad_input(evaluated, tmp_path):
     error = refused("evaluate.py", *words, "--students", tmp_path / "none")
     assert "No student in" in error
     assert not (tmp_path / "evaluation").exists() and not (tmp_path / "evaluation.partial").exists()
+
+
+@pytest.mark.parametrize(("name", "textual_ids"), [("bigrec", 0), ("idgenrec", 1)])
+def test_a_teacher_that_writes_titles_is_a_baseline(tmp_path, name, textual_ids):
+    make_run(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = TeacherConfig(
+        run=tmp_path, sizes=sizes, vocab_size=280, tasks={"titles": 1.0}, prompt="titles", textual_ids=textual_ids,
+        title_tokens=8, title_beams=2, epochs=1, valid_users=10, checkpoint_every=0, tracker="none",
+    )  # fmt: skip
+    finetune.main(config)
+    finetune.main(replace(config, tasks={"stream": 1.0}, prompt="stream", textual_ids=0))
+    shutil.copytree(tmp_path / "teacher", tmp_path / "baselines/x")
+    words = "--run", tmp_path, *COUNTED, "--users", "9", "--exact_users", "0", "--mixture_users", "0"
+    code, _, error = command("evaluate.py", *words, "--systems", f"[{name},teacher,popularity]")
+    assert code == 0, error
+    rows = {row["system"]: row for row in json.loads((tmp_path / "evaluation/metrics.json").read_text())}
+    assert list(rows) == ["popularity", name, "teacher"]
+    assert rows[name]["parameters"] > 0 and rows[name]["invalid@10"] is None and rows[name]["users"] == 9
+    lists = pq.read_table(tmp_path / "evaluation/lists.parquet")
+    for items, history in zip(lists[name].to_pylist(), lists["history"].to_pylist(), strict=True):
+        # none twice, and none that was bought
+        recommended = [item for item in items if item >= 0]
+        assert len(recommended) == min(20, N_ITEMS - len(set(history))) == len(set(recommended) - set(history))
+
+    folder, other = tmp_path / "baselines" / name, tmp_path / "other"
+    error = refused("evaluate.py", *words, "--systems", "[teacher]", "--teacher", folder, "--output", other)
+    assert f"The teacher at {folder} writes titles; it is evaluated as a baseline" in error
+    error = refused("evaluate.py", *words, "--systems", "[x]", "--output", other)
+    assert "baselines/x is a teacher that is asked for IDs, not a baseline" in error

@@ -19,6 +19,7 @@ FIELDS = {
     "FUSION_TO_TEXT": {"history", "field"},
     "FUSION_TO_ITEM": {"history"},
     "PREFERENCEOBTAIN": {"history"},
+    "TITLES": {"history"},
 }
 
 
