@@ -295,6 +295,8 @@ class RunSettings(JobSettings):
     """Steps between checkpoints, from which a broken run goes on; 0: none."""
     keep_checkpoints: PositiveInt = field(default=1, metadata={"identity": False})
     """How many of the last checkpoints are kept while the training runs."""
+    machine_silence: PositiveFloat = field(default=60.0, metadata={"identity": False})
+    """Of several machines: seconds without a sign of life from one of them after which the launch ends."""
     tracker: str = field(default="tensorboard", metadata={"identity": False})
     """Where the curves go: tensorboard (RUN/logs/students), none, or another that Accelerate knows."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.data.dataset import Dataset
-from distill.runtime import artifacts
+from distill.runtime import artifacts, machines
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.commands import COMMANDS
 from distill.runtime.errors import UserError
@@ -56,7 +56,7 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
         reads = [config.init]
         every_input = [*inputs, *texts, *asked]
         job = ArtifactJob("student", seed_config, output, every_input, extra, config.overwrite, reads)
-        if not job.is_finished():
+        if not machines.is_finished(job, config.machine_silence):
             from student.phases import build_student
             from student.trainer import train
 
@@ -85,7 +85,7 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
         seed_config = replace(config, seed=seed, output=output)
         every_input = [*inputs, *texts, *source]
         job = ArtifactJob("baseline", seed_config, output, every_input, extra, config.overwrite, [config.base])
-        if not job.is_finished():
+        if not machines.is_finished(job, config.machine_silence):
             from student.phases import build_item_model
             from student.trainer import train
 
