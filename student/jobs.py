@@ -15,6 +15,7 @@ from distill.runtime import artifacts, machines
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.commands import COMMANDS
 from distill.runtime.errors import UserError
+from distill.runtime.locks import is_main_process
 from distill.runtime.logs import log
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.remote import RemoteTeacher
@@ -104,7 +105,7 @@ def each_seed(
         seeds: None: train once.
         seed: for that.
         output: folder of the artifact.
-        train_seed: trains a seed into a folder, which is finished when it returns, on every process.
+        train_seed: trains a seed into a folder, which is finished when it returns, on every process of its machine.
     """
     if not seeds:
         train_seed(seed, output)
@@ -113,7 +114,10 @@ def each_seed(
     for number in seeds:
         folder = output.with_name(f"{output.name}-seed{number}")
         train_seed(number, folder)
-        best[number] = best_validation(folder)
+        if is_main_process():  # the others may not have the disk
+            best[number] = best_validation(folder)
+    if not best:
+        return
     spread = statistics.stdev(best.values()) if len(best) > 1 else 0.0
     parts = ", ".join(f"{value:.4f} (seed {number})" for number, value in best.items())
     log.info(f"{title}: validation NDCG@10 {statistics.mean(best.values()):.4f} ± {spread:.4f}: {parts}")

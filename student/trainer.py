@@ -74,11 +74,10 @@ def train(config: Config | BaselineConfig, job: ArtifactJob, build: Callable[[Ac
                 if job.is_writer:
                     phase_trainer.checkpoints.remove()
         acc.wait_for_everyone()
-        if job.is_writer:
+        if acc.is_main_process:
             if student.finish:
                 student.finish()
             save(recommender, curves, folder, acc)
-    acc.wait_for_everyone()  # the result is in place before any process reads it
     for tracker in acc.trackers:  # not acc.end_training(), which would take the process group from the next seed
         tracker.finish()
     end_processes_at_exit()

@@ -84,11 +84,11 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
         checkpoints = Checkpoints(folder / "checkpoints", every, keep, acc, model, optimizer, schedule, job=job)
         progress = checkpoints.restore()
         start_tracker(acc, job.output.name, job.config)
-        trainer = Trainer(settings, acc, model, optimizer, schedule, dataset, data, epochs, steps, job.is_writer)
+        trainer = Trainer(settings, acc, model, optimizer, schedule, dataset, data, epochs, steps)
         trainer.fit(progress, checkpoints)
         trained = acc.unwrap_model(model)
         with gathered(trained), unsharded(acc):
-            if job.is_writer:
+            if acc.is_main_process:
                 trained.load_state_dict(progress.best_state, strict=False)
                 facts = {name: getattr(settings, name) for name in ("prompt", "max_history", "max_tokens")}
                 if settings.stream_titles:
@@ -96,7 +96,6 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
                 save_teacher(trained, tokenizer, folder, facts | {"valid_ndcg@10": progress.best})
                 write_json(folder / "curve.json", progress.curve)
                 checkpoints.remove()
-    acc.wait_for_everyone()  # a machine that left now would seem dead to one that still writes
     acc.end_training()
 
 
@@ -114,7 +113,6 @@ class Trainer:
         data: the tasks' data; under cross-fitting without a fold.
         epochs: samples and batches of each epoch.
         steps: optimiser steps of the whole training.
-        is_writer: whether this process keeps the parameters of the best epoch, for the result.
     """
 
     settings: TrainingSettings
@@ -126,7 +124,6 @@ class Trainer:
     data: TaskData
     epochs: EpochDraws
     steps: int
-    is_writer: bool
 
     def fit(self, progress: Progress, checkpoints: Checkpoints) -> None:
         """Train from where `progress` stands; it then holds the curve and the parameters of the best epoch."""
@@ -195,7 +192,7 @@ class Trainer:
         progress.epoch, progress.batch, progress.loss, progress.counted = progress.epoch + 1, 0, 0.0, 0
         if row["valid_ndcg@10"] > progress.best:
             progress.best, progress.waited = row["valid_ndcg@10"], 0
-            progress.best_state = trained_copy(unwrapped, self.is_writer)
+            progress.best_state = trained_copy(self.acc, unwrapped)
         else:
             progress.waited += 1
 

@@ -199,8 +199,9 @@ class ArtifactJob:
         partial: the working folder.
         identity: config, direct inputs and extra facts; work of the same identity is the same work.
         facts: numbers about the result, for the manifest; not part of its fingerprint.
-        is_writer: whether this process of a launch writes the result: the first, or the first of each machine where
-            `machines.is_finished` found that they have disks of their own (`separate_disks`).
+        is_writer: whether this process of a launch writes into the working folder: the first, or the first of each
+            machine where `machines.is_finished` found that they have disks of their own (`separate_disks`).
+        keeps_result: whether that folder becomes the artifact, as on the first machine, or is removed in the end.
     """
 
     def __init__(
@@ -234,7 +235,7 @@ class ArtifactJob:
         all_extra = (extra or {}) | _changed_fields(config)
         self.identity = _jsonable({"config": deciding, "inputs": direct_inputs, "extra": all_extra})
         self.facts: dict[str, Any] = {}
-        self.is_writer, self.separate_disks = is_main_process(), False
+        self.is_writer, self.separate_disks, self.keeps_result = is_main_process(), False, True
         self.started = time.time()
 
     def is_finished(self) -> bool:
@@ -337,7 +338,10 @@ class ArtifactJob:
                 self.begin(resume and not self.overwrite)  # not deleted where this refuses a folder that is not ours
                 with self._deleted_on_error(resume):
                     yield self.partial
-                    self.finish()
+                    if self.keeps_result:
+                        self.finish()
+                    else:
+                        discard(self.partial)
         finally:
             self.lock.release()
 

@@ -277,10 +277,14 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def working_folder(job: ArtifactJob, acc: Accelerator) -> Iterator[Path]:
-    """Give the job's working folder on every process, with what a killed run of the same config left in it."""
+    """Give the job's working folder on every process, with what a killed run of the same config left in it.
+
+    All processes leave together, when the result is in place.
+    """
     if not job.is_writer:
         acc.wait_for_everyone()
         yield job.partial
+        acc.wait_for_everyone()
         return
     unfinished = job.unfinished_identity()
     difference = identity_difference(unfinished, job.identity) if unfinished is not None else ""
@@ -289,6 +293,10 @@ def working_folder(job: ArtifactJob, acc: Accelerator) -> Iterator[Path]:
     with job.write(resume=True) as folder:
         acc.wait_for_everyone()  # until an outdated folder is removed
         yield folder
+        if not job.keeps_result:
+            acc.wait_for_everyone()  # until the first machine has the result, and this one's checkpoints are useless
+    if job.keeps_result:
+        acc.wait_for_everyone()
 
 
 def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkpoints) -> None:

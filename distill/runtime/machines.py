@@ -5,8 +5,7 @@ Through it machines tell each other what no process group can: that the work is 
 and NCCL would wait half an hour for a machine whose network is cut, because nothing closes its connections.
 
 Machines may share the disk of the run or have disks of their own, with the same inputs on each. On disks of their own
-every machine's first process writes what else the first process of all writes, so that each machine has checkpoints to
-go on from, and the result.
+the first process of every machine writes checkpoints, and the first machine gets the result.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from distill.runtime.artifacts import ArtifactJob, identity_difference
 from distill.runtime.checksums import code_fingerprint
 from distill.runtime.errors import UserError
+from distill.runtime.folders import discard
 from distill.runtime.locks import is_first_of_machine
 from distill.runtime.logs import log
 
@@ -57,33 +57,39 @@ def number() -> int:
 
 
 def is_finished(job: ArtifactJob, silence: float = SILENCE_SECONDS) -> bool:
-    """Tell whether the work is finished, on all machines; as `ArtifactJob.is_finished`.
+    """Tell whether the work is finished, on the first machine; as `ArtifactJob.is_finished`.
 
-    Where it is not, `job.is_writer` then tells whether this process writes the job's files.
+    Where it is not, the job then knows whether this process writes its files, and where the result stays.
 
     Args:
         job: the same on all machines.
         silence: seconds without a sign of life from another machine after which this process ends.
 
     Raises:
-        UserError: as there; machines have other settings, inputs or versions; the work is finished on some of them; one
-            does not start.
+        UserError: as there; machines have other settings, inputs or versions; one does not start.
     """
     finished = job.is_finished()
     if count() == 1 or job.check_only:
         return finished
     watch(silence)
-    shares_disk = _agree(job, finished)
-    if not shares_disk and not finished:
-        job.separate_disks = True
+    finished_here, (finished, shares_disk) = finished, _agree(job, finished)
+    if finished:
+        if not finished_here and is_first_of_machine():
+            discard(job.partial)  # the last launch was cut off when the first machine had the result
+        return True
+    if not shares_disk:
+        job.separate_disks, job.keeps_result = True, number() == 0
         job.is_writer = job.lock.is_holder = is_first_of_machine()
         job.lock.acquire()
-        log.info(f"{job.kind}: {count()} machines with disks of their own; each gets checkpoints and the result")
-    return finished
+        log.info(f"{job.kind}: {count()} machines without a common disk; each keeps checkpoints, the first the result")
+    return False
 
 
-def _agree(job: ArtifactJob, finished: bool) -> bool:
-    """Compare what the machines would do; returns whether all of them see the first one's disk.
+def _agree(job: ArtifactJob, finished: bool) -> tuple[bool, bool]:
+    """Compare what the machines would do.
+
+    Returns:
+        Whether the work is finished on the first machine, and whether all machines see its disk.
 
     Raises:
         UserError: as `is_finished`.
@@ -103,14 +109,7 @@ def _agree(job: ArtifactJob, finished: bool) -> bool:
                 f"{other['host']} would not do the work of {first['host']}: {difference} differs. Copy the run's "
                 "folder from there or share it, install the same code, and give all machines the same settings."
             )
-    done = [machine["host"] for machine in (first, *others) if machine["finished"]]
-    undone = [machine["host"] for machine in (first, *others) if not machine["finished"]]
-    if done and undone:
-        raise UserError(
-            f"{job.output} is finished on {', '.join(done)} and not on {', '.join(undone)}. Copy it there "
-            f"(rsync -a {done[0]}:{job.output}/ {job.output}/), or make it again with --overwrite on all machines."
-        )
-    return all(machine["lock"] == first["lock"] for machine in others)
+    return first["finished"], all(machine["lock"] == first["lock"] for machine in others)
 
 
 def _read_lock(job: ArtifactJob) -> str | None:

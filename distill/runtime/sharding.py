@@ -84,8 +84,8 @@ def gathered(model) -> Iterator[None]:
         module.reshard()
 
 
-def trained_copy(model, keep: bool) -> dict[str, torch.Tensor] | None:
-    """Copy the trained parameters to the CPU; all processes must call it, and get None where they do not keep it."""
+def trained_copy(acc: Accelerator, model) -> dict[str, torch.Tensor] | None:
+    """Copy the trained parameters to the CPU of the first process, None on the others; all processes must call it."""
     copy: dict[str, torch.Tensor] = {}
     for name, parameter in trainable_state(model).items():
         with contextlib.ExitStack() as stack:
@@ -96,6 +96,6 @@ def trained_copy(model, keep: bool) -> dict[str, torch.Tensor] | None:
                 stack.enter_context(zero.GatheredParameters([parameter]))
             elif hasattr(parameter, "full_tensor"):  # FSDP's DTensor
                 full = parameter.full_tensor()
-            if keep:
+            if acc.is_main_process:
                 copy[name] = full.detach().cpu().clone()
-    return copy if keep else None
+    return copy if acc.is_main_process else None
