@@ -337,6 +337,9 @@ class Config(
     plain_labels: Path | None = None
     """Selective distillation: labels of a plain teacher, such as transition counts. Where it gives the real next item
     at least the teacher's probability, the student learns that item (equation 8), no distribution and no order."""
+    warm_start: Path | None = None
+    """A finished student of the same network, such as that of an earlier day: the training starts from its weights. Its
+    items must have the same codes here (`build_semantic_ids.py --extend`)."""
     reference: Path | None = field(default=None, metadata=IF_CHANGED)
     """list_loss dpo, s_dpo and grpo: the finished student that is compared with (default, for dtr: its retriever)."""
     ranker_epochs: PositiveInt = 5

@@ -54,7 +54,8 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
         seed_config = replace(config, seed=seed, seeds=None)
         extra = check_init(config.init, inputs[1]) if config.init else {}
         extra |= remote
-        reads = [config.init]
+        extra |= identify_warm_start(config.warm_start) if config.warm_start else {}
+        reads = [config.init, config.warm_start]
         every_input = [*inputs, *texts, *asked]
         job = ArtifactJob("student", seed_config, output, every_input, extra, config.overwrite, reads)
         if not machines.is_finished(job, config.machine_silence):
@@ -286,6 +287,15 @@ def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
             f"{ids.fingerprint}, at {ids.folder}: another codebook. Tune a teacher on these."
         )
     return {"init": teacher.fingerprint}
+
+
+def identify_warm_start(folder: Path) -> dict[str, Any]:
+    """Identify the student whose weights a training starts from; it may be of another data set.
+
+    Raises:
+        UserError: no finished student there.
+    """
+    return {"warm_start": artifacts.read(folder, "student").fingerprint}
 
 
 def check_checkpoint(folder: Path, flag: str) -> None:
