@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,11 @@ def load_weights(model: nn.Module, folder: Path, ids: SemanticIDs) -> None:
         UserError: another network, or items that have other codes now.
     """
     earlier = Recommender.from_pretrained(folder)
-    if type(earlier.model) is not type(model) or earlier.model.config != model.config:
+    sizes = replace(earlier.model.config, dropout=model.config.dropout)  # may change from day to day
+    if type(earlier.model) is not type(model) or sizes != model.config:
         raise UserError(
-            f"{folder} is another network than this student: {earlier.model.config}, here {model.config}. Give the "
-            "--backbone, --preset and --dropout that it has, or leave --warm_start out."
+            f"{folder} is another network than this student: {sizes}, here {model.config}. Give the --backbone and "
+            "--preset that it has, or leave --warm_start out."
         )
     row_of = {item: row for row, item in enumerate(ids.item_ids)}
     rows = np.array([row_of.get(item, -1) for item in earlier.item_ids])

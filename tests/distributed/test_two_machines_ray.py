@@ -18,6 +18,7 @@ from distill import export_soft_labels as export
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
 HEAD = f"{ADDRESSES[0]}:6379"
+TIMEOUT = "30"  # seconds without a finished shard; the first one waits for torch to be imported
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def start_export(pair):
     """Start the command beside the head."""
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     words = [sys.executable, export.__file__, "--run", pair.place, *settings, "--launcher", "ray"]
-    words += ["--ray_address", HEAD, "--ray_timeout", "15"]
+    words += ["--ray_address", HEAD, "--ray_timeout", TIMEOUT]
     return pair.start(0, words, **ENVIRONMENT | {"PYTHONPATH": str(ROOT)})
 
 
@@ -52,6 +53,7 @@ def test_a_cut_cable_ends_the_export_and_it_goes_on(pair, tmp_path):
     export.main(replace(export.Config(run=pair.disks[0], output=tmp_path / "alone"), **SETTINGS))
     head = ["--head", "--port", 6379, "--num-cpus", 0, "--include-dashboard", "false", "--temp-dir", pair.place / "ray"]
     ray_start(pair, 0, *head)
+    pair.wait_for_port(0, 6379)
     ray_start(pair, 1, "--address", HEAD, "--num-cpus", 1)
     driver = start_export(pair)
     finished = pair.disks[0] / "soft_labels.partial/data"
@@ -60,7 +62,7 @@ def test_a_cut_cable_ends_the_export_and_it_goes_on(pair, tmp_path):
         time.sleep(0.01)
     pair.cut()
     log, _ = driver.communicate(timeout=120)
-    assert driver.returncode == 2 and "No shard has been finished within 15 s" in log, log
+    assert driver.returncode == 2 and f"No shard has been finished within {TIMEOUT} s" in log, log
     kept = {path.name: path.stat().st_mtime_ns for path in finished.glob("*.parquet")}
     assert 3 <= len(kept) < len(list((tmp_path / "alone/data").glob("*.parquet")))
 

@@ -63,6 +63,12 @@ class TwoMachines:
             stderr=subprocess.STDOUT,
         )
 
+    def wait_for_port(self, number: int, port: int) -> None:
+        """Wait until something on a machine listens at a port."""
+        address = f"{ADDRESSES[number]}/{port}"
+        loop = f"until (: < /dev/tcp/{address}) 2> /dev/null; do sleep 0.1; done"
+        subprocess.run(["ip", "netns", "exec", self.names[number], "bash", "-c", loop], check=True, timeout=120)
+
     def cut(self) -> None:
         """Cut the cable: packets vanish, and nobody is told."""
         ip("-n", self.names[1], "link", "set", "cable", "down")
