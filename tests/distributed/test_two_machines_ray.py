@@ -18,7 +18,7 @@ from distill import export_soft_labels as export
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
 HEAD = f"{ADDRESSES[0]}:6379"
-TIMEOUT = "30"  # seconds without a finished shard; the first one waits for torch to be imported
+TIMEOUT = "40"  # seconds without a finished shard; the first one waits for torch to be imported
 
 
 @pytest.fixture
