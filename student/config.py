@@ -302,6 +302,8 @@ class RunSettings(JobSettings):
     """Steps between checkpoints, from which a broken run goes on; 0: none."""
     keep_checkpoints: PositiveInt = field(default=1, metadata={"identity": False})
     """How many of the last checkpoints are kept while the training runs."""
+    machine_silence: PositiveFloat = field(default=60.0, metadata={"identity": False})
+    """Of several machines: seconds without a sign of life from one of them after which the launch ends."""
     tracker: str = field(default="tensorboard", metadata={"identity": False})
     """Where the curves go: tensorboard (RUN/logs/students), none, or another that Accelerate knows."""
 
@@ -343,6 +345,9 @@ class Config(
     plain_labels: Path | None = None
     """Selective distillation: labels of a plain teacher, such as transition counts. Where it gives the real next item
     at least the teacher's probability, the student learns that item (equation 8), no distribution and no order."""
+    warm_start: Path | None = None
+    """A finished student of the same network, such as that of an earlier day: the training starts from its weights. Its
+    items must have the same codes here (`build_semantic_ids.py --extend`)."""
     reference: Path | None = field(default=None, metadata=IF_CHANGED)
     """list_loss dpo, s_dpo and grpo: the finished student that is compared with (default, for dtr: its retriever)."""
     ranker_epochs: PositiveInt = 5

@@ -10,6 +10,7 @@ from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
 from student import variants
 from student.config import (
+    ITEM_BACKBONES,
     ITEM_LOSSES,
     LABELLED_PRIORS,
     LARGE_PRESETS,
@@ -46,6 +47,11 @@ def check(config: Config) -> None:
         raise UserError(
             "--item_text only: causal reads the codewords of its targets as history; take --item_text add, or "
             "--backbone nested or seq2seq."
+        )
+    if config.warm_start and (config.init or config.item_text != "none" or config.backbone in ITEM_BACKBONES):
+        raise UserError(
+            "--warm_start is for students over codewords alone, whose weights know no items: leave out --init and "
+            "--item_text, and take --backbone seq2seq, causal or nested."
         )
     if config.preset not in PRESETS:
         raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.data.dataset import Dataset
-from distill.runtime import artifacts
+from distill.runtime import artifacts, machines
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.commands import COMMANDS
 from distill.runtime.errors import UserError
+from distill.runtime.locks import is_main_process
 from distill.runtime.logs import log
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.remote import RemoteTeacher
@@ -54,10 +55,11 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
         seed_config = replace(config, seed=seed, seeds=None)
         extra = check_init(config.init, inputs[1]) if config.init else {}
         extra |= remote
-        reads = [config.init]
+        extra |= identify_warm_start(config.warm_start) if config.warm_start else {}
+        reads = [config.init, config.warm_start]
         every_input = [*inputs, *texts, *asked]
         job = ArtifactJob("student", seed_config, output, every_input, extra, config.overwrite, reads)
-        if not job.is_finished():
+        if not machines.is_finished(job, config.machine_silence):
             from student.phases import build_student
             from student.precision import choose_training_precision
             from student.trainer import train
@@ -90,7 +92,7 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
         seed_config = replace(config, seed=seed, output=output)
         every_input = [*inputs, *texts, *source]
         job = ArtifactJob("baseline", seed_config, output, every_input, extra, config.overwrite, [config.base])
-        if not job.is_finished():
+        if not machines.is_finished(job, config.machine_silence):
             from student.phases import build_item_model
             from student.precision import choose_training_precision
             from student.trainer import train
@@ -112,7 +114,7 @@ def each_seed(
         seeds: None: train once.
         seed: for that.
         output: folder of the artifact.
-        train_seed: trains a seed into a folder, which is finished when it returns, on every process.
+        train_seed: trains a seed into a folder, which is finished when it returns, on every process of its machine.
     """
     if not seeds:
         train_seed(seed, output)
@@ -121,7 +123,10 @@ def each_seed(
     for number in seeds:
         folder = output.with_name(f"{output.name}-seed{number}")
         train_seed(number, folder)
-        best[number] = best_validation(folder)
+        if is_main_process():  # the others may not have the disk
+            best[number] = best_validation(folder)
+    if not best:
+        return
     spread = statistics.stdev(best.values()) if len(best) > 1 else 0.0
     parts = ", ".join(f"{value:.4f} (seed {number})" for number, value in best.items())
     log.info(f"{title}: validation NDCG@10 {statistics.mean(best.values()):.4f} ± {spread:.4f}: {parts}")
@@ -290,6 +295,15 @@ def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
             f"{ids.fingerprint}, at {ids.folder}: another codebook. Tune a teacher on these."
         )
     return {"init": teacher.fingerprint}
+
+
+def identify_warm_start(folder: Path) -> dict[str, Any]:
+    """Identify the student whose weights a training starts from; it may be of another data set.
+
+    Raises:
+        UserError: no finished student there.
+    """
+    return {"warm_start": artifacts.read(folder, "student").fingerprint}
 
 
 def check_checkpoint(folder: Path, flag: str) -> None:

@@ -43,6 +43,7 @@ from student.ranked_lists import open_prior
 from student.recommender import Recommender
 from student.setrec_model import build_setrec, setrec_loss, tune_beta
 from student.variants import Loss, Variant
+from student.warm_start import load_weights
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,10 @@ def build_student(
     with unsharded(acc):
         learns_states = store is not None and samplers["retriever"].state_mean is not None
         features = (store.features, store.feature_layers) if store and learns_states else (0, 1)
-        model = build_model(config, ids, read_unit_vectors(texts, dataset.n_items), *features).to(acc.device)
+        model = build_model(config, ids, read_unit_vectors(texts, dataset.n_items), *features)
+        if config.warm_start:
+            load_weights(model, config.warm_start, ids)
+        model = model.to(acc.device)
     facts = {name: getattr(config, name) for name in ("variant", "backbone", "scope", "seed", "max_history")}
     facts["backbone"] = "large" if config.init else config.backbone
     facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)

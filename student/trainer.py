@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -50,7 +51,9 @@ def train(config: Config | BaselineConfig, job: ArtifactJob, build: Callable[[Ac
         build: builds the student, after the random generators are seeded.
     """
     logs = config.run / "logs" / "students"
-    acc = accelerator(config.accumulation, config.precision, config.seed, config.clip, config.tracker, logs)
+    acc = accelerator(
+        config.accumulation, config.precision, config.seed, config.clip, config.tracker, logs, job.separate_disks
+    )
     student = build(acc)
     recommender, curves = student.recommender, {}
     with working_folder(job, acc) as folder:
@@ -64,17 +67,17 @@ def train(config: Config | BaselineConfig, job: ArtifactJob, build: Callable[[Ac
                     "lower --batch_size and raise --accumulation, or shard by configs/accelerate/zero3.yaml; a large "
                     "student also takes --gradient_checkpointing true, --lora_rank and --precision bf16"
                 ):
-                    phase_trainer = PhaseTrainer(phase, student, folder, acc, config)
+                    phase_trainer = PhaseTrainer(phase, student, job, acc, config)
                     curves[phase.name] = phase_trainer.fit()
-                save_phase(phase, recommender, curves[phase.name], folder, acc)
-                if acc.is_main_process:
+                save_phase(phase, recommender, curves[phase.name], job, acc)
+                acc.wait_for_everyone()  # until the phase is saved on all disks
+                if job.is_writer:
                     phase_trainer.checkpoints.remove()
         acc.wait_for_everyone()
         if acc.is_main_process:
             if student.finish:
                 student.finish()
             save(recommender, curves, folder, acc)
-    acc.wait_for_everyone()  # the result is in place before any process reads it
     for tracker in acc.trackers:  # not acc.end_training(), which would take the process group from the next seed
         tracker.finish()
     end_processes_at_exit()
@@ -92,12 +95,12 @@ class PhaseTrainer:
     Args:
         phase: which model, by which loss, on which batches.
         student: has the model and the validation users.
-        folder: for checkpoints.
+        job: in whose working folder the checkpoints lie.
         acc: the Accelerator.
         settings: of optimiser, validation and checkpoints.
     """
 
-    def __init__(self, phase: Phase, student: Student, folder: Path, acc: Accelerator, settings: TrainerSettings):
+    def __init__(self, phase: Phase, student: Student, job: ArtifactJob, acc: Accelerator, settings: TrainerSettings):
         self.phase, self.student, self.acc, self.settings = phase, student, acc, settings
         self.model = active_model(phase.name, student.recommender)
         self.parameters = list(trainable_state(self.model).values())
@@ -106,8 +109,8 @@ class PhaseTrainer:
         )
         self.wrapped, self.optimizer = acc.prepare(self.model, optimizer)
         self.checkpoints = Checkpoints(
-            folder / "checkpoints", settings.checkpoint_every, settings.keep_checkpoints, acc, self.wrapped,
-            self.optimizer, name=phase.title, best_everywhere=True,
+            job.partial / "checkpoints", settings.checkpoint_every, settings.keep_checkpoints, acc, self.wrapped,
+            self.optimizer, name=phase.title, best_everywhere=True, job=job,
         )  # fmt: skip
         acc.wait_for_everyone()
         self.progress = self.checkpoints.restore()
@@ -302,10 +305,11 @@ def finished_phase(
 ) -> Curve | None:
     """Load what `save_phase` wrote in a run that broke off later; None if the phase is not finished.
 
-    The random generators go on as after the phase, so that the next one ends as in an unbroken run.
+    The random generators go on as after the phase, so that the next one ends as in an unbroken run. All processes must
+    call it; a phase that is saved on some machines' disks alone is not finished.
     """
     result = folder / f"{phase.name}-done"
-    if not result.is_dir():
+    if not all(gather_object([result.is_dir()])):
         return None
     model = active_model(phase.name, recommender)
     model.load_state_dict(load_file(result / "model.safetensors"), strict=False)
@@ -319,23 +323,24 @@ def finished_phase(
 
 
 def save_phase(
-    phase: Phase, recommender: Recommender | ItemRecommender, curve: Curve, folder: Path, acc: Accelerator
+    phase: Phase, recommender: Recommender | ItemRecommender, curve: Curve, job: ArtifactJob, acc: Accelerator
 ) -> None:
     """Save curve, trained weights and random generators of a finished phase, whole or not at all.
 
     All processes must call it.
     """
-    partial = folder / f"{phase.name}-partial"
-    if acc.is_main_process:
+    partial, complete = (job.partial / f"{phase.name}-{state}" for state in ("partial", "done"))
+    if job.is_writer:
         discard(partial)
         partial.mkdir()
     acc.wait_for_everyone()
     save_generators(partial, acc.process_index)
     acc.wait_for_everyone()
-    if acc.is_main_process:
+    if job.is_writer:
         save_file(copy_trained_weights(active_model(phase.name, recommender)), partial / "model.safetensors")
         write_json(partial / "phase.json", {"curve": curve, "processes": acc.num_processes})
-        os.replace(partial, folder / f"{phase.name}-done")
+        discard(complete)  # where a machine was cut off before another had saved the phase
+        os.replace(partial, complete)
 
 
 def save(recommender: Recommender | ItemRecommender, curves: dict[str, Curve], folder: Path, acc: Accelerator) -> None:

@@ -215,6 +215,8 @@ class CheckpointSettings:
     """Optimiser steps between two checkpoints, from which a killed run resumes; 0: none."""
     keep_checkpoints: PositiveInt = field(default=2, metadata=NOT_IN_IDENTITY)
     """How many of the last checkpoints are kept until the run is finished."""
+    machine_silence: PositiveFloat = field(default=60.0, metadata=NOT_IN_IDENTITY)
+    """Of several machines: seconds without a sign of life from one of them after which the launch ends."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from distill.runtime import artifacts
+from distill.runtime import artifacts, machines
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
@@ -35,7 +35,7 @@ def main(config: Config) -> None:
     extra = {"intentions": file_hash(config.intentions)} if config.intentions else {}
     output = config.output or config.run / default_output(config)
     job = ArtifactJob("teacher", config, output, [dataset, ids], extra, config.overwrite, [config.base])
-    if not job.is_finished():
+    if not machines.is_finished(job, config.machine_silence):
         from teacher.trainer import tune
 
         tune(config, dataset.folder, ids.folder, job)

@@ -54,7 +54,10 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
     log_precision(settings.precision, precision)
     settings = replace(settings, precision=precision)
     job.facts["precision"] = precision
-    acc = accelerator(settings.accumulation, settings.precision, settings.seed, settings.clip, settings.tracker, logs)
+    acc = accelerator(
+        settings.accumulation, settings.precision, settings.seed, settings.clip, settings.tracker, logs,
+        job.separate_disks,
+    )  # fmt: skip
     with unsharded(acc):
         loading = sharded_loading(acc)
         model, tokenizer = build_model(settings, dataset, ids, settings.max_tokens, settings.seed, loading)
@@ -80,7 +83,7 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
 
     with working_folder(job, acc) as folder:
         every, keep = settings.checkpoint_every, settings.keep_checkpoints
-        checkpoints = Checkpoints(folder / "checkpoints", every, keep, acc, model, optimizer, schedule)
+        checkpoints = Checkpoints(folder / "checkpoints", every, keep, acc, model, optimizer, schedule, job=job)
         progress = checkpoints.restore()
         start_tracker(acc, job.output.name, job.config)
         trainer = Trainer(settings, acc, model, optimizer, schedule, dataset, data, epochs, steps)

@@ -14,6 +14,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
 from distill.runtime.errors import UserError
+from distill.runtime.machines import use_reachable_interface
 
 # set for each process of a launch by torchrun and by the usual MPI launchers
 WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -26,6 +27,7 @@ def accelerator(
     clip: float | None = None,
     tracker: str = "none",
     logs: Path | None = None,
+    separate_disks: bool = False,
 ) -> Accelerator:
     """Build the Accelerator that the launcher and the arguments ask for, and seed all generators.
 
@@ -36,12 +38,14 @@ def accelerator(
         clip: largest gradient norm, which DeepSpeed must know beforehand.
         tracker: where curves go: "none", "tensorboard", or another that Accelerate knows; see `start_tracker`.
         logs: the folder of trackers that write files.
+        separate_disks: machines have disks of their own, where each keeps its shards of a checkpoint.
 
     Raises:
         UserError: the launcher asked for several processes, DeepSpeed or FSDP, and each process would train alone; a
-            tracker that is not installed.
+            tracker that is not installed; FSDP on machines with disks of their own.
     """
     _check_launch()
+    use_reachable_interface()
     on_cpu = not torch.cuda.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     if on_cpu:
@@ -65,6 +69,11 @@ def accelerator(
         # DeepSpeed cannot count batches of a token budget; it uses the number for its own bookkeeping only
         settings["train_micro_batch_size_per_gpu"] = 1
         settings["gradient_clipping"] = clip or 0.0
+        settings.setdefault("checkpoint", {})["use_node_local_storage"] = separate_disks
+    elif separate_disks and acc.distributed_type.value == "FSDP":
+        raise UserError(
+            "FSDP's checkpoints need a disk that all machines share: share the run's folder, or use ZeRO-3."
+        )
     set_seed(seed)
     return acc
 

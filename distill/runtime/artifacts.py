@@ -26,7 +26,7 @@ from distill.runtime.config import IF_CHANGED
 from distill.runtime.disk import full_disk_reason, report_full_disk
 from distill.runtime.errors import UserError
 from distill.runtime.folders import check_apart, discard, hidden, sweep
-from distill.runtime.locks import OutputLock, is_main_process
+from distill.runtime.locks import OutputLock, is_first_of_machine, is_main_process
 from distill.runtime.logs import log
 
 SCHEMA = 2
@@ -199,6 +199,9 @@ class ArtifactJob:
         partial: the working folder.
         identity: config, direct inputs and extra facts; work of the same identity is the same work.
         facts: numbers about the result, for the manifest; not part of its fingerprint.
+        is_writer: whether this process of a launch writes into the working folder: the first, or the first of each
+            machine where `machines.is_finished` found that they have disks of their own (`separate_disks`).
+        keeps_result: whether that folder becomes the artifact, as on the first machine, or is removed in the end.
     """
 
     def __init__(
@@ -232,6 +235,7 @@ class ArtifactJob:
         all_extra = (extra or {}) | _changed_fields(config)
         self.identity = _jsonable({"config": deciding, "inputs": direct_inputs, "extra": all_extra})
         self.facts: dict[str, Any] = {}
+        self.is_writer, self.separate_disks, self.keeps_result = is_main_process(), False, True
         self.started = time.time()
 
     def is_finished(self) -> bool:
@@ -251,7 +255,7 @@ class ArtifactJob:
             self._refuse_foreign_folder()
             if not self.shared:
                 self.lock.acquire()
-            if is_main_process():
+            if is_first_of_machine():  # which may have a disk of its own
                 verify(*self.sources)
         else:
             self.remove_leftovers()
@@ -334,7 +338,10 @@ class ArtifactJob:
                 self.begin(resume and not self.overwrite)  # not deleted where this refuses a folder that is not ours
                 with self._deleted_on_error(resume):
                     yield self.partial
-                    self.finish()
+                    if self.keeps_result:
+                        self.finish()
+                    else:
+                        discard(self.partial)
         finally:
             self.lock.release()
 

@@ -5,6 +5,10 @@ random generators) and JSON (position, curve, schedule, the other generators; on
 DeepSpeed or FSDP shard parameters and optimiser, the shards lie in `engine/` in that engine's format. A checkpoint is
 written under a temporary name and renamed, and renamed again before it is removed: whenever the run is killed, the
 folders of that name are complete. Their files have checksums; one that is damaged all the same is skipped.
+
+Machines with disks of their own each have a folder of checkpoints: what all processes share, and what differs between
+processes of that machine's alone. Old ones are removed when the new one is complete everywhere, so that a launch that
+is cut off leaves a step that all machines have.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
+from distill.runtime import machines
 from distill.runtime.artifacts import IDENTITY, ArtifactJob, identity_difference
 from distill.runtime.checksums import checksums, find_damage, is_seal_intact, seal
 from distill.runtime.errors import UserError
@@ -79,7 +84,8 @@ class Checkpoints:
         optimizer: any torch optimiser whose states are tensors.
         schedule: learning rate schedule; None where the rate follows from the progress.
         name: of the model in training, for messages.
-        best_everywhere: restore the best parameters on every process, not only on the first.
+        best_everywhere: restore the best parameters on every process, not only on those that write.
+        job: tells which processes write; None: the first.
     """
 
     def __init__(
@@ -93,13 +99,17 @@ class Checkpoints:
         schedule=None,
         name: str = "teacher",
         best_everywhere: bool = False,
+        job: ArtifactJob | None = None,
     ):
         self.name, self.best_everywhere = name, best_everywhere
+        self.is_writer = acc.is_main_process if job is None else job.is_writer
         self.folder, self.every, self.keep, self.acc = folder, every, keep, acc
         self.model, self.optimizer, self.schedule = acc.unwrap_model(model), optimizer, schedule
         self.sharded = acc.distributed_type.value in SHARDED
         self.launch = {"processes": acc.num_processes, "engine": engine_of(acc)}
         self.launch |= {"model": name, "run": _run_of(folder.parent)}
+        if job is not None and job.separate_disks:
+            self.launch["machine"] = machines.number()  # whose processes' files are on this disk
 
     def due(self, progress: Progress) -> bool:
         """Tell whether to save after this step."""
@@ -113,17 +123,19 @@ class Checkpoints:
         """Save, then remove the oldest and those of other launches; called by all processes."""
         complete = self.folder / f"step-{progress.step:08d}"
         partial = complete.with_name(f"{complete.name}.partial")
-        if self.acc.is_main_process:
+        if self.is_writer:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.acc.wait_for_everyone()
         self._save_process_state(partial, progress)
         self.acc.wait_for_everyone()
-        if not self.acc.is_main_process:
+        if self.is_writer:
+            self._save_shared_state(partial, progress)
+            discard(complete)
+            os.replace(partial, complete)
+        self.acc.wait_for_everyone()
+        if not self.is_writer:
             return
-        self._save_shared_state(partial, progress)
-        discard(complete)
-        os.replace(partial, complete)
         _, unusable = self._by_launch()
         for path in unusable:
             discard(path)
@@ -136,18 +148,16 @@ class Checkpoints:
         Checkpoints of another run, number of processes or engine cannot be loaded. They are removed by the first
         `save`, not here: the launch may be a mistake, and loses nothing if it is stopped before.
         """
-        choice = [self._choose() if self.acc.is_main_process else None]
-        if self.acc.num_processes > 1:
-            broadcast_object_list(choice)
-        if choice[0] is None:
+        name = self._choose()
+        if name is None:
             return Progress()
-        folder = self.folder / choice[0]
+        folder = self.folder / name
         state = _read_state(folder)
         self._load_parameters(folder)
         self._load_rates(state)
         process_state = load_generators(folder, self.acc.process_index)
         best = folder / "best.safetensors"
-        wants_best = self.best_everywhere or self.acc.is_main_process
+        wants_best = self.best_everywhere or self.is_writer
         progress = Progress(
             **{name: state[name] for name in SHARED_FIELDS},
             loss=process_state["loss"],
@@ -162,15 +172,22 @@ class Checkpoints:
         discard(self.folder)
 
     def _choose(self) -> str | None:
-        """Choose the checkpoint to go on from, and delete what a killed run left; logs why others are not used."""
-        for path in self.folder.glob(".step-*"):
-            shutil.rmtree(path)
-        usable, unusable = self._by_launch()
-        for folder in reversed(usable):
-            damage = find_damage(folder, _read_state(folder).get("files", {}))
+        """Choose the checkpoint to go on from, and delete what a killed run left; logs why others are not used.
+
+        Those that write agree on the last one that all of them have, whole; the other processes follow.
+        """
+        usable: list[Path] = []
+        unusable: list[Path] = []
+        if self.is_writer:
+            for path in self.folder.glob(".step-*"):
+                shutil.rmtree(path)
+            usable, unusable = self._by_launch()
+        for name in reversed(self._common_names(usable)):
+            damages = [self._damage(name)] if self.is_writer else []
+            damage = next(filter(None, gather_object(damages)), None)
             if not damage:
-                return folder.name
-            log.info(f"{self.name}: {folder.name} is skipped: {damage}")
+                return name
+            log.info(f"{self.name}: {name} is skipped: {damage}")
         for path in unusable[-1:]:
             state = _read_state(path)
             differences = [
@@ -180,6 +197,15 @@ class Checkpoints:
             ]
             log.info(f"starting afresh: {path.name} has {' and '.join(differences) or f'no readable {STATE}'}")
         return None
+
+    def _common_names(self, usable: list[Path]) -> list[str]:
+        """List the names of checkpoints that all processes which write can load, oldest first."""
+        names = gather_object([{path.name for path in usable}] if self.is_writer else [])
+        return sorted(set.intersection(*names))
+
+    def _damage(self, name: str) -> str | None:
+        """Describe the first damaged file of a checkpoint; None if all are whole."""
+        return find_damage(self.folder / name, _read_state(self.folder / name).get("files", {}))
 
     def _by_launch(self) -> tuple[list[Path], list[Path]]:
         """List the checkpoints that this launch can load, and the others; oldest first."""
@@ -251,10 +277,14 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def working_folder(job: ArtifactJob, acc: Accelerator) -> Iterator[Path]:
-    """Give the job's working folder on every process, with what a killed run of the same config left in it."""
-    if not acc.is_main_process:
+    """Give the job's working folder on every process, with what a killed run of the same config left in it.
+
+    All processes leave together, when the result is in place.
+    """
+    if not job.is_writer:
         acc.wait_for_everyone()
         yield job.partial
+        acc.wait_for_everyone()
         return
     unfinished = job.unfinished_identity()
     difference = identity_difference(unfinished, job.identity) if unfinished is not None else ""
@@ -263,6 +293,10 @@ def working_folder(job: ArtifactJob, acc: Accelerator) -> Iterator[Path]:
     with job.write(resume=True) as folder:
         acc.wait_for_everyone()  # until an outdated folder is removed
         yield folder
+        if not job.keeps_result:
+            acc.wait_for_everyone()  # until the first machine has the result, and this one's checkpoints are useless
+    if job.keeps_result:
+        acc.wait_for_everyone()
 
 
 def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkpoints) -> None:

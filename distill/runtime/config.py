@@ -36,6 +36,7 @@ from distill.runtime import checksums
 from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
 from distill.runtime.logs import quiet_libraries
+from distill.runtime.processes import lost_process
 from distill.runtime.terminal import printable
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -149,15 +150,19 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0" or not error.on_all_processes:
+        rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
+        is_first = rank == "0" or ("LOCAL_RANK" in os.environ and local_rank == "0")  # each machine has a terminal
+        if is_first or not error.on_all_processes:
             print(f"error{f' in process {rank}' if rank != '0' else ''}: {printable(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here or starts afresh", file=sys.stderr)
         code = 130
     except Exception as error:
-        reason = full_disk_reason(error)
+        lost, reason = lost_process(error), full_disk_reason(error)
+        if lost is not None:
+            print(f"error in process {os.environ.get('RANK', '0')}: {printable(lost)}", file=sys.stderr)
+            leave(2)
         if reason is None:
             raise
         place = getattr(config, "output", None) or getattr(config, "run", None) or Path.cwd()

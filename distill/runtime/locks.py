@@ -36,10 +36,15 @@ class OutputLock:
 
     Args:
         output: the folder that is written.
+
+    Attributes:
+        is_holder: whether this process takes the lock; of launches over machines with disks of their own, `machines`
+            sets it for one process a machine.
     """
 
     def __init__(self, output: Path):
         self.output, self.path = output, lock_path(output)
+        self.is_holder = is_main_process()
         self._token = object()
         weakref.finalize(self, _release, self.path, self._token)  # a job that fails leaves no lock
 
@@ -49,7 +54,7 @@ class OutputLock:
         Raises:
             UserError: another process holds it; the message says which and since when. Or it cannot be written.
         """
-        if is_main_process():
+        if self.is_holder:
             held = _held.get(self.path)
             if held is None or held.process != os.getpid():
                 missing = [folder for folder in self.path.parents if not folder.exists()]
@@ -135,6 +140,11 @@ def lock_path(output: Path) -> Path:
 def is_main_process() -> bool:
     """Tell whether this is the first process of its launch, or the only one."""
     return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
+
+
+def is_first_of_machine() -> bool:
+    """Tell whether this is the first process on its machine; as `is_main_process` where the launcher does not say."""
+    return os.environ["LOCAL_RANK"] == "0" if "LOCAL_RANK" in os.environ else is_main_process()
 
 
 @contextlib.contextmanager
