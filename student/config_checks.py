@@ -39,8 +39,7 @@ def check(config: Config) -> None:
         raise UserError("--lora_rank, --gradient_checkpointing and --init_layers are for a large student; give --init.")
     if config.backbone != "setrec":
         check_item_text(config.item_text, config.embeddings)
-    check_setrec(config, config.backbone, config.dim, config.item_text)
-    check_dreamrec(config, config.backbone, "ce", config.item_text)
+    check_item_network(config, config.backbone, "ce")
     if config.reads_text and config.init:
         raise UserError("--item_text is for students without --init: a large student reads codewords alone.")
     if config.item_text == "only" and config.backbone == "causal":
@@ -104,6 +103,22 @@ def check_item_text(item_text: str, embeddings: Path | None) -> None:
         raise UserError(f"--embeddings {embeddings} is read by --item_text add or only, and --item_text is none.")
 
 
+def check_item_network(config: Config | BaselineConfig, network: str, loss: str) -> None:
+    """Refuse settings of single networks over items that contradict each other, or are given for another network.
+
+    Args:
+        config: of either command.
+        network: that is trained, over items or over codewords.
+        loss: of a network over items.
+
+    Raises:
+        UserError: names the setting and what it may be.
+    """
+    check_setrec(config, network, config.dim, config.item_text)
+    check_e4srec(config, network, config.base, config.item_text)
+    check_dreamrec(config, network, loss, config.item_text)
+
+
 def is_large(config: Config | BaselineConfig) -> bool:
     """Tell whether the network is large enough to be faster in bf16."""
     if isinstance(config, BaselineConfig):
@@ -126,9 +141,7 @@ def check_baseline(config: BaselineConfig) -> None:
     """
     if config.network != "setrec":
         check_item_text(config.item_text, config.embeddings)
-    check_setrec(config, config.network, config.dim, config.item_text)
-    check_e4srec(config, config.network, config.base, config.item_text)
-    check_dreamrec(config, config.network, config.loss, config.item_text)
+    check_item_network(config, config.network, config.loss)
     if config.list_loss in NEEDS_REFERENCE:
         raise UserError(f"--list_loss {config.list_loss} compares students of semantic IDs; {config.network} has none.")
     if config.network in ("lite-llm4rec", "e4srec") and not config.base and config.dim % 8:

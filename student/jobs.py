@@ -21,7 +21,7 @@ from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.remote import RemoteTeacher
 from student import variants
 from student.config import LABELLED_PRIORS, BaselineConfig, Config
-from student.config_checks import check_baseline, settle_precision
+from student.config_checks import AnyConfig, check_baseline, settle_precision
 from student.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
@@ -61,11 +61,9 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
         job = ArtifactJob("student", seed_config, output, every_input, extra, config.overwrite, reads)
         if not machines.is_finished(job, config.machine_silence):
             from student.phases import build_student
-            from student.precision import choose_training_precision
             from student.trainer import train
 
-            job.facts["precision"] = choose_training_precision(seed_config.precision)
-            seed_config = replace(seed_config, precision=job.facts["precision"])
+            seed_config = choose_precision(seed_config, job)
             in_process = open_teacher and config.on_policy and not config.teacher_url
             ask = partial(open_teacher, asked[0]) if in_process else None
             train(seed_config, job, partial(build_student, seed_config, variant, folders, texts, ask=ask))
@@ -94,14 +92,20 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
         job = ArtifactJob("baseline", seed_config, output, every_input, extra, config.overwrite, [config.base])
         if not machines.is_finished(job, config.machine_silence):
             from student.phases import build_item_model
-            from student.precision import choose_training_precision
             from student.trainer import train
 
-            job.facts["precision"] = choose_training_precision(seed_config.precision)
-            seed_config = replace(seed_config, precision=job.facts["precision"])
+            seed_config = choose_precision(seed_config, job)
             train(seed_config, job, partial(build_item_model, seed_config, folders, texts, source))
 
     each_seed(config.output_folder.name, seeds, config.seed, config.output_folder, train_seed)
+
+
+def choose_precision(config: AnyConfig, job: ArtifactJob) -> AnyConfig:
+    """Replace `precision` "auto" by what this machine takes, and note it in the job's facts."""
+    from student.precision import choose_training_precision
+
+    job.facts["precision"] = choose_training_precision(config.precision)
+    return replace(config, precision=job.facts["precision"])
 
 
 def each_seed(

@@ -49,7 +49,7 @@ class Config:
     trie_sizes: list[int] = field(default_factory=lambda: [10**4, 10**5, 10**6, 10**7])
     """Numbers of items of the tries that are built."""
     graphs: list[GraphFormat] = field(default_factory=list)
-    """Also by exported graphs in these formats, against `generate` too: onnx, onnx-int8, aoti."""
+    """Also by exported graphs in these formats, against `generate` too."""
     compiled: bool = False
     """Also search for one user by `Recommender.compile`; on CPUs inductor needs a C++ compiler and about a minute."""
     repeats: int = 5

@@ -116,6 +116,12 @@ def test_both_commands_train_it(shop, tmp_path):
     assert one.fingerprint == two.fingerprint
 
 
+@pytest.mark.parametrize("backbone", ["nested", "sasrec"])
+def test_the_students_command_refuses_its_settings_for_other_networks(backbone, shop):
+    with pytest.raises(UserError, match=f"--e4srec is for e4srec; the network is {backbone}"):
+        train.main(Config(run=shop, backbone=backbone, variant="tiger", e4srec=E4SRecSettings(4)))
+
+
 def test_learns_a_circle_of_items(tmp_path):
     """Everybody walks round twelve items; the vectors that it reads are random, and differ."""
     rng = np.random.default_rng(0)
