@@ -21,7 +21,7 @@ from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.remote import RemoteTeacher
 from student import variants
 from student.config import LABELLED_PRIORS, BaselineConfig, Config
-from student.config_checks import AnyConfig, check_baseline, settle_precision
+from student.config_checks import AnyConfig, check_baseline, is_large, settle_precision
 from student.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
@@ -102,10 +102,12 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
 
 def choose_precision(config: AnyConfig, job: ArtifactJob) -> AnyConfig:
     """Replace `precision` "auto" by what this machine takes, and note it in the job's facts."""
-    from student.precision import choose_training_precision
+    from distill.runtime.precision import choose_mixed_precision, log_mixed_precision
 
-    job.facts["precision"] = choose_training_precision(config.precision)
-    return replace(config, precision=job.facts["precision"])
+    chosen = choose_mixed_precision(config.precision, is_large(config))
+    log_mixed_precision(config.precision, chosen, is_large(config))
+    job.facts["precision"] = chosen
+    return replace(config, precision=chosen)
 
 
 def each_seed(

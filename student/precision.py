@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from distill.runtime import precision
-from distill.runtime.logs import log
 from distill.runtime.models import count_parameters
 from student.config import Precision
 
@@ -31,22 +30,6 @@ def resolve_precision(setting: Precision, model: nn.Module) -> Literal["float32"
         return setting
     large = count_parameters(model) >= MIN_PARAMETERS
     return "bfloat16" if large and precision.has_bf16() else "float32"
-
-
-def choose_training_precision(setting: str) -> Literal["no", "bf16", "fp16"]:
-    """Choose the mixed precision of the training of a large network, and say what "auto" has chosen.
-
-    Args:
-        setting: "auto" or one of the results.
-    """
-    if setting != "auto":
-        return setting
-    where = "GPU" if torch.cuda.is_available() else "processor"
-    if precision.has_bf16():
-        log.info(f"precision: bf16 (the {where} has it; --precision no turns it off)")
-        return "bf16"
-    log.info(f"precision: float32 (the {where} has no bf16)")
-    return "no"
 
 
 def autocast(device: torch.device, chosen: Literal["float32", "bfloat16"]) -> contextlib.AbstractContextManager:

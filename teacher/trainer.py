@@ -19,6 +19,7 @@ from distill.runtime.checkpoints import Checkpoints, Progress, check_finite, wor
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
 from distill.runtime.memory import memory_gib, out_of_memory
+from distill.runtime.precision import choose_mixed_precision, log_mixed_precision
 from distill.runtime.sharding import engine_of, gathered, sharded_loading, trained_copy, unsharded
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.batching import EpochDraws, collate, counted_tokens, mask_codewords
@@ -26,9 +27,8 @@ from teacher.config import TrainingSettings
 from teacher.engines import TITLE_FACTS
 from teacher.engines.hf import HFEngine
 from teacher.loss import use_counted_loss
-from teacher.model import build_model, count_parameters, save_teacher, unwrap_peft
+from teacher.model import build_model, count_parameters, save_teacher, unwrap_peft, use_plain_attention
 from teacher.optimiser import build_optimizer, trained_parameters, warmup_cosine_schedule
-from teacher.precision import log_precision, resolve_precision, use_plain_attention
 from teacher.tasks import TaskData
 from teacher.title_validation import validate_titles
 from teacher.validation import validate
@@ -50,8 +50,9 @@ def tune(settings: TrainingSettings, dataset_folder: Path, ids_folder: Path, job
     dataset = Dataset.load(dataset_folder)
     ids = SemanticIDs.load(ids_folder, dataset.n_items)
     logs = job.output.parent / "logs"
-    precision = resolve_precision(settings.precision, settings.base)
-    log_precision(settings.precision, precision)
+    large = settings.base is not None
+    precision = choose_mixed_precision(settings.precision, large)
+    log_mixed_precision(settings.precision, precision, large)
     settings = replace(settings, precision=precision)
     job.facts["precision"] = precision
     acc = accelerator(

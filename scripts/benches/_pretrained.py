@@ -25,7 +25,7 @@ from distill.semantic_ids.ids import SemanticIDs
 from teacher.batching import collate, make_batches
 from teacher.config import TrainingSettings
 from teacher.loss import use_counted_loss
-from teacher.precision import use_plain_attention
+from teacher.model import use_plain_attention
 from teacher.tasks import TaskData
 from teacher.tokenizer import add_codewords, train_tokenizer
 

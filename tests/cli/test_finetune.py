@@ -16,12 +16,11 @@ import torch
 from transformers import AutoConfig, LlamaForCausalLM
 
 from distill.data.dataset import Dataset, write_dataset
-from distill.runtime import artifacts
+from distill.runtime import artifacts, precision
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.config import parse
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs, write_codes
-from teacher import precision
 from teacher.batching import collate, epoch_batches
 from teacher.config import TASKS, Config
 from teacher.estimate import flops_a_token, memory, plan
@@ -176,15 +175,6 @@ def test_options_of_text_are_in_the_identity_only_where_they_are_set(root, monke
     assert identity_of(monkeypatch, settings(root, base="some/base"))["config"]["precision"] == "auto"
 
 
-@pytest.mark.parametrize("has_bf16", [True, False])
-def test_precision_chooses_itself(monkeypatch, has_bf16):
-    monkeypatch.setattr(precision, "has_bf16", lambda: has_bf16)
-    assert precision.resolve_precision("auto", "some/base") == ("bf16" if has_bf16 else "no")
-    assert precision.resolve_precision("auto", None) == "no"
-    for chosen in ("no", "bf16", "fp16"):
-        assert precision.resolve_precision(chosen, "some/base") == precision.resolve_precision(chosen, None) == chosen
-
-
 def test_a_base_that_reads_titles_by_its_command(root, tmp_path):
     """In bf16 where this machine has it, validation too; the loss falls."""
     make_base(root, tmp_path / "base")
@@ -193,15 +183,9 @@ def test_a_base_that_reads_titles_by_its_command(root, tmp_path):
     assert code == 0, error
     assert error.count("precision: ") == 1
     facts = json.loads((tmp_path / "teacher/manifest.json").read_text())["facts"]
-    assert facts["precision"] == precision.resolve_precision("auto", "base")
+    assert facts["precision"] == precision.choose_mixed_precision("auto", large=True)
     curve = json.loads((tmp_path / "teacher/curve.json").read_text())
     assert curve[-1]["loss"] < curve[0]["loss"] - 0.1
-
-
-def test_precision_is_said_in_one_line(capsys):
-    precision.log_precision("auto", "bf16")
-    precision.log_precision("fp16", "fp16")
-    assert re.fullmatch(r"precision: bf16 \(the (GPU|processor) has it; .*\)\n", capsys.readouterr().err)
 
 
 def real(root, config):

@@ -1,6 +1,7 @@
 """bfloat16 in the students' search, scores and training: when it is chosen, and how near its results are."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,9 +113,25 @@ def test_small_networks_train_in_float32_on_every_machine(config, settled):
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_large_networks_train_in_bf16_where_the_hardware_has_it(monkeypatch, has_bf16):
     monkeypatch.setattr(hardware, "has_bf16", lambda: has_bf16)
-    assert precision.choose_training_precision("auto") == ("bf16" if has_bf16 else "no")
+    assert hardware.choose_mixed_precision("auto", large=True) == ("bf16" if has_bf16 else "no")
+    assert hardware.choose_mixed_precision("auto", large=False) == "no"
     for setting in ("no", "bf16", "fp16"):
-        assert precision.choose_training_precision(setting) == setting
+        for large in (True, False):
+            assert hardware.choose_mixed_precision(setting, large) == setting
+
+
+@pytest.mark.parametrize(
+    ("chosen", "large", "line"),
+    [
+        ("bf16", True, r"bf16 \(the (GPU|processor) has it; "),
+        ("no", True, r"float32 \(the (GPU|processor) has no bf16; "),
+        ("no", False, r"float32 \(the network is small; "),
+    ],
+)
+def test_the_chosen_precision_is_said_in_one_line(capsys, chosen, large, line):
+    hardware.log_mixed_precision("auto", chosen, large)
+    hardware.log_mixed_precision("fp16", "fp16", large)
+    assert re.fullmatch(f"precision: {line}--precision chooses another\\)\n", capsys.readouterr().err)
 
 
 def test_training_says_its_precision(tmp_path):
