@@ -24,6 +24,9 @@ from student.dreamrec_config import check_dreamrec
 from student.e4srec_config import check_e4srec
 from student.setrec_config import check_setrec
 
+ITEM_NETWORK_SETTINGS = ("setrec", "e4srec", "dreamrec")  # each the name of a network, and of its group of settings
+READERS = {"base": ("setrec", "lite-llm4rec", "e4srec"), "sasrec": ("setrec", "e4srec", "dreamrec")}  # files read
+
 AnyConfig = TypeVar("AnyConfig", Config, BaselineConfig)
 
 
@@ -114,9 +117,19 @@ def check_item_network(config: Config | BaselineConfig, network: str, loss: str)
     Raises:
         UserError: names the setting and what it may be.
     """
-    check_setrec(config, network, config.dim, config.item_text)
-    check_e4srec(config, network, config.base, config.item_text)
-    check_dreamrec(config, network, loss, config.item_text)
+    for name in ITEM_NETWORK_SETTINGS:
+        settings = getattr(config, name)
+        if network != name and settings != type(settings)():
+            raise UserError(f"--{name} is for {name}; the network is {network}.")
+    for name, readers in READERS.items():
+        if getattr(config, name) is not None and network not in readers:
+            raise UserError(f"--{name} is for {', '.join(readers)}; the network is {network}.")
+    if network == "setrec":
+        check_setrec(config, config.dim, config.item_text)
+    if network == "e4srec":
+        check_e4srec(config.e4srec, config.base, config.item_text)
+    if network == "dreamrec":
+        check_dreamrec(loss, config.item_text)
 
 
 def is_large(config: Config | BaselineConfig) -> bool:

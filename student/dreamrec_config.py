@@ -30,22 +30,16 @@ class DreamRecInputs:
     """Settings of dreamrec."""
 
 
-def check_dreamrec(inputs: DreamRecInputs, network: str, loss: str, item_text: str) -> None:
-    """Refuse settings that contradict each other.
+def check_dreamrec(loss: str, item_text: str) -> None:
+    """Refuse settings that DreamRec does not read.
 
     Args:
-        inputs: of the command.
-        network: that is trained.
         loss: of a network over items.
         item_text: whether texts are read.
 
     Raises:
         UserError: names the setting and what it may be.
     """
-    if network != "dreamrec":
-        if inputs.dreamrec != DreamRecSettings():
-            raise UserError(f"--dreamrec is for dreamrec; the network is {network}.")
-        return
     if loss != "ce":
         raise UserError(f"--loss {loss} compares items; dreamrec has a loss of its own, without other items: leave it.")
     if item_text != "none":

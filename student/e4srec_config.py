@@ -28,23 +28,18 @@ class E4SRecInputs:
     """Settings of e4srec."""
 
 
-def check_e4srec(inputs: E4SRecInputs, network: str, base: Path | None, item_text: str) -> None:
+def check_e4srec(settings: E4SRecSettings, base: Path | None, item_text: str) -> None:
     """Refuse settings that contradict each other.
 
     Args:
-        inputs: of the command.
-        network: that is trained.
+        settings: of e4srec.
         base: the pretrained model that it starts from.
         item_text: whether texts are read.
 
     Raises:
         UserError: names the setting and what it may be.
     """
-    if network != "e4srec":
-        if inputs.e4srec != E4SRecSettings():
-            raise UserError(f"--e4srec is for e4srec; the network is {network}.")
-        return
     if item_text != "none":
         raise UserError("--item_text is for the other networks; e4srec reads the item embeddings of --sasrec alone.")
-    if base is None and inputs.e4srec.lora_rank is not None:
+    if base is None and settings.lora_rank is not None:
         raise UserError("--e4srec.lora_rank is for a pretrained model; give --base.")

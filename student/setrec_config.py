@@ -56,12 +56,11 @@ class SETRecInputs:
     """Settings of setrec."""
 
 
-def check_setrec(inputs: SETRecInputs, network: str, dim: int, item_text: str) -> None:
+def check_setrec(inputs: SETRecInputs, dim: int, item_text: str) -> None:
     """Refuse settings that contradict each other.
 
     Args:
         inputs: of the command.
-        network: that is trained.
         dim: of a network that starts from random weights.
         item_text: the setting of the other networks.
 
@@ -69,14 +68,6 @@ def check_setrec(inputs: SETRecInputs, network: str, dim: int, item_text: str) -
         UserError: names the setting and what it may be.
     """
     settings = inputs.setrec
-    if network != "setrec":
-        if inputs.base and network not in ("lite-llm4rec", "e4srec"):
-            raise UserError(f"--base is for setrec, lite-llm4rec and e4srec; the network is {network}.")
-        if inputs.sasrec and network not in ("e4srec", "dreamrec"):
-            raise UserError(f"--sasrec is for setrec, e4srec and dreamrec; the network is {network}.")
-        if settings != SETRecSettings():
-            raise UserError(f"--setrec is for setrec; the network is {network}.")
-        return
     if item_text != "none":
         raise UserError("--item_text is for the other networks; setrec always reads texts, as semantic tokens.")
     if not settings.cf and not settings.semantic:

@@ -189,7 +189,7 @@ def test_embeddings_of_a_trained_network_are_standardised_and_stay(root, tmp_pat
     [
         ({"network": "dreamrec", "loss": "list"}, "--loss list compares items; dreamrec has a loss of its own"),
         ({"network": "dreamrec", "item_text": "add"}, "--item_text add is for the other networks"),
-        ({"network": "gru4rec", "sasrec": Path("x")}, "--sasrec is for setrec, e4srec and dreamrec; the network is"),
+        ({"network": "gru4rec", "sasrec": Path("x")}, "--sasrec is for setrec, e4srec, dreamrec; the network is"),
         ({"network": "sasrec", "dreamrec": DreamRecSettings(steps=9)}, "--dreamrec is for dreamrec; the network is"),
     ],
 )

@@ -144,7 +144,7 @@ def test_learns_a_circle_of_items(tmp_path):
         ({"item_text": "add"}, "e4srec reads the item embeddings of --sasrec alone"),
         ({"base": None, "e4srec": E4SRecSettings(4)}, "--e4srec.lora_rank is for a pretrained model; give --base"),
         ({"network": "sasrec", "base": None, "e4srec": E4SRecSettings(4)}, "--e4srec is for e4srec; the network is sa"),
-        ({"network": "gru4rec", "base": None, "sasrec": "other"}, "--sasrec is for setrec, e4srec and dreamrec; the"),
+        ({"network": "gru4rec", "base": None, "sasrec": "other"}, "--sasrec is for setrec, e4srec, dreamrec; the"),
         ({"base": None, "dim": 12}, "--dim is 12; expected a multiple of 8"),
         ({"layers": 3}, r"--layers is 3, and .*base has 2 layers"),
         ({"max_history": 65}, r"Histories of 65 items take 65 places, and --base .*base has 64"),

@@ -97,7 +97,7 @@ def test_both_commands_train_it(shop, base, tmp_path):
         ({"layers": 3}, r"--layers is 3, and .*base has 2 layers"),
         ({"max_history": 65}, r"Histories of 65 items take 65 places, and --base .*base has 64"),
         ({"base": None, "dim": 12}, "--dim is 12; expected a multiple of 8"),
-        ({"network": "gru4rec"}, "--base is for setrec, lite-llm4rec and e4srec; the network is gru4rec"),
+        ({"network": "gru4rec"}, "--base is for setrec, lite-llm4rec, e4srec; the network is gru4rec"),
         ({"base": "bert"}, "cannot read a history of item vectors: a state depends on the items after it"),
     ],
 )
