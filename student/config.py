@@ -19,7 +19,7 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
-from distill.runtime.config import IF_CHANGED, HalfOpenUnitInterval, HistoryLength, JobSettings, Seed
+from distill.runtime.config import IF_CHANGED, HalfOpenUnitInterval, HistoryLength, JobSettings, LaunchSettings, Seed
 from student.dreamrec_config import (
     DreamRecInputs,
     DreamRecSettings,  # noqa: F401 - jsonargparse looks inherited fields' types up in the module of the config
@@ -295,15 +295,13 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True)
-class RunSettings(JobSettings):
+class RunSettings(LaunchSettings, JobSettings):
     """Checkpoints and curves."""
 
     checkpoint_every: NonNegativeInt = field(default=200, metadata={"identity": False})
     """Steps between checkpoints, from which a broken run goes on; 0: none."""
     keep_checkpoints: PositiveInt = field(default=1, metadata={"identity": False})
     """How many of the last checkpoints are kept while the training runs."""
-    machine_silence: PositiveFloat = field(default=60.0, metadata={"identity": False})
-    """Of several machines: seconds without a sign of life from one of them after which the launch ends."""
     tracker: str = field(default="tensorboard", metadata={"identity": False})
     """Where the curves go: tensorboard (RUN/logs/students), none, or another that Accelerate knows."""
 

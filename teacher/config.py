@@ -11,7 +11,7 @@ from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from distill.runtime.config import IF_CHANGED, HistoryLength, JobSettings, Seed, suggest
+from distill.runtime.config import IF_CHANGED, HistoryLength, JobSettings, LaunchSettings, Seed, suggest
 from distill.runtime.errors import UserError
 
 # The position of a task seeds its random generator: append only. `teacher/tasks.py` implements them.
@@ -208,15 +208,13 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True)
-class CheckpointSettings:
+class CheckpointSettings(LaunchSettings):
     """Checkpoints that an interrupted run resumes from."""
 
     checkpoint_every: NonNegativeInt = field(default=1000, metadata=NOT_IN_IDENTITY)
     """Optimiser steps between two checkpoints, from which a killed run resumes; 0: none."""
     keep_checkpoints: PositiveInt = field(default=2, metadata=NOT_IN_IDENTITY)
     """How many of the last checkpoints are kept until the run is finished."""
-    machine_silence: PositiveFloat = field(default=60.0, metadata=NOT_IN_IDENTITY)
-    """Of several machines: seconds without a sign of life from one of them after which the launch ends."""
 
 
 @dataclass(frozen=True)

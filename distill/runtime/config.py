@@ -31,10 +31,12 @@ from typing import Any, NoReturn, TypeVar
 import jsonargparse
 import yaml
 from jsonargparse import typing as ranges
+from jsonargparse.typing import PositiveFloat  # jsonargparse looks a type up in the module of the whole config
 
 from distill.runtime import checksums
 from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
+from distill.runtime.locks import is_first_of_machine, process_number
 from distill.runtime.logs import quiet_libraries
 from distill.runtime.processes import lost_process
 from distill.runtime.terminal import printable
@@ -88,6 +90,14 @@ class JobSettings:
     """Do nothing; exit code 0 if the work is finished, else 1."""
     no_verify: bool = field(default=False, metadata={"identity": False})
     """Do not compare the files that are read with their checksums (all commands: set LOHREC_NO_VERIFY=1)."""
+
+
+@dataclass(frozen=True)
+class LaunchSettings:
+    """A training over several machines."""
+
+    machine_silence: PositiveFloat = field(default=60.0, metadata={"identity": False})
+    """Of several machines: seconds without a sign of life from one of them after which the launch ends."""
 
 
 def parse(config_class: type[Config], default: str | None = None, argv: Sequence[str] | None = None) -> Config:
@@ -150,10 +160,9 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except UserError as error:
-        rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
-        is_first = rank == "0" or ("LOCAL_RANK" in os.environ and local_rank == "0")  # each machine has a terminal
-        if is_first or not error.on_all_processes:
-            print(f"error{f' in process {rank}' if rank != '0' else ''}: {printable(error)}", file=sys.stderr)
+        if is_first_of_machine() or not error.on_all_processes:  # each machine has a terminal
+            process = process_number()
+            print(f"error{f' in process {process}' if process else ''}: {printable(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here or starts afresh", file=sys.stderr)
@@ -161,7 +170,7 @@ def run(
     except Exception as error:
         lost, reason = lost_process(error), full_disk_reason(error)
         if lost is not None:
-            print(f"error in process {os.environ.get('RANK', '0')}: {printable(lost)}", file=sys.stderr)
+            print(f"error in process {process_number()}: {printable(lost)}", file=sys.stderr)
             leave(2)
         if reason is None:
             raise

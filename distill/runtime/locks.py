@@ -137,9 +137,14 @@ def lock_path(output: Path) -> Path:
     return output.with_name(output.name + ".lock")
 
 
+def process_number() -> int:
+    """Return the number of this process in its launch, from 0."""
+    return max(int(os.environ.get(name, "0")) for name in RANK_VARIABLES)
+
+
 def is_main_process() -> bool:
     """Tell whether this is the first process of its launch, or the only one."""
-    return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
+    return process_number() == 0
 
 
 def is_first_of_machine() -> bool:

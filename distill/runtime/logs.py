@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from distill.runtime.locks import is_main_process
 from distill.runtime.terminal import printable
 
 QUIET_INTERVAL = 60.0  # seconds between two lines of progress in a log that is no terminal
@@ -37,7 +38,7 @@ class _CurrentStderr(logging.StreamHandler):
 
 def _is_main_process(_: logging.LogRecord) -> bool:
     """In a launch of several processes, only the first one logs."""
-    return os.environ.get("RANK", "0") == "0"
+    return is_main_process()
 
 
 log = logging.getLogger("lohrec")

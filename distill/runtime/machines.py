@@ -36,7 +36,6 @@ from distill.runtime.logs import log
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-SILENCE_SECONDS = 60.0  # without a sign of life from a machine, after which a launch ends
 BEAT_SECONDS = 5.0  # at most, between two signs of life
 START_SECONDS = 1800.0  # for the last machine to start; as a process group waits
 SIOCGIFADDR = 0x8915  # Linux: address of a network interface
@@ -56,7 +55,7 @@ def number() -> int:
     return int(os.environ.get("GROUP_RANK", "0"))
 
 
-def is_finished(job: ArtifactJob, silence: float = SILENCE_SECONDS) -> bool:
+def is_finished(job: ArtifactJob, silence: float) -> bool:
     """Tell whether the work is finished, on the first machine; as `ArtifactJob.is_finished`.
 
     Where it is not, the job then knows whether this process writes its files, and where the result stays.
@@ -163,7 +162,7 @@ def _prefix() -> str:
 
 
 @functools.cache
-def watch(silence: float = SILENCE_SECONDS) -> None:
+def watch(silence: float) -> None:
     """Watch the other machines of the launch from now on; once for a process, in the first one of each machine.
 
     Two threads: what talks to the store may hang when the network is cut, so another one looks at the clock.

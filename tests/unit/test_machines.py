@@ -15,6 +15,8 @@ from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
 from distill.runtime.processes import lost_process
 
+SILENCE = 60.0  # seconds, never reached
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -64,7 +66,7 @@ def finish(folder):
 
 def test_machines_with_disks_of_their_own_both_write_and_the_first_gets_the_result(both, tmp_path):
     jobs = [job_of(number, tmp_path / str(number)) for number in range(2)]
-    assert both(lambda number: machines.is_finished(jobs[number])) == [False, False]
+    assert both(lambda number: machines.is_finished(jobs[number], SILENCE)) == [False, False]
     facts = [(job.is_writer, job.separate_disks, job.keeps_result) for job in jobs]
     assert facts == [(True, True, True), (True, True, False)]
     assert all(job.lock.path.exists() for job in jobs)
@@ -79,7 +81,7 @@ def test_machines_with_disks_of_their_own_both_write_and_the_first_gets_the_resu
 
 def test_machines_that_share_a_disk_have_one_writer(both, tmp_path):
     jobs = [job_of(number, tmp_path) for number in range(2)]
-    assert both(lambda number: machines.is_finished(jobs[number])) == [False, False]
+    assert both(lambda number: machines.is_finished(jobs[number], SILENCE)) == [False, False]
     assert [job.is_writer for job in jobs] == [True, False]
     assert not any(job.separate_disks for job in jobs) and all(job.keeps_result for job in jobs)
 
@@ -89,20 +91,20 @@ def test_the_work_is_finished_when_the_first_machine_has_the_result(both, tmp_pa
     finish(tmp_path / "0")
     jobs = [job_of(number, tmp_path / str(number)) for number in range(2)]
     jobs[1].begin()
-    assert both(lambda number: machines.is_finished(jobs[number])) == [True, True]
+    assert both(lambda number: machines.is_finished(jobs[number], SILENCE)) == [True, True]
     assert not jobs[1].partial.exists()
 
 
 def test_a_result_on_another_machine_does_not_count(both, tmp_path):
     finish(tmp_path / "1")
     jobs = [job_of(number, tmp_path / str(number)) for number in range(2)]
-    assert both(lambda number: machines.is_finished(jobs[number])) == [False, False]
+    assert both(lambda number: machines.is_finished(jobs[number], SILENCE)) == [False, False]
     assert (tmp_path / "1/out/weights").is_file()
 
 
 def test_machines_of_other_settings_are_refused_on_both(both, tmp_path):
     jobs = [job_of(number, tmp_path / str(number), lr=0.1 + number) for number in range(2)]
-    errors = both(lambda number: machines.is_finished(jobs[number]))
+    errors = both(lambda number: machines.is_finished(jobs[number], SILENCE))
     assert all("would not do the work" in str(error) and "lr (0.1 -> 1.1) differs" in str(error) for error in errors)
 
 
@@ -110,14 +112,14 @@ def test_machines_of_other_code_are_refused(both, tmp_path, monkeypatch):
     versions = iter("ab")
     monkeypatch.setattr(machines, "code_fingerprint", lambda: next(versions))
     jobs = [job_of(number, tmp_path / str(number)) for number in range(2)]
-    for error in both(lambda number: machines.is_finished(jobs[number])):
+    for error in both(lambda number: machines.is_finished(jobs[number], SILENCE)):
         assert "the code of lohrec-distill differs" in str(error)
 
 
 def test_a_machine_that_does_not_start_is_named(both, tmp_path, monkeypatch):
     monkeypatch.setattr(machines, "START_SECONDS", 0.3)
     first = job_of(0, tmp_path)
-    error, _ = both(lambda number: machines.is_finished(first) if number == 0 else None)
+    error, _ = both(lambda number: machines.is_finished(first, SILENCE) if number == 0 else None)
     assert "Machine 1 of 2 has not begun" in str(error) and "--node_rank" in str(error)
 
 
