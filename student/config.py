@@ -88,6 +88,9 @@ class ModelSettings(DropoutSettings):
     (dreamrec: tiger), and ignore the options of codewords."""
     preset: str = "demo"
     """Sizes of the network: demo, small (1.2M parameters), tiger-4m (4.5M) or lohrec-13m (13M)."""
+    tie_embeddings: bool | None = field(default=None, metadata=IF_CHANGED)
+    """Score codewords by the embeddings that the history is read by, as SASRec scores items; they start small. Else by
+    a table of their own, with T5's start (default: true for nested)."""
     init: Path | None = None
     """causal: start from this Hugging Face causal language model, a teacher's folder or a base model's; no preset."""
     init_layers: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
@@ -96,6 +99,11 @@ class ModelSettings(DropoutSettings):
     """init: train adapters of this rank and the codewords' rows; 0: all weights."""
     gradient_checkpointing: bool = field(default=False, metadata={"identity": False})
     """init: recompute activations in the backward pass: slower, with far less memory."""
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether codewords are scored by their embeddings."""
+        return self.backbone == "nested" if self.tie_embeddings is None else self.tie_embeddings
 
 
 @dataclass(frozen=True)

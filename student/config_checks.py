@@ -43,6 +43,8 @@ def check(config: Config) -> None:
     if config.backbone != "setrec":
         check_item_text(config.item_text, config.embeddings)
     check_item_network(config, config.backbone, "ce")
+    if config.tie_embeddings and config.init:
+        raise UserError("--tie_embeddings is for students without --init: a large student keeps its model's tables.")
     if config.reads_text and config.init:
         raise UserError("--item_text is for students without --init: a large student reads codewords alone.")
     if config.item_text == "only" and config.backbone == "causal":
@@ -143,6 +145,13 @@ def settle_precision(config: AnyConfig) -> AnyConfig:
     """Replace `precision` "auto" by "no" for small networks: so on every machine, and the identity says it."""
     if config.precision == "auto" and not is_large(config):
         return replace(config, precision="no")
+    return config
+
+
+def settle_tables(config: Config) -> Config:
+    """Replace an open `tie_embeddings` by true for nested, so that the identity says it: it once was false."""
+    if config.tie_embeddings is None and config.backbone == "nested":
+        return replace(config, tie_embeddings=True)
     return config
 
 

@@ -21,7 +21,7 @@ from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.remote import RemoteTeacher
 from student import variants
 from student.config import LABELLED_PRIORS, BaselineConfig, Config
-from student.config_checks import AnyConfig, check_baseline, is_large, settle_precision
+from student.config_checks import AnyConfig, check_baseline, is_large, settle_precision, settle_tables
 from student.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
     Raises:
         UserError: an unknown variant; inputs that are missing or do not fit.
     """
-    config = settle_precision(config)
+    config = settle_tables(settle_precision(config))
     variant = variants.find(config.variant, config.labels)
     if config.prior == "pseudo":
         variant = variant.on_pseudo_ids()

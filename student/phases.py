@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -253,8 +254,8 @@ def build_model(
     """
     if not config.init:
         network, sizes, presets = BACKBONES[config.backbone]
-        options = presets[config.preset] | {"dropout": config.dropout, "features": features}
-        options["feature_layers"] = feature_layers
+        options: dict[str, Any] = presets[config.preset] | {"dropout": config.dropout, "tied": config.ties_embeddings}
+        options |= {"features": features, "feature_layers": feature_layers}
         if unit is None:
             return network(sizes(ids.levels, ids.codebook_size, **options))
         numbers, vectors = text_of_ids(ids.codes, unit, ids.codebook_size)

@@ -78,7 +78,7 @@ class Recommender(ByItemId):
     ):
         defaults = {"backbone": "seq2seq", "scope": "level", "max_history": 20, "exclude_bought": True}
         self.model, self.ranker, self.facts = model, ranker, defaults | (facts or {})
-        self.device = model.head.device
+        self.device = next(model.parameters()).device
         self.item_ids, self.titles = item_ids, titles
         self.codes = torch.from_numpy(codes).to(self.device)
         for network in (model, ranker):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from student.models.codeword_tables import CodewordTables
 from student.models.fast_paths import (
     CachedStep,
     KeysValues,
@@ -62,6 +63,7 @@ class CausalConfig:
     text: TextConfig | None = None
     features: int = 0
     feature_layers: int = 1
+    tied: bool = False
 
 
 class EncodedHistory(NamedTuple):
@@ -99,19 +101,18 @@ class Positions(NamedTuple):
     allowed: Tensor | None = None
 
 
-class Causal(Featured):
+class Causal(Featured, CodewordTables):
     """T5's decoder layers without cross-attention: every token sees itself and those before it."""
 
     def __init__(self, config: CausalConfig):
         super().__init__()
         self.config = config
         c = config
-        self.embedding = nn.Embedding(1 + c.levels * c.codebook_size, c.d_model)
+        self.add_tables(c.levels, c.codebook_size, c.d_model, c.tied)
         self.text = HistoryText(c.text, c.d_model, c.codebook_size) if c.text else None
         self.layers = nn.ModuleList(CausalLayer(c) for _ in range(c.layers))
         self.bias = nn.Embedding(c.buckets, c.heads)
         self.norm = nn.RMSNorm(c.d_model, eps=1e-6)
-        self.head = nn.Parameter(torch.empty(c.levels, c.codebook_size, c.d_model))
         self.dropout = nn.Dropout(c.dropout)
         self.add_feature_head(c.d_model, c.features, c.feature_layers, c.layers)
         initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
@@ -168,7 +169,7 @@ class Causal(Featured):
         Returns:
             [batch, items · levels, d_model].
         """
-        embedded = self.embedding(tokens)
+        embedded = self.embed(tokens)
         return embedded if self.text is None else embedded + last_token(self.text(codes), self.config.levels)
 
     def log_probs(self, encoded: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
@@ -187,7 +188,7 @@ class Causal(Featured):
         firsts = [each[:, None, None].expand(-1, items.shape[1], -1, -1) for each in before]
         states = [torch.cat([first, each[:, 0]], dim=2) for first, each in zip(firsts, after, strict=True)]
         self.guess_features([each[:, 0] for each in states])
-        return forced_log_probs(states[-1], self.head, scope)
+        return forced_log_probs(states[-1], self.output_table(), scope)
 
     def one_pass(
         self, sequences: Tensor, items: Tensor | None, positions: Positions, scope: str = "level"
@@ -214,14 +215,14 @@ class Causal(Featured):
         target_places = before_target[:, None] + torch.arange(levels, device=embedded.device)
         target_states = [each[target_places] for each in flat]
         self.guess_features(target_states)
-        target_log_probs = forced_log_probs(target_states[-1][:, None], self.head, scope)[:, 0]
+        target_log_probs = forced_log_probs(target_states[-1][:, None], self.output_table(), scope)[:, 0]
         if items is None:
             return target_log_probs, None
         seen = candidate_places.clamp(min=1) * levels  # tokens before each group [batch, groups]
         row = torch.arange(len(seen), device=seen.device)[:, None]
         before_group = flat[-1][row * width + seen - 1]  # [batch, groups, d_model]
         after = self.continue_history(items, keys, values, seen)[-1]
-        return target_log_probs, candidate_log_probs(before_group, after, self.head, items, scope, allowed)
+        return target_log_probs, candidate_log_probs(before_group, after, self.output_table(), items, scope, allowed)
 
     def continue_history(self, items: Tensor, keys: list[Tensor], values: list[Tensor], seen: Tensor) -> list[Tensor]:
         """Run the layers over the codewords of candidates that continue a history.
@@ -238,7 +239,7 @@ class Causal(Featured):
         tree = PrefixTree(prefix_tokens(items, self.config.codebook_size).flatten(0, 1))
         history_bias, tree_bias = self.candidate_biases(tree, seen, keys[0].shape[2])
         packing = choose_packing(tree.present)
-        x = self.dropout(packing.pack(self.embedding(tree.tokens)))
+        x = self.dropout(packing.pack(self.embed(tree.tokens)))
         states = []
         for number, (layer, layer_keys, layer_values) in enumerate(zip(self.layers, keys, values, strict=True), 1):
             x = layer.continue_history(x, layer_keys, layer_values, history_bias, tree_bias, packing)
@@ -261,15 +262,15 @@ class Causal(Featured):
     ) -> tuple[Tensor, list[KeysValues]]:
         """As `Seq2Seq.next_codeword`; the history's last state predicts the first codeword (`tokens` is None)."""
         if tokens is None:
-            return level_log_probs(encoded.last_state[:, None], self.head, level, scope), []
-        x, present = self.embedding(tokens), []
+            return level_log_probs(encoded.last_state[:, None], self.output_table(), level, scope), []
+        x, present = self.embed(tokens), []
         history_bias = self.history_bias(encoded, level - 1)
         beam_bias = self.relative_bias(torch.arange(1 - level, 1, device=tokens.device)[None], self.bias)[:, 0]
         for number, layer in enumerate(self.layers):
             keys, values = encoded.keys[number], encoded.values[number]
             x, new = layer.step(x, past[number], keys, values, history_bias, beam_bias)
             present.append(new)
-        return level_log_probs(self.norm(x), self.head, level, scope), present
+        return level_log_probs(self.norm(x), self.output_table(), level, scope), present
 
     def relative_bias(self, distance: Tensor, table: nn.Embedding) -> Tensor:
         """Compute the bias of key-minus-query distances, the lowest value where the key is ahead of the query.

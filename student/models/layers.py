@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.runtime.errors import UserError
+from student.models.codeword_tables import TIED_STD, CodewordTables
 from student.models.packing import NO_PACKING, NoPacking, Packing
 
 
@@ -312,8 +313,11 @@ def candidate_log_probs(
 
 def initialise(module: nn.Module, d_model: int, d_ff: int, heads: int, d_head: int) -> None:
     """Initialise as T5 with factor 1: queries carry the 1/√d that the attention leaves out."""
+    tied = isinstance(module, CodewordTables) and module.head is None
     special = {"q": (d_model * d_head) ** -0.5, "o": (heads * d_head) ** -0.5, "wo": d_ff**-0.5}
-    special["embedding"] = special["recency"] = special["projection"] = 1.0
+    special["projection"] = 1.0
+    special["embedding"] = TIED_STD if tied else 1.0
+    special["recency"] = TIED_STD * d_model**0.5 if tied else 1.0  # as large as a codeword that is read
     for name, parameter in module.named_parameters():
         if parameter.dim() > 1:
             layer = name.removesuffix(".weight").rsplit(".", 1)[-1]

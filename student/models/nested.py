@@ -64,8 +64,18 @@ class Nested(Causal):
         if self.text is not None and self.text.only:
             return self.text(codes)
         tokens = history_tokens(codes, self.config.codebook_size).unflatten(1, codes.shape[1:])
-        embedded = self.embedding(tokens).sum(2)
+        embedded = self.embed(tokens).sum(2)
         return embedded if self.text is None else embedded + self.text(codes)
+
+    def decode(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """As `Causal.decode`; with tied tables the outer decoder's state itself predicts the first codeword.
+
+        So an item of one codeword is scored as SASRec scores it.
+        """
+        states, keys, values = super().decode(x)
+        if self.config.tied:
+            states[-1] = torch.cat([x[:, :1], states[-1][:, 1:]], dim=1)
+        return states, keys, values
 
     def start_inner(self, states: Tensor) -> EncodedHistory:
         """Run the inner decoder over its first token, the outer decoder's state [batch, d_model]."""
@@ -86,10 +96,10 @@ class Nested(Causal):
         """As `Causal.one_pass`."""
         rows, places, candidate_places, allowed = positions
         states = self.item_states(sequences)
-        targets = self.embedding(prefix_tokens(sequences[rows, places], self.config.codebook_size))
+        targets = self.embed(prefix_tokens(sequences[rows, places], self.config.codebook_size))
         target_states, _, _ = self.decode(torch.cat([states[rows, places - 1][:, None], targets], dim=1))
         self.guess_features(target_states)
-        target_log_probs = forced_log_probs(target_states[-1][:, None], self.head, scope)[:, 0]
+        target_log_probs = forced_log_probs(target_states[-1][:, None], self.output_table(), scope)[:, 0]
         if items is None:
             return target_log_probs, None
         row = torch.arange(len(states), device=states.device)[:, None]
@@ -97,5 +107,5 @@ class Nested(Causal):
         items = items.flatten(0, 1)
         after = self.continue_history(items[:, None], encoded.keys, encoded.values, encoded.lengths[:, None])[-1][:, 0]
         allowed = None if allowed is None else allowed.flatten(0, 1)
-        candidates = candidate_log_probs(encoded.last_state, after, self.head, items, scope, allowed)
+        candidates = candidate_log_probs(encoded.last_state, after, self.output_table(), items, scope, allowed)
         return target_log_probs, candidates.unflatten(0, candidate_places.shape)

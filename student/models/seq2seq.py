@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from student.models.codeword_tables import CodewordTables
 from student.models.fast_paths import CachedStep, KeysValues, PrefixTree, attend_one_token
 from student.models.item_text import HistoryText, TextConfig
 from student.models.layers import (
@@ -65,6 +66,7 @@ class Seq2SeqConfig:
     text: TextConfig | None = None
     features: int = 0
     feature_layers: int = 1
+    tied: bool = False
 
 
 class EncodedHistory(NamedTuple):
@@ -80,14 +82,14 @@ class EncodedHistory(NamedTuple):
     mask: Tensor
 
 
-class Seq2Seq(Featured):
+class Seq2Seq(Featured, CodewordTables):
     """Encoder over the history's codewords, decoder over the next item's."""
 
     def __init__(self, config: Seq2SeqConfig):
         super().__init__()
         self.config = config
         c = config
-        self.embedding = nn.Embedding(1 + c.levels * c.codebook_size, c.d_model)
+        self.add_tables(c.levels, c.codebook_size, c.d_model, c.tied)
         self.recency = nn.Embedding(c.max_items, c.d_model)
         self.text = HistoryText(c.text, c.d_model, c.codebook_size) if c.text else None
         self.encoder = nn.ModuleList(SelfAttentionLayer(c) for _ in range(c.encoder_layers))
@@ -98,7 +100,6 @@ class Seq2Seq(Featured):
         buckets = relative_buckets(place[None, :] - place[:, None], False, c.buckets, c.max_distance)
         self.register_buffer("decoder_buckets", buckets, persistent=False)
         self.encoder_norm, self.decoder_norm = nn.RMSNorm(c.d_model, eps=1e-6), nn.RMSNorm(c.d_model, eps=1e-6)
-        self.head = nn.Parameter(torch.empty(c.levels, c.codebook_size, c.d_model))
         self.dropout = nn.Dropout(c.dropout)
         self.add_feature_head(c.d_model, c.features, c.feature_layers, c.decoder_layers)
         initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
@@ -115,7 +116,7 @@ class Seq2Seq(Featured):
         """
         x, present, packing = self.encoder_states(codes)
         keys, values = zip(*(layer.cross.keys_values(x, packing) for layer in self.decoder), strict=True)
-        return EncodedHistory(list(keys), list(values), padding_mask(present, self.head.dtype))
+        return EncodedHistory(list(keys), list(values), padding_mask(present, self.embedding.weight.dtype))
 
     def encoder_states(self, codes: Tensor) -> tuple[Tensor, Tensor, Packing | NoPacking]:
         """Run the encoder.
@@ -128,7 +129,7 @@ class Seq2Seq(Featured):
             the packing.
         """
         embedded, present = self.embed_history(codes)
-        bias = padding_mask(present, self.head.dtype) + self.history_bias(present.shape[1])
+        bias = padding_mask(present, self.embedding.weight.dtype) + self.history_bias(present.shape[1])
         packing = choose_packing(present)
         x = self.dropout(packing.pack(embedded))
         for layer in self.encoder:
@@ -148,7 +149,7 @@ class Seq2Seq(Featured):
         if self.text is not None and self.text.only:
             return self.text(codes) + recency, codes[..., 0] >= 0
         levels, tokens = self.config.levels, history_tokens(codes, self.config.codebook_size)
-        embedded = self.embedding(tokens) + recency.repeat_interleave(levels, dim=1)
+        embedded = self.embed(tokens) + recency.repeat_interleave(levels, dim=1)
         if self.text is not None:
             embedded = embedded + self.text(codes).repeat_interleave(levels, dim=1)
         return embedded, tokens > 0
@@ -169,7 +170,7 @@ class Seq2Seq(Featured):
         states = self.decode(tree.tokens, tree.depth, tree.visible, encoded, choose_packing(tree.present))
         states = [tree.by_candidate(each) for each in states]
         self.guess_features([each[:, 0] for each in states])
-        return forced_log_probs(states[-1], self.head, scope)
+        return forced_log_probs(states[-1], self.output_table(), scope)
 
     def decode(
         self, tokens: Tensor, depth: Tensor, visible: Tensor, encoded: EncodedHistory, packing: Packing | NoPacking
@@ -188,7 +189,7 @@ class Seq2Seq(Featured):
         """
         bias = self.decoder_bias(self.decoder_buckets[depth[:, :, None], depth[:, None]]).movedim(-1, 1)
         bias = bias.masked_fill(~visible[:, None], torch.finfo(bias.dtype).min)
-        x = self.dropout(packing.pack(self.embedding(tokens)))
+        x = self.dropout(packing.pack(self.embed(tokens)))
         states = []
         for number, (layer, keys, values) in enumerate(zip(self.decoder, encoded.keys, encoded.values, strict=True), 1):
             x = layer(x, bias, keys, values, encoded.mask, packing)
@@ -223,15 +224,15 @@ class Seq2Seq(Featured):
         if tokens is None:
             tokens = torch.zeros(encoded.mask.shape[0], 1, dtype=torch.long, device=encoded.mask.device)
         bias = self.decoder_bias(self.decoder_buckets[level, : level + 1]).T
-        x, present = self.embedding(tokens), []
+        x, present = self.embed(tokens), []
         for number, layer in enumerate(self.decoder):
             x, new = layer.step(x, past[number], bias, encoded.keys[number], encoded.values[number], encoded.mask)
             present.append(new)
-        return level_log_probs(self.decoder_norm(x), self.head, level, scope), present
+        return level_log_probs(self.decoder_norm(x), self.output_table(), level, scope), present
 
     def history_bias(self, length: int) -> Tensor:
         """Compute T5's relative bias between the encoder's tokens [heads, length, length]."""
-        place = torch.arange(length, device=self.head.device)
+        place = torch.arange(length, device=self.embedding.weight.device)
         distance = place[None, :] - place[:, None]
         buckets = relative_buckets(distance, True, self.config.buckets, self.config.max_distance)
         return self.encoder_bias(buckets).permute(2, 0, 1)

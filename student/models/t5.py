@@ -47,7 +47,9 @@ def to_t5(model: Seq2Seq) -> T5ForConditionalGeneration:
     t5.lm_head.weight = nn.Parameter(torch.empty_like(t5.lm_head.weight))  # some versions tie it regardless
     student_weights = model.state_dict()
     weights = {t5_name: student_weights[name] for t5_name, name in _weight_names(c).items()}
-    head = student_weights["head"]
+    for name in ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        weights[name] = weights[name] * model.input_scale
+    head = model.output_table()
     weights["lm_head.weight"] = torch.cat([head.new_zeros(1, c.d_model), head.flatten(0, 1)])
     t5.load_state_dict(weights)  # strict: every weight of T5 is one of the student's
     return t5

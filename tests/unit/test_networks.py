@@ -28,12 +28,15 @@ NETWORKS = {
     "causal": lambda **changes: Causal(dataclasses.replace(CAUSAL, **changes)),
     "nested": lambda **changes: Nested(dataclasses.replace(NESTED, **changes)),
 }
-# the same networks with texts of the items, added or alone
+# the same networks with texts of the items, added or alone, and with tied tables
 NETWORKS |= {
     "seq2seq+text": lambda **changes: text_network(Seq2Seq, dataclasses.replace(SMALL, **changes)),
     "seq2seq text only": lambda **changes: text_network(Seq2Seq, dataclasses.replace(SMALL, **changes), only=True),
     "causal+text": lambda **changes: text_network(Causal, dataclasses.replace(CAUSAL, **changes)),
     "nested+text": lambda **changes: text_network(Nested, dataclasses.replace(NESTED, **changes)),
+    "seq2seq tied": lambda **changes: Seq2Seq(dataclasses.replace(SMALL, tied=True, **changes)),
+    "causal tied": lambda **changes: Causal(dataclasses.replace(CAUSAL, tied=True, **changes)),
+    "nested tied": lambda **changes: Nested(dataclasses.replace(NESTED, tied=True, **changes)),
     "nested text only": lambda **changes: text_network(Nested, dataclasses.replace(NESTED, **changes), only=True),
 }
 
@@ -180,8 +183,9 @@ def test_scopes(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", [[5, 2, 1], [40, 17]])  # the long histories use the logarithmic buckets
-def test_equals_hugging_faces_t5(seq2seq, lengths):
-    model = copy.deepcopy(seq2seq)
+@pytest.mark.parametrize("tied", [False, True])
+def test_equals_hugging_faces_t5(seq2seq, lengths, tied):
+    model = ready(NETWORKS["seq2seq tied"]()) if tied else copy.deepcopy(seq2seq)
     model.recency.weight.zero_()  # T5 has no recencies
     t5 = to_t5(model)
     codes, items = histories(lengths), candidates(len(lengths), 1)
@@ -201,6 +205,19 @@ def test_no_t5_with_recencies_or_texts(seq2seq):
         to_t5(seq2seq)
     with pytest.raises(ValueError, match="reads texts"):
         to_t5(NETWORKS["seq2seq+text"]())
+
+
+@torch.no_grad()
+def test_tied_codewords_are_scored_by_what_the_history_is_read_by():
+    """By hand: an item is read as √d times its codewords' rows, and the first codeword scored by the outer state."""
+    torch.manual_seed(0)
+    model = ready(NETWORKS["nested tied"]())
+    codes, rows = histories([3]), model.embedding.weight
+    read = sum(rows[1 + level * SIZE + codes[0, :, level]] for level in range(LEVELS)) * 24**0.5
+    close(model.embed_items(codes)[0], read)
+    first = model(codes, candidates(1, 1))[0, 0, 0]
+    close(first, (model.item_states(codes)[0, -1] @ rows[1 : 1 + SIZE].T).log_softmax(-1))
+    assert "head" not in model.state_dict()
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
