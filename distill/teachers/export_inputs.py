@@ -16,6 +16,7 @@ from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
+from distill.semantic_ids.lineage import adopt_teacher
 from distill.teachers.cross_fitting import read_teachers
 
 MAX_HISTORY = 20  # items of history where no language model limits them (paper: 20)
@@ -47,14 +48,12 @@ def read_inputs(config: Config) -> Inputs:
     """Open the artifacts that the config names.
 
     Raises:
-        UserError: one is missing or unfinished.
+        UserError: one is missing or unfinished; or a fold's teacher is of an earlier data set.
     """
-    return Inputs(
-        artifacts.read(config.dataset or config.run / "dataset", "dataset"),
-        artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids"),
-        read_teachers(config.teacher or config.run / "teacher", config),
-        read_item_model(config),
-    )
+    dataset = artifacts.read(config.dataset or config.run / "dataset", "dataset")
+    ids = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
+    teachers = read_teachers(config.teacher or config.run / "teacher", config)
+    return Inputs(dataset, ids, [adopt_teacher(teacher, ids) for teacher in teachers], read_item_model(config))
 
 
 def read_item_model(config: Config) -> list[Artifact]:
