@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from distill.data.dataset import PAD, Dataset
+from distill.data.dataset import PAD, Dataset, Examples
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from teacher import templates, user_intents
@@ -122,8 +123,6 @@ class TaskData:
         self.titles = dataset.items["title"].to_pylist()
         self.descriptions = dataset.items["description"].to_pylist()
         self.with_text = [item for item, text in enumerate(self.texts) if text]
-        self.values, self.offsets = dataset.training_sequences()
-        self.examples = dataset.examples("train", max_history)
         self.before_prompt, self.after_prompt = self._prompt_frame()
 
     @staticmethod
@@ -136,6 +135,16 @@ class TaskData:
             *(dataset, ids, tokenizer, *limits, settings, settings.intentions, settings, settings),
             title_settings=settings,
         )
+
+    @cached_property
+    def training_sequences(self) -> tuple[np.ndarray, np.ndarray]:
+        """The training part as item numbers [n] and the start of each sequence [users + 1]; engines do not need it."""
+        return self.dataset.training_sequences()
+
+    @cached_property
+    def examples(self) -> Examples:
+        """All training examples; engines do not need them."""
+        return self.dataset.examples("train", self.max_history)
 
     @cached_property
     def fusion_rows(self) -> np.ndarray:
@@ -156,16 +165,16 @@ class TaskData:
     def intents(self) -> tuple[list[user_intents.Intention], list[user_intents.Preference]]:
         """Intentions for `itemsearch` and preferences for `preferenceobtain`."""
         if self.intentions_file:
-            where = (self.dataset, self.values, self.offsets, self.max_history)
+            where = (self.dataset, *self.training_sequences, self.max_history)
             return user_intents.read_intentions(self.intentions_file, *where)
         words = user_intents.ItemWords(self.dataset)
         examples, with_preferences = self.examples, self.forms.search_preferences
         intentions = user_intents.derived_intentions(words, examples.histories, examples.targets, with_preferences)
-        return intentions, user_intents.derived_preferences(words, self.values, self.offsets, self.max_history)
+        return intentions, user_intents.derived_preferences(words, *self.training_sequences, self.max_history)
 
     def sizes(self) -> dict[str, int]:
         """Samples of each task in one full pass."""
-        windows = -(-np.diff(self.offsets) // self.max_history)
+        windows = -(-np.diff(self.training_sequences[1]) // self.max_history)
         return {"stream": int(windows.sum())} | {name: size(self) for name, (size, _) in INSTRUCTIONS.items()}
 
     def epoch(self, weights: dict[str, float], seed: int, epoch: int, numbers: dict[str, int] | None = None) -> Samples:
@@ -269,7 +278,8 @@ class TaskData:
 def _stream(data: TaskData, amount: Amount, generator: list[int]) -> list[Sample]:
     """Users' training sequences in windows that share one item; `generator` seeds the random numbers."""
     title_loss, levels = data.stream.title_loss, data.ids.levels
-    longest = min(data.max_history + 1, int(np.diff(data.offsets).max(initial=0)))
+    values, offsets = data.training_sequences
+    longest = min(data.max_history + 1, int(np.diff(offsets).max(initial=0)))
     most_tokens = data.writer.longest(longest, title_loss > 0)
     if most_tokens > data.max_tokens:
         titles = " or --stream_titles" if data.stream.stream_titles else ""
@@ -279,8 +289,8 @@ def _stream(data: TaskData, amount: Amount, generator: list[int]) -> list[Sample
         )
     rng = np.random.default_rng(generator)
     samples = []
-    for start, end in zip(data.offsets[:-1], data.offsets[1:], strict=True):
-        sequence = _augmented(data.values[start:end], data.augmentation, rng)
+    for start, end in pairwise(offsets):
+        sequence = _augmented(values[start:end], data.augmentation, rng)
         for first in range(0, len(sequence), data.max_history):
             items = sequence[first : first + data.max_history + 1]
             if first > 0 and len(items) < 2:

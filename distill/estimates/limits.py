@@ -12,8 +12,10 @@ from distill.estimates.language_models import HALF, SINGLE, LanguageModel
 from distill.estimates.stages import READ_SECONDS, prepare, teacher_tokens, tune
 from distill.estimates.workload import Workload
 
-# measured: `bench.py scale`, the peak of Dataset.examples with histories of 20 items (docs/results/speed.md, "Growth")
-EXAMPLE_BYTES_A_HISTORY_ITEM = 25.0
+# measured: `bench.py scale` with 10^6 users (docs/scale.md, "Growth, measured"): what a loaded data set has beside its
+# mapped files, users' ids above all, and the peak of examples that are made a shard at a time
+DATASET_BYTES_A_USER = 46.0
+TARGET_RANGE_BYTES_A_USER = 56.0
 SCORED_USERS = 1024  # distill/baselines/item_scorer.py: users that are scored at once
 PAIRS_WINDOW = 5  # distill/baselines/counting.py: pairs at most this far apart are counted
 PAIR_BYTES = 2 * 24  # row, column and weight of a pair before pairs are added up: parts, and all of them joined
@@ -114,7 +116,6 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
     """List the limits of teacher, labels, students, evaluation and memories."""
     w, h = workload, hardware
     weights = model.parameters(w.codewords)
-    examples = w.targets * w.max_history * EXAMPLE_BYTES_A_HISTORY_ITEM
     tokens = teacher_tokens(w) / w.teacher_epochs
     return [
         *([] if w.mode == "qlora" else [gathering_limit(weights, h)]),
@@ -139,12 +140,12 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
         ),
         Limit(
             "labels",
-            "all examples with their histories in every process",
-            "distill/data/dataset.py, examples",
-            h.gpus_a_node * examples,
+            "ids of all users, and where their targets are, in every process",
+            "distill/data/examples.py, TargetRanges",
+            h.gpus_a_node * w.users * (DATASET_BYTES_A_USER + TARGET_RANGE_BYTES_A_USER),
             h.node_memory,
             "bytes a node",
-            "examples made from memory-mapped sequences, a shard at a time",
+            "each process its own users",
         ),
         *([engine_limit(weights, h)] if w.engine == "hf" else []),
         Limit(

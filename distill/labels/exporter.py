@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from distill.data.dataset import Dataset, Examples
+from distill.data.examples import TargetRanges, ragged_range
 from distill.labels.config import ExampleSettings, ShardSettings, parse_shard, parse_users
 from distill.labels.encodings import ENCODINGS
 from distill.labels.hub import push
@@ -41,16 +42,16 @@ class Exporter:
 
     Attributes:
         labeller: the teacher.
-        examples: what is labelled, users one after the other.
+        targets: what is labelled; the examples of a shard are made when it is its turn.
         ids: the semantic IDs.
         request: beam width, candidates, scope.
         settings: encoding, size of the shards, and this process's part of them.
-        split: the examples' split.
+        split: the targets' split.
         sources: facts for the index about the teachers and the inputs.
     """
 
     labeller: Labeller
-    examples: Examples
+    targets: TargetRanges
     ids: SemanticIDs
     request: LabelRequest
     settings: ShardSettings
@@ -60,7 +61,7 @@ class Exporter:
     @cached_property
     def bounds(self) -> np.ndarray:
         """First example of each shard, and the end [shards + 1]."""
-        return shard_bounds(self.examples.users, self.settings.shard_rows)
+        return shard_bounds(self.targets.ends, self.settings.shard_rows)
 
     def export(self, job: ArtifactJob) -> bool:
         """Make this process's shards and, if they are the last ones, finish the artifact.
@@ -106,7 +107,7 @@ class Exporter:
 
     def label_shard(self, number: int, progress: Progress) -> tuple[memoryview, dict[str, float]]:
         """Label one shard; returns the content of its file, and its quality."""
-        examples = self.examples.take(slice(self.bounds[number], self.bounds[number + 1]))
+        examples = self.targets.take(slice(self.bounds[number], self.bounds[number + 1]))
         labels = self.labeller.label(examples, self.request, progress)
         check_numbers(examples, labels)
         return encode_shard(*self._columns(examples, labels)), shard_quality(examples, labels, self.ids, self.request)
@@ -121,7 +122,7 @@ class Exporter:
         """Write the report, then the index: with it the set is whole."""
         quality = mean_quality([record["quality"] for record in records])
         size = sum((job.partial / "data" / record["file"]).stat().st_size for record in records)
-        quality["bytes_per_target"] = size / len(self.examples)
+        quality["bytes_per_target"] = size / len(self.targets)
         labeller = self.labeller.facts()
         facts = {
             "split": self.split,
@@ -139,12 +140,12 @@ class Exporter:
             facts["feature_layers"] = list(self.request.feature_layers)
         write_json(job.partial / "report.json", quality)
         write_index(job.partial, records, **facts)
-        job.facts = {"targets": len(self.examples), "encoding": self.settings.encoding, "labeller": labeller}
+        job.facts = {"targets": len(self.targets), "encoding": self.settings.encoding, "labeller": labeller}
         log.info("soft labels: " + ", ".join(f"{key} {value:.4g}" for key, value in quality.items()))
 
     def estimate(self) -> str:
         """Label a sample of users' examples and describe what all of them would take, as a table of text."""
-        sample = sample_of_users(self.examples, DRY_RUN_EXAMPLES)
+        sample = sample_of_users(self.targets, DRY_RUN_EXAMPLES)
         self.labeller.label(sample.take(slice(0, WARM_UP_EXAMPLES)), self.request, no_progress)
         started = time.time()
         with progress_bar(total=len(sample), desc="dry run", unit="target") as progress:
@@ -152,7 +153,7 @@ class Exporter:
         seconds = (time.time() - started) / len(sample)
         size = len(encode_shard(*self._columns(sample, labels))) / len(sample)
         quality = mean_quality([shard_quality(sample, labels, self.ids, self.request)])
-        total, users = len(self.examples), len(np.unique(self.examples.users))
+        total, users = len(self.targets), len(self.targets.users)
         processes = parse_shard(self.settings.shard)[1]
         rows = {
             "targets": f"{total:,} of {users:,} users, split {self.split}",
@@ -189,46 +190,44 @@ def check_numbers(examples: Examples, labels: Labels) -> None:
         )
 
 
-def select_examples(dataset: Dataset, settings: ExampleSettings, max_history: int) -> Examples:
-    """Select the examples that the settings name.
+def select_targets(dataset: Dataset, settings: ExampleSettings, max_history: int) -> TargetRanges:
+    """Select the targets that the settings name.
 
     Raises:
         UserError: there are none, or a target has no history.
     """
-    first, last = parse_users(settings.users)
-    examples = dataset.examples(settings.split, max_history)
-    examples = examples.take((examples.users >= first) & (examples.users < last)).take(slice(0, settings.limit))
-    if not len(examples):
+    targets = dataset.targets(settings.split, max_history).of_users(*parse_users(settings.users)).head(settings.limit)
+    if not len(targets):
         selected = f" of users {settings.users}" if settings.users else ""
         raise UserError(f"The {settings.split} split has no examples{selected}.")
-    if (examples.positions == 0).any():  # a beam search needs a prompt
-        raise UserError(f"User {examples.users[examples.positions == 0][0]} has a target without any history.")
-    return examples
+    if (targets.starts == 0).any():  # a beam search needs a prompt
+        raise UserError(f"User {targets.users[targets.starts == 0][0]} has a target without any history.")
+    return targets
 
 
-def sample_of_users(examples: Examples, size: int) -> Examples:
-    """Take all examples of randomly chosen users, about `size` in all; always the same ones."""
-    users, first = np.unique(examples.users, return_index=True)
-    ends = np.append(first[1:], len(examples))
-    order = np.random.default_rng(0).permutation(len(users))
-    n_users = 1 + np.searchsorted(np.cumsum((ends - first)[order]), size)
-    rows = np.concatenate([np.arange(first[user], ends[user]) for user in np.sort(order[:n_users])])
-    return examples.take(rows[:size])
+def sample_of_users(targets: TargetRanges, size: int) -> Examples:
+    """Make all examples of randomly chosen users, about `size` in all; always the same ones."""
+    order = np.random.default_rng(0).permutation(len(targets.users))
+    n_users = 1 + np.searchsorted(np.cumsum(targets.counts[order]), size)
+    chosen = np.sort(order[:n_users])
+    user, place = ragged_range(targets.counts[chosen])
+    rows = (targets.ends - targets.counts)[chosen][user] + place
+    return targets.take(rows[:size])
 
 
-def shard_bounds(users: np.ndarray, shard_rows: int) -> np.ndarray:
-    """Divide examples into shards of about `shard_rows` rows, with whole users and at least one.
+def shard_bounds(ends: np.ndarray, shard_rows: int) -> np.ndarray:
+    """Divide targets into shards of about `shard_rows` rows, with whole users and at least one.
 
     Args:
-        users: user of each example, users one after the other [n].
+        ends: targets of the users up to and with each one [users].
         shard_rows: most rows of a shard of several users.
 
     Returns:
-        First row of each shard, and n [shards + 1].
+        First row of each shard, and the number of targets [shards + 1].
     """
-    ends = np.append(np.flatnonzero(np.diff(users)) + 1, len(users))
+    ends = np.append(0, ends)
     bounds = [0]
-    while bounds[-1] < len(users):
+    while bounds[-1] < ends[-1]:
         last = np.searchsorted(ends, bounds[-1] + shard_rows, side="right") - 1  # the last end that still fits
         bounds.append(int(ends[max(last, np.searchsorted(ends, bounds[-1], side="right"))]))
     return np.array(bounds)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from distill.data.dataset import Dataset, Examples
+from distill.data.dataset import Dataset
+from distill.data.examples import TargetRanges
 from distill.labels import exporter
 from distill.labels.config import Config
 from distill.labels.labeller import LAST_LAYER, LabelRequest
@@ -145,9 +146,9 @@ def resolve_layers(layers: list[int], teachers: list[Artifact]) -> list[int]:
 
 def describe_export(
     config: Config, inputs: Inputs, dataset: Dataset, ids: SemanticIDs, max_history: int
-) -> tuple[Examples, SemanticIDs, LabelRequest, Config, str, dict[str, Any]]:
+) -> tuple[TargetRanges, SemanticIDs, LabelRequest, Config, str, dict[str, Any]]:
     """Collect the arguments of an `Exporter` after its labeller; `config` is that of `load_inputs`."""
-    examples = exporter.select_examples(dataset, config, max_history)
+    targets = exporter.select_targets(dataset, config, max_history)
     assert config.exclude_bought is not None
     request = LabelRequest(
         config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained, config.features,
@@ -159,4 +160,4 @@ def describe_export(
         "semantic_ids": inputs.semantic_ids.fingerprint,
         "dataset": inputs.dataset.fingerprint,
     }
-    return examples, ids, request, config, config.split, sources
+    return targets, ids, request, config, config.split, sources

@@ -220,7 +220,7 @@ def shared_prefixes(engine: HFEngine, run: Path, dataset: Dataset, ids: Semantic
 
     The clock counts CPU seconds a thread, so that other work disturbs it less.
     """
-    examples = sample_of_users(dataset.examples("train", engine.data.max_history), config.targets)
+    examples = sample_of_users(dataset.targets("train", engine.data.max_history), config.targets)
     low = HFEngine.load(run / "teacher", dataset, ids, config.device, "bfloat16")
     separate = PromptByPrompt(engine.model, engine.data, engine.prompt)
     labels: dict[str, Labels] = {}
