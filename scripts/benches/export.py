@@ -18,8 +18,8 @@ from benches._pretrained import clock
 from benches.decode import SIZE, made_up
 from benches.labels import measure_encodings
 from distill.data.dataset import PAD, Dataset, write_dataset
-from distill.labels.exporter import sample_of_users
 from distill.labels.labeller import LabelRequest, Labels, no_progress
+from distill.labels.selection import sample_of_users
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from distill.teachers.language_model import EngineLabeller

@@ -306,7 +306,7 @@ def test_hardware_that_is_not_there(tmp_path):
 
 
 def test_what_breaks_first():
-    """Nothing at 10^3; at 10^10 interactions the starts of lists in 32 bits; a 70B model on one GPU whatever the data."""
+    """Nothing at 10^3; at 10^10 interactions lists with starts in 32 bits; a 70B model whatever the data."""
     hardware = read_hardware()
     assert first_to_break(limits(SMALL, MODELS["llama-7b"], hardware, 64)) is None
     large = Workload()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from distill.data import dataset as dataset_module
 from distill.data import examples as examples_module
 from distill.data.dataset import PAD, Dataset
-from distill.labels.exporter import sample_of_users, shard_bounds
+from distill.labels.selection import sample_of_users, shard_bounds
 from distill.runtime.artifacts import Artifact
 
 
