@@ -135,12 +135,15 @@ class Dataset:
         Args:
             with_validation: add the validation part.
         """
-        ends = self._target_ranges()["valid" if with_validation else "train"][1]
-        if self.held_out is not None:
-            ends = np.where(self.held_out, 0, ends)
+        ends = self.training_lengths(with_validation)
         position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         keep = position < np.repeat(ends, np.diff(self.offsets))
         return self.values[keep].astype(np.int64), np.concatenate([[0], np.cumsum(ends)])
+
+    def training_lengths(self, with_validation: bool = False) -> np.ndarray:
+        """Return how many items of each sequence, from its first, are its training part [users]; as above."""
+        ends = self._target_ranges()["valid" if with_validation else "train"][1]
+        return ends if self.held_out is None else np.where(self.held_out, 0, ends)
 
     def cold_items(self) -> np.ndarray:
         """Return the numbers of the items that no training sequence holds, ascending."""
@@ -152,14 +155,11 @@ class Dataset:
 
     def repeats(self) -> bool:
         """Return whether a training sequence holds an item twice; looks at some users at a time."""
-        ends = self._target_ranges()["train"][1]
-        if self.held_out is not None:
-            ends = np.where(self.held_out, 0, ends)
-        first = 0
+        lengths, first = self.training_lengths(), 0
         while first < self.n_users:
             end = int(np.searchsorted(self.offsets, self.offsets[first] + CHECKED_AT_ONCE, side="right")) - 1
             end = max(end, first + 1)  # a longer sequence is looked at as a whole
-            users, place = ragged_range(ends[first:end])
+            users, place = ragged_range(lengths[first:end])
             pairs = users * self.n_items + self.values[self.offsets[first + users] + place]
             if len(np.unique(pairs)) < len(pairs):
                 return True

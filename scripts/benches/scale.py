@@ -230,7 +230,7 @@ def draw(growth: dict[str, Growth], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
     for axes, unit in zip(figure.subplots(1, 2), ("seconds", "mib"), strict=True):
         for name, stage in growth.items():
             values = [value if unit == "seconds" or value >= LEAST_MIB else np.nan for value in getattr(stage, unit)]
@@ -243,5 +243,6 @@ def draw(growth: dict[str, Growth], path: Path) -> None:
         axes.set_title({"seconds": "processor seconds", "mib": "peak memory, MiB"}[unit], loc="left", fontsize=10)
         axes.grid(True, which="major", linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(fontsize=8, frameon=False)
+    lines = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
