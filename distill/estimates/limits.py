@@ -24,7 +24,6 @@ EXAMPLE_BYTES = 200.0
 SCORED_USERS = 1024  # distill/baselines/item_scorer.py: users that are scored at once
 PAIRS_WINDOW = 5  # distill/baselines/counting.py: pairs at most this far apart are counted
 PAIR_BYTES = 2 * 24  # row, column and weight of a pair before pairs are added up: parts, and all of them joined
-INT64 = 8
 SCORE_BYTES = 3 * 8  # distill/ranking.py, _top_dense: scores, their negative, their order
 PATIENCE_HOURS = 24.0  # a pass over the labels that takes longer is called broken
 
@@ -121,6 +120,7 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
     """List the limits of teacher, labels, students, evaluation and memories."""
     w, h = workload, hardware
     weights = model.parameters(w.codewords)
+    users = w.users * (DATASET_BYTES_A_USER + TARGET_RANGE_BYTES_A_USER)
     streams, prompts = w.users * math.ceil(w.targets_a_user / w.max_history), w.targets
     drawn = streams * SAMPLE_BYTES if w.prompt == "stream" else prompts * (SAMPLE_BYTES + EXAMPLE_BYTES)
     return [
@@ -148,7 +148,7 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
             "labels",
             "ids of all users, and where their targets are, in every process",
             "distill/data/examples.py, TargetRanges",
-            h.gpus_a_node * w.users * (DATASET_BYTES_A_USER + TARGET_RANGE_BYTES_A_USER),
+            h.gpus_a_node * users,
             h.node_memory,
             "bytes a node",
             "each process its own users",
@@ -156,12 +156,12 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
         *([engine_limit(weights, h)] if w.engine == "hf" else []),
         Limit(
             "student",
-            "users, positions, targets and keys of all training examples in every process",
+            "ids of all users, and where their targets are, in every process that learns from labels",
             "student/ranked_lists.py, ExampleIndex",
-            h.gpus_a_node * w.targets * 4 * INT64,
+            h.gpus_a_node * users,
             h.node_memory,
             "bytes a node",
-            "labels joined with their sequences once, then read in order",
+            "each process its own users",
         ),
         Limit(
             "student",
