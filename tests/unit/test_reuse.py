@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import two_days
 
 from distill import export_soft_labels as export
 from distill.data.dataset import Dataset
-from distill.labels.labeller import Labels
+from distill.labels.labeller import Labels, no_progress
 from distill.labels.reuse import same_titles
 from distill.labels.store import LabelStore
 from distill.runtime import artifacts
@@ -181,6 +182,23 @@ def test_a_damaged_earlier_shard_ends_the_export(make, tmp_path):
     with pytest.raises(UserError, match=r"The shard .*day1/data/00000.parquet is damaged"):
         make(tmp_path / "out", reuse=tmp_path / "day1")
     assert not (tmp_path / "out").exists()
+
+
+def test_actors_of_a_cluster_copy_as_one_process_does(days, make, tmp_path, monkeypatch):
+    """An actor works in another folder, where the earlier data set's relative path means nothing."""
+    monkeypatch.chdir(days[0].parent)
+    make(tmp_path / "day1", 0, dataset=Path("day1/dataset"))
+    make(tmp_path / "alone", reuse=tmp_path / "day1")
+    settings = {"width": 6, "keep": K, "shard_rows": 7, "teacher": days[0] / "teacher", "reuse": tmp_path / "day1"}
+    config = export.Config(run=Path("day2"), output=tmp_path / "out", launcher="ray", **settings)
+    driver = export.open_ray_exporter(config, export.read_inputs(config))
+    monkeypatch.chdir(tmp_path)
+    actor = driver.open_exporter()
+    shards = {
+        f"{number:05d}.parquet": bytes(actor.label_shard(number, no_progress)[0])
+        for number in range(len(actor.bounds) - 1)
+    }
+    assert shards == data_of(tmp_path / "alone") and driver.earlier.store.artifact.folder == tmp_path / "day1"
 
 
 def test_titles_that_changed(days):
