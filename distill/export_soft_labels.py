@@ -29,6 +29,7 @@ from distill.teachers.export_inputs import (
     Inputs,
     describe_export,
     load_inputs,
+    open_reused,
     read_inputs,
     read_inputs_on_node,
     with_absolute_paths,
@@ -44,7 +45,9 @@ def main(config: Config) -> None:
     check(config)
     inputs = read_inputs(config)
     output = config.output or config.run / "soft_labels"
-    job = ArtifactJob("soft_labels", config, output, list(inputs), overwrite=config.overwrite, shared=True)
+    extra = {"reuse": inputs.reused.fingerprint} if inputs.reused else {}
+    reads = [config.reuse, config.reuse_dataset]
+    job = ArtifactJob("soft_labels", config, output, list(inputs), extra, config.overwrite, reads, shared=True)
     if not (config.dry_run or config.overwrite or config.check):
         job.refuse_change()
     if not config.dry_run and exporter.is_complete(job):
@@ -62,7 +65,9 @@ def open_exporter(config: Config, inputs: Inputs) -> exporter.Exporter:
     """Load all that labels are made from, engines too."""
     dataset, ids, config = load_inputs(config, inputs)
     labeller, max_history = open_labeller(config, dataset, ids, inputs.teachers, inputs.networks)
-    return exporter.Exporter(labeller, *describe_export(config, inputs, dataset, ids, max_history))
+    details = describe_export(config, inputs, dataset, ids, max_history)
+    earlier = open_reused(config, inputs, dataset, ids, max_history, details[-1])
+    return exporter.Exporter(labeller, *details, earlier=earlier)
 
 
 def open_ray_exporter(config: Config, inputs: Inputs) -> RayExporter:
@@ -71,9 +76,10 @@ def open_ray_exporter(config: Config, inputs: Inputs) -> RayExporter:
 
     dataset, ids, config = load_inputs(config, inputs)
     details = describe_export(config, inputs, dataset, ids, inputs.max_history())
+    earlier = open_reused(config, inputs, dataset, ids, inputs.max_history(), details[-1])
     gpus = 0 if config.device == "cpu" else config.tensor_parallel_size if config.engine == "vllm" else 1
     open_on_node = partial(open_exporter_on_node, with_absolute_paths(config), inputs.fingerprints())
-    return RayExporter(ReportedLabeller(), *details, config, gpus, open_on_node)
+    return RayExporter(ReportedLabeller(), *details, config, gpus, open_on_node, earlier=earlier)
 
 
 def open_exporter_on_node(config: Config, fingerprints: list[str]) -> exporter.Exporter:

@@ -18,6 +18,7 @@ from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
 from distill.semantic_ids.build import extend_ids, import_ids, number_ids, train_ids
 from distill.semantic_ids.config import NUMBERINGS, IDSettings
+from distill.semantic_ids.lineage import ancestors
 from distill.semantic_ids.report import describe, print_summary, render
 
 
@@ -70,6 +71,8 @@ def main(config: Config) -> None:
         ids = number_ids(dataset, config)
     else:
         ids = train_ids(inputs[1], dataset, config)
+    if old is not None:
+        job.facts["ancestors"] = [old.fingerprint, *ancestors(old)]
     report = describe(ids, dataset)
     page = render(report, dataset.artifact.folder.resolve().parent.name)
     with job.write() as folder:

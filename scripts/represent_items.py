@@ -12,6 +12,7 @@ from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
 from distill.runtime.devices import check_device
+from distill.semantic_ids.lineage import adopt_teacher
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def main(config: Config) -> None:
     names = ("dataset", "semantic_ids", "teacher")
     dataset_artifact, ids_artifact, teacher = (artifacts.read(config.run / name, name) for name in names)
     students = [artifacts.read(config.run / "students" / name, "student") for name in config.students]
-    inputs = [dataset_artifact, ids_artifact, teacher, *students]
+    inputs = [dataset_artifact, ids_artifact, adopt_teacher(teacher, ids_artifact), *students]
     job = ArtifactJob(
         "item_vectors", config, config.output or config.run / "item_vectors", inputs, overwrite=config.overwrite
     )

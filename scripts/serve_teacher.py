@@ -21,6 +21,7 @@ from distill.runtime.config import run
 from distill.runtime.errors import UserError
 from distill.runtime.listening import listen
 from distill.semantic_ids.ids import SemanticIDs
+from distill.semantic_ids.lineage import adopt_teacher
 from distill.teachers.forced import EngineTeacher
 
 
@@ -55,7 +56,7 @@ def main(config: Config) -> None:
     data = artifacts.read(config.dataset or config.run / "dataset", "dataset")
     codes = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
     teacher = artifacts.read(config.teacher or config.run / "teacher", "teacher")
-    artifacts.check_agreement(data, codes, teacher)
+    artifacts.check_agreement(data, codes, adopt_teacher(teacher, codes))
     dataset = Dataset.load(data.folder)
     ids = SemanticIDs.load(codes.folder, dataset.n_items)
     engine = open_engine(config, dataset, ids, teacher.folder)

@@ -74,8 +74,8 @@ class BatchSampler:
     ):
         self.dataset, self.store, self.loss, self.one_pass, self.settings = dataset, store, loss, one_pass, settings
         self.process, self.processes = process, processes
-        self.index = ExampleIndex(dataset.examples("train", 1), int(np.diff(dataset.offsets).max()))
-        self.total = len(self.index.targets) if store is None else store.rows
+        self.index = ExampleIndex(dataset.targets("train", 1))
+        self.total = len(self.index) if store is None else store.rows
         check_labels(store, self.total)
         self.pseudo_ids = prior if loss.pseudo else None
         self.prior = None
@@ -93,17 +93,18 @@ class BatchSampler:
         """
         settings, number = self.settings, 0
         size = settings.batch_size * self.processes * settings.accumulation
-        for block_number, (block, examples, label_rows) in enumerate(self._blocks(epoch)):
-            users, positions = self.index.users[examples], self.index.positions[examples]
+        for block_number, (block, numbers, label_rows) in enumerate(self._blocks(epoch)):
+            examples = self.index.take(numbers)
+            keys = examples.users, examples.positions
             longest, strided = settings.max_history, settings.long_histories == "windows"
-            layout = layout_rows(users, positions, self.dataset.offsets, longest, self.one_pass, strided)
-            key = [settings.seed, epoch] + ([block_number] if self.store is not None else [])
-            for group in bucket_by_length(layout.lengths, size, np.random.default_rng(key)):
+            layout = layout_rows(*keys, self.dataset.offsets, longest, self.one_pass, strided)
+            seed = [settings.seed, epoch] + ([block_number] if self.store is not None else [])
+            for group in bucket_by_length(layout.lengths, size, np.random.default_rng(seed)):
                 number += 1
                 if number <= skip:
                     continue
                 rng = np.random.default_rng([settings.seed, epoch, number, 1])
-                global_batch = self._global_batch(block, layout, self.index.targets[examples], label_rows, group, rng)
+                global_batch = self._global_batch(block, layout, examples.targets, label_rows, group, rng)
                 if self._is_on_policy(epoch, number):
                     global_batch = self._own_prefixes(global_batch, len(group), rng)
                 shares = shard_rows(np.arange(len(group)), self.process, self.processes, settings.accumulation)
@@ -111,13 +112,13 @@ class BatchSampler:
                     yield self._local_batch(block, global_batch, rows, last=step == len(shares) - 1)
 
     def _blocks(self, epoch: int) -> Iterator[tuple[LabelBlock | None, np.ndarray, np.ndarray]]:
-        """Yield (labels, examples, rows of the labels): what is in memory together, sorted by user and position."""
+        """Yield (labels, numbers of examples, rows of the labels) in memory together, sorted by user and position."""
         if self.store is None:
             yield None, np.arange(self.total), np.arange(self.total)
             return
         rng = np.random.default_rng([self.settings.seed, epoch])
         for block in self.store.blocks(self.settings.buffer_rows, rng):
-            order = np.argsort(self.index.keys(block.users, block.positions), kind="stable")
+            order = np.lexsort((block.positions, block.users))
             keys = block.users[order], block.positions[order], block.targets[order]
             yield block, self.index.find_labelled(*keys, self.store), order
 

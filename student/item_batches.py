@@ -144,15 +144,15 @@ def read_windows(dataset: Dataset, store: LabelStore | None, length: int) -> tup
     Raises:
         UserError: labels of another split or data set, or nothing to train.
     """
-    examples = dataset.examples("train", 1)
-    check_labels(store, len(examples) if store is None else store.rows)
+    index = ExampleIndex(dataset.targets("train", 1))
+    check_labels(store, len(index) if store is None else store.rows)
     label_rows = np.full(len(dataset.values), PAD)
     if store is None:
         return cut_windows(dataset, length, label_rows), None
     columns = store.read("user", "position", "target", "candidates", "candidate_scores")
-    index = ExampleIndex(examples, int(np.diff(dataset.offsets).max()))
     numbers = index.find_labelled(columns["user"], columns["position"], columns["target"], store)
-    label_rows[dataset.offsets[index.users[numbers]] + index.positions[numbers]] = np.arange(len(numbers))
+    examples = index.take(numbers)
+    label_rows[dataset.offsets[examples.users] + examples.positions] = np.arange(len(numbers))
     candidates = columns["candidates"].astype(np.int64), columns["candidate_scores"].astype(np.float32)
     return cut_windows(dataset, length, label_rows), Candidates(*candidates)
 

@@ -18,6 +18,7 @@ from distill.runtime.errors import UserError
 from distill.runtime.locks import is_main_process
 from distill.runtime.logs import log
 from distill.semantic_ids.ids import SemanticIDs
+from distill.semantic_ids.lineage import adopt_teacher, knows
 from distill.teachers.remote import RemoteTeacher
 from student import variants
 from student.config import LABELLED_PRIORS, BaselineConfig, Config
@@ -46,7 +47,8 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
         variant = variant.on_pseudo_ids()
     if config.list_loss == "grpo":
         variant = variant.on_own_beams()
-    inputs, texts, asked = read_inputs(config, variant), read_item_texts(config), read_asked_models(config, variant)
+    inputs, texts = read_inputs(config, variant), read_item_texts(config)
+    asked = read_asked_models(config, variant, inputs[1])
     remote = identify_remote_teacher(config, inputs[1])
     folders = [artifact.folder for artifact in inputs]
     output = config.output or config.run / "students" / config.variant
@@ -179,14 +181,14 @@ def check_prior(config: Config, variant: Variant) -> None:
         )
 
 
-def read_asked_models(config: Config, variant: Variant) -> list[Artifact]:
+def read_asked_models(config: Config, variant: Variant, ids: Artifact) -> list[Artifact]:
     """Open the models that are asked during the training: the teacher with on_policy, the reference of a ranking loss.
 
     Raises:
         UserError: on_policy and a variant that learns no distributions.
     """
     reference = [replace(artifacts.read(config.reference, "student"), role="reference")] if config.reference else []
-    return read_teacher(config, variant) + reference
+    return [adopt_teacher(teacher, ids) for teacher in read_teacher(config, variant)] + reference
 
 
 def read_teacher(config: Config, variant: Variant) -> list[Artifact]:
@@ -295,7 +297,7 @@ def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
     if not (folder / artifacts.MANIFEST).is_file():
         return {"init": checkpoint_identity(folder)}
     teacher = artifacts.read(folder, "teacher")
-    if teacher.inputs.get("semantic_ids", ids.fingerprint) != ids.fingerprint:
+    if not knows(teacher, ids):
         raise UserError(
             f"The teacher at {folder} was tuned on semantic_ids {teacher.inputs['semantic_ids']}, the student's are "
             f"{ids.fingerprint}, at {ids.folder}: another codebook. Tune a teacher on these."

@@ -9,6 +9,7 @@ import torch
 
 from distill import losses
 from distill.data.dataset import PAD, Examples
+from distill.data.examples import TargetRanges
 from distill.labels.store import LabelBlock, LabelStore
 from distill.runtime.errors import UserError
 
@@ -17,28 +18,28 @@ class ExampleIndex:
     """Find the training examples of a data set by user and position.
 
     Args:
-        examples: sorted by user and position.
-        longest: items of the longest sequence, at least.
+        targets: of the training split.
     """
 
-    def __init__(self, examples: Examples, longest: int):
-        self.users, self.positions, self.targets = examples.users, examples.positions, examples.targets
-        self._width = longest + 1
-        self._keys = self.keys(self.users, self.positions)
+    def __init__(self, targets: TargetRanges):
+        self._targets = targets
 
-    def keys(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Encode each example as one sortable number [n]."""
-        return users.astype(np.int64) * self._width + positions
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def take(self, numbers: np.ndarray) -> Examples:
+        """Make the examples of these numbers."""
+        return self._targets.take(numbers)
 
     def find(self, users: np.ndarray, positions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Look up examples.
 
         Returns:
-            Their numbers [n], and which of them exist with that target [n].
+            Their numbers, of another one where there is none [n], and which of them exist with that target [n].
         """
-        keys = self.keys(users, positions)
-        numbers = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return numbers, (self._keys[numbers] == keys) & (self.targets[numbers] == targets)
+        found = self._targets.find(users, positions)
+        numbers = np.maximum(found, 0)
+        return numbers, (found >= 0) & (self.take(numbers).targets == targets)
 
     def find_labelled(
         self, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, labels: LabelStore
@@ -73,11 +74,11 @@ class PriorLists:
     def __init__(self, prior: LabelStore, labels: LabelStore, index: ExampleIndex, k: int):
         columns = prior.read("user", "position", "target", "candidates", "candidate_scores")
         numbers, known = index.find(columns["user"], columns["position"], columns["target"])
-        self.candidates = np.full((len(index.targets), k), PAD, np.int32)
+        self.candidates = np.full((len(index), k), PAD, np.int32)
         self.candidates[numbers[known]] = columns["candidates"][known, :k]
-        self.scores = np.full((len(index.targets), k), -np.inf, np.float32)
+        self.scores = np.full((len(index), k), -np.inf, np.float32)
         self.scores[numbers[known]] = columns["candidate_scores"][known, :k]
-        self.ranks = np.zeros(len(index.targets), np.int64)
+        self.ranks = np.zeros(len(index), np.int64)
         self.ranks[numbers[known]] = reference_ranks(columns["candidate_scores"][known], k)
         refuse_gaps(self.candidates[:, 0] == PAD, prior, labels, index)  # the reference comes first
 
@@ -90,7 +91,7 @@ def plain_scores(plain: LabelStore, labels: LabelStore, index: ExampleIndex) -> 
     """
     columns = plain.read("user", "position", "target", "candidate_scores")
     numbers, known = index.find(columns["user"], columns["position"], columns["target"])
-    scores = np.full(len(index.targets), np.nan, np.float32)
+    scores = np.full(len(index), np.nan, np.float32)
     scores[numbers[known]] = columns["candidate_scores"][known, 0]  # the reference comes first
     refuse_gaps(np.isnan(scores), plain, labels, index)
     return scores

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice, pairwise
+
 import numpy as np
 
 from teacher.config import TrainingSettings
-from teacher.tasks import Samples, TaskData
+from teacher.samples import Samples, Sizes
+from teacher.tasks import TaskData
 
-Batch = list[list[int]]  # rows of sample numbers: one a row, or several packed
+# rows of sample numbers: one a row, then as an array [rows, 1], which takes less memory; or several packed
+Batch = list[list[int]] | np.ndarray
 
 
-def epoch_batches(data: TaskData, settings: TrainingSettings, epoch: int) -> tuple[Samples, list[Batch]]:
+def epoch_batches(
+    data: TaskData, settings: TrainingSettings, epoch: int, learned: Sequence[Sizes | None] | None = None
+) -> tuple[Samples, list[Batch]]:
     """Draw one epoch's samples and deal them into batches; the same on every process.
+
+    Args:
+        data: the tasks.
+        settings: how they are drawn.
+        epoch: its number.
+        learned: as for `TaskData.epoch`.
 
     Raises:
         UserError: a task has no samples, or a stream does not fit `max_tokens`.
     """
-    samples = data.epoch(settings.tasks, settings.seed, epoch, settings.task_samples)
+    samples = data.epoch(settings.tasks, settings.seed, epoch, settings.task_samples, learned)
     rng = np.random.default_rng([settings.seed, epoch])
     return samples, make_batches(samples, settings.batch_tokens, rng, settings.packing, settings.batch_samples)
 
@@ -25,7 +38,9 @@ class EpochDraws:
     """The samples and batches of every epoch, of which one is in memory; the same on every process.
 
     The learning rate's schedule needs the number of steps beforehand, so each epoch is drawn once to count its batches
-    and, but for the first, again when it is trained. A draw depends on the settings and the epoch's number alone.
+    and, but for the first, again when it is trained. Drawing makes no tokens: those of a batch are made when it is
+    collated. Only where lengths follow from the texts alone are all samples made once, and their lengths kept. A draw
+    depends on the settings and the epoch's number alone.
 
     Args:
         data: the tasks.
@@ -41,6 +56,7 @@ class EpochDraws:
     def __init__(self, data: TaskData, settings: TrainingSettings):
         self._data, self._settings, self._number = data, settings, -1
         self._epoch: tuple[Samples, list[Batch]] | None = None
+        self._learned: list[Sequence[Sizes | None] | None] = [None] * settings.epochs
         self.n_batches = [0] * settings.epochs
         for number in reversed(range(settings.epochs)):  # the first is needed first, so it is drawn last and kept
             self.n_batches[number] = len(self[number][1])
@@ -49,8 +65,8 @@ class EpochDraws:
         """Return the samples and batches of an epoch, drawn anew unless it is the one in memory."""
         if number != self._number:
             self._number, self._epoch = -1, None  # freed before the next is drawn
-            self._epoch = epoch_batches(self._data, self._settings, number)
-            self._number = number
+            self._epoch = epoch_batches(self._data, self._settings, number, self._learned[number])
+            self._number, self._learned[number] = number, self._epoch[0].learned
         assert self._epoch is not None
         return self._epoch
 
@@ -75,12 +91,12 @@ def make_batches(
         return [rows[start : start + rows_in_batch] for start in range(0, len(rows), rows_in_batch)]
     lengths = samples.lengths
     order = np.argsort(lengths + rng.random(len(lengths)), kind="stable")  # random among equals
-    batches: list[Batch] = [[]]
-    for row in order:
-        rows = len(batches[-1])
-        if rows and ((rows + 1) * lengths[row] > max_tokens or rows == max_samples):
-            batches.append([])
-        batches[-1].append([int(row)])
+    bounds = [0]
+    for place, length in enumerate(lengths[order]):
+        rows = place - bounds[-1]
+        if rows and ((rows + 1) * length > max_tokens or rows == max_samples):
+            bounds.append(place)
+    batches: list[Batch] = [order[start:end, None] for start, end in pairwise([*bounds, len(order)])]
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
@@ -117,10 +133,7 @@ def padded_size(samples: Samples, batch: Batch) -> int:
 
 def counted_tokens(samples: Samples, batches: list[Batch]) -> np.ndarray:
     """How many tokens the loss counts in each batch, or the sum of their weights [batches]."""
-    kind = np.int64 if samples.counted.dtype == bool else np.float64
-    totals = np.concatenate([np.zeros(1, kind), np.cumsum(samples.counted, dtype=kind)])
-    of_sample = totals[samples.ends] - totals[samples.ends - samples.lengths]
-    return np.array([of_sample[np.hstack(batch)].sum() for batch in batches])
+    return np.array([samples.counts[np.hstack(batch)].sum() for batch in batches])
 
 
 def collate(samples: Samples, batch: Batch, pad: int) -> dict[str, np.ndarray]:
@@ -134,9 +147,10 @@ def collate(samples: Samples, batch: Batch, pad: int) -> dict[str, np.ndarray]:
     shape = len(batch), max(int(samples.lengths[row].sum()) for row in batch)
     tokens, labels = np.full(shape, pad, dtype=np.int64), np.full(shape, -100, dtype=np.int64)
     positions, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+    made = iter(samples.take(np.hstack(batch)))
     for line, row in enumerate(batch):
         end = 0
-        for sample in (samples[number] for number in row):
+        for sample in islice(made, len(row)):
             part = slice(end, end := end + len(sample.tokens))
             tokens[line, part] = sample.tokens
             labels[line, part] = np.where(sample.counted, sample.tokens, -100)
@@ -145,7 +159,7 @@ def collate(samples: Samples, batch: Batch, pad: int) -> dict[str, np.ndarray]:
             positions[line, part] = np.arange(len(sample.tokens))
         positions[line, end:] = np.arange(shape[1] - end)
     inputs = {"input_ids": tokens, "labels": labels}
-    if samples.counted.dtype != bool:
+    if samples.are_weighted:
         inputs["loss_weights"] = weights
     return inputs | {"position_ids": positions} if any(len(row) > 1 for row in batch) else inputs
 

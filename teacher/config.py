@@ -31,6 +31,9 @@ class RunSettings:
     """Semantic IDs artifact (default: RUN/semantic_ids)."""
     output: Path | None = None
     """Where the teacher is written (default: RUN/teacher; RUN/baselines/bigrec or idgenrec under --prompt titles)."""
+    warm_start: Path | None = None
+    """Start from the weights of an earlier teacher, in place of `base` and `sizes`. Its semantic IDs are the run's, or
+    extended by these (build_semantic_ids.py --extend). Adapters of its training are merged; lora adds new ones."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class ModelSettings:
     chat: bool = False
     """Put prompts into the base model's chat template (needs `base`)."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision. auto: bf16 where there is a `base` and the GPU or processor computes in bf16; no elsewhere."""
+    """Mixed precision. auto: bf16 where there is a `base` and the GPU or processor computes in bf16; no elsewhere, and
+    after a warm start from a teacher that was tuned without."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, far less memory."""
 
@@ -274,11 +278,14 @@ def check(config: Config) -> None:
             exist, settings that need a base, adapters or titles.
     """
     check_tasks(config)
+    has_base = config.base is not None or config.warm_start is not None
     if config.folds == 1 or config.fold >= max(config.folds, 1):
         raise UserError(f"--fold {config.fold} of --folds {config.folds}; expected 2 folds or more, counted from 0.")
+    if config.folds and config.warm_start:
+        raise UserError("--warm_start starts from a teacher that has seen the users of every fold; leave --folds out.")
     if config.utilisation > 1:
         raise UserError(f"--utilisation is {config.utilisation}; expected a share above 0 and up to 1.")
-    if config.mode == "qlora" and config.base is None:
+    if config.mode == "qlora" and not has_base:
         raise UserError("--mode qlora trains beside a base model in 4 bits; give --base.")
     if config.lora_embeddings == "all" and config.mode == "full":
         raise UserError("--lora_embeddings all trains whole embeddings beside adapters; give --mode lora or qlora.")
@@ -286,7 +293,7 @@ def check(config: Config) -> None:
         raise UserError("--batch_samples limits batches of a sample a row; leave it out or set --packing false.")
     if config.init_codewords == "text" and config.base is None:
         raise UserError("--init_codewords text starts from a base model's embeddings; give --base.")
-    if config.chat and config.base is None:
+    if config.chat and not has_base:
         raise UserError("--chat needs a base model with a chat template; give --base.")
 
 

@@ -7,15 +7,15 @@ titles in the loss (`title_loss`) makes "counted" a number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from distill.data.dataset import PAD, Dataset
+from distill.data.dataset import PAD, Dataset, Examples
+from distill.data.examples import ragged_range
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from teacher import templates, user_intents
@@ -27,6 +27,7 @@ from teacher.config import (
     StreamSettings,
     TitleSettings,
 )
+from teacher.samples import Sample, Samples, Sizes, TaskDraw
 from teacher.stream import StreamWriter
 from teacher.titles import ItemTitles
 from teacher.tokenizer import codeword_tokens
@@ -37,40 +38,11 @@ Question = tuple[str, Answer]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One training sequence: token numbers, and which of them the loss counts, bool or float weights; both [length]."""
-
-    tokens: np.ndarray
-    counted: np.ndarray
-
-
 class Amount(NamedTuple):
     """How many samples of a task an epoch has: a number, or passes over all of them."""
 
     weight: float
     number: int | None = None
-
-
-class Samples:
-    """Many samples in flat arrays, so that all epochs of a large data set fit into memory.
-
-    Attributes:
-        lengths: tokens of each sample [n].
-    """
-
-    def __init__(self, samples: list[Sample]):
-        self.lengths = np.array([len(sample.tokens) for sample in samples], dtype=np.int64)
-        self.ends = np.cumsum(self.lengths)
-        self.tokens = np.concatenate([np.zeros(0, np.int32), *(s.tokens.astype(np.int32) for s in samples)])
-        self.counted = np.concatenate([np.zeros(0, bool), *(sample.counted for sample in samples)])  # float if any is
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, row: int) -> Sample:
-        part = slice(self.ends[row] - self.lengths[row], self.ends[row])
-        return Sample(self.tokens[part], self.counted[part])
 
 
 class TaskData:
@@ -122,8 +94,6 @@ class TaskData:
         self.titles = dataset.items["title"].to_pylist()
         self.descriptions = dataset.items["description"].to_pylist()
         self.with_text = [item for item, text in enumerate(self.texts) if text]
-        self.values, self.offsets = dataset.training_sequences()
-        self.examples = dataset.examples("train", max_history)
         self.before_prompt, self.after_prompt = self._prompt_frame()
 
     @staticmethod
@@ -136,6 +106,16 @@ class TaskData:
             *(dataset, ids, tokenizer, *limits, settings, settings.intentions, settings, settings),
             title_settings=settings,
         )
+
+    @cached_property
+    def training_sequences(self) -> tuple[np.ndarray, np.ndarray]:
+        """A copy of the training part: item numbers [n] and the start of each sequence [users + 1]."""
+        return self.dataset.training_sequences()
+
+    @cached_property
+    def examples(self) -> Examples:
+        """All training examples, which streams and engines do not need."""
+        return self.dataset.examples("train", self.max_history)
 
     @cached_property
     def fusion_rows(self) -> np.ndarray:
@@ -156,19 +136,26 @@ class TaskData:
     def intents(self) -> tuple[list[user_intents.Intention], list[user_intents.Preference]]:
         """Intentions for `itemsearch` and preferences for `preferenceobtain`."""
         if self.intentions_file:
-            where = (self.dataset, self.values, self.offsets, self.max_history)
+            where = (self.dataset, *self.training_sequences, self.max_history)
             return user_intents.read_intentions(self.intentions_file, *where)
         words = user_intents.ItemWords(self.dataset)
         examples, with_preferences = self.examples, self.forms.search_preferences
         intentions = user_intents.derived_intentions(words, examples.histories, examples.targets, with_preferences)
-        return intentions, user_intents.derived_preferences(words, self.values, self.offsets, self.max_history)
+        return intentions, user_intents.derived_preferences(words, *self.training_sequences, self.max_history)
 
     def sizes(self) -> dict[str, int]:
         """Samples of each task in one full pass."""
-        windows = -(-np.diff(self.offsets) // self.max_history)
+        windows = -(-self.dataset.training_lengths() // self.max_history)
         return {"stream": int(windows.sum())} | {name: size(self) for name, (size, _) in INSTRUCTIONS.items()}
 
-    def epoch(self, weights: dict[str, float], seed: int, epoch: int, numbers: dict[str, int] | None = None) -> Samples:
+    def epoch(
+        self,
+        weights: dict[str, float],
+        seed: int,
+        epoch: int,
+        numbers: dict[str, int] | None = None,
+        learned: Sequence[Sizes | None] | None = None,
+    ) -> Samples:
         """Draw one epoch's samples; a weight is the share (or multiple) of a task's full pass.
 
         Args:
@@ -176,32 +163,19 @@ class TaskData:
             seed: of the run.
             epoch: templates and subsets change with it.
             numbers: by task name; a task's number of samples, in place of its weight.
+            learned: the attribute of the same samples, where they were drawn before.
 
         Raises:
             UserError: a task has no samples, or a stream does not fit `max_tokens`.
         """
-        samples: list[Sample] = []
+        draws = []
         for position, task in enumerate(TASKS):
             amount = Amount(weights.get(task, 0.0), (numbers or {}).get(task))
             if amount.weight > 0 or amount.number:
                 generator = [seed, epoch, position]
-                samples += _stream(self, amount, generator) if task == "stream" else self._draw(task, amount, generator)
-        return Samples(samples)
-
-    def _draw(self, task: str, amount: Amount, generator: list[int]) -> list[Sample]:
-        """Samples of an instruction task; `generator` seeds its random numbers."""
-        size, make = INSTRUCTIONS[task]
-        n = size(self)
-        if n == 0:
-            raise UserError(
-                f"The task {task!r} needs texts, and {self.intentions_file or self.dataset.artifact.folder} "
-                f"has none for it. Leave {task} out of the tasks, or give the data set titles and categories."
-            )
-        rows = _subset(list(range(n)), amount, np.random.default_rng(generator))
-        passes = np.arange(len(rows)) // n
-        # row i of a pass's draws belongs to sample i, whatever else is drawn
-        draws = np.random.default_rng([*generator, 1]).random((len(rows) // n * n + n, 3))
-        return self.to_samples([make(self, row, draws[turn * n + row]) for row, turn in zip(rows, passes, strict=True)])
+                draw_task = _draw_stream if task == "stream" else partial(_draw_instructions, task)
+                draws.append(draw_task(self, amount, generator))
+        return Samples(draws, learned)
 
     def to_samples(self, questions: list[Question]) -> list[Sample]:
         """Tokenise prompts and their responses, the prompts cut so that both fit `max_tokens`.
@@ -266,10 +240,32 @@ class TaskData:
         return tuple(self.encode([part])[0] if part else [] for part in (before, after))
 
 
-def _stream(data: TaskData, amount: Amount, generator: list[int]) -> list[Sample]:
-    """Users' training sequences in windows that share one item; `generator` seeds the random numbers."""
-    title_loss, levels = data.stream.title_loss, data.ids.levels
-    longest = min(data.max_history + 1, int(np.diff(data.offsets).max(initial=0)))
+def _draw_instructions(task: str, data: TaskData, amount: Amount, generator: list[int]) -> TaskDraw:
+    """Draw the samples of an instruction task; `generator` seeds its random numbers."""
+    size, make = INSTRUCTIONS[task]
+    n = size(data)
+    if n == 0:
+        raise UserError(
+            f"The task {task!r} needs texts, and {data.intentions_file or data.dataset.artifact.folder} "
+            f"has none for it. Leave {task} out of the tasks, or give the data set titles and categories."
+        )
+    rows = _subset(n, amount, np.random.default_rng(generator))
+    # row i of a pass's draws belongs to sample i, whatever else is drawn
+    draws = np.random.default_rng([*generator, 1]).random((len(rows) // n * n + n, 3))
+
+    def write(numbers: np.ndarray) -> list[Sample]:
+        places = numbers // n * n + rows[numbers]
+        pairs = zip(rows[numbers].tolist(), draws[places], strict=True)
+        return data.to_samples([make(data, row, draw) for row, draw in pairs])
+
+    return TaskDraw(len(rows), write)
+
+
+def _draw_stream(data: TaskData, amount: Amount, generator: list[int]) -> TaskDraw:
+    """Draw users' training sequences in windows that share one item; `generator` seeds the random numbers."""
+    title_loss, levels, width = data.stream.title_loss, data.ids.levels, data.max_history
+    lengths = data.dataset.training_lengths()
+    longest = min(width + 1, int(lengths.max(initial=0)))
     most_tokens = data.writer.longest(longest, title_loss > 0)
     if most_tokens > data.max_tokens:
         titles = " or --stream_titles" if data.stream.stream_titles else ""
@@ -278,22 +274,51 @@ def _stream(data: TaskData, amount: Amount, generator: list[int]) -> list[Sample
             f"{data.max_tokens}; raise it or lower --max_history{titles}."
         )
     rng = np.random.default_rng(generator)
-    samples = []
-    for start, end in zip(data.offsets[:-1], data.offsets[1:], strict=True):
-        sequence = _augmented(data.values[start:end], data.augmentation, rng)
-        for first in range(0, len(sequence), data.max_history):
-            items = sequence[first : first + data.max_history + 1]
-            if first > 0 and len(items) < 2:
-                continue
-            stream = data.writer.sequence(items, last_title=title_loss > 0)
-            counted = stream.codewords
-            if title_loss:
-                counted = np.where(counted, np.float32(1), np.float32(title_loss))
-                counted[0] = 0
-            if first > 0:  # the window before has trained this item, with its history
-                counted[: np.flatnonzero(stream.codewords)[levels]] = 0
-            samples.append(Sample(stream.tokens, counted))
-    return _subset(samples, amount, rng)
+    values, first, lengths = _augmented_sequences(data.dataset, lengths, data.augmentation, rng)
+    # the windows begin `width` items apart; one of a single item that the window before has trained is left out
+    user, place = ragged_range(np.where(lengths > 0, 1 + np.maximum((lengths - 2) // width, 0), 0))
+    starts = first[user] + place * width
+    ends = np.minimum(starts + width + 1, (first + lengths)[user])
+    rows = _subset(len(starts), amount, rng)
+    starts, ends, is_first = starts[rows], ends[rows], place[rows] == 0
+
+    def write(number: int) -> Sample:
+        stream = data.writer.sequence(values[starts[number] : ends[number]], last_title=title_loss > 0)
+        counted = stream.codewords
+        if title_loss:
+            counted = np.where(counted, np.float32(1), np.float32(title_loss))
+            counted[0] = 0
+        if not is_first[number]:  # the window before has trained this item, with its history
+            counted[: np.flatnonzero(stream.codewords)[levels]] = 0
+        return Sample(stream.tokens, counted)
+
+    n_items = ends - starts
+    codewords = Sizes(1 + levels * n_items, levels * (n_items - ~is_first))  # BOS is not counted
+    sizes = None if data.stream.stream_titles else codewords
+    return TaskDraw(len(rows), lambda numbers: [write(number) for number in numbers.tolist()], sizes)
+
+
+def _augmented_sequences(
+    dataset: Dataset, lengths: np.ndarray, augmentation: AugmentationSettings, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Change users' training sequences at random; they stay in the memory-mapped file where nothing is asked for.
+
+    Args:
+        dataset: the sequences.
+        lengths: of their training parts [users].
+        augmentation: what is changed.
+        rng: decides.
+
+    Returns:
+        Item numbers, the place of each sequence's first item among them [users], and its length [users].
+    """
+    first = dataset.offsets[:-1]
+    if not (augmentation.crop or augmentation.reverse or augmentation.drop_items):
+        return dataset.values, first, lengths
+    parts = (dataset.values[start : start + length] for start, length in zip(first, lengths, strict=True))
+    sequences = [_augmented(part, augmentation, rng).astype(np.int32) for part in parts]
+    lengths = np.array([len(sequence) for sequence in sequences])
+    return np.concatenate(sequences), np.cumsum(lengths) - lengths, lengths
 
 
 def _augmented(sequence: np.ndarray, augmentation: AugmentationSettings, rng: np.random.Generator) -> np.ndarray:
@@ -393,12 +418,11 @@ def pick(choices: list[T], draw: float) -> T:
     return choices[int(draw * len(choices))]
 
 
-def _subset(rows: list, amount: Amount, rng: np.random.Generator) -> list:
-    """As many passes over the rows as `amount` says: whole ones, and a random part for the fraction."""
-    weight = amount.number / max(len(rows), 1) if amount.number else amount.weight
+def _subset(n: int, amount: Amount, rng: np.random.Generator) -> np.ndarray:
+    """As many passes over n rows as `amount` says: whole ones, and a random part for the fraction."""
+    weight = amount.number / max(n, 1) if amount.number else amount.weight
     whole, part = int(weight), weight - int(weight)
-    extra = rng.permutation(len(rows))[: round(part * len(rows))]
-    return rows * whole + [rows[index] for index in extra]
+    return np.concatenate([np.tile(np.arange(n), whole), rng.permutation(n)[: round(part * n)]])
 
 
 # task -> (samples of a full pass, function that makes one from its number and three uniform draws)

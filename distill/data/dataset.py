@@ -9,7 +9,7 @@
 - `sequence_items.npy` and `sequence_starts.npy`: the column `items` once more, to be memory-mapped
   (`mapped_sequences.py`); data sets of earlier versions have it in `sequences.parquet` alone.
 
-Only `Dataset.training_sequences` and `Dataset.examples` use the split.
+Only `Dataset.training_sequences`, `Dataset.targets` and `Dataset.repeats` use the split.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distill.data.examples import PAD, Examples, TargetRanges, ragged_range
 from distill.data.mapped_sequences import STARTS, SequenceWriter, has_mapped_sequences, map_sequences
 from distill.data.splits import MIN_LENGTH, MIN_LENGTH_CUT, assign_folds, leave_one_out
 from distill.runtime import artifacts
@@ -32,35 +33,11 @@ from distill.runtime.errors import UserError
 from distill.runtime.parquet import id_column, number_lists, read_parquet, text_column, whole_numbers
 
 Split = Literal["train", "valid", "test"]
-PAD = -1  # fills histories on the right
 ROW_GROUP = 1 << 20  # users of a row group of sequences.parquet
+CHECKED_AT_ONCE = 1 << 22  # interactions among which repeated items are looked for
 TEXT_COLUMNS = ("title", "description", "brand", "categories")
 TextField = Literal["title", "brand", "categories", "description"]
 TEXT_FIELDS: tuple[TextField, ...] = ("title", "brand", "categories", "description")  # in the order of `texts`
-
-
-@dataclass(frozen=True)
-class Examples:
-    """(history, next item) pairs.
-
-    Attributes:
-        users: user number [n].
-        positions: index of the target in the user's full sequence [n].
-        histories: item numbers, oldest first, padded on the right with PAD [n, max_history].
-        targets: item number [n].
-    """
-
-    users: np.ndarray
-    positions: np.ndarray
-    histories: np.ndarray
-    targets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def take(self, rows: np.ndarray | slice) -> Examples:
-        """Select the examples at `rows`."""
-        return Examples(self.users[rows], self.positions[rows], self.histories[rows], self.targets[rows])
 
 
 @dataclass(frozen=True)
@@ -158,12 +135,15 @@ class Dataset:
         Args:
             with_validation: add the validation part.
         """
-        ends = self._target_ranges()["valid" if with_validation else "train"][1]
-        if self.held_out is not None:
-            ends = np.where(self.held_out, 0, ends)
+        ends = self.training_lengths(with_validation)
         position = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         keep = position < np.repeat(ends, np.diff(self.offsets))
         return self.values[keep].astype(np.int64), np.concatenate([[0], np.cumsum(ends)])
+
+    def training_lengths(self, with_validation: bool = False) -> np.ndarray:
+        """Return how many items of each sequence, from its first, are its training part [users]; as above."""
+        ends = self._target_ranges()["valid" if with_validation else "train"][1]
+        return ends if self.held_out is None else np.where(self.held_out, 0, ends)
 
     def cold_items(self) -> np.ndarray:
         """Return the numbers of the items that no training sequence holds, ascending."""
@@ -174,10 +154,17 @@ class Dataset:
         return replace(self, held_out=assign_folds(np.arange(self.n_users), folds) == fold)
 
     def repeats(self) -> bool:
-        """Return whether a training sequence holds an item twice."""
-        values, offsets = self.training_sequences()
-        pairs = np.repeat(np.arange(self.n_users), np.diff(offsets)) * self.n_items + values
-        return len(np.unique(pairs)) < len(pairs)
+        """Return whether a training sequence holds an item twice; looks at some users at a time."""
+        lengths, first = self.training_lengths(), 0
+        while first < self.n_users:
+            end = int(np.searchsorted(self.offsets, self.offsets[first] + CHECKED_AT_ONCE, side="right")) - 1
+            end = max(end, first + 1)  # a longer sequence is looked at as a whole
+            users, place = ragged_range(lengths[first:end])
+            pairs = users * self.n_items + self.values[self.offsets[first + users] + place]
+            if len(np.unique(pairs)) < len(pairs):
+                return True
+            first = end
+        return False
 
     def resolve_exclude_bought(self, chosen: bool | None) -> bool:
         """Decide whether recommendations exclude items of the history; None: exclude if no sequence repeats an item."""
@@ -194,20 +181,16 @@ class Dataset:
             split: train, valid or test.
             max_history: keep this many last items of a history.
         """
+        return self.targets(split, max_history).take(slice(None))
+
+    def targets(self, split: Split, max_history: int = 20) -> TargetRanges:
+        """Return the targets of a split, whose `examples` can be made part by part; arguments as there."""
         start, end = self._target_ranges()[split]
         counts = np.maximum(end - start, 0)
         if self.held_out is not None and split == "train":
             counts = np.where(self.held_out, 0, counts)
-        users = np.repeat(np.arange(self.n_users), counts)
-        first = np.cumsum(counts) - counts
-        positions = np.arange(counts.sum()) + np.repeat(start - first, counts)
-        ends = self.offsets[users] + positions
-        lengths = np.minimum(positions, max_history)
-        column = np.arange(max_history)
-        index = (ends - lengths)[:, None] + column
-        histories = self.values[np.minimum(index, len(self.values) - 1)].astype(np.int64)
-        histories[column >= lengths[:, None]] = PAD
-        return Examples(users, positions, histories, self.values[ends].astype(np.int64))
+        users = np.flatnonzero(counts)
+        return TargetRanges(self.values, self.offsets, users, start[users], np.cumsum(counts[users]), max_history)
 
 
 def _check_sequences(

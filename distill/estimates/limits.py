@@ -5,19 +5,25 @@ A limit's need is a lower bound, from the arrays that the named code holds at on
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from distill.estimates.hardware import Hardware
 from distill.estimates.language_models import HALF, SINGLE, LanguageModel
-from distill.estimates.stages import READ_SECONDS, prepare, teacher_tokens, tune
+from distill.estimates.stages import READ_SECONDS, prepare, tune
 from distill.estimates.workload import Workload
 
-# measured: `bench.py scale`, the peak of Dataset.examples with histories of 20 items (docs/results/speed.md, "Growth")
-EXAMPLE_BYTES_A_HISTORY_ITEM = 25.0
+# measured: `bench.py scale` with 10^6 users (docs/scale.md, "Growth, measured"): what a loaded data set has beside its
+# mapped files, users' ids above all, and the peak of examples that are made a shard at a time
+DATASET_BYTES_A_USER = 46.0
+TARGET_RANGE_BYTES_A_USER = 56.0
+# measured: tracemalloc's peak while EpochDraws draws 4 * 10^5 stream windows, two a user; and `bench.py scale`, that
+# of Dataset.examples, which a prompt a target needs besides
+SAMPLE_BYTES = 75.0
+EXAMPLE_BYTES = 200.0
 SCORED_USERS = 1024  # distill/baselines/item_scorer.py: users that are scored at once
 PAIRS_WINDOW = 5  # distill/baselines/counting.py: pairs at most this far apart are counted
 PAIR_BYTES = 2 * 24  # row, column and weight of a pair before pairs are added up: parts, and all of them joined
-INT64 = 8
 SCORE_BYTES = 3 * 8  # distill/ranking.py, _top_dense: scores, their negative, their order
 PATIENCE_HOURS = 24.0  # a pass over the labels that takes longer is called broken
 
@@ -114,8 +120,9 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
     """List the limits of teacher, labels, students, evaluation and memories."""
     w, h = workload, hardware
     weights = model.parameters(w.codewords)
-    examples = w.targets * w.max_history * EXAMPLE_BYTES_A_HISTORY_ITEM
-    tokens = teacher_tokens(w) / w.teacher_epochs
+    users = w.users * (DATASET_BYTES_A_USER + TARGET_RANGE_BYTES_A_USER)
+    streams, prompts = w.users * math.ceil(w.targets_a_user / w.max_history), w.targets
+    drawn = streams * SAMPLE_BYTES if w.prompt == "stream" else prompts * (SAMPLE_BYTES + EXAMPLE_BYTES)
     return [
         *([] if w.mode == "qlora" else [gathering_limit(weights, h)]),
         Limit(
@@ -130,31 +137,31 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
         ),
         Limit(
             "teacher",
-            "every process draws all samples of an epoch",
-            "teacher/tasks.py, Samples",
-            h.gpus_a_node * tokens * (4 + 1),  # token numbers, and which of them count
+            "lengths and order of an epoch's samples in every process",
+            "teacher/samples.py",
+            h.gpus_a_node * drawn * w.teacher_share,
             h.node_memory,
             "bytes a node",
-            "samples drawn shard by shard, each process its share",
+            "batches dealt within parts of an epoch, each process its parts",
         ),
         Limit(
             "labels",
-            "all examples with their histories in every process",
-            "distill/data/dataset.py, examples",
-            h.gpus_a_node * examples,
+            "ids of all users, and where their targets are, in every process",
+            "distill/data/examples.py, TargetRanges",
+            h.gpus_a_node * users,
             h.node_memory,
             "bytes a node",
-            "examples made from memory-mapped sequences, a shard at a time",
+            "each process its own users",
         ),
         *([engine_limit(weights, h)] if w.engine == "hf" else []),
         Limit(
             "student",
-            "users, positions, targets and keys of all training examples in every process",
+            "ids of all users, and where their targets are, in every process that learns from labels",
             "student/ranked_lists.py, ExampleIndex",
-            h.gpus_a_node * w.targets * 4 * INT64,
+            h.gpus_a_node * users,
             h.node_memory,
             "bytes a node",
-            "labels joined with their sequences once, then read in order",
+            "each process its own users",
         ),
         Limit(
             "student",

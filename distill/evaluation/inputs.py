@@ -20,6 +20,7 @@ from distill.runtime.commands import command_for
 from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
+from distill.semantic_ids.lineage import adopt_teacher
 
 PAPER_ORDER = ("tiger", "smooth", "distill", "dtr", "dwr")
 
@@ -87,11 +88,12 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
     # only teachers and students need semantic IDs, and diversity without embeddings
     teachers = has_teacher or any(artifact.kind == "teacher" for artifact in baseline_artifacts)
     needed = bool(students) or teachers or embeddings is None or bool(config.semantic_ids)
+    ids = artifacts.read(codes, "semantic_ids") if needed or codes.exists() else None
     return Inputs(
         dataset,
-        artifacts.read(codes, "semantic_ids") if needed or codes.exists() else None,
+        ids,
         embeddings,
-        teacher_artifact,
+        adopt_teacher(teacher_artifact, ids) if teacher_artifact and ids else teacher_artifact,
         baseline_artifacts,
         [artifacts.read(path, "student") for path in students],
         [name for name in not_learned if name in wanted] or not_learned,

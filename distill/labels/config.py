@@ -31,6 +31,12 @@ class FolderSettings:
     """Teacher artifact (default: RUN/teacher); with folds its neighbours teacher-fold0, teacher-fold1, ... are read."""
     output: Path | None = None
     """Where the labels go (default: RUN/soft_labels)."""
+    reuse: Path | None = None
+    """Labels of an earlier version of the data set, by the same teacher and settings: targets of the same user and
+    position with the same history keep their rows, and only the others are labelled. Their candidates do not hold items
+    that were launched since. For mix llm=1."""
+    reuse_dataset: Path | None = None
+    """The data set of these labels (default: where it was when they were made)."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,13 @@ def check(config: Config) -> None:
         raise UserError("--features are hidden states of a language model in PyTorch: --mix llm=1 --engine hf.")
     if not config.features and config.feature_layers != list(LAST_LAYER):
         raise UserError("--feature_layers are layers whose states are stored; say by how many numbers: --features 64.")
+    if config.reuse and (config.mix.keys() != {"llm"} or config.folds):
+        raise UserError(
+            "--reuse keeps labels of a language model, --mix llm=1 without --folds: counts change with every "
+            "interaction, and folds go by the users' numbers. Leave --reuse out; counts are made anew in seconds."
+        )
+    if config.reuse_dataset and not config.reuse:
+        raise UserError("--reuse_dataset is the data set of the labels that --reuse names; give both.")
     if config.folds == 1:
         raise UserError("--folds 1 would leave no other users to learn from; expected 0 (none) or 2 folds or more.")
     if config.folds and config.engine == "vllm" and "llm" in config.mix:

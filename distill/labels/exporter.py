@@ -9,22 +9,33 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distill.data.dataset import Dataset, Examples
-from distill.labels.config import ExampleSettings, ShardSettings, parse_shard, parse_users
+from distill.data.dataset import Examples
+from distill.data.examples import TargetRanges
+from distill.labels.config import ShardSettings, parse_shard
 from distill.labels.encodings import ENCODINGS
 from distill.labels.hub import push
 from distill.labels.labeller import LAST_LAYER, Labeller, LabelRequest, Labels, Progress, no_progress
 from distill.labels.quality import mean_quality, shard_quality
+from distill.labels.reuse import EarlierLabels
 from distill.labels.schema import recorded_shards, write_index
+from distill.labels.selection import sample_of_users, shard_bounds
 from distill.labels.shard_queue import Record, ShardQueue
-from distill.labels.writer import encode_shard, is_intact, write_content
+from distill.labels.writer import (
+    concatenate_columns,
+    encode_columns,
+    encode_shard,
+    is_intact,
+    shard_columns,
+    write_content,
+)
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
@@ -41,26 +52,28 @@ class Exporter:
 
     Attributes:
         labeller: the teacher.
-        examples: what is labelled, users one after the other.
+        targets: what is labelled; the examples of a shard are made when it is its turn.
         ids: the semantic IDs.
         request: beam width, candidates, scope.
         settings: encoding, size of the shards, and this process's part of them.
-        split: the examples' split.
+        split: the targets' split.
         sources: facts for the index about the teachers and the inputs.
+        earlier: labels of an earlier data set, whose rows are copied where they still hold; None: all are made.
     """
 
     labeller: Labeller
-    examples: Examples
+    targets: TargetRanges
     ids: SemanticIDs
     request: LabelRequest
     settings: ShardSettings
     split: str
     sources: dict[str, Any]
+    earlier: EarlierLabels | None = field(default=None, kw_only=True)
 
     @cached_property
     def bounds(self) -> np.ndarray:
         """First example of each shard, and the end [shards + 1]."""
-        return shard_bounds(self.examples.users, self.settings.shard_rows)
+        return shard_bounds(self.targets.ends, self.settings.shard_rows)
 
     def export(self, job: ArtifactJob) -> bool:
         """Make this process's shards and, if they are the last ones, finish the artifact.
@@ -105,11 +118,32 @@ class Exporter:
         return queue.make_shards(numbers, make)
 
     def label_shard(self, number: int, progress: Progress) -> tuple[memoryview, dict[str, float]]:
-        """Label one shard; returns the content of its file, and its quality."""
-        examples = self.examples.take(slice(self.bounds[number], self.bounds[number + 1]))
+        """Label one shard; returns the content of its file, and its quality, which says how many rows were copied."""
+        examples = self.targets.take(slice(self.bounds[number], self.bounds[number + 1]))
+        if self.earlier is not None:
+            return self._complete_shard(self.earlier, examples, progress)
         labels = self.labeller.label(examples, self.request, progress)
         check_numbers(examples, labels)
         return encode_shard(*self._columns(examples, labels)), shard_quality(examples, labels, self.ids, self.request)
+
+    def _complete_shard(
+        self, earlier: EarlierLabels, examples: Examples, progress: Progress
+    ) -> tuple[memoryview, dict[str, float]]:
+        """Copy the earlier labels that still hold, and label the rest, whose quality it is; as `label_shard`."""
+        rows = earlier.find(examples)
+        kept, rest = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+        parts, quality = [], {"targets": 0.0}
+        if len(kept):
+            parts.append(earlier.read(rows[kept], examples.take(kept), self.ids.codes))
+            progress(len(kept))
+        if len(rest):
+            changed = examples.take(rest)
+            labels = self.labeller.label(changed, self.request, progress)
+            check_numbers(changed, labels)
+            parts.append(shard_columns(*self._columns(changed, labels)))
+            quality = shard_quality(changed, labels, self.ids, self.request)
+        columns = concatenate_columns(parts, np.argsort(np.concatenate([kept, rest])))
+        return encode_columns(columns), quality | {"copied": float(len(kept))}
 
     def write(self, data: Path, number: int, content: bytes | memoryview, quality: dict[str, float]) -> Record:
         """Write a shard's file; returns its record in the index, with its quality."""
@@ -121,7 +155,7 @@ class Exporter:
         """Write the report, then the index: with it the set is whole."""
         quality = mean_quality([record["quality"] for record in records])
         size = sum((job.partial / "data" / record["file"]).stat().st_size for record in records)
-        quality["bytes_per_target"] = size / len(self.examples)
+        quality["bytes_per_target"] = size / len(self.targets)
         labeller = self.labeller.facts()
         facts = {
             "split": self.split,
@@ -133,18 +167,24 @@ class Exporter:
             **self.sources,
             "labeller": labeller,
         }
+        job.facts = {"targets": len(self.targets), "encoding": self.settings.encoding, "labeller": labeller}
+        if self.earlier is not None:
+            copied = int(quality["copied"])
+            source = self.earlier.store.artifact
+            facts["reused"] = {"soft_labels": source.fingerprint, "dataset": source.inputs["dataset"], "copied": copied}
+            job.facts |= {"copied": copied, "computed": len(self.targets) - copied}
+            log.info(f"soft labels: {copied:,} copied from {source.folder}, {job.facts['computed']:,} made")
         if self.request.features:
             facts["features"] = self.request.features
         if self.request.feature_layers != LAST_LAYER:
             facts["feature_layers"] = list(self.request.feature_layers)
         write_json(job.partial / "report.json", quality)
         write_index(job.partial, records, **facts)
-        job.facts = {"targets": len(self.examples), "encoding": self.settings.encoding, "labeller": labeller}
         log.info("soft labels: " + ", ".join(f"{key} {value:.4g}" for key, value in quality.items()))
 
     def estimate(self) -> str:
         """Label a sample of users' examples and describe what all of them would take, as a table of text."""
-        sample = sample_of_users(self.examples, DRY_RUN_EXAMPLES)
+        sample = sample_of_users(self.targets, DRY_RUN_EXAMPLES)
         self.labeller.label(sample.take(slice(0, WARM_UP_EXAMPLES)), self.request, no_progress)
         started = time.time()
         with progress_bar(total=len(sample), desc="dry run", unit="target") as progress:
@@ -152,19 +192,26 @@ class Exporter:
         seconds = (time.time() - started) / len(sample)
         size = len(encode_shard(*self._columns(sample, labels))) / len(sample)
         quality = mean_quality([shard_quality(sample, labels, self.ids, self.request)])
-        total, users = len(self.examples), len(np.unique(self.examples.users))
+        total, users = len(self.targets), len(self.targets.users)
+        changed = total if self.earlier is None else self._count_changed(self.earlier)
         processes = parse_shard(self.settings.shard)[1]
+        copied = f"; {total - changed:,} are copied from earlier labels" if self.earlier else ""
         rows = {
-            "targets": f"{total:,} of {users:,} users, split {self.split}",
+            "targets": f"{total:,} of {users:,} users, split {self.split}{copied}",
             "shards": f"{len(self.bounds) - 1:,}",
             "bytes a target": f"{size:,.0f}, from {len(sample)} examples, encoding {self.settings.encoding}",
             "size": f"{size * total / 2**20:,.1f} MiB",
             "targets a second": f"{1 / seconds:,.1f}",
-            "time": f"{seconds * total / processes / 3600:,.2f} h by {processes} such process(es)",
+            "time": f"{seconds * changed / processes / 3600:,.2f} h by {processes} such process(es)",
         }
         for key in ("reference_in_beams", *(f"kl_{encoding}" for encoding in ENCODINGS)):
             rows[key.replace("_", " ")] = f"{quality[key]:.4g}"
         return "\n".join(f"{name:20} {value}" for name, value in rows.items())
+
+    def _count_changed(self, earlier: EarlierLabels) -> int:
+        """Count the targets whose earlier labels do not hold."""
+        shards = (self.targets.take(slice(*bounds)) for bounds in pairwise(self.bounds.tolist()))
+        return sum(int((earlier.find(examples) < 0).sum()) for examples in shards)
 
     def _columns(self, examples: Examples, labels: Labels) -> tuple[Any, ...]:
         """Collect the arguments of `encode_shard`."""
@@ -187,51 +234,6 @@ def check_numbers(examples: Examples, labels: Labels) -> None:
             "infinity: its weights may be damaged, or their type too narrow (--dtype float32). Nothing of this shard "
             "was written."
         )
-
-
-def select_examples(dataset: Dataset, settings: ExampleSettings, max_history: int) -> Examples:
-    """Select the examples that the settings name.
-
-    Raises:
-        UserError: there are none, or a target has no history.
-    """
-    first, last = parse_users(settings.users)
-    examples = dataset.examples(settings.split, max_history)
-    examples = examples.take((examples.users >= first) & (examples.users < last)).take(slice(0, settings.limit))
-    if not len(examples):
-        selected = f" of users {settings.users}" if settings.users else ""
-        raise UserError(f"The {settings.split} split has no examples{selected}.")
-    if (examples.positions == 0).any():  # a beam search needs a prompt
-        raise UserError(f"User {examples.users[examples.positions == 0][0]} has a target without any history.")
-    return examples
-
-
-def sample_of_users(examples: Examples, size: int) -> Examples:
-    """Take all examples of randomly chosen users, about `size` in all; always the same ones."""
-    users, first = np.unique(examples.users, return_index=True)
-    ends = np.append(first[1:], len(examples))
-    order = np.random.default_rng(0).permutation(len(users))
-    n_users = 1 + np.searchsorted(np.cumsum((ends - first)[order]), size)
-    rows = np.concatenate([np.arange(first[user], ends[user]) for user in np.sort(order[:n_users])])
-    return examples.take(rows[:size])
-
-
-def shard_bounds(users: np.ndarray, shard_rows: int) -> np.ndarray:
-    """Divide examples into shards of about `shard_rows` rows, with whole users and at least one.
-
-    Args:
-        users: user of each example, users one after the other [n].
-        shard_rows: most rows of a shard of several users.
-
-    Returns:
-        First row of each shard, and n [shards + 1].
-    """
-    ends = np.append(np.flatnonzero(np.diff(users)) + 1, len(users))
-    bounds = [0]
-    while bounds[-1] < len(users):
-        last = np.searchsorted(ends, bounds[-1] + shard_rows, side="right") - 1  # the last end that still fits
-        bounds.append(int(ends[max(last, np.searchsorted(ends, bounds[-1], side="right"))]))
-    return np.array(bounds)
 
 
 def join(queue: ShardQueue, overwrite: bool, number: int, processes: int) -> bool:

@@ -69,9 +69,16 @@ def ranks_by_score(scores: np.ndarray) -> np.ndarray:
 
 
 def mean_quality(shards: list[dict[str, float]]) -> dict[str, float]:
-    """Average over all examples; the reference's rank is averaged over those whose beams hold it."""
+    """Average over all examples; the reference's rank is averaged over those whose beams hold it.
+
+    Where rows were copied from earlier labels, `copied` counts them, and the rest is that of the other rows.
+    """
     total = sum(shard["targets"] for shard in shards)
-    sums = {key: sum(shard[key] for shard in shards) for key in shards[0]}
-    means = {key: value / total for key, value in sums.items() if key != "targets"}
+    copied = {"copied": sum(shard["copied"] for shard in shards)} if "copied" in shards[0] else {}
+    labelled = [shard for shard in shards if shard["targets"]]
+    if not labelled:
+        return {"targets": total, **copied}
+    sums = {key: sum(shard[key] for shard in labelled) for key in labelled[0]}
+    means = {key: value / total for key, value in sums.items() if key not in ("targets", "copied")}
     means["reference_rank"] = sums["reference_rank"] / max(sums["reference_in_beams"], 1)
-    return {"targets": total, **means}
+    return {"targets": total, **copied, **means}

@@ -174,6 +174,14 @@ class LabelStore:
         """Read all shards as one block."""
         return self._block(self.index["shards"])
 
+    def shard(self, number: int) -> Columns:
+        """Read all columns of a shard, as they are stored.
+
+        Raises:
+            UserError: it is missing, cut or altered.
+        """
+        return self._columns([self.index["shards"][number]])
+
     def _columns(self, shards: list[dict[str, Any]], names: tuple[str, ...] | None = None) -> Columns:
         data, command = self.artifact.folder / "data", export_command(self.artifact)
         tables = []

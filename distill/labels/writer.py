@@ -98,24 +98,46 @@ def encode_shard(
         encoding: of `log_probs`, a key of `ENCODINGS`.
         states: hidden states as bytes [n, levels, layers, features]; None: none.
     """
+    return encode_columns(
+        shard_columns(examples, target_codes, candidates, candidate_scores, log_probs, encoding, states)
+    )
+
+
+def shard_columns(
+    examples: Examples,
+    target_codes: np.ndarray,
+    candidates: np.ndarray,
+    candidate_scores: np.ndarray,
+    log_probs: np.ndarray,
+    encoding: str = "u8",
+    states: np.ndarray | None = None,
+) -> Columns:
+    """Encode labels as a shard's columns; arguments as `encode_shard`."""
     columns = {
-        "user": pa.array(examples.users, pa.int32()),
-        "position": pa.array(examples.positions, pa.int32()),
-        "target": pa.array(examples.targets, pa.int32()),
-        "target_codes": _column(target_codes.astype(np.int16)),
-        "candidates": _column(candidates.astype(np.int32)),
-        "candidate_scores": _column(candidate_scores.astype(np.float32)),
+        "user": examples.users,
+        "position": examples.positions,
+        "target": examples.targets,
+        "target_codes": target_codes.astype(np.int16),
+        "candidates": candidates,
+        "candidate_scores": candidate_scores.astype(np.float32),
     }
     for level in range(log_probs.shape[1]):
         for name, values in ENCODINGS[encoding].encode(log_probs[:, level].astype(np.float32)).items():
-            columns[f"{name}_{level}"] = _column(values)
+            columns[f"{name}_{level}"] = values
         if states is not None:
-            columns[f"states_{level}"] = _column(states[:, level].reshape(len(examples), math.prod(states.shape[2:])))
+            columns[f"states_{level}"] = states[:, level].reshape(len(examples), math.prod(states.shape[2:]))
+    return columns
+
+
+def encode_columns(columns: Columns) -> memoryview:
+    """Encode columns of `shard_columns` as the content of a parquet file; equal columns give equal bytes."""
+    numbers = {name: columns[name].astype(np.int32) for name in ("user", "position", "target", "candidates")}
+    arrays = {name: _column(values) for name, values in (columns | numbers).items()}
     content = io.BytesIO()
     # no dictionaries: zstd compresses the plain bytes better
     split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("candidates", "candidate_scores")}
     pq.write_table(
-        pa.table(columns),
+        pa.table(arrays),
         content,
         compression="zstd",
         use_dictionary=False,
@@ -123,6 +145,11 @@ def encode_shard(
         column_encoding=split,
     )
     return content.getbuffer()
+
+
+def concatenate_columns(parts: list[Columns], order: np.ndarray) -> Columns:
+    """Join columns of several parts, and put their rows into an order."""
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
 
 def write_shard(path: Path, examples: Examples, *labels: Any) -> dict[str, Any]:

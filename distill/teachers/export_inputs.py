@@ -8,14 +8,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from distill.data.dataset import Dataset, Examples
-from distill.labels import exporter
+from distill.data.dataset import Dataset
+from distill.data.examples import TargetRanges
 from distill.labels.config import Config
 from distill.labels.labeller import LAST_LAYER, LabelRequest
+from distill.labels.reuse import EarlierLabels, earlier_dataset, open_earlier
+from distill.labels.selection import select_targets
 from distill.runtime import artifacts
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
+from distill.semantic_ids.lineage import adopt_teacher
 from distill.teachers.cross_fitting import read_teachers
 
 MAX_HISTORY = 20  # items of history where no language model limits them (paper: 20)
@@ -23,38 +26,54 @@ MAX_HISTORY = 20  # items of history where no language model limits them (paper:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The artifacts that an export reads; `networks` are those over items."""
+    """The artifacts that an export reads; `networks` are those over items, `reused` are labels of an earlier data set.
+
+    All but the last must agree on what they were made from.
+    """
 
     dataset: Artifact
     semantic_ids: Artifact
     teachers: list[Artifact]
     networks: list[Artifact]
+    reused: Artifact | None = None
 
     def __iter__(self) -> Iterator[Artifact]:
         return iter([self.dataset, self.semantic_ids, *self.teachers, *self.networks])
 
     def fingerprints(self) -> list[str]:
         """Return the fingerprint of each."""
-        return [source.fingerprint for source in self]
+        return [source.fingerprint for source in self.everything()]
+
+    def everything(self) -> list[Artifact]:
+        """List all of them."""
+        return [*self, *([self.reused] if self.reused else [])]
+
+    def reads_titles(self) -> bool:
+        """Tell whether a teacher reads the titles of the history's items."""
+        return any(read_facts(teacher).get("stream_titles", 0) for teacher in self.teachers)
 
     def max_history(self) -> int:
         """Read how many items of history the teachers take, without loading them."""
-        limits = [json.loads((teacher.folder / "teacher.json").read_text())["max_history"] for teacher in self.teachers]
-        return min(limits, default=MAX_HISTORY)
+        return min((read_facts(teacher)["max_history"] for teacher in self.teachers), default=MAX_HISTORY)
+
+
+def read_facts(teacher: Artifact) -> dict[str, Any]:
+    """Read `teacher.json`."""
+    return json.loads((teacher.folder / "teacher.json").read_text())
 
 
 def read_inputs(config: Config) -> Inputs:
     """Open the artifacts that the config names.
 
     Raises:
-        UserError: one is missing or unfinished.
+        UserError: one is missing or unfinished; or a fold's teacher is of an earlier data set.
     """
-    return Inputs(
-        artifacts.read(config.dataset or config.run / "dataset", "dataset"),
-        artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids"),
-        read_teachers(config.teacher or config.run / "teacher", config),
-        read_item_model(config),
-    )
+    dataset = artifacts.read(config.dataset or config.run / "dataset", "dataset")
+    ids = artifacts.read(config.semantic_ids or config.run / "semantic_ids", "semantic_ids")
+    teachers = read_teachers(config.teacher or config.run / "teacher", config)
+    reused = artifacts.read(config.reuse, "soft_labels") if config.reuse else None
+    teachers = [adopt_teacher(teacher, ids) for teacher in teachers]
+    return Inputs(dataset, ids, teachers, read_item_model(config), reused)
 
 
 def read_item_model(config: Config) -> list[Artifact]:
@@ -79,7 +98,7 @@ def read_inputs_on_node(config: Config, fingerprints: list[str]) -> Inputs:
         UserError: as `read_inputs`; or one is another than there.
     """
     inputs = read_inputs(config)
-    for source, expected in zip(inputs, fingerprints, strict=True):
+    for source, expected in zip(inputs.everything(), fingerprints, strict=True):
         if source.fingerprint != expected:
             raise UserError(
                 f"{source.folder} is another {source.kind} there ({source.fingerprint}) than where the export was "
@@ -98,7 +117,8 @@ def with_absolute_paths(config: Config) -> Config:
 def load_inputs(config: Config, inputs: Inputs) -> tuple[Dataset, SemanticIDs, Config]:
     """Load data set and semantic IDs.
 
-    Returns also the config with `exclude_bought` decided by the data, and `feature_layers` numbered from 1.
+    Returns also the config with `exclude_bought` decided by the data, `feature_layers` numbered from 1, and the folder
+    of the data set of reused labels, which other machines could not tell.
 
     Raises:
         UserError: layers that a teacher lacks.
@@ -107,7 +127,10 @@ def load_inputs(config: Config, inputs: Inputs) -> tuple[Dataset, SemanticIDs, C
     ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items)
     exclude_bought = dataset.resolve_exclude_bought(config.exclude_bought)
     layers = resolve_layers(config.feature_layers, inputs.teachers)
-    return dataset, ids, replace(config, exclude_bought=exclude_bought, feature_layers=layers)
+    config = replace(config, exclude_bought=exclude_bought, feature_layers=layers)
+    if inputs.reused is not None:
+        config = replace(config, reuse_dataset=config.reuse_dataset or earlier_dataset(inputs.reused))
+    return dataset, ids, config
 
 
 def resolve_layers(layers: list[int], teachers: list[Artifact]) -> list[int]:
@@ -146,9 +169,9 @@ def resolve_layers(layers: list[int], teachers: list[Artifact]) -> list[int]:
 
 def describe_export(
     config: Config, inputs: Inputs, dataset: Dataset, ids: SemanticIDs, max_history: int
-) -> tuple[Examples, SemanticIDs, LabelRequest, Config, str, dict[str, Any]]:
+) -> tuple[TargetRanges, SemanticIDs, LabelRequest, Config, str, dict[str, Any]]:
     """Collect the arguments of an `Exporter` after its labeller; `config` is that of `load_inputs`."""
-    examples = exporter.select_examples(dataset, config, max_history)
+    targets = select_targets(dataset, config, max_history)
     assert config.exclude_bought is not None
     request = LabelRequest(
         config.width, config.keep, config.exclude_bought, config.scope, not config.unconstrained, config.features,
@@ -160,4 +183,17 @@ def describe_export(
         "semantic_ids": inputs.semantic_ids.fingerprint,
         "dataset": inputs.dataset.fingerprint,
     }
-    return examples, ids, request, config, config.split, sources
+    return targets, ids, request, config, config.split, sources
+
+
+def open_reused(
+    config: Config, inputs: Inputs, dataset: Dataset, ids: SemanticIDs, max_history: int, sources: dict[str, Any]
+) -> EarlierLabels | None:
+    """Open the labels that --reuse names; None without it. Arguments as those and the last result of `describe_export`.
+
+    Raises:
+        UserError: they do not hold here (`open_earlier`).
+    """
+    if inputs.reused is None:
+        return None
+    return open_earlier(config, sources["teacher"], dataset, ids, max_history, inputs.reads_titles())

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from distill.data.dataset import PAD, Examples
+from distill.data.examples import ragged_range
 from distill.decoding.trie import Trie
 from distill.labels.labeller import LabelRequest, Labels, Progress, concatenate_labels, correct, target_ranks
 from distill.ranking import mask_history, scores_of, top_items
@@ -169,9 +170,3 @@ def zero_history(values: np.ndarray, examples: Examples) -> None:
     target_values = values[rows, examples.targets]
     mask_history(values, examples.histories, 0.0)
     values[rows, examples.targets] = target_values
-
-
-def ragged_range(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row i repeated `counts[i]` times, and the numbers 0, 1, … within each row; both [sum of counts]."""
-    rows = np.repeat(np.arange(len(counts)), counts)
-    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)

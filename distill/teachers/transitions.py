@@ -9,8 +9,9 @@ import scipy.sparse as sp
 
 from distill.baselines.counting import Transitions, TransitionSettings, count_transitions, reading_weights
 from distill.data.dataset import Dataset, Examples
+from distill.data.examples import ragged_range
 from distill.ranking import mask_history
-from distill.teachers.item_teacher import CHUNK, normalise_rows, ragged_range
+from distill.teachers.item_teacher import CHUNK, normalise_rows
 
 POWERS = (0.5, 0.75, 1.0, 1.5, 2.0)
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7)

@@ -18,8 +18,8 @@ from benches._pretrained import clock
 from benches.decode import SIZE, made_up
 from benches.labels import measure_encodings
 from distill.data.dataset import PAD, Dataset, write_dataset
-from distill.labels.exporter import sample_of_users
 from distill.labels.labeller import LabelRequest, Labels, no_progress
+from distill.labels.selection import sample_of_users
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from distill.teachers.language_model import EngineLabeller
@@ -220,7 +220,7 @@ def shared_prefixes(engine: HFEngine, run: Path, dataset: Dataset, ids: Semantic
 
     The clock counts CPU seconds a thread, so that other work disturbs it less.
     """
-    examples = sample_of_users(dataset.examples("train", engine.data.max_history), config.targets)
+    examples = sample_of_users(dataset.targets("train", engine.data.max_history), config.targets)
     low = HFEngine.load(run / "teacher", dataset, ids, config.device, "bfloat16")
     separate = PromptByPrompt(engine.model, engine.data, engine.prompt)
     labels: dict[str, Labels] = {}

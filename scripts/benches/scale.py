@@ -3,9 +3,10 @@
     python scripts/bench.py scale --json scale.json --figure docs/images/scale.png
 
 Each size is a power of ten. The trie holds as many random IDs of 4 x 256; the examples are those of as many
-interactions, ten a user; the label store holds as many targets and is streamed once, without decoding a row and with
-decoding all; data sets of ten interactions a user are loaded, once as they are written and once without the files that
-are memory-mapped. Seconds are the processor's, memory is the peak of the process beyond what it held before.
+interactions, ten a user, once all of them and once a shard at a time; the label store holds as many targets and is
+streamed once, without decoding a row and with decoding all; data sets of ten interactions a user are loaded, once as
+they are written and once without the files that are memory-mapped. Seconds are the processor's, memory is the peak of
+the process beyond what it held before.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ LEVELS, SIZE, SEQUENCE, SHARD = 4, 256, 10, 4096
 STAGES = {
     "trie": "trie",
     "examples": "training examples",
+    "shards": "examples, a shard at a time",
     "load": "data set, mapped",
     "load_parquet": "data set, parquet alone",
     "read": "labels, read",
@@ -55,8 +57,8 @@ class Config:
     largest: PositiveInt = 6
     """Power of ten of the largest size of examples and labels: 10^6 examples of 20 items take a gibibyte."""
     largest_trie: PositiveInt = 7
-    """Power of ten of the largest trie, and of the largest data set that is loaded."""
-    stages: list[Literal["trie", "examples", "load", "load_parquet", "read", "labels"]] = field(
+    """Power of ten of the largest trie, of the largest data set that is loaded, and of examples a shard at a time."""
+    stages: list[Literal["trie", "examples", "shards", "load", "load_parquet", "read", "labels"]] = field(
         default_factory=lambda: list(STAGES)
     )
     """What is measured."""
@@ -84,6 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     works = {
         "trie": build_trie,
         "examples": draw_examples,
+        "shards": draw_shards,
         "load": load_dataset,
         "load_parquet": load_parquet,
         "read": read_labels,
@@ -93,7 +96,7 @@ def main(config: Config) -> dict[str, Any]:
     growth = {name: Growth() for name in works}
     figures: dict[str, Any] = {}
     for name, prepare in progress_bar(works.items(), desc="scale", unit="stage"):
-        largest = config.largest_trie if name in ("trie", "load", "load_parquet") else config.largest
+        largest = config.largest_trie if name in ("trie", "shards", "load", "load_parquet") else config.largest
         for power in range(config.smallest, largest + 1):
             with tempfile.TemporaryDirectory() as folder:
                 work, facts = prepare(10**power, np.random.default_rng(config.seed), Path(folder))
@@ -128,13 +131,30 @@ def build_trie(size: int, rng: np.random.Generator, folder: Path) -> tuple[Calla
 
 
 def draw_examples(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
-    """All training examples of random sequences, as the export reads them, and their number."""
+    """All training examples of random sequences at once, and their number."""
+    dataset = random_sequences(size, rng, folder)
+    return lambda: dataset.examples("train", 20), {"targets": len(dataset.targets("train"))}
+
+
+def draw_shards(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """The same shard by shard, as the export makes them."""
+    dataset = random_sequences(size, rng, folder)
+
+    def walk() -> None:
+        targets = dataset.targets("train", 20)
+        for start in range(0, len(targets), SHARD):
+            targets.take(slice(start, start + SHARD))
+
+    return walk, {}
+
+
+def random_sequences(size: int, rng: np.random.Generator, folder: Path) -> Dataset:
+    """A data set of so many random interactions, ten a user, without items."""
     users = size // SEQUENCE
     offsets = np.arange(users + 1) * SEQUENCE
     values = rng.integers(0, max(size // SEQUENCE, 1), size)
     artifact = Artifact(folder, "dataset", "", {}, {}, {})
-    dataset = Dataset(artifact, pa.table({"item_id": pa.nulls(0)}), pa.nulls(users), values, offsets)
-    return lambda: dataset.examples("train", 20), {"targets": users * (SEQUENCE - 3)}
+    return Dataset(artifact, pa.table({"item_id": pa.nulls(0)}), pa.nulls(users), values, offsets)
 
 
 def load_dataset(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
@@ -210,7 +230,7 @@ def draw(growth: dict[str, Growth], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
     for axes, unit in zip(figure.subplots(1, 2), ("seconds", "mib"), strict=True):
         for name, stage in growth.items():
             values = [value if unit == "seconds" or value >= LEAST_MIB else np.nan for value in getattr(stage, unit)]
@@ -223,5 +243,6 @@ def draw(growth: dict[str, Growth], path: Path) -> None:
         axes.set_title({"seconds": "processor seconds", "mib": "peak memory, MiB"}[unit], loc="left", fontsize=10)
         axes.grid(True, which="major", linewidth=0.4)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(fontsize=8, frameon=False)
+    lines = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})

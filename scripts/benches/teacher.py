@@ -46,7 +46,8 @@ from teacher.base_model import from_scratch
 from teacher.batching import Batch, collate, make_batches, padded_size
 from teacher.config import TASKS, TrainingSettings
 from teacher.model import build_model
-from teacher.tasks import Samples, TaskData
+from teacher.samples import Samples
+from teacher.tasks import TaskData
 from teacher.tokenizer import train_tokenizer
 
 SIZES = {"intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -140,7 +141,7 @@ def speed(config: Config, run: Path, folder: Path) -> dict[str, Any]:
     model, samples, tokenizer = build(teacher_settings(config, sizes=config.sizes), run)
     samples_in_batch = max(round(config.batch_tokens / samples.lengths.mean()), 1)
     rows = np.random.default_rng(config.seed).permutation(len(samples))[: config.batches * samples_in_batch]
-    samples = Samples([samples[row] for row in rows])
+    samples = Samples.of([samples[row] for row in rows])
     useful = int(samples.lengths.sum())
     contenders: dict[str, tuple[Callable[[], float], int]] = {}  # function, and its tokens with padding
     for name, packing in (("padded", False), ("packed", True)):

@@ -9,8 +9,10 @@ import pytest
 from by_command import TITLES, command, make_dataset, make_embeddings, real_command, refused, write_json
 from safetensors.numpy import load_file
 
+from distill.runtime import artifacts
 from distill.semantic_ids import quantisers
 from distill.semantic_ids.ids import SemanticIDs
+from distill.semantic_ids.lineage import ancestors
 
 SHORT = ["--rqvae.epochs", "30", "--rqvae.warmup_epochs", "10", "--rqvae.hidden", "[16]"]
 FAST = ["--codebook_size", "8", "--levels", "3", *SHORT]
@@ -101,6 +103,14 @@ def test_new_items_leave_old_codes_untouched(tmp_path, name):
     code, output, error = command("build_semantic_ids.py", tmp_path, *words[:5], "longer_ids", "--output", "again")
     assert code == 0, error
     np.testing.assert_array_equal(SemanticIDs.load(tmp_path / "again").codes, ids.codes)
+
+    # the manifest names all IDs that it goes back to, the latest first
+    first, second, third = (
+        artifacts.read(tmp_path / name, "semantic_ids") for name in ("semantic_ids", "longer_ids", "again")
+    )
+    assert [ancestors(ids) for ids in (first, second, third)] == [
+        [], [first.fingerprint], [second.fingerprint, first.fingerprint],
+    ]  # fmt: skip
 
 
 def test_extension_refuses_what_does_not_fit(tmp_path):

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from teacher.batching import collate, make_batches
 from teacher.loss import ChunkedCrossEntropy, use_counted_loss
 from teacher.model import output_logits
-from teacher.tasks import Sample, Samples
+from teacher.samples import Sample, Samples
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -40,7 +40,7 @@ def samples(weighted=False):
         counted[-1] = True
         weights = np.where(rng.random(length) < 0.5, np.float32(1), np.float32(0.3)) * counted
         found.append(Sample(rng.integers(1, 50, length), weights.astype(np.float32) if weighted else counted))
-    return Samples(found)
+    return Samples.of(found)
 
 
 def inputs_of(packing, weighted=False):

@@ -306,12 +306,14 @@ def test_hardware_that_is_not_there(tmp_path):
 
 
 def test_what_breaks_first():
-    """Nothing at 10^3; at 10^10 interactions the examples' histories; a 70B model on one GPU whatever the data."""
+    """Nothing at 10^3; at 10^10 interactions lists with starts in 32 bits; a 70B model whatever the data."""
     hardware = read_hardware()
     assert first_to_break(limits(SMALL, MODELS["llama-7b"], hardware, 64)) is None
     large = Workload()
     first = first_to_break(limits(large, MODELS["llama-7b"], hardware, 64))
-    assert first.what.startswith("all examples") and first.load == pytest.approx(9.7e9 * 20 * 25 * 8 / 2**41)
+    assert first.what.startswith("32-bit starts") and first.load == pytest.approx(1e10 / (2**31 - 1))
+    labels = {limit.where: limit for limit in limits(large, MODELS["llama-7b"], hardware, 64)}
+    assert labels["distill/data/examples.py, TargetRanges"].load == pytest.approx(1e8 * (46 + 56) * 8 / 2**41)
     fixed = first_to_break(limits(SMALL, MODELS["llama-70b"], hardware, 64))
     assert fixed.what == "every GPU holds the whole base" and not fixed.grows
     full = {limit.what: limit for limit in limits(replace(SMALL, mode="full"), MODELS["llama-7b"], hardware, 1)}

@@ -18,7 +18,8 @@ from teacher.base_model import from_scratch
 from teacher.batching import EpochDraws, epoch_batches, make_batches
 from teacher.config import Config, InstructionSettings, check
 from teacher.engines.hf import HFEngine
-from teacher.tasks import Sample, Samples, TaskData
+from teacher.samples import Sample, Samples
+from teacher.tasks import TaskData
 from teacher.tokenizer import add_codewords, train_tokenizer
 
 ITEMS = {
@@ -151,7 +152,7 @@ def test_ids_that_end_with_eos(shop, task):
 
 def test_streams_have_no_eos(shop):
     plain, ended = (task_data(shop, id_eos=eos).epoch({"stream": 1.0}, 0, 0) for eos in (False, True))
-    np.testing.assert_array_equal(plain.tokens, ended.tokens)
+    assert [sample.tokens.tolist() for sample in plain] == [sample.tokens.tolist() for sample in ended]
 
 
 def test_lists_do_not_depend_on_eos(shop):
@@ -182,11 +183,16 @@ def test_a_number_of_samples(shop):
     assert len(data.epoch({}, 0, 0, {"stream": 5})) == 5  # two users' streams: two passes and a half
 
 
+def listed(samples, batches):
+    """Tokens of all samples, and their numbers in the batches."""
+    return [sample.tokens.tolist() for sample in samples], [[list(row) for row in batch] for batch in batches]
+
+
 def test_an_epochs_batches_of_a_number_of_samples(shop):
     config = Config(tasks={"seqrec": 1.0}, task_samples={"item2index": 2}, batch_samples=2, seed=3)
     (samples, batches), again = (epoch_batches(task_data(shop), config, 1) for _ in range(2))
     assert len(samples) == 5 and sorted(len(batch) for batch in batches) == [1, 2, 2]
-    assert again[1] == batches and again[0].tokens.tolist() == samples.tokens.tolist()
+    assert listed(*again) == listed(samples, batches)
 
 
 def test_epochs_are_drawn_one_at_a_time(shop, monkeypatch):
@@ -194,25 +200,50 @@ def test_epochs_are_drawn_one_at_a_time(shop, monkeypatch):
     config = Config(tasks={"seqrec": 0.5, "stream": 1.5}, batch_samples=2, seed=3, epochs=3)
     expected, drawn = [epoch_batches(task_data(shop), config, epoch) for epoch in range(3)], []
 
-    def draw(data, settings, epoch):
+    def draw(data, settings, epoch, learned):
         drawn.append(epoch)
-        return epoch_batches(data, settings, epoch)
+        return epoch_batches(data, settings, epoch, learned)
 
     monkeypatch.setattr("teacher.batching.epoch_batches", draw)
-    epochs = EpochDraws(task_data(shop), config)
+    data = task_data(shop)
+    epochs = EpochDraws(data, config)
     assert epochs.n_batches == [len(batches) for _, batches in expected] and sorted(drawn) == [0, 1, 2]
     drawn.clear()
-    for number in (0, 0, 1, 1, 2, 1):  # a resumed run begins with a later one
-        samples, batches = epochs[number]
-        assert batches == expected[number][1] and samples.tokens.tolist() == expected[number][0].tokens.tolist()
+    monkeypatch.setattr(data, "to_samples", None)  # lengths are known: nothing is written again to learn them
+    order = (0, 0, 1, 1, 2, 1)  # a resumed run begins with a later one
+    sizes = [(epochs[number][0].lengths.tolist(), epochs[number][0].counts.tolist()) for number in order]
     assert drawn == [1, 2, 1]
-    assert expected[0][0].tokens.tolist() != expected[1][0].tokens.tolist()
+    assert sizes == [(expected[n][0].lengths.tolist(), expected[n][0].counts.tolist()) for n in order]
+    monkeypatch.undo()
+    for number in order:
+        assert listed(*epochs[number]) == listed(*expected[number])
+    assert listed(*expected[0]) != listed(*expected[1])
+
+
+def test_streams_are_written_when_a_batch_asks_for_them(shop, monkeypatch):
+    """Lengths and counts of streams of codewords follow from their items alone."""
+    data = task_data(shop)
+    plain = list(data.epoch({"stream": 1.0}, 0, 0))
+    monkeypatch.setattr(data.writer, "sequence", None)
+    samples = data.epoch({"stream": 1.0}, 0, 0)
+    assert samples.lengths.tolist() == [len(sample.tokens) for sample in plain]
+    assert samples.counts.tolist() == [sample.counted.sum() for sample in plain] and not samples.are_weighted
+
+
+def test_samples_of_several_tasks_in_any_order(shop):
+    data = task_data(shop)
+    samples = data.epoch({"stream": 2.0, "seqrec": 1.0, "item2index": 1.0}, 0, 0)
+    rows = np.random.default_rng(0).integers(0, len(samples), 20)
+    taken = [sample.tokens.tolist() for sample in samples.take(rows)]
+    assert taken == [samples[row].tokens.tolist() for row in rows.tolist()]
+    with pytest.raises(IndexError):
+        samples[len(samples)]
 
 
 @pytest.mark.parametrize(("limit", "largest"), [(0, 4), (3, 3), (9, 4)])
 def test_limits_of_a_batch(limit, largest):
     """Four samples fit into the tokens."""
-    samples = Samples([Sample(np.zeros(5, int), np.ones(5, bool))] * 30)
+    samples = Samples.of([Sample(np.zeros(5, int), np.ones(5, bool))] * 30)
     batches = make_batches(samples, 20, np.random.default_rng(0), max_samples=limit)
     assert max(map(len, batches)) == largest
     assert sorted(number for batch in batches for row in batch for number in row) == list(range(30))

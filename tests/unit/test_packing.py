@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from teacher.batching import collate, make_batches
-from teacher.tasks import Sample, Samples
+from teacher.samples import Sample, Samples
 
 SIZES = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -25,7 +25,7 @@ KINDS = {
 def samples():
     rng = np.random.default_rng(1)
     lengths = rng.integers(2, 13, 40)
-    return Samples([Sample(rng.integers(1, 50, n), (rng.random(n) < 0.6) & (np.arange(n) > 0)) for n in lengths])
+    return Samples.of([Sample(rng.integers(1, 50, n), (rng.random(n) < 0.6) & (np.arange(n) > 0)) for n in lengths])
 
 
 def network(kind):

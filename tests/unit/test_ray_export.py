@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from distill.data.dataset import Examples
+from distill.data.examples import TargetRanges
 from distill.labels.config import Config, check, parse_actors
 from distill.labels.exporter import Exporter
 from distill.labels.labeller import LabelRequest, Labels
@@ -60,14 +60,15 @@ class Hash:
         return self.counted
 
 
-def examples():
-    """Three examples of each of six users."""
-    users, positions = np.repeat(np.arange(6), 3), np.tile(np.arange(1, 4), 6)
-    return Examples(users, positions, np.zeros((18, 1), np.int64), (users + positions) % ITEMS)
+def targets():
+    """Three targets of each of six users, after one item."""
+    users = np.arange(6)
+    values = (users[:, None] + np.arange(4)).ravel() % ITEMS
+    return TargetRanges(values, np.arange(7) * 4, users, np.ones(6, np.int64), 3 + 3 * users, 1)
 
 
 def exporter(error=None):
-    return Exporter(Hash(error), examples(), IDS, REQUEST, SETTINGS, "train", {})
+    return Exporter(Hash(error), targets(), IDS, REQUEST, SETTINGS, "train", {})
 
 
 class LocalActors(RayExporter):
@@ -93,7 +94,7 @@ def no_cluster(monkeypatch):
 
 
 def driver(open_exporter=exporter):
-    return LocalActors(ReportedLabeller(), examples(), IDS, REQUEST, SETTINGS, "train", {}, SETTINGS, 1, open_exporter)
+    return LocalActors(ReportedLabeller(), targets(), IDS, REQUEST, SETTINGS, "train", {}, SETTINGS, 1, open_exporter)
 
 
 def job(output):

@@ -129,3 +129,24 @@ def test_a_stream_that_does_not_fit(tmp_path):
         data_of(shop, max_tokens=tokens - 1).epoch({"stream": 1.0}, 0, 0)
     with pytest.raises(UserError, match=f"takes {tokens + longest} tokens"):
         data_of(shop, max_tokens=tokens, title_loss=0.5).epoch({"stream": 1.0}, 0, 0)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+@pytest.mark.parametrize("lengths", [(3, 4, 5), (6, 7, 8), (9, 13, 12)])
+def test_windows_by_a_loop(tmp_path, monkeypatch, width, lengths):
+    """Windows begin `width` items apart and end with the first item of the next; a last one of one item is left out."""
+    sequences = [np.random.default_rng(length).integers(0, len(CODES), length).tolist() for length in lengths]
+    monkeypatch.setitem(make_shop.__globals__, "SEQUENCES", sequences)
+    data, expected = task_data(make_shop(tmp_path)), []
+    data.max_history = width
+    for sequence in sequences:
+        items = sequence[:-2]
+        for first in range(0, len(items), width):
+            window = items[first : first + width + 1]
+            if first == 0 or len(window) > 1:
+                tokens = [data.tokenizer.bos_token_id, *data.item_tokens[window].ravel().tolist()]
+                expected.append((tokens, 3 * (len(window) - (first > 0))))
+    samples = data.epoch({"stream": 1.0}, 0, 0)
+    assert [(sample.tokens.tolist(), int(sample.counted.sum())) for sample in samples] == expected
+    sizes = zip(samples.lengths.tolist(), samples.counts.tolist(), strict=True)
+    assert list(sizes) == [(len(tokens), counted) for tokens, counted in expected]

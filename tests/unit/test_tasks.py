@@ -17,7 +17,8 @@ from distill.semantic_ids.ids import SemanticIDs, write_codes
 from teacher import templates, user_intents
 from teacher.batching import collate, make_batches, pack, padded_size
 from teacher.config import TASKS, AugmentationSettings, Config
-from teacher.tasks import Sample, Samples, TaskData
+from teacher.samples import Sample, Samples
+from teacher.tasks import TaskData
 from teacher.tokenizer import add_codewords, load_tokenizer, train_tokenizer, use_chat_template
 
 TITLES = ["Red tent XL", "Blue tent XL", "Oil lamp", "Gas lamp 40cm", "Long rope", "Copper kettle"]
@@ -409,7 +410,7 @@ def test_batches_and_collate(data, packing):
 
 
 def of_lengths(lengths):
-    return Samples([Sample(np.full(n, n), np.arange(n) > 0) for n in lengths])
+    return Samples.of([Sample(np.full(n, n), np.arange(n) > 0) for n in lengths])
 
 
 def test_packed_by_hand():

@@ -20,6 +20,7 @@ MEANINGS = {
     "reconstruction_error": "share of the embeddings' variance that the codewords lose",
     "mean_squared_error": "the same as a mean squared error",
     "targets": "labelled examples",
+    "copied": "examples beside them whose labels were copied from an earlier day",
     "recall@10": "share of training targets that the teacher ranks among its first 10",
     "entropy_per_level": "mean entropy of the teacher's next codeword, nats",
     "mass_off_level": "probability that the teacher gives to tokens that are no codeword of the level",
