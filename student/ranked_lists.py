@@ -37,9 +37,9 @@ class ExampleIndex:
         Returns:
             Their numbers, of another one where there is none [n], and which of them exist with that target [n].
         """
-        found = self._targets.find(users, positions)
-        numbers = np.maximum(found, 0)
-        return numbers, (found >= 0) & (self.take(numbers).targets == targets)
+        rows = self._targets.find(users, positions)  # -1: none
+        numbers = np.maximum(rows, 0)
+        return numbers, (rows >= 0) & (self.take(numbers).targets == targets)
 
     def find_labelled(
         self, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, labels: LabelStore
