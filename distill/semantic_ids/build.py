@@ -101,7 +101,7 @@ def train_ids(embedded: Artifact, dataset: Dataset, settings: IDSettings) -> Bui
     vectors = embeddings.load(embedded.folder, item_ids)
     quantiser = _train(vectors, settings, _collaborative(dataset, settings))
     before = quantiser.encode(vectors)
-    codes = _resolve(quantiser, vectors, before, settings)
+    codes = resolve(quantiser, vectors, before, settings)
     return BuiltIDs(item_ids, codes, before, quantiser.codebook_size, {"source": quantiser.name}, vectors, quantiser)
 
 
@@ -133,7 +133,7 @@ def extend_ids(old: Artifact, embedded: Artifact, dataset: Dataset, settings: Co
     before[rows] = old_ids.codes
     fixed = np.zeros(len(item_ids), dtype=bool)
     fixed[rows] = True
-    codes = _resolve(quantiser, vectors, before, settings, fixed)
+    codes = resolve(quantiser, vectors, before, settings, fixed)
     facts = {
         "source": quantiser.name,
         "extends": old.fingerprint,
@@ -200,7 +200,7 @@ def _train(vectors: np.ndarray, settings: QuantiserSettings, collaborative: np.n
         )
 
 
-def _resolve(
+def resolve(
     quantiser: Quantiser,
     vectors: np.ndarray,
     codes: np.ndarray,

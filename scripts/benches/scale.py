@@ -2,7 +2,9 @@
 
     python scripts/bench.py scale --json scale.json --figure docs/images/scale.png
 
-Each size is a power of ten. The trie holds as many random IDs of 4 x 256; the examples are those of as many
+Each size is a power of ten. The trie holds as many random IDs of 4 x 256; semantic IDs are given
+to as many embeddings of 32 numbers around 1,000 centres, by residual k-means trained on 65,536 of them (the training
+is not counted), and made unique; the examples are those of as many
 interactions, ten a user, once all of them and once a shard at a time; the label store holds as many targets and is
 streamed once, without decoding a row and with decoding all; data sets of ten interactions a user are loaded, once as
 they are written and once without the files that are memory-mapped. Seconds are the processor's, memory is the peak of
@@ -34,10 +36,15 @@ from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.checksums import SEAL, seal
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
+from distill.semantic_ids import quantisers
+from distill.semantic_ids.build import resolve
+from distill.semantic_ids.config import CollisionSettings
 
 LEVELS, SIZE, SEQUENCE, SHARD = 4, 256, 10, 4096
+WIDTH, CHUNK = 32, 65_536  # of embeddings; of those that are drawn at once, and that train the quantiser
 STAGES = {
     "trie": "trie",
+    "ids": "semantic IDs",
     "examples": "training examples",
     "shards": "examples, a shard at a time",
     "load": "data set, mapped",
@@ -58,7 +65,9 @@ class Config:
     """Power of ten of the largest size of examples and labels: 10^6 examples of 20 items take a gibibyte."""
     largest_trie: PositiveInt = 7
     """Power of ten of the largest trie, of the largest data set that is loaded, and of examples a shard at a time."""
-    stages: list[Literal["trie", "examples", "shards", "load", "load_parquet", "read", "labels"]] = field(
+    largest_ids: PositiveInt = 6
+    """Power of ten of the most items that get semantic IDs: some three minutes for 10^6."""
+    stages: list[Literal["trie", "ids", "examples", "shards", "load", "load_parquet", "read", "labels"]] = field(
         default_factory=lambda: list(STAGES)
     )
     """What is measured."""
@@ -85,6 +94,7 @@ def main(config: Config) -> dict[str, Any]:
         raise UserError(f"No folder {config.figure.parent} to draw {config.figure.name} in; make it first.")
     works = {
         "trie": build_trie,
+        "ids": give_ids,
         "examples": draw_examples,
         "shards": draw_shards,
         "load": load_dataset,
@@ -96,7 +106,9 @@ def main(config: Config) -> dict[str, Any]:
     growth = {name: Growth() for name in works}
     figures: dict[str, Any] = {}
     for name, prepare in progress_bar(works.items(), desc="scale", unit="stage"):
-        largest = config.largest_trie if name in ("trie", "shards", "load", "load_parquet") else config.largest
+        limits = {"trie": config.largest_trie, "shards": config.largest_trie, "ids": config.largest_ids}
+        limits |= {"load": config.largest_trie, "load_parquet": config.largest_trie}
+        largest = limits.get(name, config.largest)
         for power in range(config.smallest, largest + 1):
             with tempfile.TemporaryDirectory() as folder:
                 work, facts = prepare(10**power, np.random.default_rng(config.seed), Path(folder))
@@ -128,6 +140,20 @@ def build_trie(size: int, rng: np.random.Generator, folder: Path) -> tuple[Calla
     trie = Trie.build(codes, SIZE)
     arrays = [*trie.offsets, *trie.codes, *trie.dense, trie.leaf_of_item, trie.leaf_offsets, trie.leaf_items]
     return lambda: Trie.build(codes, SIZE), {"arrays_mib": sum(array.nbytes for array in arrays) / 2**20}
+
+
+def give_ids(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """Codes of memory-mapped embeddings, and their collisions resolved; full prefixes give items away."""
+    path, centres = folder / "embeddings.npy", rng.normal(size=(1000, WIDTH))
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(size, WIDTH))
+    for start in range(0, size, CHUNK):
+        part = rows[start : start + CHUNK]
+        part[:] = centres[rng.integers(0, len(centres), len(part))] + 0.5 * rng.normal(size=part.shape)
+    del rows
+    embeddings = np.load(path, mmap_mode="r")
+    quantiser = quantisers.fit("rkmeans", embeddings, LEVELS, SIZE, sample=CHUNK)
+    settings = CollisionSettings(full_prefix="move")
+    return lambda: resolve(quantiser, embeddings, quantiser.encode(embeddings), settings), {}
 
 
 def draw_examples(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
