@@ -111,7 +111,7 @@ def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster
     cluster.remove_node(doomed, allow_graceful=False)
     _, log = driver.communicate(timeout=200)
     assert driver.returncode == 0, log
-    assert "shards are labelled again" in log and "Traceback" not in log
+    assert "shards are done again" in log and "Traceback" not in log
     assert content(output) == content(whole)
     assert artifacts.read(output, "soft_labels").fingerprint == artifacts.read(whole, "soft_labels").fingerprint
     times = {path.name: path.stat().st_mtime_ns for path in (output / "data").glob("*.parquet")}

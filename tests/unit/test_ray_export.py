@@ -17,14 +17,16 @@ import pytest
 import yaml
 
 from distill.data.dataset import Examples
-from distill.labels.config import Config, check, parse_actors
+from distill.labels.config import Config, check
 from distill.labels.exporter import Exporter
 from distill.labels.labeller import LabelRequest, Labels
-from distill.labels.ray_export import NO_SHARD, RESULT, RayExporter, ReportedLabeller, ShardLabeller, actors_of_node
+from distill.labels.ray_export import NO_SHARD, RESULT, RayExporter, ReportedLabeller, ShardLabeller
 from distill.labels.store import LabelStore
 from distill.runtime import checksums, ray_cluster
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
+from distill.runtime.ray_actors import actors_of_node
+from distill.runtime.ray_settings import parse_actors
 from distill.semantic_ids.ids import SemanticIDs
 
 LEVELS, SIZE, ITEMS = 2, 4, 10
