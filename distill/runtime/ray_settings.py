@@ -1,6 +1,7 @@
-"""Settings of commands that can share their work out on a Ray cluster."""
+"""Settings of commands that can share their work out on a Ray cluster.
 
-from __future__ import annotations
+Annotations are evaluated here: jsonargparse looks names of types up in the modules of a config's first bases alone.
+"""
 
 import os
 from dataclasses import MISSING, Field, dataclass, field, fields
