@@ -2,6 +2,7 @@
 
     python scripts/embed_items.py --config configs/demo/embeddings.yaml
     accelerate launch scripts/embed_items.py --embedder hf --model FOLDER          (each process embeds its share)
+    python scripts/embed_items.py --embedder hf --model FOLDER --launcher ray      (actors of a Ray cluster do)
     python scripts/embed_items.py --like OLD_EMBEDDINGS --dataset NEW              (items added later, the same space)
 
 A model's embeddings are written shard by shard; a killed command continues after the last finished shard. With
@@ -17,12 +18,14 @@ from typing import Any
 from distill.data.dataset import Dataset
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
+from distill.runtime.errors import UserError
+from distill.runtime.ray_settings import RaySettings, check_ray
 from distill.semantic_ids.config import EmbedSettings, check_embedder
 from distill.semantic_ids.embed import Catalogue, embed, read_space, with_settings_of
 
 
 @dataclass(frozen=True)
-class Config(EmbedSettings, JobSettings):
+class Config(EmbedSettings, RaySettings, JobSettings):
     """Embed the texts of all items."""
 
     run: Path = Path("runs/demo")
@@ -42,6 +45,9 @@ def main(config: Config) -> None:
     if old:
         config = with_settings_of(config, old)
     check_embedder(config)
+    check_ray(config)
+    if config.launcher == "ray" and config.embedder == "tfidf":
+        raise UserError("--launcher ray is for models; --embedder tfidf takes seconds in one process.")
     dataset = Dataset.load(config.dataset or config.run / "dataset")
     extra: dict[str, Any] = {"like": old.fingerprint} if old else {}
     job = ArtifactJob(
@@ -57,7 +63,7 @@ def main(config: Config) -> None:
         return
     catalogue = Catalogue.load(dataset, old, config.fields)
     catalogue.check_texts(config.empty_text)
-    embed(job, catalogue, config)
+    embed(job, catalogue, config, config if config.launcher == "ray" else None)
 
 
 if __name__ == "__main__":

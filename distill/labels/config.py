@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from distill.labels.labeller import LAST_LAYER
 from distill.runtime.config import IF_CHANGED, JobSettings, suggest
 from distill.runtime.errors import UserError
+from distill.runtime.ray_settings import RaySettings, check_ray
 
 TEACHERS = ("llm", "transitions", "distance", "statistics", "item_model")
 
@@ -123,26 +124,6 @@ class ShardSettings:
 
 
 @dataclass(frozen=True)
-class RaySettings:
-    """Labelling on a Ray cluster."""
-
-    launcher: Literal["local", "ray"] = field(default="local", metadata={"identity": False})
-    """Who labels: this process (and those started beside it), or actors on a Ray cluster."""
-    ray_address: str | None = field(default=None, metadata={"identity": False})
-    """HOST:PORT of the cluster's head, or auto on one of its machines (default: RAY_ADDRESS, else this machine)."""
-    ray_actors: str | None = field(default=None, metadata={"identity": False})
-    """Actors, each with an engine: N, or MIN:MAX to grow with the cluster (default: as many as fit into it now)."""
-    ray_gpus: NonNegativeFloat | None = field(default=None, metadata={"identity": False})
-    """GPUs of an actor (default: 1 where there are any, tensor_parallel_size for vllm)."""
-    ray_cpus: NonNegativeFloat = field(default=1.0, metadata={"identity": False})
-    """Processor cores of an actor, a fraction too; also its threads."""
-    ray_labels: dict[str, str] = field(default_factory=dict, metadata={"identity": False})
-    """Only use nodes with these Ray labels, such as ray.io/market-type=spot."""
-    ray_timeout: PositiveFloat = field(default=1800.0, metadata={"identity": False})
-    """Seconds without any finished shard after which the export gives up; loading an engine counts."""
-
-
-@dataclass(frozen=True)
 class RunSettings(JobSettings):
     """Before and after the export."""
 
@@ -203,42 +184,9 @@ def check(config: Config) -> None:
         raise UserError("--overwrite would delete the other processes' shards; run one process without --shard first.")
     parse_users(config.users)
     parse_shard(config.shard)
+    if config.launcher == "ray" and config.shard:
+        raise UserError("--launcher ray divides the work itself: start one process with python, without --shard.")
     check_ray(config)
-
-
-def check_ray(settings: Config) -> None:
-    """Refuse settings of Ray without `--launcher ray`, and a division of the work beside Ray's.
-
-    Raises:
-        UserError: as above; unreadable actors.
-    """
-    parse_actors(settings.ray_actors)
-    if settings.launcher == "ray":
-        if settings.shard or parse_shard(None)[1] > 1:
-            raise UserError("--launcher ray divides the work itself: start one process with python, without --shard.")
-        return
-    changed = [item.name for item in fields(RaySettings) if getattr(settings, item.name) != default_of(item)]
-    if changed:
-        raise UserError(f"--{changed[0]} is for --launcher ray; add it, or leave --{changed[0]} out.")
-
-
-def default_of(item: Field) -> object:
-    """Return the default of a dataclass's field."""
-    return item.default if item.default_factory is MISSING else item.default_factory()
-
-
-def parse_actors(text: str | None) -> tuple[int, int] | None:
-    """Read N or MIN:MAX, the fewest and the most actors; None: as many as fit."""
-    if text is None:
-        return None
-    first, _, last = text.rpartition(":")
-    try:
-        fewest, most = int(first or last), int(last)
-    except ValueError:
-        fewest, most = 0, 0
-    if not 1 <= fewest <= most:
-        raise UserError(f"--ray_actors {text}: expected N or MIN:MAX, from 1, such as 4 or 1:16.")
-    return fewest, most
 
 
 def parse_users(text: str | None) -> tuple[int, float]:

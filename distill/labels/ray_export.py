@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import socket
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from distill.data.dataset import Examples
-from distill.labels.config import RaySettings, parse_actors
 from distill.labels.exporter import Exporter
 from distill.labels.labeller import LabelRequest, Labels, Progress, no_progress
 from distill.labels.shard_queue import Record, ShardQueue
-from distill.runtime import ray_cluster
+from distill.runtime import ray_actors, ray_cluster
 from distill.runtime.artifacts import ArtifactJob
-from distill.runtime.disk import full_disk_reason
 from distill.runtime.errors import UserError
-from distill.runtime.logs import log
+from distill.runtime.ray_actors import error_columns
+from distill.runtime.ray_settings import RaySettings
 
 NO_SHARD = -1  # a task that asks for the labeller's facts alone
-IDLE_PASSES = 3  # in a row that lose all of their shards, before the export gives up
-INIT_DEATHS = 10  # actors that may die in a row while they load an engine, as on nodes that are taken away
 RESULT = pa.schema(
     {
         "shard": pa.int64(),
@@ -88,18 +84,6 @@ class ShardLabeller:
             content, quality = self.exporter.label_shard(number, no_progress)
             columns = {"content": content, "quality": json.dumps(quality)}
         return columns | {"facts": json.dumps(labeller.facts()), "tokens": counters().get("tokens", 0) - before}
-
-
-def error_columns(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Do work that returns columns of `RESULT`; if it fails, return the columns that describe the error."""
-    try:
-        return work()
-    except UserError as error:
-        return {"problem": str(error)}
-    except Exception as error:
-        if full_disk_reason(error) is not None:
-            return {"problem": f"A disk is full there ({error})."}
-        return {"problem": repr(error), "traceback": traceback.format_exc()}
 
 
 class ReportedLabeller:
@@ -173,64 +157,26 @@ class RayExporter(Exporter):
         Raises:
             UserError: an actor cannot work; nothing was finished within the time limit, or by several passes.
         """
-        from ray.data.exceptions import ExecutionTimeoutError
-        from ray.exceptions import RayError
 
-        idle_passes = 0
-        while True:
+        def remaining() -> list[int]:
             missing = [number for number in numbers if queue.record(number) is None]
-            if not missing and self.labeller.reported is not None:
-                return True
-            answers, error = 0, None
-            try:
-                for result in self._results(missing or [NO_SHARD]):
-                    answers += 1
-                    if not self._store(queue, result, progress):
-                        return False
-            except (RayError, ExecutionTimeoutError) as raised:
-                error = raised  # such as a finished shard that was lost before it arrived
-            idle_passes = 0 if answers else idle_passes + 1
-            if idle_passes == IDLE_PASSES or isinstance(error, ExecutionTimeoutError):
-                raise UserError(self._describe_standstill(error))
-            if len(missing) > answers:
-                log.info(f"{len(missing) - answers} shards are labelled again: their actors or nodes died")
+            return missing or ([NO_SHARD] if self.labeller.reported is None else [])
+
+        return ray_actors.collect(
+            remaining,
+            self._results,
+            lambda result: self._store(queue, result, progress),
+            self._pool.describe_standstill,
+        )
+
+    @property
+    def _pool(self) -> ray_actors.ActorPool:
+        return ray_actors.ActorPool(self.cluster, self.gpus)
 
     def _results(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Yield rows of `RESULT` in the order in which they arrive; shards of actors that die are missing."""
-        import ray.data
-
-        context = ray.data.DataContext.get_current()
-        context.max_errored_blocks = -1  # go on without the shards of an actor that died
-        context.max_consecutive_actor_init_deaths = INIT_DEATHS
-        context.execution_no_progress_timeout_s = self.cluster.ray_timeout
-        nodes = ray_cluster.resources_of_nodes()
-        gpus = self._actor_gpus(nodes)
-        # at least one, for nodes may still join
-        room = max(1, sum(actors_of_node(node, self.cluster.ray_cpus, gpus) for node in nodes))
-        fewest, most = parse_actors(self.cluster.ray_actors) or (room, room)
-        pool = ray.data.ActorPoolStrategy(
-            min_size=min(fewest, len(numbers)),
-            max_size=min(most, len(numbers)),
-            max_tasks_in_flight_per_actor=1,  # a second task would be lost with the first
-        )
-        tasks = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers))
-        results = tasks.map_batches(
-            ShardLabeller,
-            fn_constructor_args=(self.open_exporter, ray_cluster.versions()),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=self.cluster.ray_cpus,
-            num_gpus=gpus,
-            label_selector=self.cluster.ray_labels or None,
-            max_restarts=-1,
-            # a task of an actor that died fails at once and goes to the next pass. By default it would wait for the
-            # actor's restart: for ever, where the node does not come back and the others are full
-            max_task_retries=0,
-        )
-        tables: Any = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for table in tables:
-            yield from table.to_pylist()
+        tasks = [{"shard": number} for number in numbers]
+        return self._pool.results(ShardLabeller, (self.open_exporter, ray_cluster.versions()), tasks)
 
     def _store(self, queue: ShardQueue, result: dict[str, Any], progress: Progress) -> bool:
         """Write the shard of a result; False if another process has finished the set meanwhile.
@@ -257,34 +203,3 @@ class RayExporter(Exporter):
         continues = queue.make_shard(number, write)
         progress(int(self.bounds[number + 1] - self.bounds[number]))
         return continues
-
-    def _actor_gpus(self, nodes: list[dict[str, float]]) -> float:
-        """Return the GPUs that an actor reserves; 0 by default on a cluster that has none."""
-        if self.cluster.ray_gpus is not None:
-            return self.cluster.ray_gpus
-        return self.gpus if any(node.get("GPU") for node in nodes) else 0
-
-    def _describe_standstill(self, error: Exception | None) -> str:
-        """Describe why no actor answered, as far as the cluster shows it."""
-        nodes = ray_cluster.resources_of_nodes()
-        parts = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes]
-        labels = f" on nodes labelled {self.cluster.ray_labels}" if self.cluster.ray_labels else ""
-        reason = f" ({ray_cluster.describe(error)[:300]})" if error else ""
-        return (
-            f"No shard has been finished within {self.cluster.ray_timeout:g} s or {IDLE_PASSES} passes{reason}. An "
-            f"actor needs {self.cluster.ray_cpus:g} CPUs and {self._actor_gpus(nodes):g} GPUs{labels}; the nodes have "
-            f"{'; '.join(parts) or 'nothing'}. If that suffices, actors die, or a shard takes longer: see Ray's logs, "
-            "and raise --ray_timeout or lower --shard_rows."
-        )
-
-
-def actors_of_node(node: dict[str, float], cpus: float, gpus: float) -> int:
-    """Count the actors of some CPUs and GPUs that fit on a node.
-
-    Args:
-        node: its resources, CPU and GPU among them.
-        cpus: of an actor.
-        gpus: of an actor.
-    """
-    room = [node.get(name, 0) // need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
-    return int(min(room, default=1))

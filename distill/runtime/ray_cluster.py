@@ -102,7 +102,7 @@ def check_address(address: str) -> None:
     if "://" in address or not host or not port.isdigit():
         raise UserError(
             f"The Ray address is {address}; expected HOST:PORT, auto or local. Ray Data does not run over ray://: "
-            "start the export on a machine of the cluster, or by `ray job submit`."
+            "start the command on a machine of the cluster, or by `ray job submit`."
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
@@ -173,7 +173,7 @@ def check_versions(expected: dict[str, str]) -> None:
     ]
     if differences:
         raise UserError(
-            f"it has {', '.join(differences)}. Labels would depend on who makes them: install the same everywhere."
+            f"it has {', '.join(differences)}. Results would depend on who makes them: install the same everywhere."
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -17,11 +18,12 @@ from typing import TypeVar
 import numpy as np
 
 from distill.data.dataset import TEXT_FIELDS, Dataset
-from distill.runtime import artifacts
+from distill.runtime import artifacts, checksums, ray_cluster
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log, progress_bar
-from distill.semantic_ids import cooccurrence, embedders, embeddings
+from distill.runtime.ray_settings import RaySettings
+from distill.semantic_ids import cooccurrence, embedders, embeddings, ray_embed
 from distill.semantic_ids.config import CollaborativeSettings, EmbedSettings, TextSettings
 
 IMPORT_HINT = "bring IDs of your own instead: python scripts/build_semantic_ids.py --index FILE"
@@ -111,14 +113,22 @@ def with_settings_of(settings: Settings, old: Artifact) -> Settings:
     return dataclasses.replace(settings, **{name: old.config[name] for name in SPACE_SETTINGS if name in old.config})
 
 
-def embed(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSettings) -> None:
+def embed(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSettings, cluster: RaySettings | None = None) -> None:
     """Embed the new items of a catalogue and write the artifact.
+
+    Args:
+        job: of the artifact.
+        catalogue: the items.
+        settings: how they are embedded.
+        cluster: whose actors run the model; None: this process, and those launched beside it.
 
     Raises:
         UserError: texts that cannot be embedded, or a model that cannot be loaded.
     """
     if settings.embedder == "tfidf":
         _embed_by_tfidf(job, catalogue, settings)
+    elif cluster:
+        _embed_on_ray(job, catalogue, settings, cluster)
     else:
         _embed_by_model(job, catalogue, settings)
 
@@ -143,9 +153,7 @@ def _embed_by_model(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSetti
 
     acc = accelerator()
     encode = _load_encoder(settings)  # before anything is written: loading may fail
-    texts = [catalogue.texts[row] for row in catalogue.new_rows]
-    order = np.argsort([-len(text) for text in texts], kind="stable")  # similar lengths together: little padding
-    shards = [order[start : start + settings.shard_rows] for start in range(0, len(order), settings.shard_rows)]
+    order, shards = _divide(catalogue, settings.shard_rows)
     assigned = range(acc.process_index, len(shards), acc.num_processes)
     bar = progress_bar(
         total=sum(len(shards[i]) for i in assigned), desc="embed", unit="item", disable=not acc.is_main_process
@@ -156,36 +164,77 @@ def _embed_by_model(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSetti
             shard_folder.mkdir(exist_ok=True)
         acc.wait_for_everyone()
         for number in assigned:
-            path = shard_folder / f"{number:06d}.npy"
-            if not path.is_file():
-                _write_shard(path, encode, [texts[row] for row in shards[number]], settings.batch_size)
+            if not ray_embed.shard_path(shard_folder, number).is_file():
+                ray_embed.write_shard(shard_folder, number, encode(shards[number]))
             bar.update(len(shards[number]))
         bar.close()
         acc.wait_for_everyone()
         if acc.is_main_process:
-            parts = [np.load(shard_folder / f"{number:06d}.npy") for number in range(len(shards))]
-            vectors = np.concatenate(parts)[np.argsort(order)] if parts else np.zeros((0, 0), np.float32)
-            _write(folder, vectors, catalogue, settings)
-            shutil.rmtree(shard_folder)
+            _join_shards(folder, order, len(shards), catalogue, settings)
     acc.end_training()
 
 
-def _load_encoder(settings: TextSettings) -> embedders.Encoder:
+def _embed_on_ray(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSettings, cluster: RaySettings) -> None:
+    """Embed the shards of `_embed_by_model` by actors of a cluster, which is joined before anything is written."""
+    order, shards = _divide(catalogue, settings.shard_rows)
+    text_settings = TextSettings(
+        **{item.name: getattr(settings, item.name) for item in dataclasses.fields(TextSettings)}
+    )
+    fingerprint = None
+    if settings.embedder != "minilm" and Path(str(settings.model)).is_dir():
+        model = Path(str(settings.model)).absolute()
+        text_settings, fingerprint = dataclasses.replace(text_settings, model=str(model)), checksums.fingerprint(model)
+    with ray_cluster.connect(cluster.ray_address), job.write(resume=True) as folder:
+        (folder / "shards").mkdir(exist_ok=True)
+        with progress_bar(total=sum(map(len, shards)), desc="embed", unit="item") as bar:
+            open_encoder = functools.partial(_load_encoder, text_settings, fingerprint)
+            ray_embed.embed_shards(folder / "shards", shards, open_encoder, cluster, bar.update)
+        _join_shards(folder, order, len(shards), catalogue, settings)
+
+
+def _divide(catalogue: Catalogue, shard_rows: int) -> tuple[np.ndarray, list[list[str]]]:
+    """Divide the texts of new items into shards of similar length, which need little padding.
+
+    Returns:
+        Numbers of the texts by falling length [texts], and the texts of each shard in this order.
+    """
+    texts = [catalogue.texts[row] for row in catalogue.new_rows]
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    starts = range(0, len(order), shard_rows)
+    return order, [[texts[row] for row in order[start : start + shard_rows]] for start in starts]
+
+
+def _join_shards(folder: Path, order: np.ndarray, count: int, catalogue: Catalogue, settings: EmbedSettings) -> None:
+    """Write the artifact's files from those of the shards, which are deleted."""
+    parts = [np.load(ray_embed.shard_path(folder / "shards", number)) for number in range(count)]
+    vectors = np.concatenate(parts)[np.argsort(order)] if parts else np.zeros((0, 0), np.float32)
+    _write(folder, vectors, catalogue, settings)
+    shutil.rmtree(folder / "shards")
+
+
+def _load_encoder(settings: TextSettings, fingerprint: str | None = None) -> embedders.Encoder:
+    """Load what embeds the texts of a shard; with a fingerprint, from a model that has it.
+
+    Raises:
+        UserError: no such model; while embedding: NaN or infinity.
+    """
+    if fingerprint is not None:
+        ray_embed.check_model(Path(str(settings.model)), fingerprint)
     if settings.embedder == "hf":
-        return embedders.hidden_state_encoder(str(settings.model), settings.batch_size, settings.max_tokens)
-    model = embedders.minilm_folder() if settings.embedder == "minilm" else str(settings.model)
-    return embedders.sentence_encoder(model, settings.batch_size)
+        encode = embedders.hidden_state_encoder(str(settings.model), settings.batch_size, settings.max_tokens)
+    else:
+        model = embedders.minilm_folder() if settings.embedder == "minilm" else str(settings.model)
+        encode = embedders.sentence_encoder(model, settings.batch_size)
 
+    def encode_shard(texts: list[str]) -> np.ndarray:
+        size = settings.batch_size
+        rows = np.concatenate([encode(texts[start : start + size]) for start in range(0, len(texts), size)])
+        if not np.isfinite(rows).all():
+            bad = texts[int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])]
+            raise UserError(f"The embedding of {bad[:60]!r} holds NaN or infinity; the model may be damaged.")
+        return rows
 
-def _write_shard(path: Path, encode: embedders.Encoder, texts: list[str], batch_size: int) -> None:
-    rows = np.concatenate([encode(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)])
-    if not np.isfinite(rows).all():
-        bad = texts[int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])]
-        raise UserError(f"The embedding of {bad[:60]!r} holds NaN or infinity; the model may be damaged.")
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, rows)
-    temporary.replace(path)
+    return encode_shard
 
 
 def _write(folder: Path, vectors: np.ndarray, catalogue: Catalogue, settings: EmbedSettings) -> None:

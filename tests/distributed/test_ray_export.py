@@ -1,4 +1,4 @@
-"""The export on a real Ray cluster of three nodes on this machine: a driver and a node are killed, the bytes stay."""
+"""Labels and embeddings on a real Ray cluster on this machine: drivers and a node are killed, the bytes stay."""
 
 import contextlib
 import os
@@ -111,7 +111,7 @@ def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster
     cluster.remove_node(doomed, allow_graceful=False)
     _, log = driver.communicate(timeout=200)
     assert driver.returncode == 0, log
-    assert "shards are labelled again" in log and "Traceback" not in log
+    assert "shards are done again" in log and "Traceback" not in log
     assert content(output) == content(whole)
     assert artifacts.read(output, "soft_labels").fingerprint == artifacts.read(whole, "soft_labels").fingerprint
     times = {path.name: path.stat().st_mtime_ns for path in (output / "data").glob("*.parquet")}
@@ -125,3 +125,37 @@ def test_what_a_node_cannot_do_is_told_in_one_message(run, cluster, tmp_path):
     _, log = driver.communicate(timeout=60)
     assert driver.returncode == 2, log
     assert "An actor needs 64 CPUs" in log and "Traceback" not in log
+
+
+def embed(run, output, *words):
+    """Start the command that embeds the items by the teacher's hidden states."""
+    script = str(Path(__file__).parents[2] / "scripts" / "embed_items.py")
+    command = [sys.executable, script, "--run", str(run), "--output", str(output), "--embedder", "hf"]
+    settings = ["--model", str(run / "teacher"), "--shard_rows", "6", "--batch_size", "4"]
+    return subprocess.Popen(
+        [*command, *settings, *words], env=os.environ | ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_items_are_embedded_as_by_one_process(run, cluster, tmp_path):
+    """The first driver is killed; what it finished is not made again, and the bytes are those of one process."""
+    alone = embed(run, tmp_path / "alone")
+    _, log = alone.communicate(timeout=100)
+    assert alone.returncode == 0, log
+    address = ["--launcher", "ray", "--ray_address", cluster.address, "--ray_actors", "1"]
+    node = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    driver = embed(run, tmp_path / "ray", *address)
+    shards = tmp_path / "ray.partial" / "shards"
+    while not list(shards.glob("*.npy")):
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.002)
+    driver.kill()
+    driver.communicate()
+    driver = embed(run, tmp_path / "ray", *address)
+    _, log = driver.communicate(timeout=100)
+    assert driver.returncode == 0, log
+    assert content(tmp_path / "ray") == content(tmp_path / "alone")
+    fingerprints = [artifacts.read(tmp_path / name, "embeddings").fingerprint for name in ("ray", "alone")]
+    assert fingerprints[0] == fingerprints[1]
+    cluster.remove_node(node)

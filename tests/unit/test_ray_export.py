@@ -17,14 +17,17 @@ import pytest
 import yaml
 
 from distill.data.examples import TargetRanges
-from distill.labels.config import Config, check, parse_actors
+from distill.labels.config import Config, check
 from distill.labels.exporter import Exporter
 from distill.labels.labeller import LabelRequest, Labels
-from distill.labels.ray_export import NO_SHARD, RESULT, RayExporter, ReportedLabeller, ShardLabeller, actors_of_node
+from distill.labels.ray_export import NO_SHARD, RESULT, RayExporter, ReportedLabeller, ShardLabeller
 from distill.labels.store import LabelStore
 from distill.runtime import checksums, ray_cluster
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
+from distill.runtime.ray_actors import actors_of_node
+from distill.runtime.ray_settings import parse_actors
+from distill.semantic_ids import ray_embed
 from distill.semantic_ids.ids import SemanticIDs
 
 LEVELS, SIZE, ITEMS = 2, 4, 10
@@ -301,3 +304,26 @@ def test_a_port_that_is_no_cluster(monkeypatch):
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(UserError, match=f"What listens at {address} is no head of a Ray cluster"):
             ray_cluster.check_health(address)
+
+
+def test_a_node_with_another_model_embeds_nothing(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    same = checksums.fingerprint(tmp_path)
+    ray_embed.check_model(tmp_path, same)
+    (tmp_path / "config.json").write_text("{ }")
+    with pytest.raises(UserError, match="holds another model there"):
+        ray_embed.check_model(tmp_path, same)
+    with pytest.raises(UserError, match="is not there"):
+        ray_embed.check_model(tmp_path / "missing", same)
+
+
+def test_an_actor_embeds_the_texts_of_a_shard():
+    def encode(texts):
+        return np.array([[len(text), 1.5] for text in texts], np.float32)
+
+    actor = ray_embed.ShardEmbedder(lambda: encode, ray_cluster.versions())
+    (row,) = actor(pa.table({"shard": [3], "texts": [["ab", "c"]]})).to_pylist()
+    assert row["shard"] == 3 and row["problem"] is None
+    np.testing.assert_array_equal(
+        np.frombuffer(row["vectors"], np.float32).reshape(-1, row["dim"]), [[2, 1.5], [1, 1.5]]
+    )

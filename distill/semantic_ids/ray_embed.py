@@ -1,0 +1,142 @@
+"""Embedding on a Ray cluster: actors embed shards of texts, and the driver writes them as a single process would.
+
+A task holds the texts of a shard, so that nodes need the model alone; its vectors come back as float32 bytes.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distill.runtime import checksums, ray_actors, ray_cluster
+from distill.runtime.errors import UserError
+from distill.runtime.ray_settings import RaySettings
+from distill.semantic_ids.embedders import Encoder
+
+RESULT = pa.schema(
+    {
+        "shard": pa.int64(),
+        "vectors": pa.large_binary(),  # float32 [texts, dim]
+        "dim": pa.int64(),
+        "node": pa.string(),
+        "problem": pa.string(),  # what the user can mend; or, with a traceback, an error that nobody expected
+        "traceback": pa.string(),
+    }
+)
+
+
+class ShardEmbedder:
+    """Embeds a shard a call; an actor of Ray Data holds it, with its model, as long as the actor lives.
+
+    Args:
+        open_encoder: loads the model, and returns what embeds a shard's texts.
+        versions: the driver's, from `ray_cluster.versions`.
+    """
+
+    def __init__(self, open_encoder: Callable[[], Encoder], versions: dict[str, str]):
+        self.encode: Encoder | None = None
+        self.failure = ray_actors.error_columns(partial(self._open, open_encoder, versions))
+
+    def __call__(self, tasks: pa.Table) -> pa.Table:
+        """Embed a shard.
+
+        Args:
+            tasks: one row: the shard's number in the column `shard`, its texts in `texts`.
+
+        Returns:
+            One row of `RESULT`.
+        """
+        (task,) = tasks.to_pylist()
+        columns = self.failure or ray_actors.error_columns(partial(self._embed, task["texts"]))
+        row = {"shard": task["shard"], "node": socket.gethostname(), **columns}
+        return pa.table({field.name: pa.array([row.get(field.name)], field.type) for field in RESULT})
+
+    def _open(self, open_encoder: Callable[[], Encoder], versions: dict[str, str]) -> dict[str, Any]:
+        ray_cluster.check_versions(versions)
+        self.encode = open_encoder()
+        return {}
+
+    def _embed(self, texts: list[str]) -> dict[str, Any]:
+        assert self.encode is not None
+        vectors = self.encode(texts)
+        return {"vectors": vectors.astype(np.float32, copy=False).tobytes(), "dim": vectors.shape[1]}
+
+
+def embed_shards(
+    folder: Path,
+    shards: Sequence[Sequence[str]],
+    open_encoder: Callable[[], Encoder],
+    settings: RaySettings,
+    progress: Callable[[int], object],
+) -> None:
+    """Let actors embed the shards without a file, and write the files; within a connection to the cluster.
+
+    Args:
+        folder: of the files, named by the shards' numbers; see `shard_path`.
+        shards: their texts.
+        open_encoder: called by each actor.
+        settings: of the actors.
+        progress: called with the number of texts of each shard that is written.
+
+    Raises:
+        UserError: an actor cannot work; nothing was finished within the time limit, or by several passes.
+    """
+    pool = ray_actors.ActorPool(settings, 1)
+
+    def remaining() -> list[int]:
+        return [number for number in range(len(shards)) if not shard_path(folder, number).is_file()]
+
+    def results(numbers: list[int]) -> Iterator[dict[str, Any]]:
+        tasks = [{"shard": number, "texts": list(shards[number])} for number in numbers]
+        return pool.results(ShardEmbedder, (open_encoder, ray_cluster.versions()), tasks)
+
+    def store(result: dict[str, Any]) -> bool:
+        if result["traceback"]:
+            raise RuntimeError(f"An actor on node {result['node']} failed:\n{result['traceback']}")
+        if result["problem"]:
+            raise UserError(
+                f"Node {result['node']} cannot embed: {result['problem']} Finished shards are kept; the same command "
+                "goes on from there."
+            )
+        vectors = np.frombuffer(result["vectors"], np.float32).reshape(-1, result["dim"])
+        write_shard(folder, result["shard"], vectors)
+        progress(len(vectors))
+        return True
+
+    ray_actors.collect(remaining, results, store, pool.describe_standstill)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Name the file of a shard."""
+    return folder / f"{number:06d}.npy"
+
+
+def write_shard(folder: Path, number: int, vectors: np.ndarray) -> None:
+    """Write the vectors of a shard [texts, dim], whole or not at all."""
+    path = shard_path(folder, number)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, vectors)
+    temporary.replace(path)
+
+
+def check_model(folder: Path, expected: str) -> None:
+    """Refuse a node whose model is another than the driver's.
+
+    Args:
+        folder: of the model, there.
+        expected: the driver's `checksums.fingerprint` of it.
+
+    Raises:
+        UserError: it is missing or differs.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not there. Copy the model to all nodes, or put it on a disk that they share.")
+    if checksums.fingerprint(folder) != expected:
+        raise UserError(f"{folder} holds another model there than where the command was started. Copy it to all nodes.")
