@@ -139,7 +139,7 @@ def embed(run, output, *words):
 
 
 def test_items_are_embedded_as_by_one_process(run, cluster, tmp_path):
-    """The first driver is killed; what it finished is not made again, and the bytes are those of one process."""
+    """The first driver is killed when it has a shard, the second goes on: the bytes are those of one process."""
     alone = embed(run, tmp_path / "alone")
     _, log = alone.communicate(timeout=100)
     assert alone.returncode == 0, log
