@@ -170,7 +170,9 @@ def test_losses_and_gradient_norms_do_not_depend_on_the_split(root, alone, proce
         actual = json.loads(path.read_text())
     assert actual.keys() == alone.keys() and len(actual) == len(TRAININGS)
     for name, steps in alone.items():
-        assert len(steps) > 2 and min(map(min, steps)) > 0
+        assert len(steps) > 2 and min(norm for _, norm in steps) > 0, name
+        if name != "dtr-nested-list_loss":  # GRPO weighs by advantages around 0, so its loss has either sign
+            assert min(loss for loss, _ in steps) > 0, name
         np.testing.assert_allclose(actual[name][0], steps[0], rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(actual[name], steps, rtol=1e-4, err_msg=name)
 
