@@ -25,7 +25,7 @@ from student.e4srec_config import check_e4srec
 from student.setrec_config import check_setrec
 
 ITEM_NETWORK_SETTINGS = ("setrec", "e4srec", "dreamrec")  # each the name of a network, and of its group of settings
-READERS = {"base": ("setrec", "lite-llm4rec", "e4srec"), "sasrec": ("setrec", "e4srec", "dreamrec")}  # files read
+READERS = {"base": ("setrec", "lite-llm4rec", "e4srec"), "sasrec": ("setrec", "e4srec", "dreamrec")}  # of a file
 
 AnyConfig = TypeVar("AnyConfig", Config, BaselineConfig)
 
@@ -150,7 +150,7 @@ def settle_precision(config: AnyConfig) -> AnyConfig:
 
 def settle_tables(config: Config) -> Config:
     """Replace an open `tie_embeddings` by true for nested, so that the identity says it: it once was false."""
-    if config.tie_embeddings is None and config.backbone == "nested":
+    if config.tie_embeddings is None and config.ties_embeddings:
         return replace(config, tie_embeddings=True)
     return config
 

@@ -147,10 +147,10 @@ def collate(samples: Samples, batch: Batch, pad: int) -> dict[str, np.ndarray]:
     shape = len(batch), max(int(samples.lengths[row].sum()) for row in batch)
     tokens, labels = np.full(shape, pad, dtype=np.int64), np.full(shape, -100, dtype=np.int64)
     positions, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
-    made = iter(samples.take(np.hstack(batch)))
+    in_order = iter(samples.take(np.hstack(batch)))
     for line, row in enumerate(batch):
         end = 0
-        for sample in islice(made, len(row)):
+        for sample in islice(in_order, len(row)):
             part = slice(end, end := end + len(sample.tokens))
             tokens[line, part] = sample.tokens
             labels[line, part] = np.where(sample.counted, sample.tokens, -100)

@@ -95,8 +95,8 @@ class Samples:
         for number in np.unique(place).tolist():
             where = np.flatnonzero(place == number)
             draw = self._draws[number]
-            made = draw.make(rows[where] - (self._ends[number] - draw.n))
-            for at, sample in zip(where.tolist(), made, strict=True):
+            numbers = rows[where] - (self._ends[number] - draw.n)  # within the draw
+            for at, sample in zip(where.tolist(), draw.make(numbers), strict=True):
                 samples[at] = sample
         return samples
 

@@ -25,13 +25,12 @@ from distill.labels.hub import push
 from distill.labels.labeller import LAST_LAYER, Labeller, LabelRequest, Labels, Progress, no_progress
 from distill.labels.quality import mean_quality, shard_quality
 from distill.labels.reuse import EarlierLabels
-from distill.labels.schema import recorded_shards, write_index
+from distill.labels.schema import Columns, recorded_shards, write_index
 from distill.labels.selection import sample_of_users, shard_bounds
 from distill.labels.shard_queue import Record, ShardQueue
 from distill.labels.writer import (
     concatenate_columns,
     encode_columns,
-    encode_shard,
     is_intact,
     shard_columns,
     write_content,
@@ -124,7 +123,7 @@ class Exporter:
             return self._complete_shard(self.earlier, examples, progress)
         labels = self.labeller.label(examples, self.request, progress)
         check_numbers(examples, labels)
-        return encode_shard(*self._columns(examples, labels)), shard_quality(examples, labels, self.ids, self.request)
+        return encode_columns(self._columns(examples, labels)), shard_quality(examples, labels, self.ids, self.request)
 
     def _complete_shard(
         self, earlier: EarlierLabels, examples: Examples, progress: Progress
@@ -140,7 +139,7 @@ class Exporter:
             changed = examples.take(rest)
             labels = self.labeller.label(changed, self.request, progress)
             check_numbers(changed, labels)
-            parts.append(shard_columns(*self._columns(changed, labels)))
+            parts.append(self._columns(changed, labels))
             quality = shard_quality(changed, labels, self.ids, self.request)
         columns = concatenate_columns(parts, np.argsort(np.concatenate([kept, rest])))
         return encode_columns(columns), quality | {"copied": float(len(kept))}
@@ -190,7 +189,7 @@ class Exporter:
         with progress_bar(total=len(sample), desc="dry run", unit="target") as progress:
             labels = self.labeller.label(sample, self.request, progress.update)
         seconds = (time.time() - started) / len(sample)
-        size = len(encode_shard(*self._columns(sample, labels))) / len(sample)
+        size = len(encode_columns(self._columns(sample, labels))) / len(sample)
         quality = mean_quality([shard_quality(sample, labels, self.ids, self.request)])
         total, users = len(self.targets), len(self.targets.users)
         changed = total if self.earlier is None else self._count_changed(self.earlier)
@@ -213,11 +212,11 @@ class Exporter:
         shards = (self.targets.take(slice(*bounds)) for bounds in pairwise(self.bounds.tolist()))
         return sum(int((earlier.find(examples) < 0).sum()) for examples in shards)
 
-    def _columns(self, examples: Examples, labels: Labels) -> tuple[Any, ...]:
-        """Collect the arguments of `encode_shard`."""
+    def _columns(self, examples: Examples, labels: Labels) -> Columns:
+        """Encode labels as the columns of a shard."""
         codes = self.ids.codes[examples.targets]
         values = labels.candidates, labels.scores, labels.log_probs
-        return examples, codes, *values, self.settings.encoding, labels.states
+        return shard_columns(examples, codes, *values, self.settings.encoding, labels.states)
 
 
 def check_numbers(examples: Examples, labels: Labels) -> None:

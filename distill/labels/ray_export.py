@@ -184,13 +184,7 @@ class RayExporter(Exporter):
         Raises:
             UserError: the actor could not work.
         """
-        if result["traceback"]:
-            raise RuntimeError(f"An actor on node {result['node']} failed:\n{result['traceback']}")
-        if result["problem"]:
-            raise UserError(
-                f"Node {result['node']} cannot label: {result['problem']} Finished shards are kept; the same command "
-                "goes on from there."
-            )
+        ray_actors.refuse_failure(result, "label")
         self.labeller.add(json.loads(result["facts"]), result["tokens"])
         number = result["shard"]
         if number == NO_SHARD:

@@ -122,8 +122,8 @@ class EarlierLabels:
 
 def places(ids: pa.Array | pa.ChunkedArray, among: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Find the place of each id among others; -1 where it is not there [n]."""
-    found = pc.index_in(ids, value_set=among.combine_chunks() if isinstance(among, pa.ChunkedArray) else among)
-    return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    rows = pc.index_in(ids, value_set=among.combine_chunks() if isinstance(among, pa.ChunkedArray) else among)
+    return pc.fill_null(rows, -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def same_titles(dataset: Dataset, later: Dataset, item_now: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ def _matrix(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return values.reshape(len(lengths), length)
 
 
-def encode_shard(
+def shard_columns(
     examples: Examples,
     target_codes: np.ndarray,
     candidates: np.ndarray,
@@ -86,8 +86,8 @@ def encode_shard(
     log_probs: np.ndarray,
     encoding: str = "u8",
     states: np.ndarray | None = None,
-) -> memoryview:
-    """Encode labels as the content of a parquet file; equal labels give equal bytes.
+) -> Columns:
+    """Encode labels as the columns of a shard.
 
     Args:
         examples: n examples.
@@ -98,21 +98,6 @@ def encode_shard(
         encoding: of `log_probs`, a key of `ENCODINGS`.
         states: hidden states as bytes [n, levels, layers, features]; None: none.
     """
-    return encode_columns(
-        shard_columns(examples, target_codes, candidates, candidate_scores, log_probs, encoding, states)
-    )
-
-
-def shard_columns(
-    examples: Examples,
-    target_codes: np.ndarray,
-    candidates: np.ndarray,
-    candidate_scores: np.ndarray,
-    log_probs: np.ndarray,
-    encoding: str = "u8",
-    states: np.ndarray | None = None,
-) -> Columns:
-    """Encode labels as a shard's columns; arguments as `encode_shard`."""
     columns = {
         "user": examples.users,
         "position": examples.positions,
@@ -158,12 +143,12 @@ def write_shard(path: Path, examples: Examples, *labels: Any) -> dict[str, Any]:
     Args:
         path: of the parquet file.
         examples: n examples.
-        labels: the other arguments of `encode_shard`.
+        labels: the other arguments of `shard_columns`.
 
     Returns:
         The shard's record in the index: file, rows and sha256.
     """
-    return write_content(path, encode_shard(examples, *labels), len(examples))
+    return write_content(path, encode_columns(shard_columns(examples, *labels)), len(examples))
 
 
 def write_content(path: Path, content: bytes | memoryview, rows: int) -> dict[str, Any]:
@@ -171,7 +156,7 @@ def write_content(path: Path, content: bytes | memoryview, rows: int) -> dict[st
 
     Args:
         path: of the parquet file.
-        content: from `encode_shard`.
+        content: from `encode_columns`.
         rows: its examples.
 
     Returns:

@@ -150,6 +150,26 @@ def error_columns(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"problem": repr(error), "traceback": traceback.format_exc()}
 
 
+def refuse_failure(result: dict[str, Any], work: str) -> None:
+    """Refuse a result whose columns describe an error.
+
+    Args:
+        result: a row that an actor returned.
+        work: what it should have done, such as "label".
+
+    Raises:
+        UserError: the user can mend it; the message names the node.
+        RuntimeError: nobody expected it.
+    """
+    if result["traceback"]:
+        raise RuntimeError(f"An actor on node {result['node']} failed:\n{result['traceback']}")
+    if result["problem"]:
+        raise UserError(
+            f"Node {result['node']} cannot {work}: {result['problem']} Finished shards are kept; the same command "
+            "goes on from there."
+        )
+
+
 def actors_of_node(node: dict[str, float], cpus: float, gpus: float) -> int:
     """Count the actors of some CPUs and GPUs that fit on a node.
 

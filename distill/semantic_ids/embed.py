@@ -25,6 +25,7 @@ from distill.runtime.logs import log, progress_bar
 from distill.runtime.ray_settings import RaySettings
 from distill.semantic_ids import cooccurrence, embedders, embeddings, ray_embed
 from distill.semantic_ids.config import CollaborativeSettings, EmbedSettings, TextSettings
+from distill.semantic_ids.embedding_shards import shard_path, write_shard
 
 IMPORT_HINT = "bring IDs of your own instead: python scripts/build_semantic_ids.py --index FILE"
 SPACE = "space.json"
@@ -164,8 +165,8 @@ def _embed_by_model(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSetti
             shard_folder.mkdir(exist_ok=True)
         acc.wait_for_everyone()
         for number in assigned:
-            if not ray_embed.shard_path(shard_folder, number).is_file():
-                ray_embed.write_shard(shard_folder, number, encode(shards[number]))
+            if not shard_path(shard_folder, number).is_file():
+                write_shard(shard_folder, number, encode(shards[number]))
             bar.update(len(shards[number]))
         bar.close()
         acc.wait_for_everyone()
@@ -206,7 +207,7 @@ def _divide(catalogue: Catalogue, shard_rows: int) -> tuple[np.ndarray, list[lis
 
 def _join_shards(folder: Path, order: np.ndarray, count: int, catalogue: Catalogue, settings: EmbedSettings) -> None:
     """Write the artifact's files from those of the shards, which are deleted."""
-    parts = [np.load(ray_embed.shard_path(folder / "shards", number)) for number in range(count)]
+    parts = [np.load(shard_path(folder / "shards", number)) for number in range(count)]
     vectors = np.concatenate(parts)[np.argsort(order)] if parts else np.zeros((0, 0), np.float32)
     _write(folder, vectors, catalogue, settings)
     shutil.rmtree(folder / "shards")

@@ -18,6 +18,7 @@ from distill.runtime import checksums, ray_actors, ray_cluster
 from distill.runtime.errors import UserError
 from distill.runtime.ray_settings import RaySettings
 from distill.semantic_ids.embedders import Encoder
+from distill.semantic_ids.embedding_shards import shard_path, write_shard
 
 RESULT = pa.schema(
     {
@@ -97,33 +98,13 @@ def embed_shards(
         return pool.results(ShardEmbedder, (open_encoder, ray_cluster.versions()), tasks)
 
     def store(result: dict[str, Any]) -> bool:
-        if result["traceback"]:
-            raise RuntimeError(f"An actor on node {result['node']} failed:\n{result['traceback']}")
-        if result["problem"]:
-            raise UserError(
-                f"Node {result['node']} cannot embed: {result['problem']} Finished shards are kept; the same command "
-                "goes on from there."
-            )
+        ray_actors.refuse_failure(result, "embed")
         vectors = np.frombuffer(result["vectors"], np.float32).reshape(-1, result["dim"])
         write_shard(folder, result["shard"], vectors)
         progress(len(vectors))
         return True
 
     ray_actors.collect(remaining, results, store, pool.describe_standstill)
-
-
-def shard_path(folder: Path, number: int) -> Path:
-    """Name the file of a shard."""
-    return folder / f"{number:06d}.npy"
-
-
-def write_shard(folder: Path, number: int, vectors: np.ndarray) -> None:
-    """Write the vectors of a shard [texts, dim], whole or not at all."""
-    path = shard_path(folder, number)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, vectors)
-    temporary.replace(path)
 
 
 def check_model(folder: Path, expected: str) -> None:

@@ -18,7 +18,7 @@ from distill.data.dataset import Examples
 from distill.labels.encodings import ENCODINGS, kl
 from distill.labels.schema import write_index
 from distill.labels.store import LabelStore
-from distill.labels.writer import encode_shard, write_shard
+from distill.labels.writer import encode_columns, shard_columns, write_shard
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
@@ -57,14 +57,16 @@ def measure_encodings(
     """Measure bytes a target (all columns; log-probabilities), mean KL, and targets written and read a second."""
     shard = stored_shard(labels, rows) if labels else random_shard(rows, np.random.default_rng(seed))
     log_probs, figures = shard[-1], {}
-    other_columns = len(encode_shard(*shard[:-1], log_probs[:, :0], "fp16"))
+    other_columns = len(encode_columns(shard_columns(*shard[:-1], log_probs[:, :0], "fp16")))
     for encoding in ENCODINGS:
-        size = len(encode_shard(*shard, encoding))
+        size = len(encode_columns(shard_columns(*shard, encoding)))
         name = encoding.replace("+", "_")
         figures[f"bytes_per_target_{name}"] = size / len(log_probs)
         figures[f"bytes_per_target_{name}_log_probs"] = (size - other_columns) / len(log_probs)
         figures[f"kl_{name}"] = kl(log_probs, encoding)
-    write = {encoding: lambda encoding=encoding: encode_shard(*shard, encoding) for encoding in ENCODINGS}
+    write = {
+        encoding: lambda encoding=encoding: encode_columns(shard_columns(*shard, encoding)) for encoding in ENCODINGS
+    }
     with tempfile.TemporaryDirectory() as folder:
         stores = {encoding: write_set(Path(folder) / encoding, shard, encoding) for encoding in ENCODINGS}
         read = {encoding: lambda store=store: store.load().log_probs() for encoding, store in stores.items()}
@@ -75,7 +77,7 @@ def measure_encodings(
 
 
 def random_shard(rows: int, rng: np.random.Generator) -> tuple[Any, ...]:
-    """Draw distributions with about the entropies of a real teacher, as arguments of `encode_shard`."""
+    """Draw distributions with about the entropies of a real teacher, as arguments of `shard_columns`."""
     log_probs = np.empty((rows, LEVELS, SIZE), np.float32)
     popularity = rng.normal(0, 1, (LEVELS, SIZE))
     for level, entropy in enumerate(ENTROPY):
@@ -100,7 +102,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def stored_shard(folder: Path, rows: int) -> tuple[Any, ...]:
-    """Read the first rows of a finished set, as arguments of `encode_shard`."""
+    """Read the first rows of a finished set, as arguments of `shard_columns`."""
     store = LabelStore.open(folder)
     if store.index["encoding"] != "fp16":
         raise UserError(f"{folder} is encoded as {store.index['encoding']}; export with --encoding fp16 to compare.")

@@ -2,13 +2,12 @@
 
     python scripts/bench.py scale --json scale.json --figure docs/images/scale.png
 
-Each size is a power of ten. The trie holds as many random IDs of 4 x 256; semantic IDs are given
-to as many embeddings of 32 numbers around 1,000 centres, by residual k-means trained on 65,536 of them (the training
-is not counted), and made unique; the examples are those of as many
-interactions, ten a user, once all of them and once a shard at a time; the label store holds as many targets and is
-streamed once, without decoding a row and with decoding all; data sets of ten interactions a user are loaded, once as
-they are written and once without the files that are memory-mapped. Seconds are the processor's, memory is the peak of
-the process beyond what it held before.
+Each size is a power of ten. The trie holds as many random IDs of 4 x 256. As many embeddings of 32 numbers, around
+1,000 centres, get unique semantic IDs by residual k-means, trained on 65,536 of them (not counted). The examples are
+those of as many interactions, ten a user, once all of them and once a shard at a time. The label store holds as many
+targets and is streamed once, without decoding a row and with decoding all. Data sets of ten interactions a user are
+loaded, once as they are written and once without the files that are memory-mapped. Seconds are the processor's, memory
+is the peak of the process beyond what it held before.
 """
 
 from __future__ import annotations
@@ -103,13 +102,12 @@ def main(config: Config) -> dict[str, Any]:
         "labels": decode_labels,
     }
     works = {name: work for name, work in works.items() if name in config.stages}
+    limits = dict.fromkeys(("trie", "shards", "load", "load_parquet"), config.largest_trie)
+    limits["ids"] = config.largest_ids
     growth = {name: Growth() for name in works}
     figures: dict[str, Any] = {}
     for name, prepare in progress_bar(works.items(), desc="scale", unit="stage"):
-        limits = {"trie": config.largest_trie, "shards": config.largest_trie, "ids": config.largest_ids}
-        limits |= {"load": config.largest_trie, "load_parquet": config.largest_trie}
-        largest = limits.get(name, config.largest)
-        for power in range(config.smallest, largest + 1):
+        for power in range(config.smallest, limits.get(name, config.largest) + 1):
             with tempfile.TemporaryDirectory() as folder:
                 work, facts = prepare(10**power, np.random.default_rng(config.seed), Path(folder))
                 seconds, mib = measure(work)

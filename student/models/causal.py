@@ -115,7 +115,7 @@ class Causal(Featured, CodewordTables):
         self.norm = nn.RMSNorm(c.d_model, eps=1e-6)
         self.dropout = nn.Dropout(c.dropout)
         self.add_feature_head(c.d_model, c.features, c.feature_layers, c.layers)
-        initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
+        initialise(self, c.d_model, c.d_ff, c.heads, c.d_head, c.tied)
 
     def forward(self, history: Tensor, items: Tensor | None, scope: str = "level", positions: Positions | None = None):
         """Score candidates after histories by `log_probs`, or whole sequences by `one_pass` (`positions` given)."""

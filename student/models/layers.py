@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.runtime.errors import UserError
-from student.models.codeword_tables import TIED_STD, CodewordTables
+from student.models.codeword_tables import TIED_STD
 from student.models.packing import NO_PACKING, NoPacking, Packing
 
 
@@ -311,9 +311,8 @@ def candidate_log_probs(
     return torch.cat([first_level[..., None], chosen_log_probs(states, head, items[..., 1:], scope, allowed)], dim=-1)
 
 
-def initialise(module: nn.Module, d_model: int, d_ff: int, heads: int, d_head: int) -> None:
-    """Initialise as T5 with factor 1: queries carry the 1/√d that the attention leaves out."""
-    tied = isinstance(module, CodewordTables) and module.head is None
+def initialise(module: nn.Module, d_model: int, d_ff: int, heads: int, d_head: int, tied: bool) -> None:
+    """Initialise as T5 with factor 1: queries carry the 1/√d that the attention leaves out; tied tables start small."""
     special = {"q": (d_model * d_head) ** -0.5, "o": (heads * d_head) ** -0.5, "wo": d_ff**-0.5}
     special["projection"] = 1.0
     special["embedding"] = TIED_STD if tied else 1.0

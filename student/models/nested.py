@@ -49,7 +49,7 @@ class Nested(Causal):
         self.outer = nn.ModuleList(SelfAttentionLayer(c) for _ in range(c.outer))
         self.outer_bias = nn.Embedding(c.buckets, c.heads)
         self.outer_norm = nn.RMSNorm(c.d_model, eps=1e-6)
-        initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
+        initialise(self, c.d_model, c.d_ff, c.heads, c.d_head, c.tied)
 
     def item_states(self, codes: Tensor) -> Tensor:
         """Run the outer decoder: states after each item of [batch, items, levels], [batch, items, d_model]."""

@@ -102,7 +102,7 @@ class Seq2Seq(Featured, CodewordTables):
         self.encoder_norm, self.decoder_norm = nn.RMSNorm(c.d_model, eps=1e-6), nn.RMSNorm(c.d_model, eps=1e-6)
         self.dropout = nn.Dropout(c.dropout)
         self.add_feature_head(c.d_model, c.features, c.feature_layers, c.decoder_layers)
-        initialise(self, c.d_model, c.d_ff, c.heads, c.d_head)
+        initialise(self, c.d_model, c.d_ff, c.heads, c.d_head, c.tied)
 
     def forward(self, history: Tensor, items: Tensor, scope: str = "level") -> Tensor:
         """Score candidates after histories: `log_probs` of `encode`; see there for the shapes."""

@@ -34,13 +34,13 @@ def network(kind, seed=0):
 
 def samples(weighted=False):
     rng = np.random.default_rng(1)
-    found = []
+    drawn = []
     for length in rng.integers(2, 13, 12):
         counted = (rng.random(length) < 0.6) & (np.arange(length) > 0)
         counted[-1] = True
         weights = np.where(rng.random(length) < 0.5, np.float32(1), np.float32(0.3)) * counted
-        found.append(Sample(rng.integers(1, 50, length), weights.astype(np.float32) if weighted else counted))
-    return Samples.of(found)
+        drawn.append(Sample(rng.integers(1, 50, length), weights.astype(np.float32) if weighted else counted))
+    return Samples.of(drawn)
 
 
 def inputs_of(packing, weighted=False):
