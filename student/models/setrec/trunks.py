@@ -7,6 +7,7 @@ tokens of a set come out of one forward pass.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from distill.decoding.tree_attention import additive
 from student.models.trunk import causal_trunk
 
 PREFIXES = 64  # that T5 reads at once
+SEQUENCES = 16  # that a causal model reads at once
 
 
 class T5Trunk(nn.Module):
@@ -57,13 +59,11 @@ class T5Trunk(nn.Module):
             The queries' last states, user by user [n, K, dim].
         """
         prefixes = cut_prefixes(histories, places)
-        lengths = (prefixes != PAD).sum(1).clamp(min=1)
-        by_length = lengths.argsort(stable=True)  # prefixes of like lengths are padded least
-        parts = [
-            self.read(tokens, prefixes[rows, : int(lengths[rows[-1]])], queries, instruction, sparse)
-            for rows in by_length.split(PREFIXES)
-        ]
-        return torch.cat(parts)[by_length.argsort()]
+        parts, order = [], []
+        for rows, length in rows_by_length(prefixes, PREFIXES):
+            parts.append(self.read(tokens, prefixes[rows, :length], queries, instruction, sparse))
+            order.append(rows)
+        return torch.cat(parts)[torch.cat(order).argsort()]
 
     def read(self, tokens: Tensor, prefixes: Tensor, queries: Tensor, instruction: Tensor, sparse: bool) -> Tensor:
         """Generate the sets after whole prefixes [n, length], in one pass of encoder and decoder → [n, K, dim]."""
@@ -127,6 +127,19 @@ class CausalTrunk(nn.Module):
         self, tokens: Tensor, histories: Tensor, places: Tensor, queries: Tensor, instruction: Tensor, sparse: bool
     ) -> Tensor:
         """Generate the set of tokens after each place; as `T5Trunk.forward`."""
+        numbers = torch.zeros_like(places, dtype=torch.long)
+        numbers[places] = torch.arange(int(places.sum()), device=places.device)  # of the sets, user by user
+        parts, order = [], []
+        for rows, length in rows_by_length(histories, SEQUENCES):
+            asked = places[rows, :length]
+            parts.append(self.read(tokens, histories[rows, :length], asked, queries, instruction, sparse))
+            order.append(numbers[rows, :length][asked])
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def read(
+        self, tokens: Tensor, histories: Tensor, places: Tensor, queries: Tensor, instruction: Tensor, sparse: bool
+    ) -> Tensor:
+        """Generate the sets after each place of a few sequences, in one pass; as `forward`."""
         (users, length), k, words = histories.shape, len(queries), len(instruction)
         groups = int(places.sum(1).max())
         # the trained places of each user in order, then others, whose outputs are dropped
@@ -165,6 +178,18 @@ def cut_prefixes(histories: Tensor, places: Tensor) -> Tensor:
     users, ends = places.nonzero(as_tuple=True)
     columns = torch.arange(int(ends.max()) + 1, device=histories.device)
     return histories[users, : len(columns)].masked_fill(columns > ends[:, None], PAD)
+
+
+def rows_by_length(histories: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
+    """Yield rows of like lengths, so that little is padded: (row numbers [at most `size`], their greatest length).
+
+    Args:
+        histories: item numbers, padded with -1 on the right [rows, length].
+        size: rows at once.
+    """
+    lengths = (histories != PAD).sum(1).clamp(min=1)
+    for rows in lengths.argsort(stable=True).split(size):
+        yield rows, int(lengths[rows[-1]])
 
 
 def token_positions(words: int, length: int, k: int, device: torch.device) -> Tensor:
