@@ -1,29 +1,37 @@
-"""Evaluate trained systems with sets of later items as truth: all, warm and cold items, and five popularity groups.
+"""Evaluate systems with sets of later items as truth: all, warm and cold items, and five popularity groups.
 
-python scripts/evaluate_sets.py --run runs/demo --systems [sasrec,setrec] --output runs/demo-sets
+python scripts/evaluate_sets.py --run runs/demo --systems [counter+content,sasrec,setrec] --output runs/demo-sets
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
+from distill.baselines import names
 from distill.baselines.item_scorer import longest_history
 from distill.data.dataset import Dataset
+from distill.evaluation.baseline_systems import Baselines, ScoredBaseline, choose_floor
 from distill.evaluation.config import BaselineSettings, InputSettings, ProtocolSettings
-from distill.evaluation.inputs import find_inputs
+from distill.evaluation.evaluate import SMALL_CATALOGUE
+from distill.evaluation.inputs import Inputs, find_inputs, item_vectors, text_vectors, writes_titles
 from distill.evaluation.set_truth import SetExamples, measure_sets
-from distill.runtime.artifacts import write_json
+from distill.evaluation.systems import System
+from distill.runtime.artifacts import Artifact, write_json
 from distill.runtime.config import run
 from distill.runtime.devices import check_device
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.runtime.new_folder import check_free, new_folder
+from distill.semantic_ids.ids import SemanticIDs
+
+Score = Callable[[np.ndarray], np.ndarray]  # histories [users, length] -> scores of all items [users, n_items]
 
 
 @dataclass(frozen=True)
@@ -43,34 +51,90 @@ class Config(InputSettings):
 
 
 def main(config: Config) -> None:
-    """Rank all items for every user by exact scores, log recall and NDCG, write `metrics.json`."""
+    """Rank all items for every user by exact scores, log recall and NDCG, write `metrics.json`.
+
+    Raises:
+        UserError: nothing to evaluate, or a teacher of semantic IDs for a catalogue too large for its exact scores.
+    """
     check_device(config.device)
     if not config.cutoffs:
         raise UserError("--cutoffs is empty; name at least one K.")
     output = config.output or config.run / "evaluation-sets"
     check_free(output)
-    inputs = find_inputs(config, BaselineSettings(), ProtocolSettings(split=config.split))
-    learned = [artifact for artifact in inputs.learned() if artifact.kind != "teacher"]
-    if not learned:
-        raise UserError(f"{config.run} has no student and no network over items to evaluate; see docs/students.md.")
-
-    from student.systems import ItemModelSystem, StudentSystem  # with torch: slow to import
-
+    inputs = find_inputs(config, BaselineSettings(graph=False), ProtocolSettings(split=config.split))
     dataset = Dataset.load(inputs.dataset.folder)
+    learned = [artifact for artifact in inputs.learned() if is_feasible(artifact, dataset, config)]
     examples = SetExamples.of(dataset, config.split, longest_history(dataset))
     counts = np.bincount(dataset.training_sequences()[0], minlength=dataset.n_items)
+    facts: dict[str, Any] = {"split": config.split, "exclude_bought": config.exclude_bought}
+    facts[names.FLOOR_KEY], not_learned = score_baselines(inputs, dataset, config)
+    log.info(f"the floor, by validation NDCG@10: {facts[names.FLOOR_KEY]}")
     rows = []
-    for artifact in learned:
-        system = (ItemModelSystem if artifact.kind == "baseline" else StudentSystem)(artifact, config.device)
-        score = partial(system.score_all, exclude_bought=config.exclude_bought)
+    for name, note, score in (*not_learned, *score_systems(learned, inputs, dataset, config)):
         figures = measure_sets(score, examples, counts, config.cutoffs, config.exclude_bought)
-        rows.append({"system": system.name, "split": config.split, "exclude_bought": config.exclude_bought} | figures)
+        rows.append({"system": name, "note": note} | facts | figures)
         for part in ("all", "warm", "cold"):
             values = [f"{key} {value:.4f}" for key, value in figures[part].items() if isinstance(value, float)]
-            log.info(f"{system.name}, {part}: {figures[part]['users']:,} users {', '.join(values)}")
+            log.info(f"{name}, {part}: {figures[part]['users']:,} users {', '.join(values)}")
     with new_folder(output) as folder:
         write_json(folder / "metrics.json", rows)
     log.info(f"wrote {output / 'metrics.json'}")
+
+
+def is_feasible(artifact: Artifact, dataset: Dataset, config: Config) -> bool:
+    """Tell whether a trained system is evaluated: a teacher of semantic IDs not, where the catalogue is large.
+
+    Raises:
+        UserError: it is not, and was asked for by its name.
+    """
+    if artifact.kind != "teacher" or writes_titles(artifact) or dataset.n_items <= SMALL_CATALOGUE:
+        return True
+    if config.systems and "teacher" in config.systems:
+        raise UserError(
+            f"A teacher's exact scores are computed for at most {SMALL_CATALOGUE:,} items, and "
+            f"{dataset.artifact.folder} has {dataset.n_items:,}. Leave `teacher` out of --systems."
+        )
+    return False
+
+
+def score_baselines(
+    inputs: Inputs, dataset: Dataset, config: Config
+) -> tuple[str | None, list[tuple[str, str, Score]]]:
+    """Tune the systems that learn nothing on validation, and choose the floor among them there.
+
+    Returns:
+        The floor's name, and (name, note, scores) of each that scores items; those of 0, which it never recommends,
+        are −∞.
+    """
+    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items) if inputs.semantic_ids else None
+    vectors = item_vectors(inputs.embeddings, ids, dataset.n_items)
+    texts = text_vectors(inputs.embeddings, dataset.n_items) if inputs.embeddings else None
+    baselines = Baselines(dataset, vectors, texts, config.exclude_bought).build(inputs.not_learned)
+    floor, _ = choose_floor(baselines, dataset, config.exclude_bought)
+
+    def score(model: ScoredBaseline, histories: np.ndarray) -> np.ndarray:
+        scores = model.scorer.scores(histories)
+        return np.where(scores > 0, scores, -np.inf)
+
+    models = [(each, each.model) for each in baselines if isinstance(each.model, ScoredBaseline)]
+    return floor, [(each.name, each.note, partial(score, model)) for each, model in models]
+
+
+def score_systems(
+    learned: list[Artifact], inputs: Inputs, dataset: Dataset, config: Config
+) -> Iterator[tuple[str, str, Score]]:
+    """Load trained systems, one at a time: (name, note, scores)."""
+    from student.systems import ItemModelSystem, StudentSystem  # with torch: slow to import
+    from teacher.systems import TeacherSystem, TitleSystem
+
+    for artifact in learned:
+        if artifact.kind == "teacher":
+            ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items)
+            kind = TitleSystem if writes_titles(artifact) else TeacherSystem
+            system: System = kind(artifact, dataset, ids, config.device)
+        else:
+            system = (ItemModelSystem if artifact.kind == "baseline" else StudentSystem)(artifact, config.device)
+        yield system.name, "", partial(system.score_all, exclude_bought=config.exclude_bought)
 
 
 if __name__ == "__main__":

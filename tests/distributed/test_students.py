@@ -18,14 +18,17 @@ import psutil
 import pytest
 from recorded import TRAININGS, record_all
 from safetensors.numpy import load_file
-from student_shop import ITEMS, LEVELS, SIZE, K, make_shop, make_teacher
+from student_shop import ITEMS, LEVELS, SIZE, K, Nothing, make_shop, make_teacher
 from teacher_server import TeacherServer
 from tiny_llms import NETWORKS, checkpoint
 
 from distill.runtime import artifacts
-from distill.runtime.artifacts import write_json
+from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.semantic_ids import embeddings
 from distill.semantic_ids.ids import SemanticIDs
-from student.config import Config
+from student.baseline import main as train_baseline
+from student.config import BaselineConfig, Config
+from student.setrec_config import SETRecSettings
 from student.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -194,13 +197,33 @@ def test_seeds_one_after_the_other(root, engine):
         np.testing.assert_allclose(weights[key], value, atol=1e-4, err_msg=key)
 
 
-@pytest.mark.parametrize("engine", LAUNCHERS)
-def test_two_processes_train_an_item_model_as_one(root, engine):
-    options = SETTINGS | {"variant": "dwr", "backbone": "sasrec", "dim": 8}
-    reference = root / f"sasrec-{engine}-alone"
-    main(replace(Config(run=root, **options), output=reference, accumulation=2))
-    output = root / f"sasrec-{engine}"
-    launch(engine, root, output, "--variant", "dwr", "--backbone", "sasrec", "--dim", 8)
+@pytest.fixture(scope="module")
+def token_sources(root):
+    """What SETRec's tokens are computed from: text embeddings and a SASRec."""
+    dataset, names = artifacts.read(root / "dataset", "dataset"), [f"i{number}" for number in range(ITEMS)]
+    vectors = np.random.default_rng(0).normal(size=(ITEMS, 6)).astype(np.float32)
+    with ArtifactJob("embeddings", Nothing(), root / "embeddings", [dataset]).write() as folder:
+        embeddings.write(folder, vectors, names)
+    train_baseline(BaselineConfig(run=root, dim=8, layers=1, epochs=1, tracker="none"))
+
+
+SETREC = {"backbone": "setrec", "layers": 1, "setrec": SETRecSettings(semantic=2, hidden=[8])}
+ITEM_MODELS = [("sasrec", engine) for engine in LAUNCHERS]
+ITEM_MODELS += [("causal", "ddp"), ("t5", "zero2")]
+
+
+@pytest.mark.parametrize(("network", "engine"), ITEM_MODELS)
+def test_two_processes_train_an_item_model_as_one(root, token_sources, network, engine):
+    """SETRec too, with either trunk: the last batch leaves one process with a row of weight 0."""
+    options, words = {"variant": "dwr", "backbone": "sasrec", "dim": 8}, ["--backbone", "sasrec"]
+    if network != "sasrec":
+        options |= SETREC | {"setrec": replace(SETREC["setrec"], trunk=network)}
+        words = ["--backbone", "setrec", "--layers", 1, "--setrec.trunk", network, "--setrec.semantic", 2]
+        words += ["--setrec.hidden", "[8]"]
+    reference = root / f"{network}-{engine}-alone"
+    main(replace(Config(run=root, **SETTINGS | options), output=reference, accumulation=2))
+    output = root / f"{network}-{engine}"
+    launch(engine, root, output, "--variant", "dwr", "--dim", 8, *words)
     curves = [json.loads((path / "curve.json").read_text()) for path in (output, reference)]
     np.testing.assert_allclose(*([list(row.values()) for row in curve] for curve in curves), rtol=1e-4)
     weights, alone = (load_file(path / "model.safetensors") for path in (output, reference))

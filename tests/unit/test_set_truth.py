@@ -119,7 +119,11 @@ def test_the_command(cut, tmp_path, capsys):
     sys.modules[spec.name] = script
     spec.loader.exec_module(script)
     script.main(script.Config(run=cut, output=tmp_path / "sets", cutoffs=[2]))
-    (row,) = json.loads((tmp_path / "sets/metrics.json").read_text())
+    *others, row = json.loads((tmp_path / "sets/metrics.json").read_text())
     assert row["system"] == "sasrec" and row["all"]["users"] == 2 and row["cold"]["recall@2"] == 1.0
+    rows = {other["system"]: other for other in others}
+    assert rows.keys() == {"popularity", "transitions", "transitions+valid", "content", "counter+content"}
+    assert {each["floor"] for each in (*others, row)} < rows.keys()
+    assert rows["transitions"]["cold"]["recall@2"] == 0.0  # it has never seen them
     with pytest.raises(UserError, match="not empty"):
         script.main(script.Config(run=cut, output=tmp_path / "sets"))
