@@ -228,4 +228,6 @@ def tune_beta(recommender: ItemRecommender, valid: Examples) -> None:
             gains[number] += ndcg(hit_ranks(lists, valid.targets[rows]), 10).sum()
     best = int(gains.argmax())
     model.config = replace(model.config, beta=BETAS[best])
-    log.info(f"setrec: β {BETAS[best]:g}, validation NDCG@10 {gains[best] / max(len(valid), 1):.4f}")
+    values = gains / max(len(valid), 1)
+    log.info(f"setrec: β {BETAS[best]:g}, validation NDCG@10 {values[best]:.4f}")
+    log.info("setrec: by β " + ", ".join(f"{beta:g} {value:.4f}" for beta, value in zip(BETAS, values, strict=True)))

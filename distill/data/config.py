@@ -13,16 +13,18 @@ from distill.runtime.errors import UserError
 
 BLOCK_FORMATS = ("table", "recbole")  # their readers have `read_blocks`
 
+SPLIT_ALREADY = ("global_cut", None, None)  # split, valid_from and test_from of such formats
+
 
 @dataclass(frozen=True)
 class SourceSettings:
     """What to read."""
 
-    format: Literal["demo", "recbole", "lcrec", "table", "amazon", "movielens"] = "demo"
+    format: Literal["demo", "recbole", "lcrec", "table", "amazon", "movielens", "setrec"] = "demo"
     """What to read (docs/data.md): demo (simulated, reads nothing), recbole (NAME.test.inter with NAME.item2index and
     NAME.text, or NAME.inter with NAME.item), lcrec (NAME.inter.json with NAME.item.json and NAME.item2id), table
-    (interactions.csv or .parquet with items.csv or .parquet), amazon (reviews of 2014, 2018 or 2023 with meta_NAME), or
-    movielens."""
+    (interactions.csv or .parquet with items.csv or .parquet), amazon (reviews of 2014, 2018 or 2023 with meta_NAME),
+    movielens, or setrec (training_dict.npy and so on, split already; with --split global_cut)."""
     input: Path | None = None
     """Folder of the raw files; for formats table and amazon also the file of interactions itself."""
     seed: Seed = 0
@@ -119,5 +121,9 @@ def check(settings: PrepareSettings) -> None:
         raise UserError("k_core and item_core: the simulator needs all items of the demo; leave these settings out.")
     if not is_demo and settings.input is None:
         raise UserError(f"Format {settings.format} reads files: name their folder with --input.")
+    if settings.format == "setrec" and (settings.split, settings.valid_from, settings.test_from) != SPLIT_ALREADY:
+        raise UserError(
+            "Format setrec is split already, by time: add --split global_cut, without valid_from, test_from."
+        )
     if settings.split == "leave_one_out" and (settings.valid_from, settings.test_from) != (None, None):
         raise UserError("valid_from and test_from cut by time: add --split global_cut.")

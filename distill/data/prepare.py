@@ -14,7 +14,7 @@ from distill.data.config import PrepareSettings, SplitSettings
 from distill.data.dataset import as_lists, check_unique, statistics, write_dataset
 from distill.data.sources import Options, Source, demo
 from distill.data.sources.refine import refine, without_short_users
-from distill.data.splits import MIN_LENGTH, MIN_LENGTH_CUT, cut_by_time, format_time, leave_one_out
+from distill.data.splits import MIN_LENGTH, MIN_LENGTH_CUT, cut_by_time, format_time, leave_one_out, published_cut
 from distill.data.withholding import draw_items, remove_from_training
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
@@ -130,6 +130,8 @@ def _moment(name: str, text: float | str | None, default: float) -> float:
 
 
 def _cut(source: Source, valid_from: float, test_from: float) -> np.ndarray:
+    if source.parts is not None:
+        return published_cut(source.parts, source.offsets, source.origin)
     if source.times is None:
         raise UserError(f"{source.origin}: there are no times to cut; use the split leave_one_out.")
     ends, moments = cut_by_time(source.times, source.offsets, valid_from, test_from)

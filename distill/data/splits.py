@@ -62,6 +62,27 @@ def cut_by_time(
     return ends, (moments[0], moments[1])
 
 
+def published_cut(parts: np.ndarray, offsets: np.ndarray, origin: str) -> np.ndarray:
+    """Find where training and validation end in sequences that are split already.
+
+    Args:
+        parts: 0 training, 1 validation, 2 test; ascending in a sequence [interactions].
+        offsets: start of each sequence [users + 1].
+        origin: where they come from, for the message.
+
+    Returns:
+        [users, 2].
+
+    Raises:
+        UserError: a part has no target.
+    """
+    ends = cut_positions(parts, offsets, (1, 2))
+    part = part_without_target(ends, np.diff(offsets))
+    if part:
+        raise UserError(f"{origin}: the {part} part has no target with an item before it.")
+    return ends
+
+
 def cut_positions(times: np.ndarray, offsets: np.ndarray, moments: tuple[int, int]) -> np.ndarray:
     """Count the interactions of each sequence before two moments [users, 2]; arguments as `cut_by_time`."""
     before = [np.concatenate([[0], np.cumsum(times < moment)]) for moment in moments]

@@ -16,7 +16,7 @@ from distill.data.sources.numbering import numbered
 
 __all__ = ["DEFAULTS", "FORMATS", "Options", "Source", "group", "numbered", "reader"]
 
-FORMATS = ("demo", "recbole", "lcrec", "table", "amazon", "movielens")
+FORMATS = ("demo", "recbole", "lcrec", "table", "amazon", "movielens", "setrec")
 # Raw reviews need preparation; the other formats usually come prepared.
 DEFAULTS: dict[str, dict[str, Any]] = {"amazon": {"k_core": 5, "duplicates": "first", "clean_html": True}}
 

@@ -61,6 +61,8 @@ class Source:
         offsets: start of each sequence [users + 1].
         times: seconds since 1970 [n], or None if the format has none.
         ratings: [n], or None if they were not read.
+        parts: of a source that is split already: 0 training, 1 validation, 2 test; ascending in a sequence [n]. None:
+            it is not.
         origin: where the interactions come from, for messages.
         extra_files: writes further files of the data set into a given folder.
     """
@@ -72,6 +74,7 @@ class Source:
     times: np.ndarray | None = None
     ratings: np.ndarray | None = None
     origin: str = ""
+    parts: np.ndarray | None = None
     extra_files: Callable[[Path], None] | None = None
 
     @property
@@ -95,6 +98,7 @@ class Source:
             offsets=np.concatenate([[0], np.cumsum(counts[users])]),
             times=None if self.times is None else self.times[rows],
             ratings=None if self.ratings is None else self.ratings[rows],
+            parts=None if self.parts is None else self.parts[rows],
         )
 
     def take_items(self, kept: np.ndarray) -> Source:

@@ -47,22 +47,19 @@ def read(folder: Path, options: Options) -> Source:
     """
     by_ending = {ENDING.search(path.name).group(): path for path in files(folder, options)}
     inter = by_ending[".inter.json"]
-    users = _load(inter)
+    users = load_object(inter)
     names = pa.array(users, pa.string())
     check_ids(names, "user", lambda row: _where(inter, list(users)[row]), unique=False)
     values, lengths = _flatten(users, inter)
-    texts = _load(by_ending[".item.json"]) if ".item.json" in by_ending else {}
+    texts = load_object(by_ending[".item.json"]) if ".item.json" in by_ending else {}
     if ".item2id" in by_ending:
         catalogue = by_ending[".item2id"]
         ids = dense_catalogue(TextTable.read(catalogue, names=("item", "number")))
     else:
         catalogue = by_ending.get(".item.json", inter)
         count = len(texts) or int(values.max(initial=-1)) + 1
-        if not texts and count > max(SPARSE_FROM, 100 * len(values)):
-            raise UserError(
-                f"{inter} names item {count - 1:,}, but has only {len(values):,} interactions: expected items numbered "
-                "from 0 without such gaps, or NAME.item2id or NAME.item.json beside it."
-            )
+        if not texts:
+            check_gaps(inter, count, len(values), "NAME.item2id or NAME.item.json")
         ids = pa.array([str(number) for number in range(count)], pa.string())
     outside = np.flatnonzero((values < 0) | (values >= len(ids)))
     if len(outside):
@@ -74,12 +71,25 @@ def read(folder: Path, options: Options) -> Source:
         )
     items = {"item_id": ids}
     if ".item.json" in by_ending:
-        items |= _texts(by_ending[".item.json"], texts, ids, options)
+        items |= read_texts(by_ending[".item.json"], texts, ids, options)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Source(pa.table(items), names, values, offsets, origin=str(inter))
 
 
-def _load(path: Path) -> dict[str, Any]:
+def check_gaps(path: Path, n_items: int, interactions: int, catalogue: str) -> None:
+    """Refuse item numbers without a catalogue that are far larger than the interactions are many.
+
+    Raises:
+        UserError: names the files that could be the catalogue.
+    """
+    if n_items > max(SPARSE_FROM, 100 * interactions):
+        raise UserError(
+            f"{path} names item {n_items - 1:,}, but has only {interactions:,} interactions: expected items numbered "
+            f"from 0 without such gaps, or {catalogue} beside it."
+        )
+
+
+def load_object(path: Path) -> dict[str, Any]:
     """Load a JSON object; repeated keys are an error."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -124,7 +134,7 @@ def _flatten(users: dict[str, Any], path: Path) -> tuple[np.ndarray, np.ndarray]
     return values, np.array([len(row) for row in users.values()], dtype=np.int64)
 
 
-def _texts(path: Path, texts: dict[str, Any], ids: pa.Array, options: Options) -> dict[str, pa.Array]:
+def read_texts(path: Path, texts: dict[str, Any], ids: pa.Array, options: Options) -> dict[str, pa.Array]:
     """Read the text columns in the order of `ids`; texts of other items are left out."""
     rows = [texts.get(str(number), {}) for number in range(len(ids))]
     for number, row in enumerate(rows):
