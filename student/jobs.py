@@ -15,7 +15,7 @@ from distill.runtime import artifacts, machines
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.commands import COMMANDS
 from distill.runtime.errors import UserError
-from distill.runtime.locks import is_main_process
+from distill.runtime.launch import is_main_process
 from distill.runtime.logs import log
 from distill.semantic_ids.ids import SemanticIDs
 from distill.semantic_ids.lineage import adopt_teacher, knows

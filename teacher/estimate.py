@@ -20,7 +20,6 @@ steps are those of the training's first epoch. Formulas:
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from distill.estimates.hardware import GPUS
 from distill.estimates.language_models import STATES, training_flops, training_state
 from distill.runtime import models
 from distill.runtime.errors import UserError
+from distill.runtime.launch import is_main_process
 from distill.runtime.logs import log
 from distill.semantic_ids.ids import SemanticIDs
 from teacher import templates
@@ -217,7 +217,7 @@ def flops_a_token(sizes: dict[str, Any], mode: str, gradient_checkpointing: bool
 
 def show(sizes: dict[str, Any]) -> None:
     """Print a plan, on the first process only."""
-    if int(os.environ.get("RANK", "0")):
+    if not is_main_process():
         return
     s = sizes
     full = s["parameters"] == s["trainable"]

@@ -17,7 +17,7 @@ from distill.runtime import artifacts, machines
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
-from distill.runtime.locks import is_first_of_machine
+from distill.runtime.launch import is_first_of_machine
 from distill.semantic_ids.lineage import knows
 from teacher.config import Config, check
 

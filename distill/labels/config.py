@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from distill.labels.labeller import LAST_LAYER
 from distill.runtime.config import IF_CHANGED, JobSettings, suggest
 from distill.runtime.errors import UserError
+from distill.runtime.launch import process_count, process_number
 from distill.runtime.ray_settings import RaySettings, check_ray
 
 TEACHERS = ("llm", "transitions", "distance", "statistics", "item_model")
@@ -204,9 +204,9 @@ def parse_users(text: str | None) -> tuple[int, float]:
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """Read I/N: this process's number and how many there are; without it, RANK and WORLD_SIZE of the launcher."""
+    """Read I/N: this process's number and how many there are; without it, those of the launch."""
     if text is None:
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return process_number(), process_count()
     try:
         number, count = map(int, text.split("/"))
     except ValueError:

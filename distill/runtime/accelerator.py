@@ -14,10 +14,10 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
 from distill.runtime.errors import UserError
+from distill.runtime.launch import has_count, process_count
 from distill.runtime.machines import use_reachable_interface
 
 # set for each process of a launch by torchrun and by the usual MPI launchers
-WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def accelerator(
@@ -54,7 +54,7 @@ def accelerator(
         _prepare_deepspeed_on_cpu()
     # Accelerate prefers the variable to the argument, and `accelerate config` writes it into every DeepSpeed config
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(accumulation)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = process_count() > 1
     acc = Accelerator(
         cpu=on_cpu and not deepspeed,
         gradient_accumulation_steps=accumulation,
@@ -85,7 +85,7 @@ def _check_launch() -> None:
     only if several were asked for.
     """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    if by_accelerate and not any(name in os.environ for name in WORLD_SIZE_VARIABLES):
+    if by_accelerate and not has_count():
         raise UserError(
             "Several processes were asked for, and one was started: on CPUs `accelerate launch` needs mpirun. Use\n"
             f"    torchrun --nproc_per_node N -- {os.path.relpath(sys.argv[0])} ...\n"
@@ -99,7 +99,7 @@ def check_engine(acc: Accelerator) -> None:
     Raises:
         UserError: each process would train alone, or hold all weights where they should be sharded.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = process_count()
     actual = acc.distributed_type.value
     for engine in ("DEEPSPEED", "FSDP"):
         if os.environ.get(f"ACCELERATE_USE_{engine}") == "true" and actual != engine:

@@ -26,7 +26,8 @@ from distill.runtime.config import IF_CHANGED
 from distill.runtime.disk import full_disk_reason, report_full_disk
 from distill.runtime.errors import UserError
 from distill.runtime.folders import check_apart, discard, hidden, sweep
-from distill.runtime.locks import OutputLock, is_first_of_machine, is_main_process
+from distill.runtime.launch import is_first_of_machine, is_main_process
+from distill.runtime.locks import OutputLock
 from distill.runtime.logs import log
 
 SCHEMA = 2

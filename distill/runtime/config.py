@@ -36,7 +36,7 @@ from jsonargparse.typing import PositiveFloat  # jsonargparse looks a type up in
 from distill.runtime import checksums
 from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
-from distill.runtime.locks import is_first_of_machine, process_number
+from distill.runtime.launch import is_first_of_machine, process_count, process_number
 from distill.runtime.logs import quiet_libraries
 from distill.runtime.processes import lost_process
 from distill.runtime.terminal import printable
@@ -177,7 +177,7 @@ def run(
         place = getattr(config, "output", None) or getattr(config, "run", None) or Path.cwd()
         print(f"error: {printable(describe_full_disk(reason, place))}", file=sys.stderr)
         code = 2
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         leave(code)
     if code:
         sys.exit(code)

@@ -23,9 +23,7 @@ from typing import IO, NamedTuple
 from distill.runtime.commands import command
 from distill.runtime.disk import describe_full_disk, full_disk_reason
 from distill.runtime.errors import UserError
-
-# the process's number in a launch by torchrun and by the usual MPI launchers
-RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
+from distill.runtime.launch import is_main_process
 
 
 class OutputLock:
@@ -135,21 +133,6 @@ def _describe_failure(folder: Path, error: OSError) -> str:
 def lock_path(output: Path) -> Path:
     """Return the lock file of an output."""
     return output.with_name(output.name + ".lock")
-
-
-def process_number() -> int:
-    """Return the number of this process in its launch, from 0."""
-    return max(int(os.environ.get(name, "0")) for name in RANK_VARIABLES)
-
-
-def is_main_process() -> bool:
-    """Tell whether this is the first process of its launch, or the only one."""
-    return process_number() == 0
-
-
-def is_first_of_machine() -> bool:
-    """Tell whether this is the first process on its machine; as `is_main_process` where the launcher does not say."""
-    return os.environ["LOCAL_RANK"] == "0" if "LOCAL_RANK" in os.environ else is_main_process()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from distill.runtime.locks import is_main_process
+from distill.runtime.launch import is_main_process
 from distill.runtime.terminal import printable
 
 QUIET_INTERVAL = 60.0  # seconds between two lines of progress in a log that is no terminal

@@ -30,7 +30,7 @@ from distill.runtime.artifacts import ArtifactJob, identity_difference
 from distill.runtime.checksums import code_fingerprint
 from distill.runtime.errors import UserError
 from distill.runtime.folders import discard
-from distill.runtime.locks import is_first_of_machine
+from distill.runtime.launch import is_first_of_machine
 from distill.runtime.logs import log
 
 if TYPE_CHECKING:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
 from typing import Any
 
 from distill.runtime.errors import UserError
+from distill.runtime.launch import process_count
 
 # what gloo, NCCL and the store say when another process has ended, or cannot be reached
 LOST_CONNECTION = re.compile(
@@ -33,7 +33,7 @@ def run_command(*words: Any) -> None:
 
 def lost_process(error: BaseException) -> str | None:
     """Describe an error that says only that another process of the launch is gone; None for all other errors."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not isinstance(error, RuntimeError):
+    if process_count() == 1 or not isinstance(error, RuntimeError):
         return None
     reason = LOST_CONNECTION.search(str(error))
     if reason is None:

@@ -3,13 +3,13 @@
 Annotations are evaluated here: jsonargparse looks names of types up in the modules of a config's first bases alone.
 """
 
-import os
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 
 from distill.runtime.errors import UserError
+from distill.runtime.launch import process_count
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def check_ray(settings: RaySettings) -> None:
     """
     parse_actors(settings.ray_actors)
     if settings.launcher == "ray":
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if process_count() > 1:
             raise UserError("--launcher ray divides the work itself: start one process with python.")
         return
     changed = [item.name for item in fields(RaySettings) if getattr(settings, item.name) != default_of(item)]

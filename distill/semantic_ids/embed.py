@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from distill.data.dataset import TEXT_FIELDS, Dataset
 from distill.runtime import artifacts, checksums, ray_cluster
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
 from distill.runtime.errors import UserError
+from distill.runtime.launch import is_main_process
 from distill.runtime.logs import log, progress_bar
 from distill.runtime.ray_settings import RaySettings
 from distill.semantic_ids import cooccurrence, embedders, embeddings, ray_embed
@@ -135,7 +135,7 @@ def embed(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSettings, clust
 
 
 def _embed_by_tfidf(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSettings) -> None:
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         return  # seconds of work: the first process does it
     texts = [catalogue.texts[row] for row in catalogue.new_rows]
     if catalogue.old:
