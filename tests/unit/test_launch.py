@@ -16,7 +16,7 @@ def test_without_a_launcher():
     assert launch.is_main_process() and launch.is_first_of_machine()
 
 
-@pytest.mark.parametrize(("number", "count"), zip(launch.NUMBERS, launch.COUNTS, strict=True))
+@pytest.mark.parametrize(("number", "count"), [*zip(launch.NUMBERS, launch.COUNTS, strict=True)])
 def test_with_a_launcher(number, count, monkeypatch):
     monkeypatch.setenv(number, "2")
     monkeypatch.setenv(count, "4")
