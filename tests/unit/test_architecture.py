@@ -138,8 +138,12 @@ def test_extras_are_imported_where_they_are_used():
 
 
 def test_no_path_edits_and_no_pickle():
+    """One module reads pickles, by an unpickler that knows a few names; it never calls pickle's own."""
+    plain = "distill.data.sources.numpy_objects"
+    uses = {ast.unparse(node) for node in ast.walk(TREES[plain]) if isinstance(node, ast.Attribute)}
+    assert {text for text in uses if text.startswith("pickle.")} == {"pickle.Unpickler"}  # the base class
     for name, tree in TREES.items():
-        assert not rooms(name) & {"pickle", "dill", "joblib", "cloudpickle"}, name
+        assert name == plain or not rooms(name) & {"pickle", "dill", "joblib", "cloudpickle"}, name
         for node in ast.walk(tree):
             text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
             assert text not in ("sys.path", "torch.load", "torch.save"), f"{name} line {node.lineno}: {text}"
