@@ -37,6 +37,8 @@ from student.pseudo_ids import PseudoIDs
 from student.ranked_lists import ExampleIndex, PriorLists, pick_target, plain_scores, reference_ranks
 from student.variants import Loss
 
+EXAMPLES_AT_ONCE = 1 << 22  # in memory together, some 200 bytes each, where there are no labels
+
 
 class BatchSampler:
     """The training examples of one phase, epoch by epoch.
@@ -98,7 +100,7 @@ class BatchSampler:
             keys = examples.users, examples.positions
             longest, strided = settings.max_history, settings.long_histories == "windows"
             layout = layout_rows(*keys, self.dataset.offsets, longest, self.one_pass, strided)
-            seed = [settings.seed, epoch] + ([block_number] if self.store is not None else [])
+            seed = [settings.seed, epoch] + ([block_number] if self.store is not None or block_number else [])
             for group in bucket_by_length(layout.lengths, size, np.random.default_rng(seed)):
                 number += 1
                 if number <= skip:
@@ -113,10 +115,13 @@ class BatchSampler:
 
     def _blocks(self, epoch: int) -> Iterator[tuple[LabelBlock | None, np.ndarray, np.ndarray]]:
         """Yield (labels, numbers of examples, rows of the labels) in memory together, sorted by user and position."""
-        if self.store is None:
-            yield None, np.arange(self.total), np.arange(self.total)
-            return
         rng = np.random.default_rng([self.settings.seed, epoch])
+        if self.store is None:
+            bounds = self.index.user_bounds(EXAMPLES_AT_ONCE)
+            for part in [0] if len(bounds) == 2 else rng.permutation(len(bounds) - 1):
+                numbers = np.arange(bounds[part], bounds[part + 1])
+                yield None, numbers, numbers - bounds[part]
+            return
         for block in self.store.blocks(self.settings.buffer_rows, rng):
             order = np.lexsort((block.positions, block.users))
             keys = block.users[order], block.positions[order], block.targets[order]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.data.dataset import PAD, Dataset
+from distill.data.examples import ragged_range
 from distill.labels.store import LabelStore
 from student.batch import move_tensors
 from student.batches import check_labels
@@ -27,14 +28,49 @@ class Windows(NamedTuple):
     """Training sequences cut to the length of a history.
 
     Attributes:
-        inputs: item numbers padded with PAD on the right [n, max_history].
-        targets: the item after each of them, PAD where nothing is trained [n, max_history].
-        label_rows: row of the teacher's label of each target, -1 for none [n, max_history].
+        inputs: item numbers padded with PAD on the right [n, width].
+        targets: the item after each of them, PAD where nothing is trained [n, width].
+        label_rows: row of the teacher's label of each target, PAD for none [n, width].
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     label_rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class WindowRanges:
+    """Windows as ranges of the sequences, from which those of a batch are made; 16 bytes each.
+
+    Attributes:
+        values: item numbers of all sequences [interactions].
+        label_rows: row of the teacher's label of each interaction, PAD for none [interactions]; None: no teacher.
+        starts: place of each window's first item in `values` [n].
+        lengths: items that each reads; the one after them is a target alone [n].
+        width: of the windows that are made.
+    """
+
+    values: np.ndarray
+    label_rows: np.ndarray | None
+    starts: np.ndarray
+    lengths: np.ndarray
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def take(self, rows: np.ndarray) -> Windows:
+        """Make the windows of these numbers."""
+        column = np.arange(self.width)
+        known = column < self.lengths[rows, None]
+        places = np.where(known, self.starts[rows, None] + column, 0)
+
+        def gather(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+            return np.where(known, values[places], PAD).astype(np.int64)
+
+        targets = np.where(known, places + 1, 0)
+        labels = np.full(known.shape, PAD) if self.label_rows is None else gather(self.label_rows, targets)
+        return Windows(gather(self.values, places), gather(self.values, targets), labels)
 
 
 class Candidates(NamedTuple):
@@ -94,7 +130,7 @@ class ItemBatchSampler:
 
     def __init__(
         self,
-        windows: Windows,
+        windows: WindowRanges,
         candidates: Candidates | None,
         settings: BatchSettings,
         process: int = 0,
@@ -102,22 +138,23 @@ class ItemBatchSampler:
     ):
         self.windows, self.candidates, self.settings = windows, candidates, settings
         self.process, self.processes = process, processes
-        self.total = int((windows.targets != PAD).sum())
+        self.total = int(windows.lengths.sum())
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[ItemBatch]:
         """Yield this process's parts of an epoch's global batches, without the first `skip` of these."""
         size = self.settings.batch_size * self.processes * self.settings.accumulation
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.windows.inputs))
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.windows))
         for start in range(skip * size, len(order), size):
-            group = order[start : start + size]
-            shares = shard_rows(group, self.process, self.processes, self.settings.accumulation)
-            for step, rows in enumerate(shares):
-                yield self._local_batch(group, rows, last=step == len(shares) - 1)
+            group = self.windows.take(order[start : start + size])
+            rows = np.arange(len(group.inputs))
+            shares = shard_rows(rows, self.process, self.processes, self.settings.accumulation)
+            for step, share in enumerate(shares):
+                yield self._local_batch(group, share, last=step == len(shares) - 1)
 
-    def _local_batch(self, group: np.ndarray, rows: np.ndarray, last: bool) -> ItemBatch:
+    def _local_batch(self, group: Windows, rows: np.ndarray, last: bool) -> ItemBatch:
         """Take some rows of a global batch; without rows, the first with weight 0."""
         weight = 1.0 if len(rows) else 0.0
-        inputs, targets, label_rows = (values[rows if len(rows) else group[:1]] for values in self.windows)
+        inputs, targets, label_rows = (values[rows if len(rows) else [0]] for values in group)
         places = targets != PAD
         length = max(int((inputs != PAD).sum(1).max()), 1)
         candidates = scores = None
@@ -132,13 +169,13 @@ class ItemBatchSampler:
             weight=weight,
             candidates=candidates,
             scores=scores,
-            count=int((self.windows.targets[group] != PAD).sum()),
-            labelled=int((self.windows.label_rows[group] >= 0).sum()),
+            count=int((group.targets != PAD).sum()),
+            labelled=int((group.label_rows >= 0).sum()),
             last=last,
         )
 
 
-def read_windows(dataset: Dataset, store: LabelStore | None, length: int) -> tuple[Windows, Candidates | None]:
+def read_windows(dataset: Dataset, store: LabelStore | None, length: int) -> tuple[WindowRanges, Candidates | None]:
     """Cut all training sequences into windows, and read the teacher's candidates without its codeword distributions.
 
     Raises:
@@ -146,39 +183,31 @@ def read_windows(dataset: Dataset, store: LabelStore | None, length: int) -> tup
     """
     index = ExampleIndex(dataset.targets("train", 1))
     check_labels(store, len(index) if store is None else store.rows)
-    label_rows = np.full(len(dataset.values), PAD)
+    ranges = partial(cut_windows, dataset.values, dataset.offsets[:-1], dataset.training_lengths(), length)
     if store is None:
-        return cut_windows(dataset, length, label_rows), None
+        return ranges(None), None
     columns = store.read("user", "position", "target", "candidates", "candidate_scores")
     numbers = index.find_labelled(columns["user"], columns["position"], columns["target"], store)
     examples = index.take(numbers)
+    label_rows = np.full(len(dataset.values), PAD)
     label_rows[dataset.offsets[examples.users] + examples.positions] = np.arange(len(numbers))
     candidates = columns["candidates"].astype(np.int64), columns["candidate_scores"].astype(np.float32)
-    return cut_windows(dataset, length, label_rows), Candidates(*candidates)
+    return ranges(label_rows), Candidates(*candidates)
 
 
-def cut_windows(dataset: Dataset, length: int, label_rows: np.ndarray) -> Windows:
-    """Cut all training sequences to windows; neighbours share one item, so that every target comes once.
+def cut_windows(
+    values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, width: int, label_rows: np.ndarray | None
+) -> WindowRanges:
+    """Cut sequences to windows; neighbours share one item, so that every target comes once.
 
     Args:
-        dataset: the sequences.
-        length: items that a window reads.
-        label_rows: of each interaction of the data set [interactions].
+        values: item numbers of all sequences [interactions].
+        starts: place of each sequence's first item [users].
+        lengths: items of each that are trained [users].
+        width: items that a window reads.
+        label_rows: as `WindowRanges.label_rows`.
     """
-    values, offsets = dataset.training_sequences()
-    inputs, targets, rows = [], [], []
-    for user, (start, end) in enumerate(pairwise(offsets)):
-        labels = label_rows[dataset.offsets[user] :][: end - start]
-        sequence = values[start:end]
-        for first in range(0, len(sequence) - 1, length):
-            last = min(first + length, len(sequence) - 1)
-            inputs.append(_pad(sequence[first:last], length))
-            targets.append(_pad(sequence[first + 1 : last + 1], length))
-            rows.append(_pad(labels[first + 1 : last + 1], length))
-    return Windows(
-        *(np.stack(column) if column else np.zeros((0, length), np.int64) for column in (inputs, targets, rows))
-    )
-
-
-def _pad(values: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(values, (0, length - len(values)), constant_values=PAD)
+    targets = np.maximum(lengths - 1, 0)
+    user, number = ragged_range(-(-targets // width))
+    first = number * width
+    return WindowRanges(values, label_rows, starts[user] + first, np.minimum(targets[user] - first, width), width)

@@ -201,7 +201,7 @@ def build_item_model(
         model = build_item_network(config, dataset.n_items, texts, source).to(acc.device)
     facts = {name: getattr(config, name) for name in ("network", "loss", "seed")}
     facts["exclude_bought"] = dataset.resolve_exclude_bought(config.exclude_bought)
-    log.info(f"{config.network}: {count_parameters(model):,} parameters, {len(windows.inputs):,} sequences")
+    log.info(f"{config.network}: {count_parameters(model):,} parameters, {len(windows):,} sequences")
 
     def compute(model: nn.Module, batch: ItemBatch, done: float) -> Tensor:
         if config.network == "setrec":

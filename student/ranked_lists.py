@@ -31,6 +31,12 @@ class ExampleIndex:
         """Make the examples of these numbers."""
         return self._targets.take(numbers)
 
+    def user_bounds(self, size: int) -> np.ndarray:
+        """Cut the examples into parts of whole users with about `size` examples: the parts' bounds, from 0 on."""
+        ends = self._targets.ends
+        cuts = ends[np.searchsorted(ends, np.arange(size, len(self), size))]
+        return np.unique(np.concatenate([[0], cuts, [len(self)]]))
+
     def find(self, users: np.ndarray, positions: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Look up examples.
 

@@ -12,6 +12,7 @@ from distill.labels.schema import write_index
 from distill.labels.writer import write_shard
 from distill.runtime.artifacts import ArtifactJob, read, write_json
 from distill.semantic_ids.ids import SemanticIDs, write_codes
+from student.item_batches import cut_windows
 
 LEVELS, SIZE, ITEMS, K = 3, 6, 40, 5
 FEATURES = 4
@@ -92,6 +93,13 @@ def make_prior(root, name, teacher, keep=K, examples=slice(None), inputs=("datas
     with ArtifactJob("soft_labels", Nothing(), root / name, artifacts).write() as folder:
         facts = {"keep": keep, "labeller": {"teacher": teacher}}
         write_labels(folder, examples, codes, candidates, scores, log_probs, shards=2, **facts)
+
+
+def windows_of(sequences, width, label_rows=None):
+    """Cut sequences into windows; `label_rows` has a row for each of their items."""
+    lengths = np.array([len(row) for row in sequences])
+    labels = None if label_rows is None else np.concatenate(label_rows)
+    return cut_windows(np.concatenate(sequences), np.cumsum(lengths) - lengths, lengths, width, labels)
 
 
 def write_labels(folder, examples, codes, *labels, shards=3, states=None, **more):

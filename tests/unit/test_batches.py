@@ -11,6 +11,7 @@ from student_shop import ITEMS, K, make_prior, make_shop
 from distill.data.dataset import PAD, Dataset
 from distill.labels.store import LabelStore
 from distill.runtime.errors import UserError
+from student import batches
 from student.augment import drop_items, drop_items_with_targets, reverse_and_shuffle
 from student.batches import BatchSampler, check_scope
 from student.config import Config
@@ -66,6 +67,23 @@ def test_every_target_once(shop, loss, one_pass, processes, accumulation):
     steps = [[batch.last for batch in one.batches(0)] for one in samplers]
     assert all(one == steps[0] for one in steps)  # no process waits for another
     assert sum(steps[0]) * accumulation == len(steps[0])
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_without_labels_in_parts_of_whole_users(shop, one_pass, monkeypatch):
+    monkeypatch.setattr(batches, "EXAMPLES_AT_ONCE", 9)
+    for processes in (1, 3):
+        changes = {"processes": processes, "long_histories": "prefixes"}
+        samplers = [sampler(shop, NLL, one_pass, number, **changes) for number in range(processes)]
+        assert sorted(all_of(samplers)) == expected(shop[0], CONFIG.max_history)
+    one = sampler(shop, NLL, one_pass)
+    parts = [[one.index.take(numbers) for _, numbers, _ in one._blocks(epoch)] for epoch in range(2)]
+    users = [{int(user) for user in part.users} for part in parts[0]]
+    assert len(users) > 3 and sum(map(len, users)) == len(set.union(*users))
+    assert max(map(len, parts[0])) < 9 + 20  # the longest user has 19 targets
+    assert [part.users[0] for part in parts[0]] != [part.users[0] for part in parts[1]]  # in another order
+    rest = all_of([one], epoch=1, skip=2)
+    assert rest and all_of([one], epoch=1)[-len(rest) :] == rest
 
 
 @pytest.mark.parametrize("one_pass", [False, True])

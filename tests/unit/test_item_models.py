@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from breaking_off import BrokenOffError, break_at
-from student_shop import make_shop
+from student_shop import make_shop, windows_of
 
 from distill import losses
 from distill.data.dataset import PAD, Dataset, write_dataset
@@ -21,7 +21,7 @@ from student import train
 from student.baseline import main
 from student.config import ITEM_BACKBONES, BaselineConfig, Config
 from student.config_checks import baseline_config
-from student.item_batches import Candidates, ItemBatchSampler, Windows, cut_windows
+from student.item_batches import Candidates, ItemBatchSampler, read_windows
 from student.item_recommender import ItemRecommender
 from student.models.item_models import ITEM_MODELS
 from student.objective import item_loss
@@ -105,8 +105,8 @@ class TestNetworks:
 def test_windows(root):
     """Each training target once, with the items before it, up to the window's edge."""
     data = Dataset.load(root / "dataset")
-    actual = cut_windows(data, 3, np.full(len(data.values), PAD))
-    seen = []
+    ranges, _ = read_windows(data, None, 3)
+    actual, seen = ranges.take(np.arange(len(ranges))), []
     for inputs, targets in zip(actual.inputs.tolist(), actual.targets.tolist(), strict=True):
         known = [target for target in targets if target != PAD]
         assert [item for item in inputs if item != PAD][1:] == known[:-1]
@@ -118,7 +118,8 @@ def test_windows(root):
 
 @pytest.mark.parametrize("loss", ["ce", "list", "rank", "list+rank"])
 def test_losses_by_definition(loss):
-    model, windows, taught = model_of("sasrec"), *LABELLED
+    model, (ranges, taught) = model_of("sasrec"), LABELLED
+    windows = ranges.take(np.arange(2))
     settings = BaselineConfig(loss=loss, gamma=0.5, temperature=2.0, margin=0.1)
     log_probs = (model(torch.from_numpy(windows.inputs)) @ model.items.weight.T).log_softmax(-1)
     places = [(0, 0, 0), (0, 1, None), (0, 2, 1), (1, 0, 2)]
@@ -135,15 +136,11 @@ def test_losses_by_definition(loss):
         if "rank" in loss:
             lessons.append(losses.rank(chosen, 0.1))
     expected = expected + (0.5 * sum(lessons) / 3 if lessons else 0)
-    torch.testing.assert_close(summed_loss(model, settings, windows, taught)[0], expected)
+    torch.testing.assert_close(summed_loss(model, settings, ranges, taught)[0], expected)
 
 
 LABELLED = (
-    Windows(
-        inputs=np.array([[3, 1, 4, PAD], [5, PAD, PAD, PAD]]),
-        targets=np.array([[1, 4, 2, PAD], [6, PAD, PAD, PAD]]),
-        label_rows=np.array([[0, PAD, 1, PAD], [2, PAD, PAD, PAD]]),
-    ),
+    windows_of([[3, 1, 4, 2], [5, 6]], 4, [[PAD, 0, PAD, 1], [PAD, 2]]),
     Candidates(
         np.array([[1, 7, 8], [2, 9, PAD], [6, 0, 3]]),
         np.array([[-2.0, -1.0, -3.0], [-1.0, -2.0, -np.inf], [-0.5, -2.0, -2.5]], dtype=np.float32),
@@ -172,7 +169,8 @@ def test_loss_does_not_depend_on_the_split(loss, processes, accumulation):
     """Means over the global batch, though the parts have unequal numbers of targets and of labels."""
     windows, taught = LABELLED
     settings, model = BaselineConfig(loss=loss, margin=0.1), model_of("sasrec")
-    windows = Windows(*(np.concatenate([values, values[::-1]]) for values in windows))
+    starts, lengths = (np.concatenate([values, values[::-1]]) for values in (windows.starts, windows.lengths))
+    windows = replace(windows, starts=starts, lengths=lengths)
     whole, gradients = summed_loss(model, settings, windows, taught, rows=4)
     parts, others = summed_loss(model, settings, windows, taught, processes, accumulation, rows=4)
     torch.testing.assert_close(parts, whole)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from breaking_off import BrokenOffError, break_at
 from reference import setrec_naive
-from student_shop import ITEMS, make_shop
+from student_shop import ITEMS, make_shop, windows_of
 from transformers import T5Config, T5Model
 
 from distill.data.dataset import PAD, Dataset
@@ -26,7 +26,7 @@ from distill.semantic_ids.ids import SemanticIDs
 from student import train
 from student.baseline import main
 from student.config import BaselineConfig, Config
-from student.item_batches import ItemBatchSampler, Windows
+from student.item_batches import ItemBatchSampler
 from student.item_recommender import ItemRecommender
 from student.models.setrec import SETRec, SETRecConfig
 from student.models.setrec.trunks import query_mask
@@ -144,9 +144,7 @@ def test_loss_and_scores_by_their_definitions(trunk):
     with torch.no_grad():
         tokens = model.tokens()
         generated = model.generate(tokens, HISTORIES, LAST)
-    windows = Windows(
-        np.array([[3, 1, 4, 7], [5, 1, PAD, PAD]]), np.array([[1, 4, 7, 2], [1, 6, PAD, PAD]]), np.full((2, 4), PAD)
-    )
+    windows = windows_of([[3, 1, 4, 7, 2], [5, 1, 6]], 4)
     config = BaselineConfig(network="setrec", batch_size=2, setrec=settings_of(trunk, alpha=0.3))
     (batch,) = ItemBatchSampler(windows, None, config).batches(0)
     actual = setrec_loss(model, batch, torch.device("cpu"), config)
@@ -154,7 +152,7 @@ def test_loss_and_scores_by_their_definitions(trunk):
     known = HISTORIES != PAD
     with torch.no_grad():
         every = model.generate(tokens, HISTORIES, known)
-    targets = windows.targets[windows.targets != PAD]
+    targets = [1, 4, 7, 2, 1, 6]
     entropy = np.mean([setrec_naive.cross_entropy(every[row], tokens, target) for row, target in enumerate(targets)])
     texts, decoder = model.tokens.texts, model.tokens.decoder
     errors = [
@@ -174,8 +172,7 @@ def test_loss_and_scores_by_their_definitions(trunk):
 def test_the_loss_does_not_depend_on_the_split(trunk):
     """Two processes and two accumulation steps, with unequal numbers of targets."""
     model = model_of(trunk)
-    inputs = np.array([[3, 1, 4, 7], [5, PAD, PAD, PAD], [8, 2, PAD, PAD], [6, 9, 0, PAD]])
-    windows = Windows(inputs, np.where(inputs == PAD, PAD, (inputs + 1) % N_ITEMS), np.full((4, 4), PAD))
+    windows = windows_of([[3, 1, 4, 7, 8], [5, 6], [8, 2, 3], [6, 9, 0, 1]], 4)
     totals = []
     for processes, accumulation in ((1, 1), (2, 1), (2, 2)):
         rows = 4 // processes // accumulation
