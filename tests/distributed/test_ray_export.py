@@ -124,7 +124,7 @@ def embed(run, output, *words):
 def test_items_are_embedded_as_by_one_process(run, cluster, tmp_path):
     """The first driver is killed when it has a shard; under the second one a node dies: the bytes stay."""
     alone = embed(run, tmp_path / "alone")
-    _, log = alone.communicate(timeout=100)
+    _, log = alone.communicate(timeout=200)
     assert alone.returncode == 0, log
     address = ["--launcher", "ray", "--ray_address", cluster.address]
     doomed, other = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
@@ -139,7 +139,7 @@ def test_items_are_embedded_as_by_one_process(run, cluster, tmp_path):
     driver = embed(run, tmp_path / "ray", *address)  # as many actors as fit: two
     wait_for_actor(driver, doomed, "ShardEmbedder")
     cluster.remove_node(doomed, allow_graceful=False)
-    _, log = driver.communicate(timeout=100)
+    _, log = driver.communicate(timeout=200)
     cluster.remove_node(other)
     assert driver.returncode == 0, log
     assert "shards are done again" in log and "Traceback" not in log
