@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from export_run import ITEMS, MEMORY, SETTINGS, content, make_network, make_run
+from export_run import ITEMS, MEMORY, SETTINGS, SIZES, content, make_network, make_run
 from local_cluster import ENVIRONMENT, local_cluster, wait_for_actor, wait_for_files
 
 from distill import export_soft_labels as export
@@ -42,7 +42,7 @@ def start(run, cluster, output, *words):
     script = str(Path(export.__file__))
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, script, "--run", str(run), "--output", str(output), *settings, "--launcher", "ray"]
-    address = ["--ray_address", cluster.address]
+    address = [] if "local" in words else ["--ray_address", cluster.address]
     return subprocess.Popen(
         [*command, *address, *words],
         env=os.environ | ENVIRONMENT,
@@ -100,6 +100,22 @@ def test_exact_labels_of_all_items_are_those_of_one_process(run, cluster, tmp_pa
     assert len(list((tmp_path / "labels" / "data").glob("*.parquet"))) > 20
     index = json.loads((tmp_path / "labels" / "index.json").read_text())
     assert index["mix"] == mix
+
+
+@pytest.mark.vllm
+def test_an_actor_with_vllm_labels_as_one_process(cluster, tmp_path):
+    """On a processor vLLM runs in the actor's own process."""
+    make_run(tmp_path, SIZES | {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1})
+    words = ["--engine", "vllm", "--limit", "60", "--kv_cache_gb", "0.1"]
+    node = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    for output, further in (("alone", ["--launcher", "local"]), ("ray", [])):
+        driver = start(tmp_path, cluster, tmp_path / output, *words, *further)
+        _, log = driver.communicate(timeout=200)
+        assert driver.returncode == 0, log
+    cluster.remove_node(node)
+    assert content(tmp_path / "ray") == content(tmp_path / "alone")
+    assert len(list((tmp_path / "ray" / "data").glob("*.parquet"))) >= 3
+    assert json.loads((tmp_path / "ray" / "index.json").read_text())["labeller"]["engine"] == "vllm"
 
 
 def test_what_a_node_cannot_do_is_told_in_one_message(run, cluster, tmp_path):
