@@ -15,7 +15,7 @@ from unit.test_evaluation import N_ITEMS, Recorder, evaluation
 from distill.evaluation import ray_rank
 from distill.evaluation.inputs import Inputs
 from distill.evaluation.rank_shards import RankedShards, SystemRanker
-from distill.evaluation.ray_rank import RESULT, ShardRanker, rank_shards, shard_tasks
+from distill.evaluation.ray_rank import RESULT, ShardRanker, open_ranker_on_node, rank_on_ray, rank_shards, shard_tasks
 from distill.runtime import artifacts, ray_actors, ray_cluster
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
@@ -145,6 +145,33 @@ def test_a_killed_driver_goes_on_from_the_files(shop, tmp_path):
     for path, content in files.items():
         with np.load(path) as after, np.load(io.BytesIO(content)) as before:
             assert all(np.array_equal(after[name], before[name]) for name in before.files if name != "seconds")
+
+
+def test_without_a_trained_system_no_cluster_is_joined(shop, tmp_path, monkeypatch):
+    def connect(_):
+        raise AssertionError("joined")
+
+    monkeypatch.setattr(ray_cluster, "connect", connect)
+    inputs = Inputs(shop.artifact, None, None, None, [], [])
+    ranked = rank_on_ray(protocol(shop), inputs, None, tmp_path, RaySettings(launcher="ray"), 0, 4)
+    assert ranked.shards() == []
+
+
+def test_what_a_node_opens_ranks_by_the_protocol(shop, tmp_path):
+    """As in an actor: the data set is opened by its folder, systems are loaded by their names."""
+    with ArtifactJob("student", Nothing(), tmp_path / "a").write() as folder:
+        (folder / "weights").write_text("")
+    inputs = Inputs(shop.artifact, None, None, None, [], [artifacts.read(tmp_path / "a", "student")])
+
+    def load(artifact, dataset, ids):
+        assert ids is None and dataset.n_items == N_ITEMS
+        return SYSTEMS[artifact.folder.name]
+
+    opened = open_ranker_on_node(inputs.with_absolute_folders(), load, WIDTH, True, BATCH, no_verify=False)
+    shards = RankedShards(tmp_path / "ranked", {"a": {"evaluated": protocol(shop).examples}}, BATCH, 100)
+    rank(shards, lambda: opened)
+    expected = protocol(shop).rank(SYSTEMS["a"])
+    np.testing.assert_array_equal(shards.read("a").items, expected.items)
 
 
 def test_shards_of_another_batch_size_are_ranked_again(shop, tmp_path):
