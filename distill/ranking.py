@@ -7,6 +7,8 @@ import scipy.sparse as sp
 
 from distill.data.dataset import PAD
 
+BLOCK = 1 << 14  # items whose products are computed at once: measured the quickest of 2^12, 2^14 and 2^16
+
 
 def top_items(scores: np.ndarray | sp.csr_array, k: int, above: float = 0.0) -> np.ndarray:
     """Rank items by score; equal scores by item number.
@@ -23,6 +25,42 @@ def top_items(scores: np.ndarray | sp.csr_array, k: int, above: float = 0.0) -> 
     if isinstance(scores, np.ndarray):
         return _top_dense(scores, k, above)
     return _top_sparse(scores.tocsr(), k, above)
+
+
+def top_by_products(
+    queries: np.ndarray, vectors: np.ndarray, k: int, excluded: np.ndarray | None = None, block: int = BLOCK
+) -> np.ndarray:
+    """Rank items by their products with queries, some items at a time; equal products by item number.
+
+    The lists are those of `top_items(queries @ vectors.T, k, -inf)`, in memory for queries x `block` products.
+
+    Args:
+        queries: float32 [users, dim].
+        vectors: of the items, float32 [n_items, dim].
+        k: items wanted.
+        excluded: item numbers that are not ranked, -1 for none [users, length]; None: all are ranked.
+        block: items at a time.
+
+    Returns:
+        Item numbers, best first, -1 where there are no more [users, min(k, n_items)].
+    """
+    items = np.full((len(queries), min(k, len(vectors))), PAD)
+    scores = np.full(items.shape, -np.inf, np.float32)
+    for start in range(0, len(vectors), block):
+        products = queries @ vectors[start : start + block].T
+        if excluded is not None:
+            inside = (excluded >= start) & (excluded < start + products.shape[1])
+            mask_history(products, np.where(inside, excluded - start, PAD), -np.inf)
+        if start == 0:
+            new = top_items(products, items.shape[1], -np.inf)
+            new_scores = scores_of(products, new)
+        else:  # few are better than the worst of the list, and none that only equals it comes in
+            new, new_scores = _above(products, scores[:, -1:])
+            new = np.where(new == PAD, PAD, new + start)
+        both, both_scores = np.concatenate([items, new], 1), np.concatenate([scores, new_scores], 1)
+        order = np.argsort(-both_scores, axis=1, kind="stable")[:, : items.shape[1]]
+        items, scores = np.take_along_axis(both, order, axis=1), np.take_along_axis(both_scores, order, axis=1)
+    return np.where(scores > -np.inf, items, PAD)
 
 
 def scores_of(scores: np.ndarray, items: np.ndarray, missing: float = -np.inf) -> np.ndarray:
@@ -50,6 +88,17 @@ def mask_history(scores: np.ndarray, histories: np.ndarray, value: float) -> Non
     rows = np.repeat(np.arange(len(histories)), histories.shape[1])
     columns = histories.ravel()
     scores[rows[columns != PAD], columns[columns != PAD]] = value
+
+
+def _above(scores: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """List the columns with a score above the row's limit, and these scores; padded with -1 and -inf [rows, most]."""
+    rows, columns = np.nonzero(scores > limits)
+    counts = np.bincount(rows, minlength=len(scores))
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    listed = np.full((len(scores), counts.max(initial=0)), PAD)
+    values = np.full(listed.shape, -np.inf, scores.dtype)
+    listed[rows, places], values[rows, places] = columns, scores[rows, columns]
+    return listed, values
 
 
 def _top_dense(scores: np.ndarray, k: int, above: float) -> np.ndarray:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.baselines.counting import TransitionSettings, reading_weights
-from distill.baselines.item_scorer import best_of, mean_ndcg, validation_examples
-from distill.data.dataset import Dataset
+from distill.baselines.item_scorer import CHUNK, best_of, mean_ndcg, recommend, validation_examples
+from distill.data.dataset import Dataset, Examples
+from distill.ranking import top_by_products
+
+LARGE = 100_000  # items from which lists are made without the scores of all items
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,36 @@ class Content:
         self.unit = (centred / np.maximum(norms, 1e-12)).astype(np.float32)
         self.settings = settings or ContentSettings()
 
-    def cosines(self, histories: np.ndarray) -> np.ndarray:
-        """Cosine of all items with the profile of each history [users, n_items]; 0 for an empty history."""
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return len(self.unit)
+
+    def profiles(self, histories: np.ndarray) -> np.ndarray:
+        """Profile of each history, of length 1, float32 [users, dim]; 0 for an empty history."""
         reading = TransitionSettings(recency=self.settings.recency, last=self.settings.last)
         profile = reading_weights(histories, reading, len(self.unit)) @ self.unit
         profile /= np.maximum(np.linalg.norm(profile, axis=1, keepdims=True), 1e-12)
-        return (profile.astype(np.float32) @ self.unit.T).astype(np.float64)
+        return profile.astype(np.float32)
+
+    def cosines(self, histories: np.ndarray) -> np.ndarray:
+        """Cosine of all items with the profile of each history [users, n_items]; 0 for an empty history."""
+        return (self.profiles(histories) @ self.unit.T).astype(np.float64)
 
     def scores(self, histories: np.ndarray) -> np.ndarray:
         """As `ItemScorer.scores`: 1 + cosine, since scores of 0 or less are not recommended [users, n_items]."""
         return 1 + self.cosines(histories)
+
+    def recommend(self, examples: Examples, k: int, exclude_bought: bool = True) -> np.ndarray:
+        """As `item_scorer.recommend`; in large catalogues some items at a time, without scores of all [users, k]."""
+        if self.n_items < LARGE:
+            return recommend(self, examples, k, exclude_bought)
+        lists = []
+        for start in range(0, len(examples), CHUNK):
+            histories = examples.histories[start : start + CHUNK]
+            excluded = histories if exclude_bought else None
+            lists.append(top_by_products(self.profiles(histories), self.unit, k, excluded))
+        return np.concatenate(lists)
 
     @staticmethod
     def of_unit_vectors(unit: np.ndarray, settings: ContentSettings) -> Content:

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
-from distill.baselines.item_scorer import CHUNK, best_of, mean_ndcg, recommend, validation_examples
+from distill.baselines.item_scorer import best_of, mean_ndcg, recommend, split_examples, validation_examples
 from distill.data.dataset import PAD, Dataset, Examples
 from distill.metrics import MISSED
 from distill.ranking import mask_history
@@ -105,6 +105,11 @@ class Transitions:
         self.matrix = (sp.diags_array(scale) @ counts).tocsr()
         self.settings = settings
 
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return self.matrix.shape[0]
+
     def scores(self, histories: np.ndarray) -> np.ndarray:
         """As `ItemScorer.scores` [users, n_items]."""
         return (reading_weights(histories, self.settings, self.matrix.shape[0]) @ self.matrix).toarray()
@@ -153,8 +158,7 @@ class Transitions:
 def reachable(model: Transitions, examples: Examples) -> np.ndarray:
     """Tell whether counting can find each target at all: it scores something after its history [users], bool."""
     parts = []
-    for start in range(0, len(examples), CHUNK):
-        part = examples.take(slice(start, start + CHUNK))
+    for part in split_examples(examples, model.n_items):
         parts.append(model.scores(part.histories)[np.arange(len(part)), part.targets] > 0)
     return np.concatenate(parts)
 
@@ -165,8 +169,7 @@ def ranks_with_ties_won(model: Transitions, examples: Examples) -> np.ndarray:
     This is too favourable. Many published figures are computed this way, so it is reported beside the exact rank.
     """
     ranks = []
-    for start in range(0, len(examples), CHUNK):
-        part = examples.take(slice(start, start + CHUNK))
+    for part in split_examples(examples, model.n_items):
         scores = model.scores(part.histories)
         target_scores = scores[np.arange(len(part)), part.targets][:, None].copy()
         mask_history(scores, part.histories, -1.0)

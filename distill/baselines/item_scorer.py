@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Protocol, TypeVar
 
@@ -12,13 +12,21 @@ from distill.data.dataset import Dataset, Examples
 from distill.metrics import MISSED, ndcg
 from distill.ranking import mask_history, top_items
 
-CHUNK = 1024  # users scored at once
+CHUNK = 1024  # users scored at once, at most
+SCORES_AT_ONCE = 1 << 27  # of all their items, at most; ranking takes 24 bytes a score
 MAX_HISTORY = 1000  # bounds the memory of padded histories: 8 kB a user
 Model = TypeVar("Model")
 
 
 class ItemScorer(Protocol):
-    """A model that scores all items after a history."""
+    """A model that scores all items after a history.
+
+    Attributes:
+        n_items: size of the catalogue.
+    """
+
+    @property
+    def n_items(self) -> int: ...
 
     def scores(self, histories: np.ndarray) -> np.ndarray:
         """Score all items; 0 or less means "not recommended".
@@ -32,14 +40,25 @@ class ItemScorer(Protocol):
         ...
 
 
+def users_at_once(n_items: int) -> int:
+    """Decide for how many users all items of a catalogue are scored at once, so that memory is bounded."""
+    return max(1, min(CHUNK, SCORES_AT_ONCE // n_items))
+
+
+def split_examples(examples: Examples, n_items: int) -> Iterator[Examples]:
+    """Yield the examples in parts of `users_at_once`."""
+    size = users_at_once(n_items)
+    for start in range(0, len(examples), size):
+        yield examples.take(slice(start, start + size))
+
+
 def recommend(model: ItemScorer, examples: Examples, k: int, exclude_bought: bool = True) -> np.ndarray:
     """List the k best items after each history, ties by item number, -1 where nothing scores above zero [users, k]."""
     lists = []
-    for start in range(0, len(examples), CHUNK):
-        histories = examples.histories[start : start + CHUNK]
-        scores = model.scores(histories)
+    for part in split_examples(examples, model.n_items):
+        scores = model.scores(part.histories)
         if exclude_bought:
-            mask_history(scores, histories, 0.0)
+            mask_history(scores, part.histories, 0.0)
         lists.append(top_items(scores, k))
     return np.concatenate(lists)
 
@@ -58,8 +77,7 @@ def target_ranks(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def mean_ndcg(model: ItemScorer, examples: Examples, exclude_bought: bool) -> float:
     """NDCG@10 of a model over all examples."""
     total = 0.0
-    for start in range(0, len(examples), CHUNK):
-        part = examples.take(slice(start, start + CHUNK))
+    for part in split_examples(examples, model.n_items):
         scores = model.scores(part.histories)
         if exclude_bought:
             mask_history(scores, part.histories, 0.0)

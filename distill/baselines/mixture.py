@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from distill.baselines.content import Content
 from distill.baselines.counting import Transitions
-from distill.baselines.item_scorer import CHUNK, target_ranks, validation_examples
+from distill.baselines.item_scorer import split_examples, target_ranks, validation_examples
 from distill.data.dataset import Dataset
 from distill.metrics import ndcg
 from distill.ranking import mask_history
@@ -55,6 +55,11 @@ class CounterContent:
         self.transitions, self.content = transitions, content
         self.settings, self.exclude_bought = settings, exclude_bought
 
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return self.transitions.n_items
+
     def scores(self, histories: np.ndarray) -> np.ndarray:
         """Probabilities of all items, as `ItemScorer.scores` [users, n_items]."""
         shares = self.transitions.shares(histories, self.exclude_bought)
@@ -70,8 +75,7 @@ class CounterContent:
         choices = [CounterContentSettings(weight, temperature)
                    for temperature, weight in itertools.product(TEMPERATURES, WEIGHTS)]  # fmt: skip
         totals = dict.fromkeys(choices, 0.0)
-        for start in range(0, len(examples), CHUNK):
-            part = examples.take(slice(start, start + CHUNK))
+        for part in split_examples(examples, dataset.n_items):
             shares = transitions.shares(part.histories, exclude_bought)
             cosines = allowed_cosines(content, part.histories, exclude_bought)
             for temperature in TEMPERATURES:

@@ -14,6 +14,11 @@ class Popularity:
         values, _ = dataset.training_sequences()
         self.counts = np.bincount(values, minlength=dataset.n_items).astype(float)
 
+    @property
+    def n_items(self) -> int:
+        """Size of the catalogue."""
+        return len(self.counts)
+
     def scores(self, histories: np.ndarray) -> np.ndarray:
         """As `ItemScorer.scores` [users, n_items]."""
         return np.broadcast_to(self.counts, (len(histories), len(self.counts))).copy()

@@ -228,11 +228,15 @@ def batches_by_length(histories: np.ndarray, batch_size: int) -> Iterator[tuple[
         histories: item numbers padded with PAD on the right [n, length].
         batch_size: histories per batch.
     """
-    lengths = (histories != PAD).sum(1)
-    order = np.argsort(lengths, kind="stable")
+    lengths, order = (histories != PAD).sum(1), order_by_length(histories)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         yield rows, histories[rows, : max(1, lengths[rows].max())]
+
+
+def order_by_length(histories: np.ndarray) -> np.ndarray:
+    """Return the row numbers of histories [n, length], the shortest first, equals in their order [n]."""
+    return np.argsort((histories != PAD).sum(1), kind="stable")
 
 
 def statistics(n_items: int, offsets: np.ndarray) -> dict[str, float]:

@@ -21,7 +21,7 @@ TARGET_RANGE_BYTES_A_USER = 56.0
 # of Dataset.examples, which a prompt a target needs besides
 SAMPLE_BYTES = 75.0
 EXAMPLE_BYTES = 200.0
-SCORED_USERS = 1024  # distill/baselines/item_scorer.py: users that are scored at once
+SCORED_USERS = 256  # distill/evaluation/config.py, batch_size; the baselines bound users by the catalogue's size
 PAIRS_WINDOW = 5  # distill/baselines/counting.py: pairs at most this far apart are counted
 PAIR_BYTES = 2 * 24  # row, column and weight of a pair before pairs are added up: parts, and all of them joined
 SCORE_BYTES = 3 * 8  # distill/ranking.py, _top_dense: scores, their negative, their order
@@ -174,12 +174,12 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
         ),
         Limit(
             "evaluation",
-            "scores of all items for 1,024 users at once (counting, content)",
-            "distill/baselines/item_scorer.py",
+            "scores of all items for 256 users at once, where texts are mixed with the teacher (--batch_size)",
+            "student/memory_mixture.py",
             SCORED_USERS * w.items * SCORE_BYTES,
             h.node_memory,
             "bytes",
-            "sparse scores of what was counted; an approximate index for the texts",
+            "fewer users at once (--batch_size 16), or --content false",
         ),
         Limit(
             "memories",

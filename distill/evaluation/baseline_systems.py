@@ -41,6 +41,8 @@ class ScoredBaseline:
 
     def recommend(self, examples: Examples, k: int, exclude_bought: bool) -> np.ndarray:
         """As `Recommends.recommend`."""
+        if isinstance(self.scorer, Content):
+            return self.scorer.recommend(examples, k, exclude_bought)
         return recommend(self.scorer, examples, k, exclude_bought)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,17 @@ from distill.evaluation.cold import MAX_SCORES, ColdTargets, ScoreCandidates
 from distill.evaluation.config import EvaluationSettings
 from distill.evaluation.measures import beam_missed, measure_widths
 from distill.evaluation.outside_lists import OutsideLists
+from distill.evaluation.rank_shards import Part, RankedShards
 from distill.evaluation.result_table import ResultTable
-from distill.evaluation.systems import Mixture, Ranked, System, exact_scores, rank_examples
+from distill.evaluation.systems import (
+    Mixture,
+    Ranked,
+    System,
+    exact_scores,
+    is_searched_freely,
+    rank_examples,
+    searches_ids,
+)
 from distill.evaluation.truth import Truth
 from distill.ranking import top_items
 from distill.runtime.errors import UserError
@@ -64,6 +73,7 @@ class Evaluation:
         widths = sorted({min(width, limit) for width in settings.widths})  # more beams would find nothing more
         settings = replace(settings, width=min(settings.width, limit), widths=widths)
         self.settings, self.dataset = settings, dataset
+        self.ranked_shards: RankedShards | None = None
         self.examples = dataset.examples(settings.split, longest_history(dataset))
         if settings.users:
             self.examples = self.examples.take(slice(0, settings.users))
@@ -80,17 +90,25 @@ class Evaluation:
             ColdTargets.find(dataset, self.examples, settings.cold_users),
         )
 
-    def run(self, not_learned: list[str], systems: Iterable[System], make_mixture: MakeMixture) -> ResultTable:
+    def run(
+        self,
+        not_learned: list[str],
+        systems: Iterable[System],
+        make_mixture: MakeMixture,
+        ranked_shards: RankedShards | None = None,
+    ) -> ResultTable:
         """Evaluate all systems.
 
         Args:
             not_learned: names of the systems that learn nothing (`distill.baselines.names`).
             systems: trained systems in the order of their rows; each may be loaded when its turn comes.
             make_mixture: makes the mixture of the rows `teacher+transitions` and `teacher+counter+content`.
+            ranked_shards: lists of the trained systems that others have ranked; None: they are ranked here.
         """
+        self.ranked_shards = ranked_shards
         self.add_not_learned(not_learned)
         for system in systems:
-            ranked = self.rank(system, self.examples)
+            ranked = self.rank(system)
             self.table.add(system.name, ranked, parameters=system.parameters, **self.measure_model(system, ranked))
             if system.kind == "teacher" and self.settings.mixture_users:
                 content = self.baselines.content if self.settings.content else None
@@ -129,7 +147,7 @@ class Evaluation:
     def measure_model(self, system: System, ranked: Ranked) -> dict[str, Any]:
         """Measure what lists do not tell: distance to the truth, and for beams, invalid IDs and missed items."""
         settings, table = self.settings, self.table
-        searches = system.kind in ("teacher", "student")  # others score items, without beams of semantic IDs
+        searches = searches_ids(system)
         has_probabilities = self.truth and system.kind != "ranker"
         feasible = system.kind != "teacher" or self.dataset.n_items <= SMALL_CATALOGUE
         users = max(settings.exact_users if searches else 0, settings.kl_users if has_probabilities else 0)
@@ -140,8 +158,8 @@ class Evaluation:
                 row[f"beam_missed@{table.at}"] = beam_missed(ranked.items, exact[: settings.exact_users], table.at)
             if self.truth and has_probabilities:
                 row["kl_to_truth"] = self.truth.kl_of_scores(exact)
-        if searches and not system.needs_trie:
-            free = self.rank(system, self.examples, constrained=False, title=f"{system.name} without the trie")
+        if is_searched_freely(system):
+            free = self.rank(system, constrained=False)
             row[f"invalid@{table.at}"] = float((free.items[:, : table.at] < 0).mean())
             table.unconstrained[system.name] = free.items[:, : table.longest]
         if searches and settings.widths:
@@ -168,9 +186,8 @@ class Evaluation:
 
     def add_mixtures(self, system: System, ranked: Ranked, mixture: Mixture) -> None:
         """Add the rows of the teacher mixed with what learns nothing; the weights are chosen on validation."""
-        valid = self.dataset.examples("valid", longest_history(self.dataset))
-        valid = valid.take(np.random.default_rng(0).permutation(len(valid))[: self.settings.mixture_users])
-        beams = self.rank(system, valid, title=f"{system.name} on validation")
+        valid = self.validation
+        beams = self.rank(system, "validation")
         on_valid = mixture.propose(system, beams, valid, self.exclude_bought, "mixtures on validation")
         started = time.time()
         proposals = mixture.propose(system, ranked, self.examples, self.exclude_bought, "mixtures")
@@ -192,9 +209,31 @@ class Evaluation:
         note = lists.note(self.examples, self.exclude_bought)
         self.table.add(lists.name, ranked, note=note, users_per_s=None, **self.measure_cold(None))
 
-    def rank(self, system: System, examples: Examples, constrained: bool = True, title: str = "") -> Ranked:
-        """Rank items for examples by this evaluation's protocol."""
-        settings = self.settings
+    @cached_property
+    def validation(self) -> Examples:
+        """Validation examples by which mixtures are chosen."""
+        targets = self.dataset.targets("valid", longest_history(self.dataset))
+        return targets.take(np.random.default_rng(0).permutation(len(targets))[: self.settings.mixture_users])
+
+    def parts_of(self, is_mixed: bool) -> dict[Part, Examples]:
+        """Return the examples that a trained system ranks.
+
+        Args:
+            is_mixed: whether it has rows mixed with what learns nothing: the teacher.
+        """
+        parts: dict[Part, Examples] = {"evaluated": self.examples}
+        if is_mixed and self.settings.mixture_users:
+            parts["validation"] = self.validation
+        return parts
+
+    def rank(self, system: System, part: Part = "evaluated", constrained: bool = True) -> Ranked:
+        """Rank items for examples by this evaluation's protocol, or read what others have ranked by it."""
+        if self.ranked_shards:
+            return self.ranked_shards.read(system.name, part, constrained)
+        settings, title = self.settings, system.name
+        title += "" if constrained else " without the trie"
+        title += " on validation" if part == "validation" else ""
+        examples = self.examples if part == "evaluated" else self.validation
         return rank_examples(
             system, examples, settings.width, self.exclude_bought, constrained, settings.batch_size, title
         )

@@ -14,7 +14,7 @@ from distill.baselines import names
 from distill.data.demo import simulator
 from distill.evaluation.config import BaselineSettings, InputSettings, ProtocolSettings
 from distill.evaluation.ranked_lists import ASKED
-from distill.runtime import artifacts
+from distill.runtime import artifacts, ray_actors
 from distill.runtime.artifacts import Artifact
 from distill.runtime.commands import command_for
 from distill.runtime.config import suggest
@@ -48,6 +48,36 @@ class Inputs:
         untaught = [model for model in self.item_models if model.kind == "teacher" or model.config.get("loss") == "ce"]
         taught = [model for model in self.item_models if model not in untaught]
         return [*untaught, *([self.teacher] if self.teacher else []), *taught, *self.students]
+
+    def with_absolute_folders(self) -> Inputs:
+        """Return the same artifacts by folders that hold in any working directory."""
+
+        def absolute(artifact: Artifact) -> Artifact:
+            return replace(artifact, folder=artifact.folder.absolute())
+
+        return Inputs(
+            absolute(self.dataset),
+            absolute(self.semantic_ids) if self.semantic_ids else None,
+            absolute(self.embeddings) if self.embeddings else None,
+            absolute(self.teacher) if self.teacher else None,
+            [absolute(model) for model in self.item_models],
+            [absolute(student) for student in self.students],
+            self.not_learned,
+        )
+
+    def check_on_node(self) -> None:
+        """Refuse a machine where what trained systems need is missing, or another than where it was opened.
+
+        Raises:
+            UserError: names the folder.
+        """
+        for artifact in [self.dataset, *([self.semantic_ids] if self.semantic_ids else []), *self.learned()]:
+            ray_actors.check_artifact(artifacts.read(artifact.folder, artifact.kind), artifact.fingerprint)
+
+
+def system_name(learned: Artifact) -> str:
+    """Name the row of a trained system."""
+    return "teacher" if learned.kind == "teacher" and not writes_titles(learned) else learned.folder.name
 
 
 def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: ProtocolSettings) -> Inputs:

@@ -68,6 +68,16 @@ class System(Protocol):
         ...
 
 
+def searches_ids(system: System) -> bool:
+    """Tell whether a system searches semantic IDs; others score items."""
+    return system.kind in ("teacher", "student")
+
+
+def is_searched_freely(system: System) -> bool:
+    """Tell whether a system is also searched without the trie, to count its invalid IDs."""
+    return searches_ids(system) and not system.needs_trie
+
+
 class Ranked(NamedTuple):
     """Ranked items of all users, -1 for none, their scores (both [users, beam width]), and the seconds it took."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.runtime import ray_cluster
+from distill.runtime.artifacts import Artifact
 from distill.runtime.disk import full_disk_reason
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
@@ -167,6 +168,23 @@ def refuse_failure(result: dict[str, Any], work: str) -> None:
         raise UserError(
             f"Node {result['node']} cannot {work}: {result['problem']} Finished shards are kept; the same command "
             "goes on from there."
+        )
+
+
+def check_artifact(source: Artifact, expected: str) -> None:
+    """Refuse an artifact of a node that is another than where the command was started.
+
+    Args:
+        source: as it is there.
+        expected: its fingerprint where the command was started.
+
+    Raises:
+        UserError: they differ.
+    """
+    if source.fingerprint != expected:
+        raise UserError(
+            f"{source.folder} is another {source.kind} there ({source.fingerprint}) than where the command was "
+            f"started ({expected}). Copy it to all nodes, or put it on a disk that they share."
         )
 
 

@@ -14,7 +14,7 @@ from distill.labels.config import Config
 from distill.labels.labeller import LAST_LAYER, LabelRequest
 from distill.labels.reuse import EarlierLabels, earlier_dataset, open_earlier
 from distill.labels.selection import select_targets
-from distill.runtime import artifacts
+from distill.runtime import artifacts, ray_actors
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
@@ -99,11 +99,7 @@ def read_inputs_on_node(config: Config, fingerprints: list[str]) -> Inputs:
     """
     inputs = read_inputs(config)
     for source, expected in zip(inputs.everything(), fingerprints, strict=True):
-        if source.fingerprint != expected:
-            raise UserError(
-                f"{source.folder} is another {source.kind} there ({source.fingerprint}) than where the export was "
-                f"started ({expected}). Copy it to all nodes, or put it on a disk that they share."
-            )
+        ray_actors.check_artifact(source, expected)
     return inputs
 
 

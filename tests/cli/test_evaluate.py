@@ -343,6 +343,9 @@ def test_bad_input(evaluated, tmp_path):
     assert "--users is 0" in refused("evaluate.py", *words, "--users", "0")
     assert "cutoffs is empty" in refused("evaluate.py", *words, "--cutoffs", "[]")
     assert "--split is dev; expected valid or test." in refused("evaluate.py", *words, "--split", "dev")
+    assert "--ray_actors is for --launcher ray" in refused("evaluate.py", *words, "--ray_actors", "2")
+    nobody = "--launcher", "ray", "--ray_address", "127.0.0.1:1"
+    assert "No Ray cluster answers at 127.0.0.1:1" in refused("evaluate.py", *words, *COUNTED, *nobody)
     make_run(tmp_path / "short", n_vectors=N_ITEMS - 1)
     error = refused("evaluate.py", "--run", tmp_path / "short")
     assert f"holds {N_ITEMS - 1} embeddings, the catalogue {N_ITEMS} items" in error

@@ -7,8 +7,11 @@ import pyarrow as pa
 import torch
 
 from distill.data.dataset import Dataset, write_dataset
+from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.semantic_ids.ids import SemanticIDs, write_codes
+from student.item_recommender import ItemRecommender
+from student.models.item_models import ITEM_MODELS
 from teacher.base_model import from_scratch
 from teacher.tokenizer import add_codewords, train_tokenizer
 
@@ -32,8 +35,8 @@ class Nothing:
     """No settings."""
 
 
-def make_run(root):
-    """Write data set, semantic IDs and teacher into a run's folder."""
+def make_run(root, teacher=SIZES):
+    """Write data set, semantic IDs and a teacher of these sizes into a run's folder."""
     rng = np.random.default_rng(0)
     names = [f"i{number}" for number in range(ITEMS)]
     sequences = [rng.permutation(ITEMS)[: rng.integers(4, 12)] for _ in range(USERS)]
@@ -43,13 +46,30 @@ def make_run(root):
     with ArtifactJob("semantic_ids", Nothing(), root / "semantic_ids").write() as folder:
         write_codes(folder, names, rng.integers(0, SIZE, (ITEMS, LEVELS)))
         write_json(folder / "report.json", {"codebook_size": SIZE})
-    tokenizer = train_tokenizer(Dataset.load(root / "dataset").texts(), 300)
-    add_codewords(tokenizer, SemanticIDs.load(root / "semantic_ids", ITEMS))
+    make_teacher(root, teacher)
+
+
+def make_teacher(root, sizes=SIZES):
+    """Write a teacher of random weights into the folder of a run that has data set and semantic IDs."""
+    dataset = Dataset.load(root / "dataset")
+    tokenizer = train_tokenizer(dataset.texts(), 300)
+    add_codewords(tokenizer, SemanticIDs.load(root / "semantic_ids", dataset.n_items))
     torch.manual_seed(0)
     with ArtifactJob("teacher", Nothing(), root / "teacher").write() as folder:
-        from_scratch(tokenizer, SIZES, 96).save_pretrained(folder)
+        from_scratch(tokenizer, sizes, 96).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "teacher.json", {"prompt": "stream", "max_history": 8, "max_tokens": 96})
+
+
+def make_network(root):
+    """Write a network over items of random weights into the folder of a run that has a data set; returns its folder."""
+    torch.manual_seed(0)
+    network, sizes = ITEM_MODELS["sasrec"]
+    dataset = artifacts.read(root / "dataset", "dataset")
+    with ArtifactJob("baseline", Nothing(), root / "baselines" / "sasrec", [dataset]).write() as folder:
+        facts = {"network": "sasrec", "exclude_bought": True}
+        ItemRecommender(network(sizes(ITEMS, dim=8)), facts).save_pretrained(folder)
+    return root / "baselines" / "sasrec"
 
 
 def content(folder):

@@ -1,23 +1,18 @@
-"""Labels and embeddings on a real Ray cluster on this machine: drivers and a node are killed, the bytes stay."""
+"""Labels and embeddings on a real Ray cluster on this machine: drivers and nodes are killed, the bytes stay."""
 
-import contextlib
+import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
-from export_run import ENVIRONMENT, MEMORY, SETTINGS, content, make_run
+from export_run import ITEMS, MEMORY, SETTINGS, SIZES, content, make_network, make_run
+from local_cluster import ENVIRONMENT, local_cluster, wait_for_actor, wait_for_files
 
 from distill import export_soft_labels as export
 from distill.runtime import artifacts
-
-ENVIRONMENT = ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +33,8 @@ def whole(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head without processors for actors; nodes are added by the tests."""
-    from ray.cluster_utils import Cluster
-
-    folder = tempfile.mkdtemp(prefix="ray")  # short: paths of sockets may have 107 characters
-    files = Path(folder) / "ray"  # where Ray, told RAY_TMPDIR, writes this cluster's address: it does not make it
-    files.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (ENVIRONMENT | {"RAY_TMPDIR": folder}).items():
-            patch.setenv(name, value)
-        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(files), "object_store_memory": MEMORY}
-        running = Cluster(initialize_head=True, head_node_args=head)
+    with local_cluster() as running:
         yield running
-        running.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def start(run, cluster, output, *words):
@@ -59,7 +42,7 @@ def start(run, cluster, output, *words):
     script = str(Path(export.__file__))
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, script, "--run", str(run), "--output", str(output), *settings, "--launcher", "ray"]
-    address = ["--ray_address", cluster.address]
+    address = [] if "local" in words else ["--ray_address", cluster.address]
     return subprocess.Popen(
         [*command, *address, *words],
         env=os.environ | ENVIRONMENT,
@@ -67,28 +50,6 @@ def start(run, cluster, output, *words):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-
-
-def wait_for_shards(process, output, count):
-    """Wait until a number of shards is finished, and return their files."""
-    records = output.with_name(output.name + ".partial") / "parts"
-    while len(list(records.glob("*.json"))) < count:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    return sorted(path.stem for path in records.glob("*.json"))
-
-
-def wait_for_actor(process, node):
-    """Wait until an actor on a node has loaded its engine: the title of its process says what it does."""
-    (raylet,) = [running for kind, running in node.live_processes() if kind == "raylet"]
-    titles = []
-    while not any("ShardLabeller" in title and "__init__" not in title for title in titles):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-        titles = []
-        for worker in psutil.Process(raylet.pid).children():
-            with contextlib.suppress(psutil.Error):
-                titles.append(" ".join(worker.cmdline()))
 
 
 def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster, tmp_path):
@@ -99,7 +60,7 @@ def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster
     assert shards > 20
 
     driver = start(run, cluster, output, "--ray_actors", "1")
-    wait_for_shards(driver, output, 3)
+    wait_for_files(driver, tmp_path / "labels.partial" / "parts", "*.json", 3)
     driver.kill()
     driver.communicate()
     data = output.with_name("labels.partial") / "data"
@@ -107,7 +68,7 @@ def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster
     assert 3 <= len(kept) < shards - 8
 
     driver = start(run, cluster, output)  # as many actors as fit: two
-    wait_for_actor(driver, doomed)
+    wait_for_actor(driver, doomed, "ShardLabeller")
     cluster.remove_node(doomed, allow_graceful=False)
     _, log = driver.communicate(timeout=200)
     assert driver.returncode == 0, log
@@ -117,6 +78,44 @@ def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster
     times = {path.name: path.stat().st_mtime_ns for path in (output / "data").glob("*.parquet")}
     assert kept.items() <= times.items()  # nothing finished was written again
     assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+
+
+@pytest.mark.parametrize("mix", [{"item_model": 1.0}, {"transitions": 1.0}], ids=lambda mix: next(iter(mix)))
+def test_exact_labels_of_all_items_are_those_of_one_process(run, cluster, tmp_path, mix):
+    """The teacher scores all items: a network over items, or counts; no language model is read."""
+    network = run / "baselines" / "sasrec"
+    if "item_model" in mix and not network.exists():
+        make_network(run)
+    named = {"item_model": network} if "item_model" in mix else {}
+    (tmp_path / "alone").mkdir()
+    export.main(replace(export.Config(run=run, output=tmp_path / "alone" / "labels", mix=mix, **named), **SETTINGS))
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
+    words = [word for name, path in named.items() for word in (f"--{name}", str(path))]
+    driver = start(run, cluster, tmp_path / "labels", "--mix", json.dumps(mix), *words)
+    _, log = driver.communicate(timeout=200)
+    for node in nodes:
+        cluster.remove_node(node)
+    assert driver.returncode == 0, log
+    assert content(tmp_path / "labels") == content(tmp_path / "alone" / "labels")
+    assert len(list((tmp_path / "labels" / "data").glob("*.parquet"))) > 20
+    index = json.loads((tmp_path / "labels" / "index.json").read_text())
+    assert index["mix"] == mix
+
+
+@pytest.mark.vllm
+def test_an_actor_with_vllm_labels_as_one_process(cluster, tmp_path):
+    """On a processor vLLM runs in the actor's own process."""
+    make_run(tmp_path, SIZES | {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1})
+    words = ["--engine", "vllm", "--limit", "60", "--kv_cache_gb", "0.1"]
+    node = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    for output, further in (("alone", ["--launcher", "local"]), ("ray", [])):
+        driver = start(tmp_path, cluster, tmp_path / output, *words, *further)
+        _, log = driver.communicate(timeout=200)
+        assert driver.returncode == 0, log
+    cluster.remove_node(node)
+    assert content(tmp_path / "ray") == content(tmp_path / "alone")
+    assert len(list((tmp_path / "ray" / "data").glob("*.parquet"))) >= 3
+    assert json.loads((tmp_path / "ray" / "index.json").read_text())["labeller"]["engine"] == "vllm"
 
 
 def test_what_a_node_cannot_do_is_told_in_one_message(run, cluster, tmp_path):
@@ -131,7 +130,7 @@ def embed(run, output, *words):
     """Start the command that embeds the items by the teacher's hidden states."""
     script = str(Path(__file__).parents[2] / "scripts" / "embed_items.py")
     command = [sys.executable, script, "--run", str(run), "--output", str(output), "--embedder", "hf"]
-    settings = ["--model", str(run / "teacher"), "--shard_rows", "6", "--batch_size", "4"]
+    settings = ["--model", str(run / "teacher"), "--shard_rows", "2", "--batch_size", "2"]
     return subprocess.Popen(
         [*command, *settings, *words], env=os.environ | ENVIRONMENT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -139,23 +138,27 @@ def embed(run, output, *words):
 
 
 def test_items_are_embedded_as_by_one_process(run, cluster, tmp_path):
-    """The first driver is killed when it has a shard, the second goes on: the bytes are those of one process."""
+    """The first driver is killed when it has a shard; under the second one a node dies: the bytes stay."""
     alone = embed(run, tmp_path / "alone")
-    _, log = alone.communicate(timeout=100)
+    _, log = alone.communicate(timeout=200)
     assert alone.returncode == 0, log
-    address = ["--launcher", "ray", "--ray_address", cluster.address, "--ray_actors", "1"]
-    node = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
-    driver = embed(run, tmp_path / "ray", *address)
+    address = ["--launcher", "ray", "--ray_address", cluster.address]
+    doomed, other = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
+    driver = embed(run, tmp_path / "ray", *address, "--ray_actors", "1")
     shards = tmp_path / "ray.partial" / "shards"
-    while not list(shards.glob("*.npy")):
-        assert driver.poll() is None, driver.communicate()
-        time.sleep(0.002)
+    wait_for_files(driver, shards, "*.npy", 1)
     driver.kill()
     driver.communicate()
-    driver = embed(run, tmp_path / "ray", *address)
-    _, log = driver.communicate(timeout=100)
+    kept = {path: path.stat().st_mtime_ns for path in shards.glob("*.npy")}
+    assert 1 <= len(kept) < ITEMS / 2 - 5
+
+    driver = embed(run, tmp_path / "ray", *address)  # as many actors as fit: two
+    wait_for_actor(driver, doomed, "ShardEmbedder")
+    cluster.remove_node(doomed, allow_graceful=False)
+    _, log = driver.communicate(timeout=200)
+    cluster.remove_node(other)
     assert driver.returncode == 0, log
+    assert "shards are done again" in log and "Traceback" not in log
     assert content(tmp_path / "ray") == content(tmp_path / "alone")
     fingerprints = [artifacts.read(tmp_path / name, "embeddings").fingerprint for name in ("ray", "alone")]
     assert fingerprints[0] == fingerprints[1]
-    cluster.remove_node(node)

@@ -20,7 +20,7 @@ ENTRIES = {
 DISTILL_ENTRY = "distill.export_soft_labels"  # the one place where distill reaches for teacher and student
 STUDENT_ENTRY = "student.train"  # the one place where student reaches for a teacher, to ask it during the training
 # extras: a plain install has none of them
-HEAVY = ("vllm", "deepspeed", "bitsandbytes", "umap", "ray", "duckdb", "onnx", "onnxscript", "onnxruntime")
+HEAVY = ("vllm", "deepspeed", "bitsandbytes", "umap", "ray", "duckdb", "onnx", "onnxscript", "onnxruntime", "faiss")
 
 # the packages and modules of distill/, in order: each may import those before it, and itself
 DISTILL_ORDER = [

@@ -6,10 +6,10 @@ from reference import content_naive as naive
 from reference import counting_naive
 from unit.test_counting import make
 
-from distill.baselines import content, mixture
+from distill.baselines import content, item_scorer, mixture
 from distill.baselines.content import Content, ContentSettings
 from distill.baselines.counting import Transitions, TransitionSettings
-from distill.baselines.item_scorer import recommend
+from distill.baselines.item_scorer import SCORES_AT_ONCE, recommend, users_at_once
 from distill.baselines.mixture import CounterContent, CounterContentSettings
 
 N_ITEMS = 12
@@ -88,6 +88,29 @@ def test_tuning_takes_the_best_by_validation(shop, exclude_bought):
     ]
     values = {choice: value(CounterContent(transitions, tuned, choice, exclude_bought)) for choice in choices}
     assert values[best.settings] == pytest.approx(max(values.values())) and max(values.values()) > min(values.values())
+
+
+@pytest.mark.parametrize("exclude_bought", [True, False])
+def test_lists_in_large_catalogues_are_those_of_all_scores(shop, monkeypatch, exclude_bought):
+    data, vectors = shop
+    model, examples = Content(vectors), data.examples("test")
+    small = model.recommend(examples, 7, exclude_bought)
+    np.testing.assert_array_equal(small, recommend(model, examples, 7, exclude_bought))
+    monkeypatch.setattr(content, "LARGE", 1)
+    monkeypatch.setattr(content, "CHUNK", 4)
+    np.testing.assert_array_equal(model.recommend(examples, 7, exclude_bought), small)
+
+
+def test_fewer_users_are_scored_at_once_in_large_catalogues(shop, monkeypatch):
+    assert [users_at_once(n_items) for n_items in (10, 131_072, 10**6, 10**9)] == [1024, 1024, 134, 1]
+    assert SCORES_AT_ONCE >= 134 * 10**6
+    data, vectors = shop
+    counter = Transitions(data, COUNTING)
+    models = [counter, Content(vectors), CounterContent(counter, Content(vectors), CounterContentSettings(), True)]
+    examples = data.examples("test")
+    whole = [recommend(model, examples, 7).tolist() for model in models]
+    monkeypatch.setattr(item_scorer, "SCORES_AT_ONCE", 40)  # of 12 items: three users
+    assert [recommend(model, examples, 7).tolist() for model in models] == whole
 
 
 def test_content_finds_items_that_were_never_sold(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from distill.ranking import mask_history, scores_of, top_items
+from distill.ranking import mask_history, scores_of, top_by_products, top_items
 
 INF = np.inf
 
@@ -75,3 +75,25 @@ def test_mask_history():
     scores = np.ones((2, 3))
     mask_history(scores, np.array([[0, 2], [1, -1]]), -INF)
     assert scores.tolist() == [[-INF, 1, -INF], [1, -INF, 1]]
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 100])
+@pytest.mark.parametrize("k", [1, 4, 30])
+def test_items_by_products_are_those_of_all_scores(k, block):
+    """Small whole numbers: products are exact, and many are equal."""
+    rng = np.random.default_rng(k)
+    queries, vectors = (rng.integers(-2, 3, (rows, 3)).astype(np.float32) for rows in (9, 25))
+    queries[0] = 0  # all items are equal
+    excluded = np.where(rng.random((9, 6)) < 0.7, rng.integers(0, 25, (9, 6)), -1)
+    excluded[1] = -1
+    for left_out in (None, excluded):
+        scores = queries @ vectors.T
+        if left_out is not None:
+            mask_history(scores, left_out, -INF)
+        expected = top_items(scores, k, -INF)
+        np.testing.assert_array_equal(top_by_products(queries, vectors, k, left_out, block), expected)
+
+
+def test_items_by_products_where_all_are_excluded():
+    result = top_by_products(np.ones((1, 2), np.float32), np.ones((3, 2), np.float32), 2, np.array([[2, 0, 1]]), 2)
+    assert result.tolist() == [[-1, -1]]

@@ -1,0 +1,195 @@
+"""Ranking on a Ray cluster: actors rank shards of users, and the driver measures their lists as its own.
+
+A task names users and positions, whose histories an actor reads from its own copy of the data set.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distill.data.dataset import Dataset, Split
+from distill.evaluation.evaluate import Evaluation
+from distill.evaluation.inputs import Inputs, system_name
+from distill.evaluation.rank_shards import Part, RankedShards, SystemRanker
+from distill.evaluation.systems import System
+from distill.runtime import checksums, ray_actors, ray_cluster
+from distill.runtime.artifacts import Artifact
+from distill.runtime.logs import progress_bar
+from distill.runtime.ray_settings import RaySettings
+from distill.semantic_ids.ids import SemanticIDs
+
+SHARDS = "ranked"  # folder of the shards in the working folder
+LoadSystem = Callable[[Artifact, Dataset, SemanticIDs | None], System]
+RESULT = pa.schema(
+    {
+        "shard": pa.int64(),
+        "content": pa.large_binary(),  # of the shard's file
+        "node": pa.string(),
+        "problem": pa.string(),  # what the user can mend; or, with a traceback, an error that nobody expected
+        "traceback": pa.string(),
+    }
+)
+
+
+class ShardRanker:
+    """Ranks a shard a call; an actor of Ray Data holds it, with a system, as long as the actor lives.
+
+    Args:
+        open_ranker: loads the data set, and returns what ranks.
+        versions: the driver's, from `ray_cluster.versions`.
+    """
+
+    def __init__(self, open_ranker: Callable[[], SystemRanker], versions: dict[str, str]):
+        self.ranker: SystemRanker | None = None
+        self.failure = ray_actors.error_columns(partial(self._open, open_ranker, versions))
+
+    def __call__(self, tasks: pa.Table) -> pa.Table:
+        """Rank a shard.
+
+        Args:
+            tasks: one row of `shard_tasks`.
+
+        Returns:
+            One row of `RESULT`.
+        """
+        (task,) = tasks.to_pylist()
+        columns = self.failure or ray_actors.error_columns(partial(self._rank, task))
+        row = {"shard": task["shard"], "node": socket.gethostname(), **columns}
+        return pa.table({field.name: pa.array([row.get(field.name)], field.type) for field in RESULT})
+
+    def _open(self, open_ranker: Callable[[], SystemRanker], versions: dict[str, str]) -> dict[str, Any]:
+        ray_cluster.check_versions(versions)
+        self.ranker = open_ranker()
+        return {}
+
+    def _rank(self, task: dict[str, Any]) -> dict[str, Any]:
+        assert self.ranker is not None
+        users, positions = np.frombuffer(task["examples"], np.int64).reshape(2, -1)
+        return {"content": self.ranker.rank(task["system"], task["split"], users, positions, task["freely"])}
+
+
+def shard_tasks(ranked: RankedShards, split: Split) -> list[dict[str, Any]]:
+    """Make the tasks of all shards.
+
+    Args:
+        ranked: the shards.
+        split: of the examples that are evaluated.
+    """
+    splits: dict[Part, Split] = {"evaluated": split, "validation": "valid"}
+    tasks = []
+    for number, shard in enumerate(ranked.shards()):
+        examples = ranked.parts[shard.system][shard.part]
+        pairs = np.stack([examples.users[shard.rows], examples.positions[shard.rows]])
+        tasks.append({
+            "shard": number,
+            "system": shard.system,
+            "split": splits[shard.part],
+            "examples": pairs.astype(np.int64).tobytes(),
+            "freely": shard.part == "evaluated",
+        })  # fmt: skip
+    return tasks
+
+
+def rank_shards(
+    ranked: RankedShards,
+    split: Split,
+    open_ranker: Callable[[], SystemRanker],
+    settings: RaySettings,
+    gpus: float,
+    progress: Callable[[int], object],
+) -> None:
+    """Let actors rank the shards without a file, and write the files; within a connection to the cluster.
+
+    Args:
+        ranked: the shards.
+        split: of the examples that are evaluated.
+        open_ranker: called by each actor.
+        settings: of the actors.
+        gpus: of an actor, on clusters that have any.
+        progress: called with the number of users of each shard that is written.
+
+    Raises:
+        UserError: an actor cannot work; nothing was finished within the time limit, or by several passes.
+    """
+    pool = ray_actors.ActorPool(settings, gpus)
+    shards, tasks = ranked.shards(), shard_tasks(ranked, split)
+
+    def remaining() -> list[int]:
+        return [number for number, shard in enumerate(shards) if not ranked.is_ranked(shard)]
+
+    def results(numbers: list[int]) -> Iterator[dict[str, Any]]:
+        chosen = [tasks[number] for number in numbers]
+        return pool.results(ShardRanker, (open_ranker, ray_cluster.versions()), chosen)
+
+    def store(result: dict[str, Any]) -> bool:
+        ray_actors.refuse_failure(result, "rank")
+        shard = shards[result["shard"]]
+        ranked.write(shard, result["content"])
+        progress(len(shard.rows))
+        return True
+
+    progress(sum(len(shard.rows) for shard in shards if ranked.is_ranked(shard)))
+    ray_actors.collect(remaining, results, store, pool.describe_standstill)
+
+
+def rank_on_ray(
+    evaluation: Evaluation,
+    inputs: Inputs,
+    load: LoadSystem,
+    folder: Path,
+    settings: RaySettings,
+    gpus: float,
+    shard_rows: int,
+) -> RankedShards:
+    """Let actors of a cluster rank the users for all trained systems; shards that are there remain.
+
+    Args:
+        evaluation: users and protocol.
+        inputs: the trained systems, and what they read.
+        load: loads a trained system, in an actor.
+        folder: of the shards.
+        settings: of cluster and actors.
+        gpus: of an actor, on clusters that have any.
+        shard_rows: users of a shard, about.
+
+    Raises:
+        UserError: as `rank_shards`; or the cluster cannot be joined.
+    """
+    protocol = evaluation.settings
+    names = [system_name(artifact) for artifact in inputs.learned()]
+    parts = {name: evaluation.parts_of(is_mixed=name == "teacher") for name in names}
+    ranked = RankedShards(folder, parts, protocol.batch_size, shard_rows)
+    if all(ranked.is_ranked(shard) for shard in ranked.shards()):
+        return ranked  # nothing is left to do, so no cluster is joined
+    open_ranker = partial(
+        open_ranker_on_node, inputs.with_absolute_folders(), load, protocol.width, evaluation.exclude_bought,
+        protocol.batch_size, checksums.is_switched_off(),
+    )  # fmt: skip
+    with ray_cluster.connect(settings.ray_address), progress_bar(total=ranked.users, desc="rank", unit="user") as bar:
+        rank_shards(ranked, protocol.split, open_ranker, settings, gpus, bar.update)
+    return ranked
+
+
+def open_ranker_on_node(
+    inputs: Inputs, load: LoadSystem, width: int, exclude_bought: bool, batch_size: int, no_verify: bool
+) -> SystemRanker:
+    """Open in an actor what ranks with the systems of these inputs.
+
+    Raises:
+        UserError: an input is missing there, damaged, or another than where the command was started.
+    """
+    if no_verify:
+        os.environ[checksums.SWITCH] = "1"
+    inputs.check_on_node()
+    dataset = Dataset.load(inputs.dataset.folder)
+    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items) if inputs.semantic_ids else None
+    systems = {system_name(artifact): artifact for artifact in inputs.learned()}
+    return SystemRanker(dataset, lambda name: load(systems[name], dataset, ids), width, exclude_bought, batch_size)
