@@ -70,7 +70,7 @@ def raw_identity(settings: PrepareSettings) -> dict[str, Any]:
         UserError: the raw files are missing or ambiguous.
     """
     if settings.format == "demo":
-        identity: dict[str, Any] = {"simulator": demo.VERSION}
+        identity: dict[str, Any] = {"simulator": demo.VERSION, "clock": demo.CLOCK}
     else:
         paths = sources.reader(settings.format).files(settings.input, reader_options(settings))
         identity = {"raw files": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]}

@@ -128,7 +128,11 @@ BAD = {
     "core of the demo": (None, ["--k_core", "5"], "the simulator needs all items of the demo"),
     "cuts without the split": (None, ["--valid_from", "0.5"], "add --split global_cut"),
     "no such moment": (None, ["--split", "global_cut", "--valid_from", "soon"], "valid_from: expected a share"),
-    "no times to cut": (None, ["--split", "global_cut"], "there are no times to cut"),
+    "no times to cut": (
+        lambda f: write_lcrec(f, '{"0": [0, 1, 0]}'),
+        ["--format", "lcrec", "--split", "global_cut"],
+        "there are no times to cut",
+    ),
     "nothing after the cut": (
         write_amazon,
         [*AMAZON, "--split", "global_cut", "--test_from", "2018-05-31"],

@@ -423,3 +423,15 @@ class TestSimulator:
     def test_a_small_shop(self):
         shop = Simulator.build(0, n_items=60)
         assert all(len(set(sequence.tolist())) == len(sequence) for sequence in shop.sample(100, seed=0))
+
+
+def test_the_demos_times():
+    """They rise within a user, start within two years, and leave sequences as they are."""
+    source = reader("demo").read(None, Options(users=300))
+    assert all((np.diff(row) > 0).all() for row in stamps(source))
+    first = np.array([row[0] for row in stamps(source)])
+    assert first.min() >= 1672531200 and 600 < (first.max() - 1672531200) / 86400 < 730
+    gaps = np.concatenate([np.diff(row) for row in stamps(source)]) / 86400
+    assert abs(gaps.mean() - 14) < 1
+    again = Simulator.build(0).sample(300, 0)
+    assert sequences(source) == [row.tolist() for row in again]
