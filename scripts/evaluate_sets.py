@@ -5,7 +5,7 @@ python scripts/evaluate_sets.py --run runs/demo --systems [counter+content,sasre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,9 @@ from jsonargparse.typing import PositiveInt
 from distill.baselines import names
 from distill.baselines.item_scorer import longest_history
 from distill.data.dataset import Dataset
-from distill.evaluation.baseline_systems import Baselines, ScoredBaseline, choose_floor
 from distill.evaluation.config import BaselineSettings, InputSettings, ProtocolSettings
-from distill.evaluation.evaluate import SMALL_CATALOGUE
-from distill.evaluation.inputs import Inputs, find_inputs, item_vectors, text_vectors, writes_titles
+from distill.evaluation.inputs import Inputs, find_inputs, writes_titles
+from distill.evaluation.set_systems import NamedScores, is_feasible, score_baselines
 from distill.evaluation.set_truth import SetExamples, measure_sets
 from distill.evaluation.systems import System
 from distill.runtime.artifacts import Artifact, write_json
@@ -30,8 +29,6 @@ from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.runtime.new_folder import check_free, new_folder
 from distill.semantic_ids.ids import SemanticIDs
-
-Score = Callable[[np.ndarray], np.ndarray]  # histories [users, length] -> scores of all items [users, n_items]
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,11 @@ def main(config: Config) -> None:
     check_free(output)
     inputs = find_inputs(config, BaselineSettings(graph=False), ProtocolSettings(split=config.split))
     dataset = Dataset.load(inputs.dataset.folder)
-    learned = [artifact for artifact in inputs.learned() if is_feasible(artifact, dataset, config)]
+    learned = [artifact for artifact in inputs.learned() if is_feasible(artifact, dataset, config.systems or [])]
     examples = SetExamples.of(dataset, config.split, longest_history(dataset))
     counts = np.bincount(dataset.training_sequences()[0], minlength=dataset.n_items)
     facts: dict[str, Any] = {"split": config.split, "exclude_bought": config.exclude_bought}
-    facts[names.FLOOR_KEY], not_learned = score_baselines(inputs, dataset, config)
+    facts[names.FLOOR_KEY], not_learned = score_baselines(inputs, dataset, config.exclude_bought)
     log.info(f"the floor, by validation NDCG@10: {facts[names.FLOOR_KEY]}")
     rows = []
     for name, note, score in (*not_learned, *score_systems(learned, inputs, dataset, config)):
@@ -81,49 +78,8 @@ def main(config: Config) -> None:
     log.info(f"wrote {output / 'metrics.json'}")
 
 
-def is_feasible(artifact: Artifact, dataset: Dataset, config: Config) -> bool:
-    """Tell whether a trained system is evaluated: a teacher of semantic IDs not, where the catalogue is large.
-
-    Raises:
-        UserError: it is not, and was asked for by its name.
-    """
-    if artifact.kind != "teacher" or writes_titles(artifact) or dataset.n_items <= SMALL_CATALOGUE:
-        return True
-    if config.systems and "teacher" in config.systems:
-        raise UserError(
-            f"A teacher's exact scores are computed for at most {SMALL_CATALOGUE:,} items, and "
-            f"{dataset.artifact.folder} has {dataset.n_items:,}. Leave `teacher` out of --systems."
-        )
-    return False
-
-
-def score_baselines(
-    inputs: Inputs, dataset: Dataset, config: Config
-) -> tuple[str | None, list[tuple[str, str, Score]]]:
-    """Tune the systems that learn nothing on validation, and choose the floor among them there.
-
-    Returns:
-        The floor's name, and (name, note, scores) of each that scores items; those of 0, which it never recommends,
-        are −∞.
-    """
-    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items) if inputs.semantic_ids else None
-    vectors = item_vectors(inputs.embeddings, ids, dataset.n_items)
-    texts = text_vectors(inputs.embeddings, dataset.n_items) if inputs.embeddings else None
-    baselines = Baselines(dataset, vectors, texts, config.exclude_bought).build(inputs.not_learned)
-    floor, _ = choose_floor(baselines, dataset, config.exclude_bought)
-
-    def score(model: ScoredBaseline, histories: np.ndarray) -> np.ndarray:
-        scores = model.scorer.scores(histories)
-        return np.where(scores > 0, scores, -np.inf)
-
-    models = [(each, each.model) for each in baselines if isinstance(each.model, ScoredBaseline)]
-    return floor, [(each.name, each.note, partial(score, model)) for each, model in models]
-
-
-def score_systems(
-    learned: list[Artifact], inputs: Inputs, dataset: Dataset, config: Config
-) -> Iterator[tuple[str, str, Score]]:
-    """Load trained systems, one at a time: (name, note, scores)."""
+def score_systems(learned: list[Artifact], inputs: Inputs, dataset: Dataset, config: Config) -> Iterator[NamedScores]:
+    """Load trained systems, one at a time."""
     from student.systems import ItemModelSystem, StudentSystem  # with torch: slow to import
     from teacher.systems import TeacherSystem, TitleSystem
 
@@ -134,7 +90,7 @@ def score_systems(
             system: System = kind(artifact, dataset, ids, config.device)
         else:
             system = (ItemModelSystem if artifact.kind == "baseline" else StudentSystem)(artifact, config.device)
-        yield system.name, "", partial(system.score_all, exclude_bought=config.exclude_bought)
+        yield NamedScores(system.name, "", partial(system.score_all, exclude_bought=config.exclude_bought))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""Which systems an evaluation with sets as truth ranks, and the scores of those that learn nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from distill.data.dataset import Dataset
+from distill.evaluation.baseline_systems import Baselines, ScoredBaseline, choose_floor
+from distill.evaluation.evaluate import SMALL_CATALOGUE
+from distill.evaluation.inputs import Inputs, item_vectors, text_vectors, writes_titles
+from distill.runtime.artifacts import Artifact
+from distill.runtime.errors import UserError
+from distill.semantic_ids.ids import SemanticIDs
+
+
+class NamedScores(NamedTuple):
+    """A system as it is measured.
+
+    Attributes:
+        name: of its row.
+        note: its settings in words.
+        score: histories [users, length] -> scores of all items [users, n_items].
+    """
+
+    name: str
+    note: str
+    score: Callable[[np.ndarray], np.ndarray]
+
+
+def is_feasible(artifact: Artifact, dataset: Dataset, asked: Sequence[str]) -> bool:
+    """Tell whether a trained system is evaluated: a teacher of semantic IDs not, where the catalogue is large.
+
+    Args:
+        artifact: of the system.
+        dataset: of the evaluation.
+        asked: names of systems that were asked for.
+
+    Raises:
+        UserError: it is not, and was asked for by its name.
+    """
+    if artifact.kind != "teacher" or writes_titles(artifact) or dataset.n_items <= SMALL_CATALOGUE:
+        return True
+    if "teacher" in asked:
+        raise UserError(
+            f"A teacher's exact scores are computed for at most {SMALL_CATALOGUE:,} items, and "
+            f"{dataset.artifact.folder} has {dataset.n_items:,}. Leave `teacher` out of --systems."
+        )
+    return False
+
+
+def score_baselines(inputs: Inputs, dataset: Dataset, exclude_bought: bool) -> tuple[str | None, list[NamedScores]]:
+    """Tune the systems that learn nothing on validation, and choose the floor among them there.
+
+    Returns:
+        The floor's name, and those that score items; a score of 0, which is never recommended, becomes −∞.
+    """
+    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items) if inputs.semantic_ids else None
+    vectors = item_vectors(inputs.embeddings, ids, dataset.n_items)
+    texts = text_vectors(inputs.embeddings, dataset.n_items) if inputs.embeddings else None
+    baselines = Baselines(dataset, vectors, texts, exclude_bought).build(inputs.not_learned)
+    floor, _ = choose_floor(baselines, dataset, exclude_bought)
+
+    def score(model: ScoredBaseline, histories: np.ndarray) -> np.ndarray:
+        scores = model.scorer.scores(histories)
+        return np.where(scores > 0, scores, -np.inf)
+
+    models = [(each, each.model) for each in baselines if isinstance(each.model, ScoredBaseline)]
+    return floor, [NamedScores(each.name, each.note, partial(score, model)) for each, model in models]
