@@ -33,6 +33,9 @@ class SETRecSettings:
     validation NDCG@10)."""
     mask: Literal["sparse", "full"] = "sparse"
     """sparse: the tokens of an item do not see each other; full: they do."""
+    recency: bool = field(default=True, metadata=IF_CHANGED)
+    """t5: add a learnt vector to each item by its place from the end of the history, zero at first (the paper does
+    not)."""
     frozen_queries: bool = False
     """Leave the queries as they were drawn (an ablation of the paper)."""
     lora_rank: NonNegativeInt = 0

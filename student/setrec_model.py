@@ -71,6 +71,7 @@ def build_setrec(config: BaselineConfig, n_items: int, sasrec: Path | None, text
         pretrained=base is not None,
         lora_rank=settings.lora_rank,
         dropout=config.dropout,
+        recency=settings.recency,
     )
     model = SETRec(sizes, base)
     check_memory(model, config)

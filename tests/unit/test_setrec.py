@@ -112,6 +112,24 @@ class TestGeneration:
 
 
 @torch.no_grad()
+def test_recencies_of_t5():
+    """A table of zeros changes nothing; its first row is the last item's, wherever that stands."""
+    plain, model = model_of("t5"), model_of("t5", recency=True)
+    model.trunk.recency.weight.zero_()
+    model.load_state_dict(plain.state_dict() | {"trunk.recency.weight": model.trunk.recency.weight})
+    before = plain.generate(plain.tokens(), HISTORIES, LAST)
+    torch.testing.assert_close(model.generate(model.tokens(), HISTORIES, LAST), before)
+    model.trunk.recency.weight[0] = torch.randn(DIM)
+    changed = model.generate(model.tokens(), HISTORIES, LAST)
+    tokens = plain.tokens().clone()
+    tokens[[7, 1]] += model.trunk.recency.weight[0]  # the last items
+    torch.testing.assert_close(changed[1], plain.generate(tokens, HISTORIES, LAST)[1])
+    tokens[1] = plain.tokens()[1]  # the first history has item 1 too, in its middle
+    torch.testing.assert_close(changed[0], plain.generate(tokens, HISTORIES, LAST)[0])
+    assert (changed - before).abs().amax((1, 2)).min() > 1e-2
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_siblings_are_invisible(trunk):
     """In one layer, an item's token changes with its siblings under the full mask alone."""

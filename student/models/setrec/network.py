@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from student.models.setrec.tokens import SetTokens
-from student.models.setrec.trunks import TRUNKS
+from student.models.setrec.trunks import CausalTrunk, T5Trunk
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class SETRecConfig:
         pretrained: the language model is a checkpoint's; then it is validated in place.
         lora_rank: of the adapters, 0 for none.
         dropout: before the adapters.
+        recency: T5 reads where an item stands, counted from the end of the history.
     """
 
     n_items: int
@@ -52,6 +53,7 @@ class SETRecConfig:
     pretrained: bool = False
     lora_rank: int = 0
     dropout: float = 0.0
+    recency: bool = False
 
 
 class LossInputs(NamedTuple):
@@ -82,7 +84,10 @@ class SETRec(nn.Module):
         self.tokens = SetTokens(
             config.n_items, config.dim, config.cf_dim, config.text_dim, config.semantic, config.hidden
         )
-        self.trunk = cast(Any, TRUNKS[config.trunk](config.network, model))
+        if config.trunk == "t5":
+            self.trunk: Any = T5Trunk(config.network, model, config.max_history * config.recency)
+        else:
+            self.trunk = CausalTrunk(config.network, model)
         self.queries = nn.Parameter(0.02 * torch.randn(self.n_tokens, config.dim))
         self.queries.requires_grad_(not config.frozen_queries)
         self.register_buffer("instruction", torch.zeros(config.instruction, config.dim))

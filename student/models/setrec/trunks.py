@@ -27,12 +27,16 @@ class T5Trunk(nn.Module):
 
     The encoder reads in both directions, so each target has a window of its own, with the items before it.
 
+    Relative biases tell the decoder nothing of where an item stands, so a table of recencies, counted in items from the
+    end of the history, can be added to the encoder's inputs, as in the `seq2seq` student. It starts at zero.
+
     Args:
         network: T5's config, as Hugging Face writes it.
         model: a pretrained T5; None: built from the config.
+        recencies: size of that table, the items of the longest history; 0: none, as in the paper.
     """
 
-    def __init__(self, network: dict[str, Any], model: Any = None):
+    def __init__(self, network: dict[str, Any], model: Any = None, recencies: int = 0):
         from transformers import AutoConfig, T5Config, T5Model
 
         super().__init__()
@@ -41,6 +45,9 @@ class T5Trunk(nn.Module):
             setattr(part, "shared" if part is self.model else "embed_tokens", None)
         # queries see no other query, so there is no distance between them
         self._relative_bias(self.model.decoder).requires_grad_(False)
+        self.recency = nn.Embedding(recencies, self.model.config.d_model) if recencies else None
+        if self.recency is not None:
+            nn.init.zeros_(self.recency.weight)
 
     def forward(
         self, tokens: Tensor, histories: Tensor, places: Tensor, queries: Tensor, instruction: Tensor, sparse: bool
@@ -78,7 +85,11 @@ class T5Trunk(nn.Module):
     def encode(self, tokens: Tensor, prefixes: Tensor, instruction: Tensor, sparse: bool) -> tuple[Tensor, Tensor]:
         """Encode prefixes [n, length] → states [n, width, dim], and the mask that hides padding [n, 1, 1, width]."""
         (n, length), k, words = prefixes.shape, tokens.shape[1], len(instruction)
-        inputs = torch.cat([instruction.expand(n, -1, -1), tokens[prefixes.clamp(min=0)].flatten(1, 2)], dim=1)
+        items = tokens[prefixes.clamp(min=0)]
+        if self.recency is not None:
+            after = (prefixes != PAD).sum(1, keepdim=True) - 1 - torch.arange(length, device=prefixes.device)
+            items = items + self.recency(after.clamp(min=0))[:, :, None]
+        inputs = torch.cat([instruction.expand(n, -1, -1), items.flatten(1, 2)], dim=1)
         positions = token_positions(words, length, k, prefixes.device)
         known = F.pad((prefixes != PAD).repeat_interleave(k, dim=1), (words, 0), value=True)
         visible = known[:, None].expand(-1, len(positions), -1)
@@ -160,9 +171,6 @@ class CausalTrunk(nn.Module):
         ).last_hidden_state
         generated = states[:, -groups * k :].unflatten(1, (groups, k)).to(inputs.dtype)
         return generated[places.gather(1, order)]
-
-
-TRUNKS = {"t5": T5Trunk, "causal": CausalTrunk}
 
 
 def cut_prefixes(histories: Tensor, places: Tensor) -> Tensor:
