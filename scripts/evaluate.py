@@ -17,7 +17,7 @@ from jsonargparse.typing import PositiveInt
 from distill.data.dataset import Dataset
 from distill.evaluation.config import EvaluationSettings, InputSettings, check
 from distill.evaluation.evaluate import Evaluation
-from distill.evaluation.inputs import find_inputs, item_vectors, text_vectors, writes_titles
+from distill.evaluation.inputs import find_inputs, writes_titles
 from distill.evaluation.outside_lists import check_names, content_hash, read_outside_lists
 from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.evaluation.ray_rank import SHARDS, rank_on_ray
@@ -67,9 +67,7 @@ def main(config: Config) -> None:
     from student.systems import MemoryMixture  # with torch: slow to import
 
     dataset = Dataset.load(inputs.dataset.folder)
-    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items) if inputs.semantic_ids else None
-    vectors = item_vectors(inputs.embeddings, ids, dataset.n_items)
-    texts = text_vectors(inputs.embeddings, dataset.n_items) if inputs.embeddings else None
+    ids, vectors, texts = inputs.load_tables(dataset.n_items)
     facts = {"dataset": config.run.name, "split": config.split, "seed": config.seed}
     evaluation = Evaluation(config, dataset, vectors, texts, facts)
     outside = [read_outside_lists(path, dataset, evaluation.examples, config.split) for path in paths]

@@ -12,7 +12,6 @@ from distill.runtime.config import HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
 
 BLOCK_FORMATS = ("table", "recbole")  # their readers have `read_blocks`
-
 SPLIT_ALREADY = ("global_cut", None, None)  # split, valid_from and test_from of such formats
 
 

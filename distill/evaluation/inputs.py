@@ -49,6 +49,16 @@ class Inputs:
         taught = [model for model in self.item_models if model not in untaught]
         return [*untaught, *([self.teacher] if self.teacher else []), *taught, *self.students]
 
+    def load_tables(self, n_items: int) -> tuple[SemanticIDs | None, np.ndarray, np.ndarray | None]:
+        """Load the semantic IDs, the vectors for diversity and the text vectors, as far as there are any.
+
+        Raises:
+            UserError: a table has another length than the catalogue.
+        """
+        ids = SemanticIDs.load(self.semantic_ids.folder, n_items) if self.semantic_ids else None
+        texts = text_vectors(self.embeddings, n_items) if self.embeddings else None
+        return ids, item_vectors(self.embeddings, ids, n_items), texts
+
     def with_absolute_folders(self) -> Inputs:
         """Return the same artifacts by folders that hold in any working directory."""
 

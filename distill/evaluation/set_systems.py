@@ -11,10 +11,9 @@ import numpy as np
 from distill.data.dataset import Dataset
 from distill.evaluation.baseline_systems import Baselines, ScoredBaseline, choose_floor
 from distill.evaluation.evaluate import SMALL_CATALOGUE
-from distill.evaluation.inputs import Inputs, item_vectors, text_vectors, writes_titles
+from distill.evaluation.inputs import Inputs, writes_titles
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
-from distill.semantic_ids.ids import SemanticIDs
 
 
 class NamedScores(NamedTuple):
@@ -58,9 +57,7 @@ def score_baselines(inputs: Inputs, dataset: Dataset, exclude_bought: bool) -> t
     Returns:
         The floor's name, and those that score items; a score of 0, which is never recommended, becomes −∞.
     """
-    ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items) if inputs.semantic_ids else None
-    vectors = item_vectors(inputs.embeddings, ids, dataset.n_items)
-    texts = text_vectors(inputs.embeddings, dataset.n_items) if inputs.embeddings else None
+    _, vectors, texts = inputs.load_tables(dataset.n_items)
     baselines = Baselines(dataset, vectors, texts, exclude_bought).build(inputs.not_learned)
     floor, _ = choose_floor(baselines, dataset, exclude_bought)
 

@@ -17,8 +17,6 @@ from distill.runtime.errors import UserError
 from distill.runtime.launch import has_count, process_count
 from distill.runtime.machines import use_reachable_interface
 
-# set for each process of a launch by torchrun and by the usual MPI launchers
-
 
 def accelerator(
     accumulation: int = 1,
