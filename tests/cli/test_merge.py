@@ -54,7 +54,7 @@ def tuned(tmp_path_factory):
         if not output.exists():
             if not base.exists():
                 make_base(root, base, kind)
-            more = {"precision": "no", "epochs": 1, "lr": 0.05, "lora_embeddings": embeddings}
+            more = {"precision": "no", "epochs": 1, "lr": 0.02, "lora_embeddings": embeddings}
             finetune.main(settings(root, base=str(base), mode=mode, output=output, **more))
         return output
 

@@ -97,7 +97,7 @@ def naive_all(plain, codes, items, scope="level"):
 
 
 def close(a, b):
-    torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(a.double(), b.double(), rtol=1e-6, atol=1e-5)
 
 
 @torch.no_grad()
