@@ -37,6 +37,9 @@ class InputSettings:
     systems: list[str] | None = None
     """Names of the systems to evaluate: students, trained baselines, `teacher`, and those that learn nothing. Where
     none of the latter is named, all of them are evaluated (default: all systems there are)."""
+    different_labels: bool = field(default=False, metadata={"identity": False})
+    """Trained systems may have learned from different labels and teachers; only their data set, semantic IDs and
+    embeddings must be the same. Otherwise such a difference is refused, because one of them is usually out of date."""
 
 
 @dataclass(frozen=True)

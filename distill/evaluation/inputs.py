@@ -22,6 +22,7 @@ from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from distill.semantic_ids.lineage import adopt_teacher
 
+RANKED_OVER = ("dataset", "semantic_ids", "embeddings")  # inputs that systems of one table always share
 PAPER_ORDER = ("tiger", "smooth", "distill", "dtr", "dwr")
 
 
@@ -73,6 +74,20 @@ class Inputs:
             [absolute(model) for model in self.item_models],
             [absolute(student) for student in self.students],
             self.not_learned,
+        )
+
+    def with_different_labels(self) -> Inputs:
+        """Return the same artifacts without the inputs that they were only trained on, which may then differ."""
+
+        def forget(artifact: Artifact) -> Artifact:
+            kept = {name: value for name, value in artifact.inputs.items() if name.split("/")[0] in RANKED_OVER}
+            return replace(artifact, inputs=kept)
+
+        return replace(
+            self,
+            teacher=forget(self.teacher) if self.teacher else None,
+            item_models=[forget(model) for model in self.item_models],
+            students=[forget(student) for student in self.students],
         )
 
     def check_on_node(self) -> None:
@@ -129,7 +144,7 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
     teachers = has_teacher or any(artifact.kind == "teacher" for artifact in baseline_artifacts)
     needed = bool(students) or teachers or embeddings is None or bool(config.semantic_ids)
     ids = artifacts.read(codes, "semantic_ids") if needed or codes.exists() else None
-    return Inputs(
+    inputs = Inputs(
         dataset,
         ids,
         embeddings,
@@ -138,6 +153,15 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
         [artifacts.read(path, "student") for path in students],
         [name for name in not_learned if name in wanted] or not_learned,
     )
+    apart = inputs.with_different_labels()
+    if config.different_labels:
+        return apart
+    try:
+        artifacts.check_agreement(*inputs.artifacts())
+    except UserError as error:
+        artifacts.check_agreement(*apart.artifacts())  # raises where more than labels differs
+        raise UserError(f"{error} To rank them side by side all the same, add --different_labels true.") from None
+    return inputs
 
 
 def read_baseline(folder: Path) -> Artifact:

@@ -19,6 +19,7 @@ from distill.baselines import counting
 from distill.data.dataset import Dataset, write_dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
+from distill.runtime.checksums import seal
 from distill.runtime.config import run
 from distill.semantic_ids import embeddings
 from distill.semantic_ids.ids import write_codes
@@ -324,6 +325,28 @@ def test_systems_that_learn_nothing_by_name(evaluated, tmp_path):
     rows = json.loads((tmp_path / "chosen/metrics.json").read_text())
     assert systems_of(tmp_path / "chosen") == ["transitions", "content", "tiger"]
     assert {row["floor"] for row in rows} == {"transitions"}
+
+
+def test_students_of_different_labels(evaluated, tmp_path):
+    """They are refused side by side, since one of them is usually out of date, unless they are asked for."""
+    for name in ("dwr", "other"):
+        shutil.copytree(evaluated / "students/tiger", tmp_path / "students" / name)
+        path = tmp_path / "students" / name / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["inputs"] |= {"soft_labels": f"of {name}", "teacher": f"of {name}"}
+        path.write_text(json.dumps(seal(manifest)))
+    words = ("--run", evaluated, "--students", tmp_path / "students", "--systems", "[transitions,dwr,other]")
+    error = refused("evaluate.py", *words, *COUNTED, "--output", tmp_path / "evaluation")
+    assert "made from soft_labels of dwr" in error and "add --different_labels true" in error
+    command("evaluate.py", *words, *COUNTED, "--different_labels", "true", "--output", tmp_path / "evaluation")
+    assert systems_of(tmp_path / "evaluation") == ["transitions", "dwr", "other"]
+    make_run(tmp_path / "elsewhere", seed=1)
+    shutil.copytree(tmp_path / "elsewhere/students/tiger", tmp_path / "students/foreign")
+    words = (*words[:-1], "[dwr,foreign]", *COUNTED, "--output", tmp_path / "evaluation2")
+    error = refused("evaluate.py", *words, "--different_labels", "true")
+    assert "made from dataset" in error  # of another data set it is refused in any case
+    error = refused("evaluate.py", *words)
+    assert "made from dataset" in error and "different_labels" not in error
 
 
 def test_names_without_their_inputs(evaluated, tmp_path):
