@@ -7,18 +7,19 @@ titles in the loss (`title_loss`) makes "counted" a number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
-from distill.data.dataset import PAD, Dataset, Examples
+from distill.data.dataset import Dataset
 from distill.data.examples import ragged_range
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
-from teacher import templates, user_intents
+from teacher import templates
+from teacher.augmentation import augmented_sequences
 from teacher.config import (
     TASKS,
     AugmentationSettings,
@@ -27,15 +28,12 @@ from teacher.config import (
     StreamSettings,
     TitleSettings,
 )
+from teacher.questions import INSTRUCTIONS, Question, Questions
 from teacher.samples import Sample, Samples, Sizes, TaskDraw
 from teacher.stream import StreamWriter
-from teacher.titles import ItemTitles
 from teacher.tokenizer import codeword_tokens
 
 PLACEHOLDER = "CONTENT"  # stands for the prompt while the text around it is read from a chat template
-Answer = int | str  # an item, or a text
-Question = tuple[str, Answer]
-T = TypeVar("T")
 
 
 class Amount(NamedTuple):
@@ -66,6 +64,7 @@ class TaskData:
         gaps: which codewords the vocabulary lacks, bool [levels, codebook_size]; no item has them.
         item_tokens: token numbers of every item's ID [n_items, levels].
         writer: writes streams.
+        questions: of the other tasks.
     """
 
     def __init__(
@@ -85,15 +84,13 @@ class TaskData:
         self.dataset, self.ids, self.tokenizer = dataset, ids, tokenizer
         self.augmentation, self.stream = augmentation or AugmentationSettings(), stream or StreamSettings()
         self.forms, self.title_settings = forms or InstructionSettings(), title_settings or TitleSettings()
-        self.max_history, self.max_tokens, self.intentions_file = max_history, max_tokens, intentions_file
-        self.prompt_text = prompt_text
+        self.max_history, self.max_tokens, self.prompt_text = max_history, max_tokens, prompt_text
         self.token_of, self.gaps = codeword_tokens(tokenizer, ids)
         self.item_tokens = np.take_along_axis(self.token_of.T, ids.codes, axis=0)
         self.writer = StreamWriter.build(self.stream, dataset, tokenizer, self.item_tokens)
-        self.texts = dataset.texts()
-        self.titles = dataset.items["title"].to_pylist()
-        self.descriptions = dataset.items["description"].to_pylist()
-        self.with_text = [item for item, text in enumerate(self.texts) if text]
+        self.questions = Questions(
+            dataset, ids, tokenizer, max_history, self.forms, self.title_settings, intentions_file
+        )
         self.before_prompt, self.after_prompt = self._prompt_frame()
 
     @staticmethod
@@ -107,46 +104,10 @@ class TaskData:
             title_settings=settings,
         )
 
-    @cached_property
-    def training_sequences(self) -> tuple[np.ndarray, np.ndarray]:
-        """A copy of the training part: item numbers [n] and the start of each sequence [users + 1]."""
-        return self.dataset.training_sequences()
-
-    @cached_property
-    def examples(self) -> Examples:
-        """All training examples, which streams and engines do not need."""
-        return self.dataset.examples("train", self.max_history)
-
-    @cached_property
-    def fusion_rows(self) -> np.ndarray:
-        """Training examples whose target has a text."""
-        return np.flatnonzero(np.array([bool(text) for text in self.texts])[self.examples.targets])
-
-    @cached_property
-    def item_titles(self) -> ItemTitles:
-        """The items' texts in the task `titles`."""
-        return ItemTitles(self.dataset, self.tokenizer, self.title_settings)
-
-    @cached_property
-    def title_rows(self) -> np.ndarray:
-        """Training examples whose target has a text in the task `titles`."""
-        return np.flatnonzero(np.array([bool(text) for text in self.item_titles.texts])[self.examples.targets])
-
-    @cached_property
-    def intents(self) -> tuple[list[user_intents.Intention], list[user_intents.Preference]]:
-        """Intentions for `itemsearch` and preferences for `preferenceobtain`."""
-        if self.intentions_file:
-            where = (self.dataset, *self.training_sequences, self.max_history)
-            return user_intents.read_intentions(self.intentions_file, *where)
-        words = user_intents.ItemWords(self.dataset)
-        examples, with_preferences = self.examples, self.forms.search_preferences
-        intentions = user_intents.derived_intentions(words, examples.histories, examples.targets, with_preferences)
-        return intentions, user_intents.derived_preferences(words, *self.training_sequences, self.max_history)
-
     def sizes(self) -> dict[str, int]:
         """Samples of each task in one full pass."""
         windows = -(-self.dataset.training_lengths() // self.max_history)
-        return {"stream": int(windows.sum())} | {name: size(self) for name, (size, _) in INSTRUCTIONS.items()}
+        return {"stream": int(windows.sum())} | {name: size(self.questions) for name, (size, _) in INSTRUCTIONS.items()}
 
     def epoch(
         self,
@@ -202,22 +163,14 @@ class TaskData:
         """Token numbers of each text, without special tokens."""
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    def history_text(self, history: np.ndarray) -> str:
-        """IDs of the items of a padded history, separated by commas."""
-        return ", ".join(self.ids.text(item) for item in history if item != PAD)
-
-    def history_titles(self, history: np.ndarray) -> str:
-        """Titles of the items of a padded history, separated by semicolons; IDs where there is no title."""
-        return "; ".join(self.titles[item] or self.ids.text(item) for item in history if item != PAD)
-
     def seqrec_prompt(self, history: np.ndarray) -> list[int]:
         """Token numbers of the prompt that asks a `seqrec` teacher after training: always the first template."""
-        prompt = templates.SEQREC[0].format(history=self.history_text(history))
+        prompt = templates.SEQREC[0].format(history=self.questions.history_text(history))
         return self.framed(self.encode([prompt])[0], self.ids.levels)
 
     def titles_prompt(self, history: np.ndarray) -> list[int]:
         """Token numbers of the prompt that asks a `titles` teacher after training: always the first template."""
-        prompt = templates.TITLES[0].format(history=self.item_titles.history_text(history))
+        prompt = templates.TITLES[0].format(history=self.questions.item_titles.history_text(history))
         return self.framed(self.encode([prompt])[0], self.title_settings.title_tokens + 1)
 
     def framed(self, words: list[int], response_length: int) -> list[int]:
@@ -243,10 +196,10 @@ class TaskData:
 def _draw_instructions(task: str, data: TaskData, amount: Amount, generator: list[int]) -> TaskDraw:
     """Draw the samples of an instruction task; `generator` seeds its random numbers."""
     size, make = INSTRUCTIONS[task]
-    n = size(data)
+    n = size(data.questions)
     if n == 0:
         raise UserError(
-            f"The task {task!r} needs texts, and {data.intentions_file or data.dataset.artifact.folder} "
+            f"The task {task!r} needs texts, and {data.questions.intentions_file or data.dataset.artifact.folder} "
             f"has none for it. Leave {task} out of the tasks, or give the data set titles and categories."
         )
     rows = _subset(n, amount, np.random.default_rng(generator))
@@ -256,7 +209,7 @@ def _draw_instructions(task: str, data: TaskData, amount: Amount, generator: lis
     def write(numbers: np.ndarray) -> list[Sample]:
         places = numbers // n * n + rows[numbers]
         pairs = zip(rows[numbers].tolist(), draws[places], strict=True)
-        return data.to_samples([make(data, row, draw) for row, draw in pairs])
+        return data.to_samples([make(data.questions, row, draw) for row, draw in pairs])
 
     return TaskDraw(len(rows), write)
 
@@ -274,7 +227,7 @@ def _draw_stream(data: TaskData, amount: Amount, generator: list[int]) -> TaskDr
             f"{data.max_tokens}; raise it or lower --max_history{titles}."
         )
     rng = np.random.default_rng(generator)
-    values, first, lengths = _augmented_sequences(data.dataset, lengths, data.augmentation, rng)
+    values, first, lengths = augmented_sequences(data.dataset, lengths, data.augmentation, rng)
     # the windows begin `width` items apart; one of a single item that the window before has trained is left out
     user, place = ragged_range(np.where(lengths > 0, 1 + np.maximum((lengths - 2) // width, 0), 0))
     starts = first[user] + place * width
@@ -298,140 +251,8 @@ def _draw_stream(data: TaskData, amount: Amount, generator: list[int]) -> TaskDr
     return TaskDraw(len(rows), lambda numbers: [write(number) for number in numbers.tolist()], sizes)
 
 
-def _augmented_sequences(
-    dataset: Dataset, lengths: np.ndarray, augmentation: AugmentationSettings, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Change users' training sequences at random; they stay in the memory-mapped file where nothing is asked for.
-
-    Args:
-        dataset: the sequences.
-        lengths: of their training parts [users].
-        augmentation: what is changed.
-        rng: decides.
-
-    Returns:
-        Item numbers, the place of each sequence's first item among them [users], and its length [users].
-    """
-    first = dataset.offsets[:-1]
-    if not (augmentation.crop or augmentation.reverse or augmentation.drop_items):
-        return dataset.values, first, lengths
-    parts = (dataset.values[start : start + length] for start, length in zip(first, lengths, strict=True))
-    sequences = [_augmented(part, augmentation, rng).astype(np.int32) for part in parts]
-    lengths = np.array([len(sequence) for sequence in sequences])
-    return np.concatenate(sequences), np.cumsum(lengths) - lengths, lengths
-
-
-def _augmented(sequence: np.ndarray, augmentation: AugmentationSettings, rng: np.random.Generator) -> np.ndarray:
-    """Crop, reverse and thin out one user's sequence at random; at least two items are kept."""
-    if augmentation.crop and rng.random() < augmentation.crop:
-        sequence = sequence[rng.integers(max(len(sequence) - 1, 1)) :]
-    if augmentation.reverse and rng.random() < augmentation.reverse:
-        sequence = sequence[::-1]
-    if augmentation.drop_items:
-        kept = rng.random(len(sequence)) >= augmentation.drop_items
-        sequence = sequence[kept] if kept.sum() > 1 else sequence
-    return sequence
-
-
-def _seqrec(data: TaskData, row: int, draw: np.ndarray) -> Question:
-    """IDs of the history → ID of the next item."""
-    prompt = pick(templates.SEQREC, draw[0]).format(history=data.history_text(data.examples.histories[row]))
-    return prompt, int(data.examples.targets[row])
-
-
-def _item2index(data: TaskData, row: int, draw: np.ndarray) -> Question:
-    """Text → ID."""
-    item = data.with_text[row]
-    if data.forms.item_fields == "all":
-        return pick(templates.ITEM2INDEX, draw[0]).format(text=data.texts[item]), item
-    title, description = _drawn_fields(data, item, draw[1])
-    by_one = templates.ITEM2INDEX_TITLE if title else templates.ITEM2INDEX_DESCRIPTION
-    lines = templates.ITEM2INDEX_BOTH if title and description else by_one
-    return pick(lines, draw[0]).format(title=title, description=description), item
-
-
-def _index2item(data: TaskData, row: int, draw: np.ndarray) -> Question:
-    """ID → title, or all of the text where there is no title; under `item_fields: lcrec` also → description, → both."""
-    item = data.with_text[row]
-    code_text = data.ids.text(item)
-    if data.forms.item_fields == "all":
-        return pick(templates.INDEX2ITEM, draw[0]).format(item=code_text), data.titles[item] or data.texts[item]
-    title, description = _drawn_fields(data, item, draw[1])
-    of_one = templates.INDEX2ITEM_TITLE if title else templates.INDEX2ITEM_DESCRIPTION
-    lines = templates.INDEX2ITEM_BOTH if title and description else of_one
-    return pick(lines, draw[0]).format(item=code_text), "\n\n".join(filter(None, (title, description)))
-
-
-def _drawn_fields(data: TaskData, item: int, draw: float) -> tuple[str, str]:
-    """Title and description of an item with text: by chance both, or one of them empty (LC-Rec).
-
-    An item without a description always has its title alone, one without a title its description; one with neither has
-    the rest of its text as its title.
-    """
-    title, description = data.titles[item] or "", data.descriptions[item] or ""
-    if not (title and description):
-        return (title or data.texts[item], "") if title or not description else ("", description)
-    return pick([(title, ""), ("", description), (title, description)], draw)
-
-
-def _fusionseqrec(data: TaskData, row: int, draw: np.ndarray) -> Question:
-    """Half of the samples: IDs of the history → next title or description; the other half: titles → next ID."""
-    example = data.fusion_rows[row]
-    history, target = data.examples.histories[example], int(data.examples.targets[example])
-    if draw[1] < 0.5:
-        return pick(templates.FUSION_TO_ITEM, draw[0]).format(history=data.history_titles(history)), target
-    title, description = data.titles[target] or data.texts[target], data.descriptions[target]
-    field, answer = ("description", description) if description and draw[2] < 0.5 else ("title", title)
-    return pick(templates.FUSION_TO_TEXT, draw[0]).format(history=data.history_text(history), field=field), answer
-
-
-def _itemsearch(data: TaskData, row: int, draw: np.ndarray) -> Question:
-    """Query, in half of the templates with the history → ID; under `search_preferences` perhaps with preferences."""
-    intent = data.intents[0][row]
-    history = data.history_text(intent.history)
-    fitting = [template for template in templates.ITEMSEARCH if history or "{history}" not in template]
-    preference = ""
-    if data.forms.search_preferences and history and intent.preferences:
-        fitting, preference = fitting + templates.ITEMSEARCH_PREFERENCE, pick(intent.preferences, draw[2])
-    parts = {"query": pick(intent.queries, draw[1]), "history": history, "preference": preference}
-    return pick(fitting, draw[0]).format(**parts), intent.item
-
-
-def _preferenceobtain(data: TaskData, row: int, draw: np.ndarray) -> Question:
-    """IDs of the history → preferences in words."""
-    intent = data.intents[1][row]
-    prompt = pick(templates.PREFERENCEOBTAIN, draw[0]).format(history=data.history_text(intent.history))
-    return prompt, pick(intent.texts, draw[1])
-
-
-def _titles(data: TaskData, row: int, draw: np.ndarray) -> Question:
-    """Titles of the history → title of the next item."""
-    example = data.title_rows[row]
-    prompt = pick(templates.TITLES, draw[0]).format(
-        history=data.item_titles.history_text(data.examples.histories[example])
-    )
-    return prompt, data.item_titles.texts[data.examples.targets[example]]
-
-
-def pick(choices: list[T], draw: float) -> T:
-    """The choice that a uniform number in [0, 1) falls on."""
-    return choices[int(draw * len(choices))]
-
-
 def _subset(n: int, amount: Amount, rng: np.random.Generator) -> np.ndarray:
     """As many passes over n rows as `amount` says: whole ones, and a random part for the fraction."""
     weight = amount.number / max(n, 1) if amount.number else amount.weight
     whole, part = int(weight), weight - int(weight)
     return np.concatenate([np.tile(np.arange(n), whole), rng.permutation(n)[: round(part * n)]])
-
-
-# task -> (samples of a full pass, function that makes one from its number and three uniform draws)
-INSTRUCTIONS: dict[str, tuple[Callable[[TaskData], int], Callable[[TaskData, int, np.ndarray], Question]]] = {
-    "seqrec": (lambda data: len(data.examples), _seqrec),
-    "item2index": (lambda data: len(data.with_text), _item2index),
-    "index2item": (lambda data: len(data.with_text), _index2item),
-    "fusionseqrec": (lambda data: len(data.fusion_rows), _fusionseqrec),
-    "itemsearch": (lambda data: len(data.intents[0]), _itemsearch),
-    "preferenceobtain": (lambda data: len(data.intents[1]), _preferenceobtain),
-    "titles": (lambda data: len(data.title_rows), _titles),
-}

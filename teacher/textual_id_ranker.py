@@ -55,7 +55,7 @@ class TextualIDRanker:
 
     def __init__(self, engine: HFEngine):
         self.engine, self.end = engine, engine.data.tokenizer.eos_token_id
-        texts = engine.data.item_titles.texts
+        texts = engine.data.questions.item_titles.texts
         rows = engine.data.encode(texts)
         codes = np.full((len(rows), max(map(len, rows)) + 1), self.end, dtype=np.int64)
         for item, row in enumerate(rows):

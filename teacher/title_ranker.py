@@ -61,7 +61,7 @@ class TitleRanker:
 
     def __init__(self, engine: HFEngine, candidates: list[Grounding], stop_early: bool = True):
         self.engine, self.candidates, self.stop_early = engine, candidates, stop_early
-        titles, data = engine.data.item_titles.texts, engine.data
+        titles, data = engine.data.questions.item_titles.texts, engine.data
         self.has_title = np.array([bool(title) for title in titles])
         self.distinct, place = np.unique([title for title in titles if title], return_inverse=True)
         self.place = np.zeros(len(titles), dtype=np.int64)  # of each item's title among the distinct ones
@@ -190,7 +190,7 @@ def title_log_probs(engine: HFEngine, histories: np.ndarray, targets: np.ndarray
     data = engine.data
     histories = last_items(histories, data.max_history)
     prompts = [data.titles_prompt(history) for history in histories]
-    texts = [data.item_titles.texts[target] for target in targets]
+    texts = [data.questions.item_titles.texts[target] for target in targets]
     responses = [[*tokens, data.tokenizer.eos_token_id] for tokens in data.encode(texts)]
     pairs = zip(prompts, responses, strict=True)
     tokens, _ = engine.padded([[*prompt, *response] for prompt, response in pairs], room=0)

@@ -38,7 +38,7 @@ def prompt_rows(data: TaskData, prompt: str, histories: np.ndarray) -> list[list
     if prompt == "titles":
         return [data.titles_prompt(history) for history in histories]
     if prompt == "file":
-        texts = [fill(data.prompt_text, data.history_text(history)) for history in histories]
+        texts = [fill(data.prompt_text, data.questions.history_text(history)) for history in histories]
         return [data.framed(words, data.ids.levels) for words in data.encode(texts)]
     return [data.writer.prompt(history[history != PAD]).tolist() for history in histories]
 

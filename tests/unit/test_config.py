@@ -341,7 +341,7 @@ def test_names_that_light_entries_repeat():
     """`--help` and checks must not import torch, so entries hold the names of what the loops know."""
     from student import config as student_config
     from student.models import seq2seq
-    from teacher import config, tasks
+    from teacher import config, questions
 
     assert set(student_config.PRESETS) == set(seq2seq.PRESETS)
-    assert ("stream", *tasks.INSTRUCTIONS) == config.TASKS
+    assert ("stream", *questions.INSTRUCTIONS) == config.TASKS

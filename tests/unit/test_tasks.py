@@ -106,8 +106,10 @@ def test_seqrec(data):
 
 def test_item2index_and_index2item(data):
     ids = data.ids.text
-    assert "Red tent XL. Nord. Camping > Tents. Sleeps two." in data.texts
-    wanted = {(p, ids(i)) for i, text in enumerate(data.texts) for p in all_of(templates.ITEM2INDEX, text=text)}
+    assert "Red tent XL. Nord. Camping > Tents. Sleeps two." in data.questions.texts
+    wanted = {
+        (p, ids(i)) for i, text in enumerate(data.questions.texts) for p in all_of(templates.ITEM2INDEX, text=text)
+    }
     assert set(drawn(data, "item2index", 80)) == wanted
     wanted = {(p, f"{TITLES[i]}</s>") for i in range(6) for p in all_of(templates.INDEX2ITEM, item=ids(i))}
     assert set(drawn(data, "index2item", 80)) == wanted
@@ -376,7 +378,7 @@ def test_chat_template(shop, tmp_path):
     tokenizer = load_tokenizer(str(tmp_path))
     again = TaskData(*shop, tokenizer, 4, 300)  # as an engine does: told nothing of chats
     text = again.tokenizer.decode(again.seqrec_prompt(np.array([0, 1, -1, -1])))
-    asked = templates.SEQREC[0].format(history=again.history_text(np.array([0, 1])))
+    asked = templates.SEQREC[0].format(history=again.questions.history_text(np.array([0, 1])))
     assert text == f"<s>[user] {asked} [bot] "
     short = TaskData(*shop, tokenizer, 4, 60)
     for sample in short.epoch({"item2index": 1.0}, 0, 0):

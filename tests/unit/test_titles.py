@@ -61,8 +61,10 @@ def plain_states(engine, tokens):
 def test_samples(shop):
     data = task_data(shop)
     samples = data.epoch({"titles": 1.0}, 0, 0)
-    assert len(samples) == len(data.examples) == data.sizes()["titles"]
-    for sample, history, target in zip(samples, data.examples.histories, data.examples.targets, strict=True):
+    assert len(samples) == len(data.questions.examples) == data.sizes()["titles"]
+    for sample, history, target in zip(
+        samples, data.questions.examples.histories, data.questions.examples.targets, strict=True
+    ):
         prompt, response = words(data, sample)
         titles = "; ".join(TITLES[item] for item in history if item != PAD)
         assert prompt in {template.format(history=titles) for template in templates.TITLES}
@@ -74,9 +76,9 @@ def test_samples(shop):
 def test_items_without_titles(odd_shop):
     """An item has the rest of its text; without any it is in no history, and no example asks for it."""
     data = task_data(odd_shop)
-    assert data.item_titles.texts == ["Red tent", "Red tent", "Oil lamp", "Burns long.", "Copper kettle", ""]
-    assert data.item_titles.history_text(np.array([3, 5, 0, PAD])) == "Burns long.; Red tent"
-    assert data.examples.targets.tolist() == [1, 2, 5] * 4
+    assert data.questions.item_titles.texts == ["Red tent", "Red tent", "Oil lamp", "Burns long.", "Copper kettle", ""]
+    assert data.questions.item_titles.history_text(np.array([3, 5, 0, PAD])) == "Burns long.; Red tent"
+    assert data.questions.examples.targets.tolist() == [1, 2, 5] * 4
     responses = [words(data, sample)[1] for sample in data.epoch({"titles": 1.0}, 0, 0)]
     assert responses == ["Red tent</s>", "Oil lamp</s>"] * 4
 
@@ -84,14 +86,16 @@ def test_items_without_titles(odd_shop):
 def test_titles_are_cut(shop):
     data = task_data(shop, title_settings=TitleSettings(title_tokens=2))
     first = data.encode([TITLES[3]])[0][:2]
-    assert data.item_titles.texts[3] == data.tokenizer.decode(first).strip() != TITLES[3]
+    assert data.questions.item_titles.texts[3] == data.tokenizer.decode(first).strip() != TITLES[3]
 
 
 def test_textual_ids_stand_for_titles(shop):
     data = task_data(shop, title_settings=IDS)
-    assert data.item_titles.texts == ["red", "blue", "oil", "gas", "long", "copper"]
+    assert data.questions.item_titles.texts == ["red", "blue", "oil", "gas", "long", "copper"]
     prompt, response = words(data, data.epoch({"titles": 1.0}, 0, 0)[0])
-    assert response == data.item_titles.texts[data.examples.targets[0]] + "</s>" and "; " not in prompt
+    assert (
+        response == data.questions.item_titles.texts[data.questions.examples.targets[0]] + "</s>" and "; " not in prompt
+    )
 
 
 def test_ground_by_hand():
@@ -123,7 +127,7 @@ def test_items_are_ranked_by_nearness(odd_shop, pooling):
         states = plain_states(engine, [engine.data.tokenizer.bos_token_id, *engine.data.encode([title])[0]])
         return states[-1] if pooling == "last" else states[min(1, len(states) - 1) :].mean(0)
 
-    items = engine.data.item_titles.texts
+    items = engine.data.questions.item_titles.texts
     scores = ranker.score(written, ranker.candidates)[0]
     for row, title in enumerate(written):
         distances = np.array([torch.linalg.vector_norm(embed(title) - embed(item)) for item in items])
@@ -168,7 +172,7 @@ def plain_log_probs(engine, history, item):
     """log p of each token of an item's text and EOS, from one forward pass over prompt and response."""
     data = engine.data
     prompt = data.titles_prompt(history)
-    response = [*data.encode([data.item_titles.texts[item]])[0], data.tokenizer.eos_token_id]
+    response = [*data.encode([data.questions.item_titles.texts[item]])[0], data.tokenizer.eos_token_id]
     logits = engine.model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
     return [logits[len(prompt) - 1 + place, token].item() for place, token in enumerate(response)]
 
@@ -184,7 +188,7 @@ def test_log_probs_of_titles(shop):
 def test_textual_ids_are_ranked_by_their_probability(odd_shop, exclude_bought):
     """With beams for every item the search is exact; "red" is the beginning of "red tent". The last item has no ID."""
     engine = engine_of(odd_shop, IDS)
-    assert engine.data.item_titles.texts == ["red", "red tent", "oil", "burns", "copper", ""]
+    assert engine.data.questions.item_titles.texts == ["red", "red tent", "oil", "burns", "copper", ""]
     ranker = TextualIDRanker(engine)
     items, scores = ranker.rank(HISTORIES, 20, exclude_bought)
     for row, history in enumerate(HISTORIES):
