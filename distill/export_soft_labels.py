@@ -22,6 +22,7 @@ from distill.runtime import checksums
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
+from distill.semantic_ids.embeddings import text_vectors
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.engine import Engine
 from distill.teachers.export_inputs import (
@@ -64,7 +65,7 @@ def main(config: Config) -> None:
 def open_exporter(config: Config, inputs: Inputs) -> exporter.Exporter:
     """Load all that labels are made from, engines too."""
     dataset, ids, config = load_inputs(config, inputs)
-    labeller, max_history = open_labeller(config, dataset, ids, inputs.teachers, inputs.networks)
+    labeller, max_history = open_labeller(config, dataset, ids, inputs)
     details = describe_export(config, inputs, dataset, ids, max_history)
     earlier = open_reused(config, inputs, dataset, ids, max_history, details[-1])
     return exporter.Exporter(labeller, *details, earlier=earlier)
@@ -89,22 +90,22 @@ def open_exporter_on_node(config: Config, fingerprints: list[str]) -> exporter.E
     return open_exporter(config, read_inputs_on_node(config, fingerprints))
 
 
-def open_labeller(
-    config: Config, dataset: Dataset, ids: SemanticIDs, teachers: list[Artifact], networks: list[Artifact]
-) -> tuple[Labeller, int]:
+def open_labeller(config: Config, dataset: Dataset, ids: SemanticIDs, inputs: Inputs) -> tuple[Labeller, int]:
     """Build the labeller that the config describes; returns also how many items of history it reads."""
     from distill.teachers.build import build_labeller  # torch is not needed where the work is finished
     from distill.teachers.language_model import EngineLabeller
 
-    engines = [open_engine(config, dataset, ids, teacher) for teacher in teachers]
+    engines = [open_engine(config, dataset, ids, teacher) for teacher in inputs.teachers]
     labellers = [EngineLabeller(engine, dataset, config.batch_size) for engine in engines]
     max_history = min((engine.data.max_history for engine in engines), default=MAX_HISTORY)
     if config.mix.keys() == {"llm"} and not config.folds:
         return labellers[0], max_history
-    item_model = open_item_model(networks[0], dataset, config) if networks else None
+    item_model = open_item_model(inputs.networks[0], dataset, config) if inputs.networks else None
+    texts = text_vectors(inputs.texts[0], dataset.n_items) if inputs.texts else None
     mixture = build_labeller(
-        config.mix, config.folds, dataset, ids, config.exclude_bought, lambda fold: labellers[fold or 0], item_model
-    )
+        config.mix, config.folds, dataset, ids, config.exclude_bought, lambda fold: labellers[fold or 0], item_model,
+        texts,
+    )  # fmt: skip
     return mixture, max_history
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.data.dataset import Dataset
-from distill.evaluation.inputs import text_vectors
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
+from distill.semantic_ids.embeddings import text_vectors
 from student.memory_config import MemorySettings, check
 
 

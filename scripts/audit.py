@@ -12,10 +12,10 @@ from jsonargparse.typing import PositiveInt
 
 from distill.data.dataset import Dataset
 from distill.evaluation.audit import as_markdown, audit
-from distill.evaluation.inputs import read_embeddings, text_vectors
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.config import JobSettings, run
+from distill.semantic_ids.embeddings import read_embeddings, text_vectors
 
 
 @dataclass(frozen=True)

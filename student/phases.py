@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.data.dataset import Dataset, Examples
-from distill.evaluation.inputs import text_vectors
 from distill.labels.store import LabelStore
 from distill.runtime.artifacts import Artifact
 from distill.runtime.logs import log
 from distill.runtime.models import count_parameters
 from distill.runtime.sharding import trainable_state, unsharded
+from distill.semantic_ids.embeddings import text_vectors
 from distill.semantic_ids.ids import SemanticIDs
 from distill.teachers.engine import Engine
 from distill.teachers.forced import CachedTeacher, EngineTeacher, ForcedTeacher

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from distill.data.dataset import Examples, batches_by_length
 from distill.data.histories import last_items
-from distill.evaluation.inputs import text_vectors
 from distill.metrics import hit_ranks, ndcg
 from distill.ranking import mask_history, top_items
 from distill.runtime import models
 from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 from distill.runtime.logs import log
+from distill.semantic_ids.embeddings import text_vectors
 from student.config import BaselineConfig
 from student.item_batches import ItemBatch
 from student.item_recommender import ItemRecommender, last_places

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from distill.baselines import names
 from distill.data.demo import simulator
@@ -19,6 +17,7 @@ from distill.runtime.artifacts import Artifact
 from distill.runtime.commands import command_for
 from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
+from distill.semantic_ids.embeddings import read_embeddings, text_vectors
 from distill.semantic_ids.ids import SemanticIDs
 from distill.semantic_ids.lineage import adopt_teacher
 
@@ -235,25 +234,3 @@ def item_vectors(embeddings: Artifact | None, ids: SemanticIDs | None, n_items: 
     if embeddings is None:
         return np.eye(ids.codebook_size)[ids.codes].reshape(n_items, -1)
     return read_embeddings(embeddings, n_items)
-
-
-def text_vectors(embeddings: Artifact, n_items: int) -> np.ndarray:
-    """Read the text part of the embeddings [n_items, dim]: without dimensions that tell what is bought together.
-
-    Raises:
-        UserError: the table has another length than the catalogue.
-    """
-    vectors, space = read_embeddings(embeddings, n_items), embeddings.folder / "space.json"
-    if not space.is_file():
-        return vectors
-    mean = np.array(json.loads(space.read_text())["mean"])  # of the texts, followed by zeros
-    size = np.flatnonzero(mean).max(initial=-1) + 1
-    return vectors[:, :size] if size else vectors
-
-
-def read_embeddings(embeddings: Artifact, n_items: int) -> np.ndarray:
-    """Read all dimensions of the embeddings [n_items, dim]."""
-    vectors = load_file(embeddings.folder / "embeddings.safetensors")["embeddings"]
-    if len(vectors) != n_items:
-        raise UserError(f"{embeddings.folder} holds {len(vectors)} embeddings, the catalogue {n_items} items.")
-    return vectors

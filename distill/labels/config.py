@@ -15,7 +15,7 @@ from distill.runtime.errors import UserError
 from distill.runtime.launch import process_count, process_number
 from distill.runtime.ray_settings import RaySettings, check_ray
 
-TEACHERS = ("llm", "transitions", "distance", "statistics", "item_model")
+TEACHERS = ("llm", "transitions", "distance", "statistics", "item_model", "content")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class FolderSettings:
     """Semantic IDs artifact (default: RUN/semantic_ids)."""
     teacher: Path | None = None
     """Teacher artifact (default: RUN/teacher); with folds its neighbours teacher-fold0, teacher-fold1, ... are read."""
+    embeddings: Path | None = None
+    """Embeddings of the items' texts, for content (default: RUN/embeddings)."""
     output: Path | None = None
     """Where the labels go (default: RUN/soft_labels)."""
     reuse: Path | None = None
@@ -46,8 +48,8 @@ class TeacherSettings:
 
     mix: dict[str, float] = field(default_factory=lambda: {"llm": 1.0})
     """Teachers and their weights: llm (the teacher artifact), transitions (counts, leave-one-out), distance and
-    statistics (paper, Appendix B), item_model (a trained network over items); "llm=0.7,transitions=0.3" for short.
-    Without llm no teacher artifact is read."""
+    statistics (paper, Appendix B), item_model (a trained network over items), content (the similarity of texts);
+    "llm=0.7,transitions=0.3" for short. Without llm no teacher artifact is read."""
     item_model: Path | None = None
     """The network of item_model: a SASRec, GRU4Rec, FMLP-Rec or SETRec (default: RUN/baselines/setrec)."""
     item_temperature: PositiveFloat = field(default=1.0, metadata=IF_CHANGED)
@@ -165,6 +167,8 @@ def check(config: Config) -> None:
         raise UserError("--folds needs a network for each fold, and --item_model is one; leave one of them out.")
     if "item_model" not in config.mix and (config.item_model or config.item_temperature != 1):
         raise UserError("--item_model and --item_temperature are for --mix item_model=1, alone or beside others.")
+    if config.embeddings and "content" not in config.mix:
+        raise UserError("--embeddings are the texts that content compares: --mix content=1, alone or beside others.")
     if config.features and (config.mix.keys() != {"llm"} or config.engine != "hf"):
         raise UserError("--features are hidden states of a language model in PyTorch: --mix llm=1 --engine hf.")
     if not config.features and config.feature_layers != list(LAST_LAYER):

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from distill.runtime.artifacts import Artifact
 from distill.runtime.commands import command_for
 from distill.runtime.errors import UserError
 from distill.runtime.parquet import id_column, read_parquet
@@ -64,6 +65,28 @@ def load(folder: Path, names: list[str]) -> np.ndarray:
                     f"{path}: the embedding of item {rows[0]} ({names[rows[0]]!r}) {problem}{more}. {remedy}"
                 )
     return embeddings
+
+
+def text_vectors(embeddings: Artifact, n_items: int) -> np.ndarray:
+    """Read the text part of the embeddings [n_items, dim]: without dimensions that tell what is bought together.
+
+    Raises:
+        UserError: the table has another length than the catalogue.
+    """
+    vectors, space = read_embeddings(embeddings, n_items), embeddings.folder / "space.json"
+    if not space.is_file():
+        return vectors
+    mean = np.array(json.loads(space.read_text())["mean"])  # of the texts, followed by zeros
+    size = np.flatnonzero(mean).max(initial=-1) + 1
+    return vectors[:, :size] if size else vectors
+
+
+def read_embeddings(embeddings: Artifact, n_items: int) -> np.ndarray:
+    """Read all dimensions of the embeddings [n_items, dim]."""
+    vectors = load_file(embeddings.folder / FILE)["embeddings"]
+    if len(vectors) != n_items:
+        raise UserError(f"{embeddings.folder} holds {len(vectors)} embeddings, the catalogue {n_items} items.")
+    return vectors
 
 
 def memory_map(path: Path) -> np.ndarray:

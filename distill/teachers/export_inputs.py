@@ -26,19 +26,28 @@ MAX_HISTORY = 20  # items of history where no language model limits them (paper:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The artifacts that an export reads; `networks` are those over items, `reused` are labels of an earlier data set.
+    """The artifacts that an export reads.
 
     All but the last must agree on what they were made from.
+
+    Attributes:
+        dataset: its examples are labelled.
+        semantic_ids: whose codewords get probabilities.
+        teachers: language models, one a fold.
+        networks: over items, of the mix's `item_model`; one or none.
+        texts: embeddings, of the mix's `content`; one or none.
+        reused: labels of an earlier data set.
     """
 
     dataset: Artifact
     semantic_ids: Artifact
     teachers: list[Artifact]
     networks: list[Artifact]
+    texts: list[Artifact]
     reused: Artifact | None = None
 
     def __iter__(self) -> Iterator[Artifact]:
-        return iter([self.dataset, self.semantic_ids, *self.teachers, *self.networks])
+        return iter([self.dataset, self.semantic_ids, *self.teachers, *self.networks, *self.texts])
 
     def fingerprints(self) -> list[str]:
         """Return the fingerprint of each."""
@@ -73,7 +82,7 @@ def read_inputs(config: Config) -> Inputs:
     teachers = read_teachers(config.teacher or config.run / "teacher", config)
     reused = artifacts.read(config.reuse, "soft_labels") if config.reuse else None
     teachers = [adopt_teacher(teacher, ids) for teacher in teachers]
-    return Inputs(dataset, ids, teachers, read_item_model(config), reused)
+    return Inputs(dataset, ids, teachers, read_item_model(config), read_texts(config), reused)
 
 
 def read_item_model(config: Config) -> list[Artifact]:
@@ -85,6 +94,17 @@ def read_item_model(config: Config) -> list[Artifact]:
         return []
     network = artifacts.read(config.item_model or config.run / "baselines" / "setrec", "baseline")
     return [replace(network, role=f"item_teacher-{network.fingerprint[:8]}")]
+
+
+def read_texts(config: Config) -> list[Artifact]:
+    """Open the embeddings of the items' texts; none where nothing compares them.
+
+    The role holds their fingerprint: they may be others than those that the semantic IDs were made from.
+    """
+    if "content" not in config.mix:
+        return []
+    embeddings = artifacts.read(config.embeddings or config.run / "embeddings", "embeddings")
+    return [replace(embeddings, role=f"content-{embeddings.fingerprint[:8]}")]
 
 
 def read_inputs_on_node(config: Config, fingerprints: list[str]) -> Inputs:
@@ -174,7 +194,7 @@ def describe_export(
         tuple(config.feature_layers),
     )  # fmt: skip
     sources = {
-        "teacher": " ".join(source.fingerprint for source in [*inputs.teachers, *inputs.networks]),
+        "teacher": " ".join(source.fingerprint for source in [*inputs.teachers, *inputs.networks, *inputs.texts]),
         "mix": config.mix,
         "semantic_ids": inputs.semantic_ids.fingerprint,
         "dataset": inputs.dataset.fingerprint,

@@ -11,11 +11,11 @@ from distill.data.histories import last_items
 from distill.evaluation.baseline_systems import Baseline, choose_floor
 from distill.evaluation.config import EvaluationSettings
 from distill.evaluation.evaluate import Evaluation
-from distill.evaluation.inputs import text_vectors
 from distill.evaluation.measures import beam_missed, measure_reach
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.semantic_ids import embeddings
+from distill.semantic_ids.embeddings import text_vectors
 
 N_ITEMS = 40
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +21,14 @@ from distill.labels import labeller
 from distill.labels.config import Config, TeacherSettings, check
 from distill.labels.labeller import LabelRequest
 from distill.labels.store import LabelStore
+from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.config import parse
 from distill.runtime.errors import UserError
+from distill.semantic_ids import embeddings
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from distill.teachers import build, item_teacher, transitions
+from distill.teachers.content import TEMPERATURES, ContentTeacher
 from distill.teachers.cross_fitting import FoldedLabeller, read_teachers
 from distill.teachers.heuristics import DistanceTeacher, StatisticsTeacher
 from distill.teachers.item_teacher import ItemLabeller, ScoreTeacher, codeword_marginals, leaf_probabilities
@@ -336,6 +340,46 @@ def test_folds_see_nothing_of_their_users(shop):
     np.testing.assert_allclose(folded.log_prob(examples, labels.candidates), labels.scores, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def texts():
+    return np.random.default_rng(7).normal(size=(N_ITEMS, 5))
+
+
+def content_naive(texts, history, settings, temperature, target, exclude_bought):
+    """softmax(cosine / τ) item by item; an item of the history cannot be recommended, unless it is the target."""
+    centred = [vector - texts.mean(0) for vector in texts]
+    unit = [vector / np.sqrt((vector**2).sum()) for vector in centred]
+    read = history[history != PAD][::-1][: settings.last]
+    profile = sum(settings.recency**place * unit[item] for place, item in enumerate(read))
+    weights = []
+    for item in range(N_ITEMS):
+        cosine = profile @ unit[item] / np.sqrt((profile**2).sum())
+        hidden = exclude_bought and item in read and item != target
+        weights.append(0.0 if hidden else np.exp(cosine / temperature))
+    return np.array(weights) / sum(weights)
+
+
+@pytest.mark.parametrize("exclude_bought", [True, False])
+def test_content_as_a_teacher(shop, texts, exclude_bought):
+    teacher = ContentTeacher.tune(shop, texts, exclude_bought)
+    valid, settings = shop.examples("valid", 20), teacher.content.settings
+
+    def chance(row, temperature):
+        where = valid.histories[row], settings, temperature, valid.targets[row], exclude_bought
+        return content_naive(texts, *where)[valid.targets[row]]
+
+    likelihood = [sum(np.log(chance(row, value)) for row in range(len(valid))) for value in TEMPERATURES]
+    assert teacher.temperature == TEMPERATURES[int(np.argmax(likelihood))]
+    examples = shop.examples("train", 20)
+    found = teacher.probabilities(examples, exclude_bought)
+    for row, (history, target) in enumerate(zip(examples.histories, examples.targets, strict=True)):
+        expected = content_naive(texts, history, settings, teacher.temperature, target, exclude_bought)
+        np.testing.assert_allclose(found[row], expected, atol=1e-6)
+    assert teacher.facts() == {
+        "teacher": "content", "temperature": teacher.temperature, "recency": settings.recency, "last": settings.last
+    }  # fmt: skip
+
+
 class Recorded:
     """Stands in for a language model."""
 
@@ -345,8 +389,8 @@ class Recorded:
 
 
 @pytest.mark.parametrize("folds", [0, 2])
-@pytest.mark.parametrize("mix", [{"statistics": 1.0}, {"llm": 7.0, "transitions": 2.0, "distance": 1.0}])
-def test_made_from_a_config(shop, codes, trie, mix, folds):
+@pytest.mark.parametrize("mix", [{"statistics": 1.0}, {"llm": 7.0, "transitions": 2.0, "content": 1.0}])
+def test_made_from_a_config(shop, codes, trie, texts, mix, folds):
     ids = SemanticIDs(None, [], codes, SIZE)
     asked = []
 
@@ -354,7 +398,7 @@ def test_made_from_a_config(shop, codes, trie, mix, folds):
         asked.append(fold)
         return Recorded(trie, fold)
 
-    made = build.build_labeller(mix, folds, shop, ids, True, llm)
+    made = build.build_labeller(mix, folds, shop, ids, True, llm, texts=texts if "content" in mix else None)
     assert asked == ([] if "llm" not in mix else [0, 1] if folds else [None])
     examples = shop.examples("train", 6)
     found = made.label(examples, request(), labeller.no_progress)
@@ -363,8 +407,8 @@ def test_made_from_a_config(shop, codes, trie, mix, folds):
     for number in range(max(folds, 1)):
         data = shop.without_fold(folds, number) if folds else shop
         teachers = {
-            "llm": random_teacher(5), "transitions": tuned.on(data), "distance": DistanceTeacher(codes),
-            "statistics": StatisticsTeacher(data),
+            "llm": random_teacher(5), "transitions": tuned.on(data), "statistics": StatisticsTeacher(data),
+            "content": ContentTeacher.tune(shop, texts, True),
         }  # fmt: skip
         parts = [ItemLabeller(teachers[name], trie, True) for name in mix]
         rows = np.flatnonzero(fold == number)
@@ -386,6 +430,7 @@ def test_made_from_a_config(shop, codes, trie, mix, folds):
         ({"mix": {"llm": float("nan")}}, "mix.llm is nan"),
         ({"mix": {}}, "expected a teacher or more"),
         ({"folds": 1}, "--folds 1"),
+        ({"embeddings": Path("x")}, "--mix content=1"),
         ({"folds": 2, "engine": "vllm"}, "vLLM holds one"),
     ],
 )
@@ -408,12 +453,14 @@ def test_a_mix_on_the_command_line(words):
     assert config.mix == {"llm": 0.7, "transitions": 0.3} and config.width == 7
 
 
-def test_labels_without_a_language_model(shop, codes, tmp_path):
-    """The whole entry: no teacher artifact, labels of two counting teachers by folds, read back."""
+def test_labels_without_a_language_model(shop, codes, texts, tmp_path):
+    """The whole entry: no teacher artifact, labels of counts and texts by folds, read back."""
     with ArtifactJob("semantic_ids", Nothing(), tmp_path / "semantic_ids").write() as folder:
         write_codes(folder, [f"i{number}" for number in range(N_ITEMS)], codes)
         write_json(folder / "report.json", {"codebook_size": SIZE})
-    mix = {"transitions": 0.8, "statistics": 0.2}
+    with ArtifactJob("embeddings", Nothing(), tmp_path / "embeddings").write() as folder:
+        embeddings.write(folder, texts, [f"i{number}" for number in range(N_ITEMS)])
+    mix = {"transitions": 0.7, "statistics": 0.2, "content": 0.1}
     config = Config(
         run=tmp_path, dataset=shop.artifact.folder, mix=mix, folds=2, shard_rows=20, width=6, keep=5, encoding="fp16"
     )
@@ -424,12 +471,16 @@ def test_labels_without_a_language_model(shop, codes, tmp_path):
     rows = np.array([keys.index(key) for key in zip(examples.users, examples.positions, strict=True)])
     exclude_bought = shop.resolve_exclude_bought(None)
     ids = SemanticIDs.load(tmp_path / "semantic_ids")
-    expected = build.build_labeller(mix, 2, shop, ids, exclude_bought, None).label(
+    vectors = texts.astype(np.float32)
+    expected = build.build_labeller(mix, 2, shop, ids, exclude_bought, None, texts=vectors).label(
         examples, LabelRequest(6, 5, exclude_bought), labeller.no_progress
     )
     assert labels.candidates(rows).tolist() == expected.candidates.tolist()
     np.testing.assert_array_equal(labels.log_probs(rows), expected.log_probs.astype(np.float16))
     assert store.index["labeller"]["folds"] == 2 and store.index["mix"] == mix
+    made_from = artifacts.read(tmp_path / "embeddings", "embeddings").fingerprint
+    assert store.artifact.inputs[f"embeddings/content-{made_from[:8]}"] == made_from
+    assert made_from in store.index["teacher"]
 
 
 def test_teachers_of_the_folds(tmp_path):
