@@ -100,11 +100,11 @@ def open_labeller(config: Config, dataset: Dataset, ids: SemanticIDs, inputs: In
     max_history = min((engine.data.max_history for engine in engines), default=MAX_HISTORY)
     if config.mix.keys() == {"llm"} and not config.folds:
         return labellers[0], max_history
-    item_model = open_item_model(inputs.networks[0], dataset, config) if inputs.networks else None
+    networks = [open_item_model(network, dataset, config) for network in inputs.networks]
     texts = text_vectors(inputs.texts[0], dataset.n_items) if inputs.texts else None
     mixture = build_labeller(
-        config.mix, config.folds, dataset, ids, config.exclude_bought, lambda fold: labellers[fold or 0], item_model,
-        texts,
+        config.mix, config.folds, dataset, ids, config.exclude_bought, lambda fold: labellers[fold or 0],
+        lambda fold: networks[fold or 0], texts,
     )  # fmt: skip
     return mixture, max_history
 

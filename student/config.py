@@ -392,6 +392,12 @@ class BaselineConfig(
     """Cross-entropy to the next items (setrec and dreamrec: the loss of their papers); plus gamma times the
     cross-entropy to the teacher's candidates (list), the ranking loss over them, equation (14), or both. dreamrec: ce
     alone."""
+    folds: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
+    """Cross-fitting: leave the users of one of so many folds out of the training, so that this network can label them
+    (`export_soft_labels.py --folds`); 0: all users train it."""
+    fold: NonNegativeInt = field(default=0, metadata=IF_CHANGED)
+    """Which fold is left out, from 0; the output is then RUN/folds/NETWORK-fold<i> by default, and --sasrec
+    RUN/folds/sasrec-fold<i>."""
     dim: PositiveInt = 64
     """Size of an item's embedding, or of its tokens."""
     layers: PositiveInt | None = None
@@ -413,4 +419,8 @@ class BaselineConfig(
     @property
     def output_folder(self) -> Path:
         name = self.network if self.loss == "ce" else f"{self.network}-{self.loss}"
-        return self.output or self.run / "baselines" / name
+        return self.output or self.default_place(name)
+
+    def default_place(self, name: str) -> Path:
+        """Return where the network of a name goes by default; one of a fold is no row of the evaluation."""
+        return self.run / "folds" / f"{name}-fold{self.fold}" if self.folds else self.run / "baselines" / name

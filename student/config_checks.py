@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distill.data.splits import check_folds
 from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
 from student import variants
@@ -168,6 +169,9 @@ def check_baseline(config: BaselineConfig) -> None:
         raise UserError(f"--list_loss {config.list_loss} compares students of semantic IDs; {config.network} has none.")
     if config.network in ("lite-llm4rec", "e4srec") and not config.base and config.dim % 8:
         raise UserError(f"--dim is {config.dim}; expected a multiple of 8, for a LLaMA of four heads of even size.")
+    check_folds(config.folds, config.fold)
+    if config.folds and config.loss != "ce":
+        raise UserError("--folds are for networks that label; one that is taught labels nobody. Take --loss ce.")
     if config.dim % 2:
         raise UserError(f"--dim is {config.dim}; expected an even number, for two attention heads.")
 

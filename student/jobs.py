@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distill.data.dataset import Dataset
 from distill.runtime import artifacts, machines
 from distill.runtime.artifacts import Artifact, ArtifactJob
-from distill.runtime.commands import COMMANDS
+from distill.runtime.commands import COMMANDS, command_for
 from distill.runtime.errors import UserError
 from distill.runtime.launch import is_main_process
 from distill.runtime.logs import log
@@ -242,11 +242,19 @@ def read_cf_source(config: BaselineConfig) -> list[Artifact]:
     """Open the network whose item embeddings SETRec's CF tokens, E4SRec or DreamRec read; none for others.
 
     The role holds its fingerprint, as that of texts does.
+
+    Raises:
+        UserError: no such network, or one that was trained on users whom this one must not know.
     """
     reads_it = config.network == "e4srec" or (config.network == "setrec" and config.setrec.cf)
     if not reads_it and (config.network != "dreamrec" or config.sasrec is None):
         return []
-    artifact = artifacts.read(config.sasrec or config.run / "baselines" / "sasrec", "baseline")
+    artifact = artifacts.read(config.sasrec or config.default_place("sasrec"), "baseline")
+    if config.folds and (artifact.config.get("folds"), artifact.config.get("fold")) != (config.folds, config.fold):
+        raise UserError(
+            f"{artifact.folder} has seen the users of fold {config.fold}. Make one that has not: "
+            + command_for("baseline", config.default_place("sasrec"), f"--folds {config.folds} --fold {config.fold}")
+        )
     return [replace(artifact, role=f"cf_source-{artifact.fingerprint[:8]}")]
 
 

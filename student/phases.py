@@ -195,7 +195,8 @@ def build_item_model(
         torch.set_num_threads(config.threads)
     dataset = Dataset.load(folders[0])
     store = LabelStore.open(folders[1]) if config.loss != "ce" else None
-    windows, candidates = read_windows(dataset, store, config.max_history)
+    seen = dataset.without_fold(config.folds, config.fold) if config.folds else dataset
+    windows, candidates = read_windows(seen, store, config.max_history)
     sampler = ItemBatchSampler(windows, candidates, config, acc.process_index, acc.num_processes)
     with unsharded(acc):
         model = build_item_network(config, dataset.n_items, texts, source).to(acc.device)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from distill.data.splits import check_folds
 from distill.runtime.config import IF_CHANGED, HistoryLength, JobSettings, LaunchSettings, Seed, suggest
 from distill.runtime.errors import UserError
 
@@ -279,8 +280,7 @@ def check(config: Config) -> None:
     """
     check_tasks(config)
     has_base = config.base is not None or config.warm_start is not None
-    if config.folds == 1 or config.fold >= max(config.folds, 1):
-        raise UserError(f"--fold {config.fold} of --folds {config.folds}; expected 2 folds or more, counted from 0.")
+    check_folds(config.folds, config.fold)
     if config.folds and config.warm_start:
         raise UserError("--warm_start starts from a teacher that has seen the users of every fold; leave --folds out.")
     if config.utilisation > 1:

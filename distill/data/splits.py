@@ -17,6 +17,20 @@ def assign_folds(users: np.ndarray, folds: int) -> np.ndarray:
     return (mixed * np.uint64(folds) >> np.uint64(32)).astype(np.int64)
 
 
+def check_folds(folds: int, fold: int) -> None:
+    """Refuse a fold that there is not.
+
+    Args:
+        folds: how many; 0: no cross-fitting.
+        fold: which one, from 0.
+
+    Raises:
+        UserError: a single fold, or a number too large.
+    """
+    if folds == 1 or fold >= max(folds, 1):
+        raise UserError(f"--fold {fold} of --folds {folds}; expected 2 folds or more, counted from 0.")
+
+
 def leave_one_out(offsets: np.ndarray) -> np.ndarray:
     """Return the positions in each sequence where its training part and its validation part end.
 

@@ -51,11 +51,13 @@ class TeacherSettings:
     statistics (paper, Appendix B), item_model (a trained network over items), content (the similarity of texts);
     "llm=0.7,transitions=0.3" for short. Without llm no teacher artifact is read."""
     item_model: Path | None = None
-    """The network of item_model: a SASRec, GRU4Rec, FMLP-Rec or SETRec (default: RUN/baselines/setrec)."""
+    """The network of item_model: a SASRec, GRU4Rec, FMLP-Rec or SETRec (default: RUN/baselines/setrec); with folds its
+    neighbours NAME-fold0, NAME-fold1, ... are read (default: RUN/folds/setrec)."""
     item_temperature: PositiveFloat = field(default=1.0, metadata=IF_CHANGED)
     """Temperature of item_model: divides its scores."""
     folds: NonNegativeInt = 0
-    """Cross-fitting: users of fold i are labelled by teacher-fold<i>, or by counts without them; 0: none."""
+    """Cross-fitting: users of fold i are labelled by teacher-fold<i>, a network of that fold, or counts without them;
+    0: none."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,6 @@ def check(config: Config) -> None:
             raise UserError(f"mix.{name} is {weight}; expected a weight above 0, or leave {name} out.")
     if not config.mix:
         raise UserError("--mix is empty; expected a teacher or more, such as llm=0.7,transitions=0.3.")
-    if "item_model" in config.mix and config.folds:
-        raise UserError("--folds needs a network for each fold, and --item_model is one; leave one of them out.")
     if "item_model" not in config.mix and (config.item_model or config.item_temperature != 1):
         raise UserError("--item_model and --item_temperature are for --mix item_model=1, alone or beside others.")
     if config.embeddings and "content" not in config.mix:

@@ -25,7 +25,7 @@ def build_labeller(
     ids: SemanticIDs,
     exclude_bought: bool,
     language_model: Callable[[int | None], Labeller],
-    item_model: ItemTeacher | None = None,
+    item_model: Callable[[int | None], ItemTeacher] | None = None,
     texts: np.ndarray | None = None,
 ) -> Labeller:
     """Build one teacher or a weighted mixture, cross-fitted where there are folds.
@@ -38,7 +38,7 @@ def build_labeller(
         exclude_bought: whether items of the history will not be recommended.
         language_model: returns the language model's labeller that was tuned without the given fold; for None, the one
             that was tuned on all users.
-        item_model: the teacher of that name; None where it is not in the mix.
+        item_model: as `language_model`, for the network over items; None where it is not in the mix.
         texts: vectors of the items' texts [n_items, dim]; None where content is not in the mix.
     """
     trie = Trie.build(ids.codes, ids.codebook_size)
@@ -53,7 +53,7 @@ def build_labeller(
             return ItemLabeller(transitions.on(data), trie, exclude_bought)
         if name == "item_model":
             assert item_model is not None
-            return ItemLabeller(item_model, trie, exclude_bought)
+            return ItemLabeller(item_model(fold), trie, exclude_bought)
         if name == "content":
             assert content is not None
             return ItemLabeller(content, trie, exclude_bought)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,17 +72,31 @@ def read_teachers(folder: Path, settings: TeacherSettings) -> list[Artifact]:
         return []
     if not settings.folds:
         return [artifacts.read(folder, "teacher")]
-    return [_read_fold(folder, settings.folds, fold) for fold in range(settings.folds)]
+    return read_folds(folder, settings.folds, "teacher")
 
 
-def _read_fold(folder: Path, folds: int, fold: int) -> Artifact:
+def read_folds(folder: Path, folds: int, kind: Literal["teacher", "baseline"]) -> list[Artifact]:
+    """Open what was trained without each fold.
+
+    Args:
+        folder: fold i's has `-fold<i>` after this name.
+        folds: how many.
+        kind: language models, or networks over items.
+
+    Raises:
+        UserError: one is missing, or was trained on the users that it would label.
+    """
+    return [_read_fold(folder, folds, fold, kind) for fold in range(folds)]
+
+
+def _read_fold(folder: Path, folds: int, fold: int, kind: Literal["teacher", "baseline"]) -> Artifact:
     path = folder.with_name(f"{folder.name}-fold{fold}")
     place = folder if folder.name == "teacher" else path  # RUN/teacher-fold<i> is the default under folds
-    command = command_for("teacher", place, f"--folds {folds} --fold {fold}")
+    command = command_for(kind, place, f"--folds {folds} --fold {fold}")
     if not path.exists():
-        raise UserError(f"No teacher for fold {fold} at {path}. Make it with: {command}")
-    teacher = artifacts.read(path, "teacher", command)
-    tuned = teacher.config.get("folds"), teacher.config.get("fold")
-    if tuned != (folds, fold):
-        raise UserError(f"{path} was tuned with --folds {tuned[0]} --fold {tuned[1]}. Make it with: {command}")
-    return teacher
+        raise UserError(f"No {kind} for fold {fold} at {path}. Make it with: {command}")
+    made = artifacts.read(path, kind, command)
+    trained = made.config.get("folds", 0), made.config.get("fold", 0)
+    if trained != (folds, fold):
+        raise UserError(f"{path} was trained with --folds {trained[0]} --fold {trained[1]}. Make it with: {command}")
+    return made

@@ -19,7 +19,7 @@ from distill.runtime.artifacts import Artifact
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
 from distill.semantic_ids.lineage import adopt_teacher
-from distill.teachers.cross_fitting import read_teachers
+from distill.teachers.cross_fitting import read_folds, read_teachers
 
 MAX_HISTORY = 20  # items of history where no language model limits them (paper: 20)
 
@@ -34,7 +34,7 @@ class Inputs:
         dataset: its examples are labelled.
         semantic_ids: whose codewords get probabilities.
         teachers: language models, one a fold.
-        networks: over items, of the mix's `item_model`; one or none.
+        networks: over items, of the mix's `item_model`, one a fold.
         texts: embeddings, of the mix's `content`; one or none.
         reused: labels of an earlier data set.
     """
@@ -82,18 +82,22 @@ def read_inputs(config: Config) -> Inputs:
     teachers = read_teachers(config.teacher or config.run / "teacher", config)
     reused = artifacts.read(config.reuse, "soft_labels") if config.reuse else None
     teachers = [adopt_teacher(teacher, ids) for teacher in teachers]
-    return Inputs(dataset, ids, teachers, read_item_model(config), read_texts(config), reused)
+    return Inputs(dataset, ids, teachers, read_item_models(config), read_texts(config), reused)
 
 
-def read_item_model(config: Config) -> list[Artifact]:
-    """Open the network over items that labels; none where it is not in the mix.
+def read_item_models(config: Config) -> list[Artifact]:
+    """Open the networks over items that label: none, one, or one a fold.
 
-    The role holds its fingerprint: it may be another than the one of that name in the run's table.
+    The role holds the fingerprint: they may be others than those of that name in the run's table.
+
+    Raises:
+        UserError: one is missing, or a fold's was trained on the users that it would label.
     """
     if "item_model" not in config.mix:
         return []
-    network = artifacts.read(config.item_model or config.run / "baselines" / "setrec", "baseline")
-    return [replace(network, role=f"item_teacher-{network.fingerprint[:8]}")]
+    folder = config.item_model or config.run / ("folds" if config.folds else "baselines") / "setrec"
+    networks = read_folds(folder, config.folds, "baseline") if config.folds else [artifacts.read(folder, "baseline")]
+    return [replace(network, role=f"item_teacher-{network.fingerprint[:8]}") for network in networks]
 
 
 def read_texts(config: Config) -> list[Artifact]:

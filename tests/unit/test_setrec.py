@@ -1,6 +1,7 @@
 """SETRec: masks, loss and scores by their definitions, siblings and queries that do not see each other, training."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from student_shop import ITEMS, make_shop, windows_of
 from transformers import T5Config, T5Model
 
 from distill.data.dataset import PAD, Dataset
+from distill.data.splits import assign_folds
 from distill.export_soft_labels import main as export
 from distill.labels.config import Config as ExportConfig
 from distill.labels.config import check as check_export
@@ -26,7 +28,7 @@ from distill.semantic_ids.ids import SemanticIDs
 from student import train
 from student.baseline import main
 from student.config import BaselineConfig, Config
-from student.item_batches import ItemBatchSampler
+from student.item_batches import ItemBatchSampler, cut_windows
 from student.item_recommender import ItemRecommender
 from student.models.setrec import SETRec, SETRecConfig
 from student.models.setrec.trunks import query_mask
@@ -429,10 +431,59 @@ def test_labels_students(shop, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mix": {"item_model": 1.0}, "folds": 2}, "--folds needs a network for each fold"),
         ({"item_model": Path("x")}, "are for --mix item_model=1"),
     ],
 )
 def test_item_models_that_label_are_checked(changes, message):
     with pytest.raises(UserError, match=message):
         check_export(ExportConfig(**changes))
+
+
+def test_cross_fitted_labels(shop, tmp_path):
+    """A fold's network is trained on the other folds' users, as is the SASRec below it, and labels its own users."""
+    run = tmp_path / "run"
+    shutil.copytree(shop, run)
+    fold_of_user = assign_folds(np.arange(Dataset.load(run / "dataset").n_users), 2)
+    for fold in range(2):
+        config = config_of(run, None, epochs=1, folds=2, fold=fold)
+        main(replace(config, network="sasrec", setrec=SETRecSettings()))
+        main(config)
+    dataset, examples = Dataset.load(run / "dataset"), Dataset.load(run / "dataset").examples("train", 20)
+    options = {"encoding": "fp16", "exclude_bought": False, "keep": 4, "folds": 2}
+    export(ExportConfig(run=run, mix={"item_model": 1.0}, output=tmp_path / "folded", **options))
+    rows = LabelStore.open(tmp_path / "folded").read("user", "position", "candidates", "candidate_scores")
+    assert len(rows["user"]) == len(examples)
+    for fold in range(2):
+        recommender = ItemRecommender.from_pretrained(run / f"folds/setrec-fold{fold}")
+        for row in np.flatnonzero(fold_of_user[rows["user"]] == fold)[::9]:
+            history = dataset.sequence(rows["user"][row])[: rows["position"][row]]
+            scores = recommender.score_items(history[None], False)[0].astype(float)
+            expected = scores - np.log(np.exp(scores).sum())
+            assert rows["candidate_scores"][row] == pytest.approx(expected[rows["candidates"][row]], abs=0.02)
+
+    shutil.move(run / "folds/setrec-fold1", tmp_path / "aside")
+    with pytest.raises(UserError, match=r"No baseline for fold 1 .*--folds 2 --fold 1"):
+        export(ExportConfig(run=run, mix={"item_model": 1.0}, output=tmp_path / "labels", **options))
+    shutil.copytree(run / "folds/setrec-fold0", run / "folds/setrec-fold1")
+    with pytest.raises(UserError, match=r"was trained with --folds 2 --fold 0"):
+        export(ExportConfig(run=run, mix={"item_model": 1.0}, output=tmp_path / "labels", **options))
+    with pytest.raises(UserError, match=r"has seen the users of fold 1"):
+        main(config_of(run, tmp_path / "network", folds=2, fold=1, sasrec=run / "baselines/sasrec"))
+    with pytest.raises(UserError, match="expected 2 folds or more, counted from 0"):
+        main(config_of(run, tmp_path / "network", folds=2, fold=2))
+    with pytest.raises(UserError, match="Take --loss ce"):
+        main(config_of(run, tmp_path / "network", folds=2, loss="list"))
+
+
+def test_a_fold_is_left_out_of_training(shop):
+    dataset = Dataset.load(shop / "dataset")
+    source, texts = ([artifacts.read(shop / name, kind)] for name, kind in SOURCES)
+    config = config_of(shop, None, folds=2, fold=1)
+    (phase,) = build_item_model(config, [shop / "dataset"], texts, source, Accelerator(cpu=True)).phases
+    starts = {int(place) for place in phase.sampler.windows.starts}
+    kept = np.flatnonzero(assign_folds(np.arange(dataset.n_users), 2) == 0)
+    assert len(starts) > 0 and starts == {
+        int(start) for start in cut_windows(
+            dataset.values, dataset.offsets[:-1][kept], dataset.training_lengths()[kept], 9, None
+        ).starts
+    }  # fmt: skip

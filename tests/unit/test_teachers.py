@@ -496,7 +496,7 @@ def test_teachers_of_the_folds(tmp_path):
     with pytest.raises(UserError, match=rf"No teacher for fold 1 .* --run {tmp_path} --folds 2 --fold 1$"):
         read_teachers(tmp_path / "teacher", settings)
     write_teacher(1, 3, 1)
-    with pytest.raises(UserError, match=rf"tuned with --folds 3 --fold 1\. .* --run {tmp_path} --folds 2 --fold 1$"):
+    with pytest.raises(UserError, match=rf"trained with --folds 3 --fold 1\. .* --run {tmp_path} --folds 2 --fold 1$"):
         read_teachers(tmp_path / "teacher", settings)
     write_teacher(0, 2, 1, name="small")
     with pytest.raises(UserError, match=rf"--run {tmp_path} --folds 2 --fold 0 --output {tmp_path}/small-fold0$"):
