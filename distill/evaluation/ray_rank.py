@@ -6,7 +6,6 @@ A task names users and positions, whose histories an actor reads from its own co
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,57 +22,23 @@ from distill.evaluation.systems import System
 from distill.runtime import checksums, ray_actors, ray_cluster
 from distill.runtime.artifacts import Artifact
 from distill.runtime.logs import progress_bar
+from distill.runtime.ray_actors import ShardActor, result_schema
 from distill.runtime.ray_settings import RaySettings
 from distill.semantic_ids.ids import SemanticIDs
 
 SHARDS = "ranked"  # folder of the shards in the working folder
 LoadSystem = Callable[[Artifact, Dataset, SemanticIDs | None], System]
-RESULT = pa.schema(
-    {
-        "shard": pa.int64(),
-        "content": pa.large_binary(),  # of the shard's file
-        "node": pa.string(),
-        "problem": pa.string(),  # what the user can mend; or, with a traceback, an error that nobody expected
-        "traceback": pa.string(),
-    }
-)
 
 
-class ShardRanker:
-    """Ranks a shard a call; an actor of Ray Data holds it, with a system, as long as the actor lives.
+class ShardRanker(ShardActor[SystemRanker]):
+    """Ranks shards of users with one system at a time; a task is a row of `shard_tasks`."""
 
-    Args:
-        open_ranker: loads the data set, and returns what ranks.
-        versions: the driver's, from `ray_cluster.versions`.
-    """
+    result = result_schema(("content", pa.large_binary()))  # of the shard's file
 
-    def __init__(self, open_ranker: Callable[[], SystemRanker], versions: dict[str, str]):
-        self.ranker: SystemRanker | None = None
-        self.failure = ray_actors.error_columns(partial(self._open, open_ranker, versions))
-
-    def __call__(self, tasks: pa.Table) -> pa.Table:
-        """Rank a shard.
-
-        Args:
-            tasks: one row of `shard_tasks`.
-
-        Returns:
-            One row of `RESULT`.
-        """
-        (task,) = tasks.to_pylist()
-        columns = self.failure or ray_actors.error_columns(partial(self._rank, task))
-        row = {"shard": task["shard"], "node": socket.gethostname(), **columns}
-        return pa.table({field.name: pa.array([row.get(field.name)], field.type) for field in RESULT})
-
-    def _open(self, open_ranker: Callable[[], SystemRanker], versions: dict[str, str]) -> dict[str, Any]:
-        ray_cluster.check_versions(versions)
-        self.ranker = open_ranker()
-        return {}
-
-    def _rank(self, task: dict[str, Any]) -> dict[str, Any]:
-        assert self.ranker is not None
+    def work(self, tool: SystemRanker, task: dict[str, Any]) -> dict[str, Any]:
+        """Rank a shard; as `ShardActor.work`."""
         users, positions = np.frombuffer(task["examples"], np.int64).reshape(2, -1)
-        return {"content": self.ranker.rank(task["system"], task["split"], users, positions, task["freely"])}
+        return {"content": tool.rank(task["system"], task["split"], users, positions, task["freely"])}
 
 
 def shard_tasks(ranked: RankedShards, split: Split) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from unit.test_evaluation import N_ITEMS, Recorder, evaluation
 from distill.evaluation import ray_rank
 from distill.evaluation.inputs import Inputs
 from distill.evaluation.rank_shards import RankedShards, SystemRanker
-from distill.evaluation.ray_rank import RESULT, ShardRanker, open_ranker_on_node, rank_on_ray, rank_shards, shard_tasks
+from distill.evaluation.ray_rank import ShardRanker, open_ranker_on_node, rank_on_ray, rank_shards, shard_tasks
 from distill.runtime import artifacts, ray_actors, ray_cluster
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
@@ -195,7 +195,7 @@ def test_a_result_is_a_row_of_typed_columns(shop, tmp_path):
     task = shard_tasks(ranked_shards(shop, tmp_path), "test")[0]
     table = ShardRanker(partial(ranker, shop), ray_cluster.versions())(pa.Table.from_pylist([task]))
     (row,) = table.to_pylist()
-    assert table.schema == RESULT and row["shard"] == 0 and row["problem"] is row["traceback"] is None
+    assert table.schema == ShardRanker.result and row["shard"] == 0 and row["problem"] is row["traceback"] is None
 
 
 def test_problems_of_a_node_end_the_evaluation_with_its_name(shop, tmp_path, monkeypatch):
