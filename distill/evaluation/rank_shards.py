@@ -16,6 +16,7 @@ import numpy as np
 from distill.baselines.item_scorer import longest_history
 from distill.data.dataset import Dataset, Examples, Split, order_by_length
 from distill.evaluation.systems import Ranked, System, is_searched_freely, rank_examples
+from distill.runtime import shard_files
 
 Part = Literal["evaluated", "validation"]  # the examples that are evaluated; those by which mixtures are chosen
 
@@ -70,11 +71,11 @@ class RankedShards:
 
     def write(self, shard: RankShard, content: bytes) -> None:
         """Write the file of a shard, what `SystemRanker.rank` returned, whole or not at all."""
-        path = self._path(shard)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        shard_files.write(self._path(shard), content)
+
+    def discard_damaged(self) -> None:
+        """Delete the files of shards that were cut or altered: they are ranked again."""
+        shard_files.discard_damaged(self._path(shard) for shard in self.shards())
 
     def read(self, system: str, part: Part = "evaluated", constrained: bool = True) -> Ranked:
         """Read the lists of a system; those without the trie have no scores.

@@ -132,6 +132,7 @@ def rank_on_ray(
     names = [system_name(artifact) for artifact in inputs.learned()]
     parts = {name: evaluation.parts_of(is_mixed=name == "teacher") for name in names}
     ranked = RankedShards(folder, parts, protocol.batch_size, shard_rows)
+    ranked.discard_damaged()
     if all(ranked.is_ranked(shard) for shard in ranked.shards()):
         return ranked  # nothing is left to do, so no cluster is joined
     open_ranker = partial(

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pytest
+from faults.damage import damage
 from unit.test_counting import make
 from unit.test_evaluation import N_ITEMS, Recorder, evaluation
 
@@ -145,6 +146,23 @@ def test_a_killed_driver_goes_on_from_the_files(shop, tmp_path):
     for path, content in files.items():
         with np.load(path) as after, np.load(io.BytesIO(content)) as before:
             assert all(np.array_equal(after[name], before[name]) for name in before.files if name != "seconds")
+
+
+@pytest.mark.parametrize("kind", ["cut", "flipped", "swapped"])
+def test_a_damaged_shard_is_ranked_again_alone(shop, tmp_path, kind):
+    shards = ranked_shards(shop, tmp_path)
+    rank(shards, partial(ranker, shop))
+    expected = shards.read("a").items
+    shards.discard_damaged()
+    assert all(shards.is_ranked(shard) for shard in shards.shards())
+    damage(tmp_path / "a" / "evaluated-6-12-by-3.npz", tmp_path / "a" / "evaluated-12-18-by-3.npz", kind)
+    shards.discard_damaged()
+    damaged = [number for number, shard in enumerate(shards.shards()) if not shards.is_ranked(shard)]
+    assert len(damaged) == 1 + (kind == "swapped")
+    RANKED.clear()
+    rank(shards, partial(ranker, shop))
+    assert damaged == RANKED
+    np.testing.assert_array_equal(shards.read("a").items, expected)
 
 
 def test_without_a_trained_system_no_cluster_is_joined(shop, tmp_path, monkeypatch):
