@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -44,23 +46,48 @@ def top_by_products(
     Returns:
         Item numbers, best first, -1 where there are no more [users, min(k, n_items)].
     """
-    items = np.full((len(queries), min(k, len(vectors))), PAD)
-    scores = np.full(items.shape, -np.inf, np.float32)
+    return best_products(products_in_blocks(queries, vectors, excluded, block), len(queries), min(k, len(vectors)))[0]
+
+
+def products_in_blocks(
+    queries: np.ndarray, vectors: np.ndarray, excluded: np.ndarray | None = None, block: int = BLOCK
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the first item of each block, and the block's products, -inf where excluded [users, up to block].
+
+    Arguments as `top_by_products`.
+    """
     for start in range(0, len(vectors), block):
         products = queries @ vectors[start : start + block].T
         if excluded is not None:
             inside = (excluded >= start) & (excluded < start + products.shape[1])
             mask_history(products, np.where(inside, excluded - start, PAD), -np.inf)
+        yield start, products
+
+
+def best_products(blocks: Iterable[tuple[int, np.ndarray]], users: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the best of blocks of products.
+
+    Args:
+        blocks: from `products_in_blocks`.
+        users: number of queries.
+        k: items wanted, at most the number of items.
+
+    Returns:
+        Item numbers, best first, equals by number, -1 where there are no more, and their products; both [users, k].
+    """
+    items = np.full((users, k), PAD)
+    scores = np.full(items.shape, -np.inf, np.float32)
+    for start, products in blocks:
         if start == 0:
-            new = top_items(products, items.shape[1], -np.inf)
+            new = top_items(products, k, -np.inf)
             new_scores = scores_of(products, new)
         else:  # few are better than the worst of the list, and none that only equals it comes in
             new, new_scores = _above(products, scores[:, -1:])
             new = np.where(new == PAD, PAD, new + start)
         both, both_scores = np.concatenate([items, new], 1), np.concatenate([scores, new_scores], 1)
-        order = np.argsort(-both_scores, axis=1, kind="stable")[:, : items.shape[1]]
+        order = np.argsort(-both_scores, axis=1, kind="stable")[:, :k]
         items, scores = np.take_along_axis(both, order, axis=1), np.take_along_axis(both_scores, order, axis=1)
-    return np.where(scores > -np.inf, items, PAD)
+    return np.where(scores > -np.inf, items, PAD), scores
 
 
 def scores_of(scores: np.ndarray, items: np.ndarray, missing: float = -np.inf) -> np.ndarray:

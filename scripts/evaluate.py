@@ -78,7 +78,8 @@ def main(config: Config) -> None:
         ranked = None
         if on_ray:
             gpus = 0 if config.device == "cpu" else 1
-            ranked = rank_on_ray(evaluation, inputs, load, folder / SHARDS, config, gpus, config.shard_rows)
+            shards = folder / SHARDS
+            ranked = rank_on_ray(evaluation, inputs, load, MemoryMixture, shards, config, gpus, config.shard_rows)
         table = evaluation.run(inputs.not_learned, systems, MemoryMixture, ranked)
         for lists in outside:
             evaluation.add_outside(lists)

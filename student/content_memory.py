@@ -6,17 +6,20 @@ the history, as in the baseline `content`. Nothing is trained, and items that no
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 
-from distill.baselines.content import Content, ContentSettings
+from distill.baselines.content import LARGE, Content, ContentSettings
 from distill.baselines.mixture import allowed_cosines
+from distill.data.dataset import PAD
+from distill.ranking import BLOCK, best_products, products_in_blocks, scores_of, top_items
 from distill.runtime.errors import UserError
 from student.loading import check_numbers
 from student.transition_memory import TOP
@@ -27,6 +30,22 @@ BOUNDS = {
     **{name: (int, 1, 2**31) for name in ("top", "last")},
     "temperature": (float, 1e-6, 1e6),
 }
+
+
+class Similar(NamedTuple):
+    """What `ContentMemory.search` finds.
+
+    Attributes:
+        items: the best items, -1 for none [users, top].
+        cosines: theirs, -inf for none [users, top].
+        of_known: cosines of the known items, -inf for none and for items that may not be recommended [users, k].
+        totals: log Σ exp(cosine / τ) over all items, by τ [users, 1].
+    """
+
+    items: np.ndarray
+    cosines: np.ndarray
+    of_known: np.ndarray
+    totals: dict[float, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,56 @@ class ContentMemory:
             [users, n_items].
         """
         return allowed_cosines(self.content, histories, exclude_bought)
+
+    def search(
+        self,
+        histories: np.ndarray,
+        known: np.ndarray,
+        temperatures: Sequence[float] | None = None,
+        exclude_bought: bool = True,
+        allowed: np.ndarray | None = None,
+    ) -> Similar:
+        """Find the items whose texts are the most like a history's; in large catalogues some items at a time.
+
+        Args:
+            histories: as for `cosines`.
+            known: item numbers whose cosines are wanted as well, -1 for none [users, k].
+            temperatures: of the softmax; None: the memory's own.
+            exclude_bought: as for `cosines`.
+            allowed: the only items that may be found, a mask [n_items]; None: all.
+        """
+        temperatures, top = temperatures or [self.temperature], min(self.top, len(self.vectors))
+        if len(self.vectors) < LARGE:
+            cosines = self.cosines(histories, exclude_bought)
+            findable = cosines if allowed is None else np.where(allowed, cosines, -np.inf)
+            items = top_items(findable, top, -np.inf)
+            totals = {value: logsumexp(cosines / value, axis=1, keepdims=True) for value in temperatures}
+            return Similar(items, scores_of(cosines, items), scores_of(cosines, known), totals)
+
+        of_known = np.full(known.shape, -np.inf)
+        totals = {value: np.full((len(histories), 1), -np.inf) for value in temperatures}
+
+        def blocks() -> Iterator[tuple[int, np.ndarray]]:
+            profiles, excluded = self.content.profiles(histories), histories if exclude_bought else None
+            for start, products in products_in_blocks(profiles, self.content.unit, excluded, BLOCK):
+                cosines, end = products.astype(np.float64), start + products.shape[1]
+                for value in temperatures:
+                    of_block = logsumexp(cosines / value, axis=1, keepdims=True)
+                    totals[value] = np.logaddexp(totals[value], of_block)
+                inside = (known >= start) & (known < end)
+                here = scores_of(cosines, np.where(inside, known - start, PAD))
+                np.copyto(of_known, here, where=inside)
+                yield start, products if allowed is None else np.where(allowed[start:end], products, -np.inf)
+
+        items, cosines = best_products(blocks(), len(histories), top)
+        return Similar(items, cosines.astype(np.float64), of_known, totals)
+
+    def probabilities_of(self, histories: np.ndarray, items: np.ndarray, exclude_bought: bool = True) -> np.ndarray:
+        """Compute softmax(cosine / τ) of some items, 0 for -1 [users, k]; histories as for `cosines`."""
+        if len(self.vectors) < LARGE:
+            return scores_of(self.probabilities(histories, exclude_bought), items, 0.0)
+        found = self.search(histories, items, None, exclude_bought)
+        return np.exp(found.of_known / self.temperature - found.totals[self.temperature])
 
     def probabilities(self, histories: np.ndarray, exclude_bought: bool = True) -> np.ndarray:
         """Compute softmax(cosine / τ) over the items [users, n_items]; arguments as `cosines`."""

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.special import logsumexp
 
 from distill.baselines.mixture import TEMPERATURES
 from distill.data.dataset import PAD
@@ -125,10 +124,12 @@ def score_mixture(
         exclude_bought: no probability of the memories for items of the history.
     """
     counter = memory.probabilities(histories, exclude_bought).toarray()
-    similar = content.probabilities(histories, exclude_bought) if content else None
+    similar = None
     if items is not None:
         counter = scores_of(counter, items, 0.0)
-        similar = None if similar is None else scores_of(similar, items, 0.0)
+        similar = content.probabilities_of(histories, items, exclude_bought) if content else None
+    elif content:
+        similar = content.probabilities(histories, exclude_bought)
     scores = mixed(log_probs, counter, memory.weight, similar, content.weight if content else 0.0)
     return scores - memory.discount * memory.familiarity(items)
 
@@ -161,10 +162,12 @@ def candidates(
     proposable = counter if allowed is None else (counter @ sp.diags_array(allowed.astype(float))).tocsr()
     proposed = [new_items(top_items(proposable, memory.top), items)]
     if content:
-        cosines = content.cosines(histories, exclude_bought)
         known = np.concatenate([items, *proposed], axis=1)
-        proposable = cosines if allowed is None else np.where(allowed, cosines, -np.inf)
-        proposed.append(new_items(top_items(proposable, content.top, -np.inf), known))
+        found = content.search(histories, known, temperatures, exclude_bought, allowed)
+        new = np.where((found.items[:, :, None] == known[:, None, :]).any(2), PAD, found.items)
+        is_used = (new != PAD).any(0)
+        proposed.append(new[:, is_used])
+        cosines = np.concatenate([found.of_known, np.where(new == PAD, -np.inf, found.cosines)[:, is_used]], axis=1)
     further = np.concatenate(proposed, axis=1)
     items = np.concatenate([items, further], axis=1)
     if further.shape[1]:
@@ -177,11 +180,7 @@ def candidates(
         return result
     by_content = np.zeros(items.shape, dtype=bool)
     by_content[:, items.shape[1] - proposed[1].shape[1] :] = True
-    chosen = scores_of(cosines, items)
-    similar = {
-        temperature: np.exp(chosen / temperature - logsumexp(cosines / temperature, axis=1, keepdims=True))
-        for temperature in temperatures or [content.temperature]
-    }
+    similar = {temperature: np.exp(cosines / temperature - total) for temperature, total in found.totals.items()}
     return result._replace(content=similar, by_content=by_content)
 
 

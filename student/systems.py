@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from distill.baselines import names
 from distill.baselines.content import Content
-from distill.baselines.counting import Transitions
+from distill.baselines.counting import TransitionSettings
 from distill.baselines.mixture import TEMPERATURES
 from distill.data.dataset import Dataset, Examples
 from distill.evaluation.systems import Ranked, System, batches
@@ -22,6 +23,8 @@ from student.memory_mixture import Candidates, MixtureWeights, candidates, join_
 from student.memory_tuning import best_weights
 from student.recommender import Recommender
 from student.transition_memory import TransitionMemory
+
+ALWAYS = ("items", "log_probs", "counter", "familiarity")  # what `Candidates` hold without a content memory
 
 
 class StudentSystem:
@@ -99,17 +102,22 @@ class MemoryMixture:
 
     Args:
         dataset: its training part is counted.
-        transitions: the counter, whose settings are taken over.
+        transitions: how to count.
         content: the similarity of texts; None: the mixture with the counter only.
         top: how many items of each memory join the beams.
         batch_size: users at once.
     """
 
     def __init__(
-        self, dataset: Dataset, transitions: Transitions, content: Content | None, top: int, batch_size: int = 256
+        self,
+        dataset: Dataset,
+        transitions: TransitionSettings,
+        content: Content | None,
+        top: int,
+        batch_size: int = 256,
     ):
         self.batch_size = batch_size
-        self.memory = TransitionMemory.of(dataset, transitions.settings, top=top)
+        self.memory = TransitionMemory.of(dataset, transitions, top=top)
         self.content = ContentMemory.of(content, top=top) if content else None
         self.names = [names.TRANSITIONS] + [names.COUNTER_CONTENT] * bool(content)
         self.weights = {name: MixtureWeights(0.5) for name in self.names}
@@ -139,8 +147,34 @@ class MemoryMixture:
         """As `Mixture.rank`."""
         return proposals.ranked(self.weights[name], beam_width)[0]
 
+    def pack(self, proposals: Candidates) -> dict[str, np.ndarray]:
+        """As `Mixture.pack`."""
+        arrays = {name: getattr(proposals, name) for name in ALWAYS}
+        arrays["items"] = arrays["items"].astype(np.int32)
+        if proposals.content is not None and proposals.by_content is not None:
+            arrays["by_content"] = proposals.by_content
+            arrays |= {f"content-{temperature}": array for temperature, array in proposals.content.items()}
+        return arrays
+
+    def unpack(self, parts: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> Candidates:
+        """As `Mixture.unpack`."""
+        opened = []
+        for rows, arrays in parts:
+            part = Candidates(*(arrays[name] for name in ALWAYS))
+            part = part._replace(items=part.items.astype(np.int64))
+            if "by_content" in arrays:
+                content = {temperature: arrays[f"content-{temperature}"] for temperature in TEMPERATURES}
+                part = part._replace(content=content, by_content=arrays["by_content"])
+            opened.append((rows, part))
+        return join_candidates(opened)
+
     def ranking_scores(
-        self, name: str, system: System, histories: np.ndarray, items: np.ndarray, exclude_bought: bool
+        self,
+        name: str,
+        score: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        histories: np.ndarray,
+        items: np.ndarray,
+        exclude_bought: bool,
     ) -> np.ndarray:
         """As `Mixture.ranking_scores`."""
         weights = self.weights[name]
@@ -149,5 +183,5 @@ class MemoryMixture:
             content = replace(self.content, weight=weights.content_weight, temperature=weights.temperature)
         asked = (histories.tobytes(), items.tobytes())  # all rows ask for the same
         if asked not in self._log_probs:
-            self._log_probs[asked] = system.score_candidates(histories, items)
+            self._log_probs[asked] = score(histories, items)
         return score_mixture(self._log_probs[asked], memory, content, histories, items, exclude_bought)

@@ -14,6 +14,7 @@ import numpy as np
 from distill.baselines.counting import TransitionSettings, reading_weights
 from distill.baselines.item_scorer import CHUNK, best_of, mean_ndcg, recommend, validation_examples
 from distill.data.dataset import Dataset, Examples
+from distill.metrics import hit_ranks, ndcg
 from distill.ranking import top_by_products
 
 LARGE = 100_000  # items from which lists are made without the scores of all items
@@ -94,7 +95,14 @@ class Content:
         examples = validation_examples(dataset, max_users)
         model = Content(vectors)
         models = (model.with_settings(settings) for settings in GRID)
-        return best_of(models, lambda model: mean_ndcg(model, examples, exclude_bought))[0]
+        return best_of(models, lambda model: model.quality(examples, exclude_bought))[0]
+
+    def quality(self, examples: Examples, exclude_bought: bool) -> float:
+        """NDCG@10 over all examples; in large catalogues of lists that are made some items at a time."""
+        if self.n_items < LARGE:
+            return mean_ndcg(self, examples, exclude_bought)
+        ranks = hit_ranks(self.recommend(examples, 10, exclude_bought), examples.targets)
+        return float(ndcg(ranks, 10).sum()) / len(examples)
 
     def with_settings(self, settings: ContentSettings) -> Content:
         """The same embeddings, another way to read histories."""

@@ -21,10 +21,8 @@ TARGET_RANGE_BYTES_A_USER = 56.0
 # of Dataset.examples, which a prompt a target needs besides
 SAMPLE_BYTES = 75.0
 EXAMPLE_BYTES = 200.0
-SCORED_USERS = 256  # distill/evaluation/config.py, batch_size; the baselines bound users by the catalogue's size
 PAIRS_WINDOW = 5  # distill/baselines/counting.py: pairs at most this far apart are counted
 PAIR_BYTES = 2 * 24  # row, column and weight of a pair before pairs are added up: parts, and all of them joined
-SCORE_BYTES = 3 * 8  # distill/ranking.py, _top_dense: scores, their negative, their order
 PATIENCE_HOURS = 24.0  # a pass over the labels that takes longer is called broken
 
 
@@ -171,15 +169,6 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
             PATIENCE_HOURS,
             "hours a pass",
             "each process reads its shards only",
-        ),
-        Limit(
-            "evaluation",
-            "scores of all items for 256 users at once, where texts are mixed with the teacher (--batch_size)",
-            "student/memory_mixture.py",
-            SCORED_USERS * w.items * SCORE_BYTES,
-            h.node_memory,
-            "bytes",
-            "fewer users at once (--batch_size 16), or --content false",
         ),
         Limit(
             "memories",

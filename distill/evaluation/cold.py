@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,24 +77,58 @@ class ColdTargets:
         """
         if score is None or not len(self.sample):
             return _figures(np.empty(0), at, "cold_among_cold")
-        step = max(1, SCORES_AT_ONCE // min(len(self.items), CANDIDATES_AT_ONCE))
+        step = self.users_at_once
         lists = [self._rank(score, self.sample.histories[start : start + step], at, exclude_bought, above)
                  for start in range(0, len(self.sample), step)]  # fmt: skip
         return _figures(hit_ranks(np.concatenate(lists), self.sample.targets), at, "cold_among_cold")
+
+    @property
+    def users_at_once(self) -> int:
+        """For how many users of `sample` scores are asked at once."""
+        return max(1, SCORES_AT_ONCE // max(1, min(len(self.items), CANDIDATES_AT_ONCE)))
+
+    def is_feasible(self, kind: str) -> bool:
+        """Tell whether the cold items can be scored by a system of this kind (`MAX_SCORES`)."""
+        return self.n_scores <= MAX_SCORES.get(kind, np.inf)
+
+    def answer_from(self, scores: np.ndarray) -> ScoreCandidates:
+        """Answer what `measure_scores` asks.
+
+        Args:
+            scores: of what `cold_candidates` yields for `users_at_once` of the sample at a time [sample, n_cold].
+        """
+        answers = {}
+        for start in range(0, len(self.sample), self.users_at_once):
+            rows = slice(start, start + self.users_at_once)
+            first = 0
+            for histories, items in cold_candidates(self.items, self.sample.histories[rows]):
+                answers[histories.tobytes(), items.tobytes()] = scores[rows, first : first + items.shape[1]]
+                first += items.shape[1]
+        return lambda histories, items: answers[histories.tobytes(), items.tobytes()]
 
     def _rank(
         self, score: ScoreCandidates, histories: np.ndarray, at: int, exclude_bought: bool, above: float
     ) -> np.ndarray:
         """Rank the cold items of a few users: item numbers, -1 for none [users, up to K]."""
-        histories = histories[:, : max(1, (histories != PAD).sum(1).max())]
-        parts = np.split(self.items, range(CANDIDATES_AT_ONCE, len(self.items), CANDIDATES_AT_ONCE))
-        scores = np.concatenate([score(histories, np.tile(part, (len(histories), 1))) for part in parts], axis=1)
+        scores = np.concatenate([score(*asked) for asked in cold_candidates(self.items, histories)], axis=1)
         if exclude_bought:
             number = np.full(max(self.items.max(), histories.max()) + 1, PAD)
             number[self.items] = np.arange(len(self.items))
             mask_history(scores, np.where(histories == PAD, PAD, number[histories]), -np.inf)
         top = top_items(scores, at, above)
         return np.where(top == PAD, PAD, self.items[top])
+
+
+def cold_candidates(items: np.ndarray, histories: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield histories without common padding, and some of the cold items to score after each [users, k].
+
+    Args:
+        items: the cold items [n_cold].
+        histories: of a few users [users, length].
+    """
+    histories = histories[:, : max(1, (histories != PAD).sum(1).max())]
+    for part in np.split(items, range(CANDIDATES_AT_ONCE, len(items), CANDIDATES_AT_ONCE)):
+        yield histories, np.tile(part, (len(histories), 1))
 
 
 def _figures(ranks: np.ndarray, at: int, suffix: str) -> dict[str, float | None]:

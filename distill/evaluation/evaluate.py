@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 
 from distill.baselines import counting, names
-from distill.baselines.content import Content
-from distill.baselines.counting import Transitions
 from distill.baselines.item_scorer import longest_history
 from distill.data.dataset import Dataset, Examples
 from distill.evaluation.baseline_systems import Baselines, choose_floor, flattering_figures
-from distill.evaluation.cold import MAX_SCORES, ColdTargets, ScoreCandidates
+from distill.evaluation.cold import ColdTargets, ScoreCandidates
 from distill.evaluation.config import EvaluationSettings
-from distill.evaluation.measures import beam_missed, measure_widths
+from distill.evaluation.measures import Searched, beam_missed, measure_widths, search_width
 from distill.evaluation.outside_lists import OutsideLists
-from distill.evaluation.rank_shards import Part, RankedShards
+from distill.evaluation.rank_shards import COLD, EVALUATED, VALIDATION, Part, RankedShards, part_of_width
 from distill.evaluation.result_table import ResultTable
+from distill.evaluation.shard_work import Work
 from distill.evaluation.systems import (
+    SEARCHING,
+    MakeMixture,
     Mixture,
+    MixtureRecipe,
     Ranked,
     System,
     exact_scores,
@@ -37,9 +39,6 @@ from distill.runtime.errors import UserError
 
 WIDEST = 1000  # beams and lists may be longer than this only where there are more items
 SMALL_CATALOGUE = 2000  # items up to which the teacher's exact scores fit into memory
-
-# (data set, counter, content or None, how many items of each join the beams, batch size) -> mixture
-MakeMixture = Callable[[Dataset, Transitions, Content | None, int, int], Mixture]
 
 
 class Evaluation:
@@ -111,11 +110,8 @@ class Evaluation:
             ranked = self.rank(system)
             self.table.add(system.name, ranked, parameters=system.parameters, **self.measure_model(system, ranked))
             if system.kind == "teacher" and self.settings.mixture_users:
-                content = self.baselines.content if self.settings.content else None
-                sizes = self.settings.mixture_top, self.settings.batch_size
-                self.add_mixtures(
-                    system, ranked, make_mixture(self.dataset, self.baselines.transitions, content, *sizes)
-                )
+                mixture = self.mixture_recipe(make_mixture).open(self.dataset, self.baselines.content)
+                self.add_mixtures(system, ranked, mixture)
         return self.table
 
     def add_not_learned(self, wanted: list[str]) -> None:
@@ -163,11 +159,9 @@ class Evaluation:
             row[f"invalid@{table.at}"] = float((free.items[:, : table.at] < 0).mean())
             table.unconstrained[system.name] = free.items[:, : table.longest]
         if searches and settings.widths:
-            several = self.examples.take(slice(0, settings.width_users))
-            row["widths"] = measure_widths(
-                system, several, settings.widths, self.exclude_bought, table.vectors, settings.batch_size
-            )
-        score = partial(system.ranking_scores, exclude_bought=self.exclude_bought)
+            targets = self.examples.targets[: settings.width_users]
+            row["widths"] = measure_widths(partial(self._search, system), settings.widths, targets, table.vectors)
+        score = self._recorded_scores(system) or partial(system.ranking_scores, exclude_bought=self.exclude_bought)
         return row | self.measure_cold(score, system.kind)
 
     def measure_cold(
@@ -181,26 +175,23 @@ class Evaluation:
             above: only items with a higher score are recommended.
         """
         cold = self.table.cold
-        feasible = cold.n_scores <= MAX_SCORES.get(kind, np.inf)
-        return cold.measure_scores(score if feasible else None, self.table.at, self.exclude_bought, above)
+        return cold.measure_scores(score if cold.is_feasible(kind) else None, self.table.at, self.exclude_bought, above)
 
     def add_mixtures(self, system: System, ranked: Ranked, mixture: Mixture) -> None:
         """Add the rows of the teacher mixed with what learns nothing; the weights are chosen on validation."""
         valid = self.validation
-        beams = self.rank(system, "validation")
-        on_valid = mixture.propose(system, beams, valid, self.exclude_bought, "mixtures on validation")
-        started = time.time()
-        proposals = mixture.propose(system, ranked, self.examples, self.exclude_bought, "mixtures")
-        seconds = ranked.seconds + time.time() - started
+        on_valid, _ = self._propose(mixture, system, self.rank(system, VALIDATION), VALIDATION)
+        proposals, seconds = self._propose(mixture, system, ranked, EVALUATED)
+        seconds += ranked.seconds
+        score = self._recorded_scores(system) or system.score_candidates
         for name in mixture.names:
             choice = mixture.tune(name, on_valid, valid.targets)
             started = time.time()
             items = mixture.rank(name, proposals, self.settings.width)
             both = Ranked(items, np.zeros((len(items), 0)), seconds + time.time() - started)
             further = {"note": f"{choice}, chosen on {len(valid)} validation examples"}
-            further |= self.measure_cold(
-                partial(mixture.ranking_scores, name, system, exclude_bought=self.exclude_bought), system.kind
-            )
+            mixed_score = partial(mixture.ranking_scores, name, score, exclude_bought=self.exclude_bought)
+            further |= self.measure_cold(mixed_score, system.kind)
             self.table.add(f"{system.name}+{name}", both, parameters=system.parameters, **further)
 
     def add_outside(self, lists: OutsideLists) -> None:
@@ -215,25 +206,67 @@ class Evaluation:
         targets = self.dataset.targets("valid", longest_history(self.dataset))
         return targets.take(np.random.default_rng(0).permutation(len(targets))[: self.settings.mixture_users])
 
-    def parts_of(self, is_mixed: bool) -> dict[Part, Examples]:
-        """Return the examples that a trained system ranks.
+    def mixture_recipe(self, make: MakeMixture) -> MixtureRecipe:
+        """Say what the mixture of the teacher's further rows is made of."""
+        content = self.baselines.content if self.settings.content else None
+        reading, sizes = content.settings if content else None, (self.settings.mixture_top, self.settings.batch_size)
+        return MixtureRecipe(make, self.baselines.transitions.settings, reading, *sizes)
+
+    def parts_of(self, kind: str) -> dict[str, Part]:
+        """Return the examples of a trained system that others may work on, and what is to be done for them.
 
         Args:
-            is_mixed: whether it has rows mixed with what learns nothing: the teacher.
+            kind: of the system (`System.kind`).
         """
-        parts: dict[Part, Examples] = {"evaluated": self.examples}
-        if is_mixed and self.settings.mixture_users:
-            parts["validation"] = self.validation
+        settings, cold = self.settings, self.table.cold
+        work = Work(settings.split, settings.batch_size, settings.width)
+        is_mixed = kind == "teacher" and settings.mixture_users > 0
+        parts = {EVALUATED: Part(self.examples, work._replace(freely=True, mixed=is_mixed))}
+        if is_mixed:
+            parts[VALIDATION] = Part(self.validation, work._replace(split="valid", mixed=True))
+        for width in settings.widths if kind in SEARCHING else ():
+            users = self.examples.take(slice(0, settings.width_users))
+            parts[part_of_width(width)] = Part(users, work._replace(width=width, freely=True, whole=True))
+        if len(cold.sample) and cold.is_feasible(kind):
+            parts[COLD] = Part(cold.sample, Work(settings.split, cold.users_at_once, 0))
         return parts
 
-    def rank(self, system: System, part: Part = "evaluated", constrained: bool = True) -> Ranked:
+    def rank(self, system: System, part: str = EVALUATED, constrained: bool = True) -> Ranked:
         """Rank items for examples by this evaluation's protocol, or read what others have ranked by it."""
         if self.ranked_shards:
             return self.ranked_shards.read(system.name, part, constrained)
         settings, title = self.settings, system.name
         title += "" if constrained else " without the trie"
-        title += " on validation" if part == "validation" else ""
-        examples = self.examples if part == "evaluated" else self.validation
+        title += " on validation" if part == VALIDATION else ""
         return rank_examples(
-            system, examples, settings.width, self.exclude_bought, constrained, settings.batch_size, title
+            system,
+            self._examples_of(part),
+            settings.width,
+            self.exclude_bought,
+            constrained,
+            settings.batch_size,
+            title,
         )
+
+    def _examples_of(self, part: str) -> Examples:
+        return self.validation if part == VALIDATION else self.examples
+
+    def _propose(self, mixture: Mixture, system: System, ranked: Ranked, part: str) -> tuple[Any, float]:
+        """Collect what the mixture proposes, or read what others have collected; returns it and the seconds."""
+        if self.ranked_shards:
+            return self.ranked_shards.read_proposals(system.name, part, mixture)
+        started, title = time.time(), "mixtures on validation" if part == VALIDATION else "mixtures"
+        proposals = mixture.propose(system, ranked, self._examples_of(part), self.exclude_bought, title)
+        return proposals, time.time() - started
+
+    def _search(self, system: System, width: int) -> Searched:
+        """Search with another beam width for the first users, or read what others have found."""
+        if self.ranked_shards:
+            return self.ranked_shards.read_width(system.name, width)
+        users = self.examples.take(slice(0, self.settings.width_users))
+        return search_width(system, users, width, self.exclude_bought, self.settings.batch_size)
+
+    def _recorded_scores(self, system: System) -> ScoreCandidates | None:
+        """Return the scores of the cold items that others have computed, for `measure_cold`; None: they have not."""
+        scores = self.ranked_shards.read_cold_scores(system.name) if self.ranked_shards else None
+        return None if scores is None else self.table.cold.answer_from(scores)

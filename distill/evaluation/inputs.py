@@ -89,19 +89,28 @@ class Inputs:
             students=[forget(student) for student in self.students],
         )
 
-    def check_on_node(self) -> None:
+    def check_on_node(self, with_embeddings: bool = False) -> None:
         """Refuse a machine where what trained systems need is missing, or another than where it was opened.
+
+        Args:
+            with_embeddings: whether texts are read there as well.
 
         Raises:
             UserError: names the folder.
         """
-        for artifact in [self.dataset, *([self.semantic_ids] if self.semantic_ids else []), *self.learned()]:
+        optional = [self.semantic_ids, self.embeddings if with_embeddings else None]
+        for artifact in [self.dataset, *(artifact for artifact in optional if artifact), *self.learned()]:
             ray_actors.check_artifact(artifacts.read(artifact.folder, artifact.kind), artifact.fingerprint)
 
 
 def system_name(learned: Artifact) -> str:
     """Name the row of a trained system."""
     return "teacher" if learned.kind == "teacher" and not writes_titles(learned) else learned.folder.name
+
+
+def system_kind(learned: Artifact) -> str:
+    """Tell the kind of a trained system (`System.kind`)."""
+    return "ranker" if writes_titles(learned) else learned.kind
 
 
 def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: ProtocolSettings) -> Inputs:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,13 +88,46 @@ def compare_ndcg(lists: np.ndarray, reference: np.ndarray, targets: np.ndarray, 
     return metrics.paired(ndcg(hit_ranks(lists, targets), k), ndcg(hit_ranks(reference, targets), k))
 
 
+class Searched(NamedTuple):
+    """Items that a system finds with one beam width, best first, -1 for none or an invalid ID, all [users, width].
+
+    Attributes:
+        items: among valid semantic IDs.
+        free: without the trie; None: the system needs it.
+        whole: over all tokens; None: the system has no such search.
+    """
+
+    items: np.ndarray
+    free: np.ndarray | None
+    whole: np.ndarray | None
+
+
+def search_width(
+    system: System, examples: Examples, width: int, exclude_bought: bool, batch_size: int = 256
+) -> Searched:
+    """Search with one beam width, with and without the trie; arguments as `rank_examples`."""
+    title = f"{system.name}, beam width {width}"
+    items = rank_examples(system, examples, width, exclude_bought, True, batch_size, title).items
+    free = None
+    if not system.needs_trie:
+        free = rank_examples(system, examples, width, exclude_bought, False, batch_size, f"{title}, no trie").items
+    return Searched(items, free, search_whole(system, examples, width, batch_size, f"{title}, whole vocabulary"))
+
+
+def search_whole(system: System, examples: Examples, width: int, batch_size: int, title: str = "") -> np.ndarray | None:
+    """Search over all tokens; None where the system has no such search."""
+    items: np.ndarray | None = None
+    for rows, histories in batches(examples, batch_size, title or system.name):
+        whole = system.search_whole_vocabulary(histories, width)
+        if whole is None:
+            return None
+        items = np.empty((len(examples), whole.shape[1]), whole.dtype) if items is None else items
+        items[rows] = whole
+    return items
+
+
 def measure_widths(
-    system: System,
-    examples: Examples,
-    widths: Sequence[int],
-    exclude_bought: bool,
-    vectors: np.ndarray,
-    batch_size: int,
+    search: Callable[[int], Searched], widths: Sequence[int], targets: np.ndarray, vectors: np.ndarray
 ) -> list[dict[str, float | None]]:
     """NDCG and diversity of the first 10, diversity and share of invalid semantic IDs of all beams, for several widths.
 
@@ -103,35 +136,23 @@ def measure_widths(
     search).
 
     Args:
-        system: searches with beams.
-        examples: users that are ranked.
+        search: searches for some users with a beam width.
         widths: beam widths.
-        exclude_bought: as for `System.rank`.
+        targets: item numbers of these users [users].
         vectors: embeddings for diversity [n_items, dim].
-        batch_size: users at once.
     """
     results = []
     for width in sorted(widths):
-        title = f"{system.name}, beam width {width}"
-        valid = rank_examples(system, examples, width, exclude_bought, True, batch_size, title).items
-        invalid = None
-        if not system.needs_trie:
-            free = rank_examples(system, examples, width, exclude_bought, False, batch_size, f"{title}, no trie").items
-            invalid = float((free < 0).mean())
-        ranks = hit_ranks(valid, examples.targets)
-        title = f"{system.name}, beam width {width}, whole vocabulary"
-        whole = [
-            system.search_whole_vocabulary(histories, width) for _, histories in batches(examples, batch_size, title)
-        ]
-        invalid_whole = None if whole[0] is None else float((np.concatenate(whole) < 0).mean())
+        items, free, whole = search(width)
+        ranks = hit_ranks(items, targets)
         results.append({
             "width": width,
             "recall@10": float(recall(ranks, min(10, width)).mean()),
             "ndcg@10": float(ndcg(ranks, min(10, width)).mean()),
-            "diversity@10": float(metrics.diversity(valid, vectors, min(10, width)).mean()),
-            "diversity": float(metrics.diversity(valid, vectors, width).mean()),
-            "invalid": invalid,
-            "invalid_whole": invalid_whole,
+            "diversity@10": float(metrics.diversity(items, vectors, min(10, width)).mean()),
+            "diversity": float(metrics.diversity(items, vectors, width).mean()),
+            "invalid": None if free is None else float((free < 0).mean()),
+            "invalid_whole": None if whole is None else float((whole < 0).mean()),
         })  # fmt: skip
     return results
 

@@ -1,23 +1,37 @@
-"""Ranked lists in shards of users: how examples are divided, how a shard is ranked, and the files of the results.
+"""Ranked lists in shards of users: how examples are divided, and the files of the results.
 
 Shards are cut where one process cuts its batches (`batches_by_length`), so that no number depends on who ranks them.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill.baselines.item_scorer import longest_history
-from distill.data.dataset import Dataset, Examples, Split, order_by_length
-from distill.evaluation.systems import Ranked, System, is_searched_freely, rank_examples
+from distill.data.dataset import Examples, order_by_length
+from distill.evaluation.measures import Searched
+from distill.evaluation.shard_work import PROPOSED, PROPOSED_SECONDS, Work
+from distill.evaluation.systems import Mixture, Ranked
+from distill.runtime import shard_files
 
-Part = Literal["evaluated", "validation"]  # the examples that are evaluated; those by which mixtures are chosen
+EVALUATED = "evaluated"  # parts: all examples that are evaluated
+VALIDATION = "validation"  # those by which mixtures are chosen
+COLD = "cold"  # those for whom the cold items are scored
+
+
+class Part(NamedTuple):
+    """Examples, and what is done for them."""
+
+    examples: Examples
+    work: Work
+
+
+def part_of_width(width: int) -> str:
+    """Name the part of the users who are ranked with another beam width."""
+    return f"width-{width}"
 
 
 class RankShard(NamedTuple):
@@ -26,12 +40,12 @@ class RankShard(NamedTuple):
     Attributes:
         system: its name.
         part: which examples these are some of.
-        start: place of the first of them, the shortest history first.
+        start: place of the first of them: the shortest history first, those with cold targets in their order.
         rows: numbers of the examples [examples of the shard].
     """
 
     system: str
-    part: Part
+    part: str
     start: int
     rows: np.ndarray
 
@@ -41,19 +55,18 @@ class RankedShards:
 
     Args:
         folder: of the files.
-        parts: of each system, the examples to rank.
-        batch_size: users at once.
+        parts: of each system, the examples and what is done for them.
         shard_rows: users of a shard, about: it holds whole batches.
     """
 
-    def __init__(self, folder: Path, parts: Mapping[str, Mapping[Part, Examples]], batch_size: int, shard_rows: int):
-        self.folder, self.parts, self.batch_size = folder, parts, batch_size
-        self.shard_rows = -(-shard_rows // batch_size) * batch_size
-        self._orders = {}
+    def __init__(self, folder: Path, parts: Mapping[str, Mapping[str, Part]], shard_rows: int):
+        self.folder, self.parts, self.shard_rows = folder, parts, shard_rows
+        self._orders: dict[str, np.ndarray] = {}
         for of_system in parts.values():
-            for part, examples in of_system.items():
-                if part not in self._orders:  # the same for all systems
-                    self._orders[part] = order_by_length(examples.histories)
+            for name, (examples, work) in of_system.items():
+                if name not in self._orders:  # the same for all systems
+                    in_order = np.arange(len(examples))
+                    self._orders[name] = order_by_length(examples.histories) if work.width else in_order
 
     def shards(self) -> list[RankShard]:
         """List all shards, those of a system one after the other."""
@@ -70,91 +83,65 @@ class RankedShards:
 
     def write(self, shard: RankShard, content: bytes) -> None:
         """Write the file of a shard, what `SystemRanker.rank` returned, whole or not at all."""
-        path = self._path(shard)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        shard_files.write(self._path(shard), content)
 
-    def read(self, system: str, part: Part = "evaluated", constrained: bool = True) -> Ranked:
+    def discard_damaged(self) -> None:
+        """Delete the files of shards that were cut or altered: they are ranked again."""
+        shard_files.discard_damaged(self._path(shard) for shard in self.shards())
+
+    def read(self, system: str, part: str = EVALUATED, constrained: bool = True) -> Ranked:
         """Read the lists of a system; those without the trie have no scores.
 
         The seconds are those of all shards together, as if one actor had ranked them.
         """
-        users = len(self.parts[system][part])
-        lists: list[np.ndarray | None] = [None, None]
-        seconds = 0.0
+        names = ("items", "scores", "seconds") if constrained else ("free", "seconds")
+        items, *scores, seconds = self._read(system, part, names)
+        lists = items.astype(np.int64)
+        return Ranked(lists, scores[0] if scores else np.zeros((len(lists), 0)), float(seconds.sum()))
+
+    def read_proposals(self, system: str, part: str, mixture: Mixture) -> tuple[Any, float]:
+        """Read what the mixture proposes for a part, as `Mixture.propose` returns it, and the seconds that it took."""
+        packed, seconds = [], 0.0
         for shard in self._shards(system, part):
             with np.load(self._path(shard)) as arrays:
-                seconds += float(arrays["seconds"])
-                for place, name in enumerate(("items", "scores") if constrained else ("free",)):
-                    array, whole = arrays[name], lists[place]
-                    if whole is None:
-                        whole = lists[place] = np.empty((users, array.shape[1]), array.dtype)
-                    whole[shard.rows] = array
-        items, scores = (np.zeros((users, 0)) if array is None else array for array in lists)
-        return Ranked(items.astype(np.int64), scores, seconds)
+                seconds += float(arrays[PROPOSED_SECONDS])
+                names = [name for name in arrays if name.startswith(PROPOSED)]
+                packed.append((shard.rows, {name.removeprefix(PROPOSED): arrays[name] for name in names}))
+        return mixture.unpack(packed), seconds
 
-    def _shards(self, system: str, part: Part) -> list[RankShard]:
-        order = self._orders[part]
-        starts = range(0, len(order), self.shard_rows)
-        return [RankShard(system, part, start, order[start : start + self.shard_rows]) for start in starts]
+    def read_width(self, system: str, width: int) -> Searched:
+        """Read the lists of a system with another beam width."""
+        items, free, whole = self._read(system, part_of_width(width), ("items", "free", "whole"))
+        return Searched(items.astype(np.int64), free if free.size else None, whole if whole.size else None)
+
+    def read_cold_scores(self, system: str) -> np.ndarray | None:
+        """Read the scores of the cold items [users with a cold target, cold items]; None where there are none."""
+        return self._read(system, COLD, ("scores",))[0] if COLD in self.parts[system] else None
+
+    def _read(self, system: str, part: str, names: Sequence[str]) -> list[np.ndarray]:
+        """Join arrays of all shards of a part: rows in the order of the examples, numbers in that of the shards."""
+        shards, lists = self._shards(system, part), [[] for _ in names]
+        for shard in shards:
+            with np.load(self._path(shard)) as arrays:
+                for array, name in zip(lists, names, strict=True):
+                    array.append(arrays[name])
+        order = np.argsort(np.concatenate([shard.rows for shard in shards])) if shards else slice(0, 0)
+        joined = []
+        for parts in lists:
+            if not parts or parts[0].ndim == 0:
+                joined.append(np.array(parts))
+            else:
+                joined.append(np.concatenate(parts)[order])
+        return joined
+
+    def _shards(self, system: str, part: str) -> list[RankShard]:
+        order, work = self._orders[part], self.parts[system][part].work
+        # the cold items are scored for few users at a time, which takes long
+        size = -(-self.shard_rows // work.batch_size) * work.batch_size if work.width else work.batch_size
+        return [RankShard(system, part, start, order[start : start + size]) for start in range(0, len(order), size)]
 
     def _path(self, shard: RankShard) -> Path:
         """Name a file by whatever decides its content beside the job's identity."""
-        name = f"{shard.part}-{shard.start}-{shard.start + len(shard.rows)}-by-{self.batch_size}.npz"
+        batch_size = self.parts[shard.system][shard.part].work.batch_size
+        name = f"{shard.part}-{shard.start}-{shard.start + len(shard.rows)}-by-{batch_size}.npz"
         return self.folder / shard.system / name
-
-
-@dataclass
-class SystemRanker:
-    """Ranks examples with one system at a time.
-
-    Attributes:
-        dataset: of the examples.
-        load: loads a system by its name.
-        width, exclude_bought: as for `System.rank`.
-        batch_size: users at once.
-    """
-
-    dataset: Dataset
-    load: Callable[[str], System]
-    width: int
-    exclude_bought: bool
-    batch_size: int
-    _loaded: dict[str, System] = field(default_factory=dict)
-
-    def rank(self, name: str, split: Split, users: np.ndarray, positions: np.ndarray, freely: bool) -> bytes:
-        """Rank items for some examples.
-
-        Args:
-            name: of the system.
-            split: of the examples.
-            users, positions: of the examples; those of one length after the other, as in one batch.
-            freely: search without the trie as well, where the system can.
-
-        Returns:
-            Content of a file in NumPy's npz format: `items`, `scores`, `free` (items without the trie; 0 columns where
-            there are none) and `seconds`, those of `items`.
-        """
-        system = self._system(name)
-        targets = self.dataset.targets(split, longest_history(self.dataset))
-        examples = targets.take(targets.find(users, positions))
-        ranked = self._rank(system, examples, constrained=True)
-        free = np.zeros((len(examples), 0), np.int32)
-        if freely and is_searched_freely(system):
-            free = self._rank(system, examples, constrained=False).items.astype(np.int32)
-        file = io.BytesIO()
-        np.savez(
-            file, items=ranked.items.astype(np.int32), scores=ranked.scores, free=free, seconds=np.array(ranked.seconds)
-        )
-        return file.getvalue()
-
-    def _rank(self, system: System, examples: Examples, constrained: bool) -> Ranked:
-        return rank_examples(system, examples, self.width, self.exclude_bought, constrained, self.batch_size)
-
-    def _system(self, name: str) -> System:
-        if name not in self._loaded:
-            self._loaded.clear()  # two may not fit
-            self._loaded[name] = self.load(name)
-        return self._loaded[name]

@@ -6,7 +6,6 @@ A task names users and positions, whose histories an actor reads from its own co
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,92 +14,48 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distill.data.dataset import Dataset, Split
+from distill.baselines.content import Content
+from distill.data.dataset import Dataset
 from distill.evaluation.evaluate import Evaluation
-from distill.evaluation.inputs import Inputs, system_name
-from distill.evaluation.rank_shards import Part, RankedShards, SystemRanker
-from distill.evaluation.systems import System
+from distill.evaluation.inputs import Inputs, system_kind, system_name, text_vectors
+from distill.evaluation.rank_shards import RankedShards
+from distill.evaluation.shard_work import SystemRanker, Work
+from distill.evaluation.systems import MakeMixture, Mixture, MixtureRecipe, System
 from distill.runtime import checksums, ray_actors, ray_cluster
 from distill.runtime.artifacts import Artifact
 from distill.runtime.logs import progress_bar
+from distill.runtime.ray_actors import ShardActor, result_schema
 from distill.runtime.ray_settings import RaySettings
 from distill.semantic_ids.ids import SemanticIDs
 
 SHARDS = "ranked"  # folder of the shards in the working folder
 LoadSystem = Callable[[Artifact, Dataset, SemanticIDs | None], System]
-RESULT = pa.schema(
-    {
-        "shard": pa.int64(),
-        "content": pa.large_binary(),  # of the shard's file
-        "node": pa.string(),
-        "problem": pa.string(),  # what the user can mend; or, with a traceback, an error that nobody expected
-        "traceback": pa.string(),
-    }
-)
 
 
-class ShardRanker:
-    """Ranks a shard a call; an actor of Ray Data holds it, with a system, as long as the actor lives.
+class ShardRanker(ShardActor[SystemRanker]):
+    """Ranks shards of users with one system at a time; a task is a row of `shard_tasks`."""
 
-    Args:
-        open_ranker: loads the data set, and returns what ranks.
-        versions: the driver's, from `ray_cluster.versions`.
-    """
+    result = result_schema(("content", pa.large_binary()))  # of the shard's file
 
-    def __init__(self, open_ranker: Callable[[], SystemRanker], versions: dict[str, str]):
-        self.ranker: SystemRanker | None = None
-        self.failure = ray_actors.error_columns(partial(self._open, open_ranker, versions))
-
-    def __call__(self, tasks: pa.Table) -> pa.Table:
-        """Rank a shard.
-
-        Args:
-            tasks: one row of `shard_tasks`.
-
-        Returns:
-            One row of `RESULT`.
-        """
-        (task,) = tasks.to_pylist()
-        columns = self.failure or ray_actors.error_columns(partial(self._rank, task))
-        row = {"shard": task["shard"], "node": socket.gethostname(), **columns}
-        return pa.table({field.name: pa.array([row.get(field.name)], field.type) for field in RESULT})
-
-    def _open(self, open_ranker: Callable[[], SystemRanker], versions: dict[str, str]) -> dict[str, Any]:
-        ray_cluster.check_versions(versions)
-        self.ranker = open_ranker()
-        return {}
-
-    def _rank(self, task: dict[str, Any]) -> dict[str, Any]:
-        assert self.ranker is not None
+    def work(self, tool: SystemRanker, task: dict[str, Any]) -> dict[str, Any]:
+        """Rank a shard; as `ShardActor.work`."""
         users, positions = np.frombuffer(task["examples"], np.int64).reshape(2, -1)
-        return {"content": self.ranker.rank(task["system"], task["split"], users, positions, task["freely"])}
+        work = Work(**{name: task[name] for name in Work._fields})
+        return {"content": tool.rank(task["system"], work, users, positions)}
 
 
-def shard_tasks(ranked: RankedShards, split: Split) -> list[dict[str, Any]]:
-    """Make the tasks of all shards.
-
-    Args:
-        ranked: the shards.
-        split: of the examples that are evaluated.
-    """
-    splits: dict[Part, Split] = {"evaluated": split, "validation": "valid"}
+def shard_tasks(ranked: RankedShards) -> list[dict[str, Any]]:
+    """Make the tasks of all shards."""
     tasks = []
     for number, shard in enumerate(ranked.shards()):
-        examples = ranked.parts[shard.system][shard.part]
-        pairs = np.stack([examples.users[shard.rows], examples.positions[shard.rows]])
-        tasks.append({
-            "shard": number,
-            "system": shard.system,
-            "split": splits[shard.part],
-            "examples": pairs.astype(np.int64).tobytes(),
-            "freely": shard.part == "evaluated",
-        })  # fmt: skip
+        examples, work = ranked.parts[shard.system][shard.part]
+        pairs = np.stack([examples.users[shard.rows], examples.positions[shard.rows]]).astype(np.int64)
+        tasks.append({"shard": number, "system": shard.system, "examples": pairs.tobytes(), **work._asdict()})
     return tasks
 
 
 def rank_shards(
     ranked: RankedShards,
-    split: Split,
     open_ranker: Callable[[], SystemRanker],
     settings: RaySettings,
     gpus: float,
@@ -110,7 +65,6 @@ def rank_shards(
 
     Args:
         ranked: the shards.
-        split: of the examples that are evaluated.
         open_ranker: called by each actor.
         settings: of the actors.
         gpus: of an actor, on clusters that have any.
@@ -120,7 +74,7 @@ def rank_shards(
         UserError: an actor cannot work; nothing was finished within the time limit, or by several passes.
     """
     pool = ray_actors.ActorPool(settings, gpus)
-    shards, tasks = ranked.shards(), shard_tasks(ranked, split)
+    shards, tasks = ranked.shards(), shard_tasks(ranked)
 
     def remaining() -> list[int]:
         return [number for number, shard in enumerate(shards) if not ranked.is_ranked(shard)]
@@ -144,6 +98,7 @@ def rank_on_ray(
     evaluation: Evaluation,
     inputs: Inputs,
     load: LoadSystem,
+    make_mixture: MakeMixture,
     folder: Path,
     settings: RaySettings,
     gpus: float,
@@ -155,6 +110,7 @@ def rank_on_ray(
         evaluation: users and protocol.
         inputs: the trained systems, and what they read.
         load: loads a trained system, in an actor.
+        make_mixture: makes the mixture of the teacher's further rows, in an actor.
         folder: of the shards.
         settings: of cluster and actors.
         gpus: of an actor, on clusters that have any.
@@ -163,23 +119,24 @@ def rank_on_ray(
     Raises:
         UserError: as `rank_shards`; or the cluster cannot be joined.
     """
-    protocol = evaluation.settings
-    names = [system_name(artifact) for artifact in inputs.learned()]
-    parts = {name: evaluation.parts_of(is_mixed=name == "teacher") for name in names}
-    ranked = RankedShards(folder, parts, protocol.batch_size, shard_rows)
+    parts = {system_name(artifact): evaluation.parts_of(system_kind(artifact)) for artifact in inputs.learned()}
+    ranked = RankedShards(folder, parts, shard_rows)
+    ranked.discard_damaged()
     if all(ranked.is_ranked(shard) for shard in ranked.shards()):
         return ranked  # nothing is left to do, so no cluster is joined
+    is_mixed = any(part.work.mixed for of_system in parts.values() for part in of_system.values())
+    recipe = evaluation.mixture_recipe(make_mixture) if is_mixed else None
     open_ranker = partial(
-        open_ranker_on_node, inputs.with_absolute_folders(), load, protocol.width, evaluation.exclude_bought,
-        protocol.batch_size, checksums.is_switched_off(),
+        open_ranker_on_node, inputs.with_absolute_folders(), load, evaluation.exclude_bought, recipe,
+        checksums.is_switched_off(),
     )  # fmt: skip
     with ray_cluster.connect(settings.ray_address), progress_bar(total=ranked.users, desc="rank", unit="user") as bar:
-        rank_shards(ranked, protocol.split, open_ranker, settings, gpus, bar.update)
+        rank_shards(ranked, open_ranker, settings, gpus, bar.update)
     return ranked
 
 
 def open_ranker_on_node(
-    inputs: Inputs, load: LoadSystem, width: int, exclude_bought: bool, batch_size: int, no_verify: bool
+    inputs: Inputs, load: LoadSystem, exclude_bought: bool, recipe: MixtureRecipe | None, no_verify: bool
 ) -> SystemRanker:
     """Open in an actor what ranks with the systems of these inputs.
 
@@ -188,8 +145,18 @@ def open_ranker_on_node(
     """
     if no_verify:
         os.environ[checksums.SWITCH] = "1"
-    inputs.check_on_node()
+    reading = recipe.content if recipe else None
+    inputs.check_on_node(with_embeddings=reading is not None)
     dataset = Dataset.load(inputs.dataset.folder)
     ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items) if inputs.semantic_ids else None
     systems = {system_name(artifact): artifact for artifact in inputs.learned()}
-    return SystemRanker(dataset, lambda name: load(systems[name], dataset, ids), width, exclude_bought, batch_size)
+
+    def open_mixture() -> Mixture:
+        assert recipe is not None
+        if reading is None or inputs.embeddings is None:
+            return recipe.open(dataset, None)
+        return recipe.open(dataset, Content(text_vectors(inputs.embeddings, dataset.n_items), reading))
+
+    return SystemRanker(
+        dataset, lambda name: load(systems[name], dataset, ids), exclude_bought, open_mixture if recipe else None
+    )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from distill.data.dataset import PAD, Examples, batches_by_length
+from distill.baselines.content import Content, ContentSettings
+from distill.baselines.counting import TransitionSettings
+from distill.data.dataset import PAD, Dataset, Examples, batches_by_length
 from distill.ranking import mask_history
 from distill.runtime.logs import progress_bar
 
+SEARCHING = ("teacher", "student")  # kinds of systems that search semantic IDs
 EXACT_BATCH = 8  # users whose items are all scored at once
 
 
@@ -70,7 +74,7 @@ class System(Protocol):
 
 def searches_ids(system: System) -> bool:
     """Tell whether a system searches semantic IDs; others score items."""
-    return system.kind in ("teacher", "student")
+    return system.kind in SEARCHING
 
 
 def is_searched_freely(system: System) -> bool:
@@ -108,10 +112,49 @@ class Mixture(Protocol):
         ...
 
     def ranking_scores(
-        self, name: str, system: System, histories: np.ndarray, items: np.ndarray, exclude_bought: bool
+        self,
+        name: str,
+        score: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        histories: np.ndarray,
+        items: np.ndarray,
+        exclude_bought: bool,
     ) -> np.ndarray:
-        """Scores of some items by which the mixture ranks [users, k]."""
+        """Scores of some items by which the mixture ranks, from those of `System.score_candidates` [users, k]."""
         ...
+
+    def pack(self, proposals: Any) -> dict[str, np.ndarray]:
+        """Return proposals as arrays, for a file."""
+        ...
+
+    def unpack(self, parts: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> Any:
+        """Join parts of the proposals: (row numbers, what `pack` returned), all rows once."""
+        ...
+
+
+# (data set, how to count, content or None, how many items of each join the beams, batch size) -> mixture
+MakeMixture = Callable[[Dataset, TransitionSettings, Content | None, int, int], Mixture]
+
+
+@dataclass(frozen=True)
+class MixtureRecipe:
+    """What a mixture is made of, so that it can be made on another machine.
+
+    Attributes:
+        make: makes it.
+        transitions: how to count.
+        content: how the texts of a history are read; None: without texts.
+        top, batch_size: as for `MakeMixture`.
+    """
+
+    make: MakeMixture
+    transitions: TransitionSettings
+    content: ContentSettings | None
+    top: int
+    batch_size: int
+
+    def open(self, dataset: Dataset, content: Content | None) -> Mixture:
+        """Make the mixture from the data set that is counted, and the texts, unless it is without texts."""
+        return self.make(dataset, self.transitions, content if self.content else None, self.top, self.batch_size)
 
 
 def rank_examples(

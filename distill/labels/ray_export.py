@@ -7,10 +7,8 @@ matter how Ray divides tasks into blocks. Actors return the encoded file: nodes 
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,65 +21,30 @@ from distill.labels.shard_queue import Record, ShardQueue
 from distill.runtime import ray_actors, ray_cluster
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
-from distill.runtime.ray_actors import error_columns
+from distill.runtime.ray_actors import ShardActor, result_schema
 from distill.runtime.ray_settings import RaySettings
 
 NO_SHARD = -1  # a task that asks for the labeller's facts alone
-RESULT = pa.schema(
-    {
-        "shard": pa.int64(),
-        "content": pa.large_binary(),  # of the shard's file
-        "quality": pa.string(),  # JSON
-        "facts": pa.string(),  # JSON
-        "tokens": pa.int64(),  # that the engine read for the shard
-        "node": pa.string(),
-        "problem": pa.string(),  # what the user can mend; or, with a traceback, an error that nobody expected
-        "traceback": pa.string(),
-    }
-)
 
 
-class ShardLabeller:
-    """Labels a shard a call; an actor of Ray Data holds it, with its engine, as long as the actor lives.
+class ShardLabeller(ShardActor[Exporter]):
+    """Labels shards with an exporter that has an engine; a task is the shard's number, or NO_SHARD."""
 
-    Errors are returned, not raised: Ray Data would wrap them and take them for the death of an actor.
+    result = result_schema(
+        ("content", pa.large_binary()),  # of the shard's file
+        ("quality", pa.string()),  # JSON
+        ("facts", pa.string()),  # JSON
+        ("tokens", pa.int64()),  # that the engine read for the shard
+    )
 
-    Args:
-        open_exporter: loads the engine and whatever else labels need.
-        versions: the driver's, from `ray_cluster.versions`.
-    """
-
-    def __init__(self, open_exporter: Callable[[], Exporter], versions: dict[str, str]):
-        self.exporter: Exporter | None = None
-        self.failure = error_columns(partial(self._open, open_exporter, versions))
-
-    def __call__(self, tasks: pa.Table) -> pa.Table:
-        """Label a shard.
-
-        Args:
-            tasks: one row, with the shard's number or NO_SHARD in the column `shard`.
-
-        Returns:
-            One row of `RESULT`.
-        """
-        (number,) = tasks["shard"].to_pylist()
-        columns = self.failure or error_columns(partial(self._label, number))
-        row = {"shard": number, "node": socket.gethostname(), **columns}
-        return pa.table({field.name: pa.array([row.get(field.name)], field.type) for field in RESULT})
-
-    def _open(self, open_exporter: Callable[[], Exporter], versions: dict[str, str]) -> dict[str, Any]:
-        ray_cluster.check_versions(versions)
-        self.exporter = open_exporter()
-        return {}
-
-    def _label(self, number: int) -> dict[str, Any]:
-        assert self.exporter is not None
-        labeller = self.exporter.labeller
+    def work(self, tool: Exporter, task: dict[str, Any]) -> dict[str, Any]:
+        """Label a shard; as `ShardActor.work`."""
+        labeller = tool.labeller
         counters: Callable[[], dict[str, int]] = getattr(labeller, "counters", dict)
         before = counters().get("tokens", 0)
         columns: dict[str, Any] = {}
-        if number != NO_SHARD:
-            content, quality = self.exporter.label_shard(number, no_progress)
+        if task["shard"] != NO_SHARD:
+            content, quality = tool.label_shard(task["shard"], no_progress)
             columns = {"content": content, "quality": json.dumps(quality)}
         return columns | {"facts": json.dumps(labeller.facts()), "tokens": counters().get("tokens", 0) - before}
 
@@ -174,7 +137,7 @@ class RayExporter(Exporter):
         return ray_actors.ActorPool(self.cluster, self.gpus)
 
     def _results(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Yield rows of `RESULT` in the order in which they arrive; shards of actors that die are missing."""
+        """Yield results in the order in which they arrive; shards of actors that die are missing."""
         tasks = [{"shard": number} for number in numbers]
         return self._pool.results(ShardLabeller, (self.open_exporter, ray_cluster.versions()), tasks)
 

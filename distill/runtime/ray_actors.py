@@ -1,15 +1,20 @@
 """Actors of a Ray cluster that work on shards: the pool, and passes until no shard is missing.
 
-An actor's class is called with a table of one task and returns a table of one result. It returns errors as columns
-(`error_columns`): Ray Data would wrap what it raises and take it for the death of an actor.
+An actor (`ShardActor`) is called with a table of one task and returns a table of one result. It returns errors as
+columns (`error_columns`): Ray Data would wrap what it raises and take it for the death of an actor.
 """
 
 from __future__ import annotations
 
+import socket
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
+
+import pyarrow as pa
 
 from distill.runtime import ray_cluster
 from distill.runtime.artifacts import Artifact
@@ -18,8 +23,69 @@ from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.runtime.ray_settings import RaySettings, parse_actors
 
+Tool = TypeVar("Tool")
 IDLE_PASSES = 3  # in a row that lose all of their shards, before the driver gives up
 INIT_DEATHS = 10  # actors that may die in a row while they load a model, as on nodes that are taken away
+
+
+def result_schema(*columns: tuple[str, pa.DataType]) -> pa.Schema:
+    """Name the columns of a result.
+
+    Args:
+        columns: what a class of actors returns beside what all return.
+    """
+    return pa.schema([
+        ("shard", pa.int64()),
+        *columns,
+        ("node", pa.string()),
+        ("problem", pa.string()),  # what the user can mend; or, with a traceback, an error that nobody expected
+        ("traceback", pa.string()),
+    ])  # fmt: skip
+
+
+class ShardActor(ABC, Generic[Tool]):
+    """Does the work of a shard a call; an actor of Ray Data holds it, with its tool, as long as the actor lives.
+
+    Attributes:
+        result: columns of a result, from `result_schema`.
+
+    Args:
+        open_tool: loads a model and whatever else the work needs.
+        versions: the driver's, from `ray_cluster.versions`.
+    """
+
+    result: ClassVar[pa.Schema]
+
+    def __init__(self, open_tool: Callable[[], Tool], versions: dict[str, str]):
+        self.tool: Tool | None = None
+        self.failure = error_columns(partial(self._open, open_tool, versions))
+
+    def __call__(self, tasks: pa.Table) -> pa.Table:
+        """Do one task.
+
+        Args:
+            tasks: one row, with the shard's number in the column `shard`.
+
+        Returns:
+            One row of `result`.
+        """
+        (task,) = tasks.to_pylist()
+        row: dict[str, Any] = {"shard": task["shard"], "node": socket.gethostname()}
+        row |= self.failure or error_columns(partial(self._work, task))
+        return pa.table({field.name: pa.array([row.get(field.name)], field.type) for field in self.result})
+
+    @abstractmethod
+    def work(self, tool: Tool, task: dict[str, Any]) -> dict[str, Any]:
+        """Do a task; returns the columns of `result` that are this class's own."""
+
+    def _work(self, task: dict[str, Any]) -> dict[str, Any]:
+        assert self.tool is not None
+        return self.work(self.tool, task)
+
+    def _open(self, open_tool: Callable[[], Tool], versions: dict[str, str]) -> dict[str, Any]:
+        ray_cluster.check_versions(versions)
+        self.tool = open_tool()
+        return {}
 
 
 @dataclass(frozen=True)
@@ -35,7 +101,7 @@ class ActorPool:
     gpus: float
 
     def results(
-        self, actor: type, arguments: tuple[Any, ...], tasks: Sequence[dict[str, Any]]
+        self, actor: type[ShardActor], arguments: tuple[Any, ...], tasks: Sequence[dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
         """Yield the rows that actors return, in the order in which they arrive; those of actors that die are missing.
 
@@ -140,7 +206,7 @@ def collect(
 
 
 def error_columns(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Do work that returns columns of `RESULT`; if it fails, return the columns that describe the error."""
+    """Do work that returns columns of a result; if it fails, return the columns that describe the error."""
     try:
         return work()
     except UserError as error:

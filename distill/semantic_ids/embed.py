@@ -25,7 +25,7 @@ from distill.runtime.logs import log, progress_bar
 from distill.runtime.ray_settings import RaySettings
 from distill.semantic_ids import cooccurrence, embedders, embeddings, ray_embed
 from distill.semantic_ids.config import CollaborativeSettings, EmbedSettings, TextSettings
-from distill.semantic_ids.embedding_shards import shard_path, write_shard
+from distill.semantic_ids.embedding_shards import discard_damaged, shard_path, write_shard
 
 IMPORT_HINT = "bring IDs of your own instead: python scripts/build_semantic_ids.py --index FILE"
 SPACE = "space.json"
@@ -164,6 +164,7 @@ def _embed_by_model(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSetti
         if acc.is_main_process:
             shard_folder.mkdir(exist_ok=True)
         acc.wait_for_everyone()
+        discard_damaged(shard_folder, assigned)
         for number in assigned:
             if not shard_path(shard_folder, number).is_file():
                 write_shard(shard_folder, number, encode(shards[number]))
@@ -187,6 +188,7 @@ def _embed_on_ray(job: ArtifactJob, catalogue: Catalogue, settings: EmbedSetting
         text_settings, fingerprint = dataclasses.replace(text_settings, model=str(model)), checksums.fingerprint(model)
     with ray_cluster.connect(cluster.ray_address), job.write(resume=True) as folder:
         (folder / "shards").mkdir(exist_ok=True)
+        discard_damaged(folder / "shards", range(len(shards)))
         with progress_bar(total=sum(map(len, shards)), desc="embed", unit="item") as bar:
             open_encoder = functools.partial(_load_encoder, text_settings, fingerprint)
             ray_embed.embed_shards(folder / "shards", shards, open_encoder, cluster, bar.update)

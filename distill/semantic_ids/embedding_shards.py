@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+
+from distill.runtime import shard_files
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -14,8 +17,11 @@ def shard_path(folder: Path, number: int) -> Path:
 
 def write_shard(folder: Path, number: int, vectors: np.ndarray) -> None:
     """Write the vectors of a shard [texts, dim], whole or not at all."""
-    path = shard_path(folder, number)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, vectors)
-    temporary.replace(path)
+    content = io.BytesIO()
+    np.save(content, vectors)
+    shard_files.write(shard_path(folder, number), content.getbuffer())
+
+
+def discard_damaged(folder: Path, numbers: range) -> None:
+    """Delete the files of those of these shards that were cut or altered: they are made again."""
+    shard_files.discard_damaged(shard_path(folder, number) for number in numbers)

@@ -5,9 +5,7 @@ A task holds the texts of a shard, so that nodes need the model alone; its vecto
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,56 +14,20 @@ import pyarrow as pa
 
 from distill.runtime import checksums, ray_actors, ray_cluster
 from distill.runtime.errors import UserError
+from distill.runtime.ray_actors import ShardActor, result_schema
 from distill.runtime.ray_settings import RaySettings
 from distill.semantic_ids.embedders import Encoder
 from distill.semantic_ids.embedding_shards import shard_path, write_shard
 
-RESULT = pa.schema(
-    {
-        "shard": pa.int64(),
-        "vectors": pa.large_binary(),  # float32 [texts, dim]
-        "dim": pa.int64(),
-        "node": pa.string(),
-        "problem": pa.string(),  # what the user can mend; or, with a traceback, an error that nobody expected
-        "traceback": pa.string(),
-    }
-)
 
+class ShardEmbedder(ShardActor[Encoder]):
+    """Embeds the texts of shards with a model; a task holds them in the column `texts`."""
 
-class ShardEmbedder:
-    """Embeds a shard a call; an actor of Ray Data holds it, with its model, as long as the actor lives.
+    result = result_schema(("vectors", pa.large_binary()), ("dim", pa.int64()))  # float32 [texts, dim]
 
-    Args:
-        open_encoder: loads the model, and returns what embeds a shard's texts.
-        versions: the driver's, from `ray_cluster.versions`.
-    """
-
-    def __init__(self, open_encoder: Callable[[], Encoder], versions: dict[str, str]):
-        self.encode: Encoder | None = None
-        self.failure = ray_actors.error_columns(partial(self._open, open_encoder, versions))
-
-    def __call__(self, tasks: pa.Table) -> pa.Table:
-        """Embed a shard.
-
-        Args:
-            tasks: one row: the shard's number in the column `shard`, its texts in `texts`.
-
-        Returns:
-            One row of `RESULT`.
-        """
-        (task,) = tasks.to_pylist()
-        columns = self.failure or ray_actors.error_columns(partial(self._embed, task["texts"]))
-        row = {"shard": task["shard"], "node": socket.gethostname(), **columns}
-        return pa.table({field.name: pa.array([row.get(field.name)], field.type) for field in RESULT})
-
-    def _open(self, open_encoder: Callable[[], Encoder], versions: dict[str, str]) -> dict[str, Any]:
-        ray_cluster.check_versions(versions)
-        self.encode = open_encoder()
-        return {}
-
-    def _embed(self, texts: list[str]) -> dict[str, Any]:
-        assert self.encode is not None
-        vectors = self.encode(texts)
+    def work(self, tool: Encoder, task: dict[str, Any]) -> dict[str, Any]:
+        """Embed a shard; as `ShardActor.work`."""
+        vectors = tool(task["texts"])
         return {"vectors": vectors.astype(np.float32, copy=False).tobytes(), "dim": vectors.shape[1]}
 
 

@@ -180,7 +180,7 @@ class ServedStudent:
             "counter": memory.weight * memory.probabilities(rows, exclude_bought).toarray()[0, items],
         }
         if content:
-            parts["content"] = content_weight * content.probabilities(rows, exclude_bought)[0, items]
+            parts["content"] = content_weight * content.probabilities_of(rows, items[None], exclude_bought)[0]
         total = np.maximum(sum(parts.values()), np.finfo(float).tiny)
         return [
             {name: float(part[place] / total[place]) for name, part in parts.items()} for place in range(len(items))

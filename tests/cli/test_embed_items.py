@@ -7,6 +7,7 @@ from safetensors.numpy import load_file
 
 from distill.data.dataset import Dataset
 from distill.semantic_ids import cooccurrence, embeddings
+from distill.semantic_ids.embedding_shards import write_shard
 
 
 def rows(root, name="embeddings"):
@@ -152,13 +153,14 @@ def test_a_killed_command_goes_on_and_processes_share_the_work(tmp_path, tiny_mo
     assert code == 130 and not (tmp_path / "embeddings").exists()
     done = sorted(killed.glob("*.npy"))
     assert len(done) == 2
-    np.save(done[0], np.load(done[0]) + 100)  # what is finished is not made again
+    write_shard(killed, int(done[1].stem), np.load(done[1]) + 100)  # what is finished is not made again
+    done[0].write_bytes(done[0].read_bytes()[:-1] + b"?")  # but what was altered
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
     code, _, error = real_command("embed_items.py", tmp_path, *words, launcher=launcher)
     assert code == 0, error
     found = rows(tmp_path)
     changed = np.abs(found - expected).max(1) > 50
-    assert changed.sum() == 4
+    assert changed.sum() == 4 and f"{done[0].name} was cut or altered: made again" in error
     np.testing.assert_allclose(found[~changed], expected[~changed], atol=1e-5)
     assert not (tmp_path / "embeddings" / "shards").exists()
 

@@ -29,7 +29,7 @@ def evaluate(run, output, *words):
     settings = ["--batch_size", "8", "--transitions.window", "2", "--graph", "false", "--exact_users", "3"]
     command = [sys.executable, str(SCRIPT), "--run", str(run), "--output", str(output), "--device", "cpu"]
     return subprocess.Popen(
-        [*command, *settings, "--mixture_users", "50", *words],
+        [*command, *settings, "--mixture_users", "50", "--widths", "[4]", "--width_users", "20", *words],
         env=os.environ | ENVIRONMENT,
         text=True,
         stdout=subprocess.PIPE,
@@ -62,7 +62,9 @@ def test_a_driver_and_a_node_that_die_change_no_figure(run, tmp_path):
         driver = evaluate(run, tmp_path / "ray", *on_ray)  # as many actors as fit: two
         wait_for_actor(driver, doomed, "ShardRanker")
         cluster.remove_node(doomed, allow_graceful=False)
-        wait_for_files(driver, shards, "*.npz", 35)  # of 44: 10 of each system, and 4 of validation
+        wait_for_files(
+            driver, shards, "*.npz", 35
+        )  # of 48: 10 of each system, 4 of validation, 2 of another width of two systems
         times = {path: path.stat().st_mtime_ns for path in kept}
         _, log = driver.communicate(timeout=200)
     assert driver.returncode == 0, log
@@ -71,6 +73,6 @@ def test_a_driver_and_a_node_that_die_change_no_figure(run, tmp_path):
     assert figures(tmp_path / "ray") == figures(tmp_path / "alone")
     for name in LISTS:
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-    systems = {"gru4rec", "sasrec-list", "teacher", "teacher+transitions", "tiger"}
+    systems = {"gru4rec", "sasrec-list", "teacher", "teacher+transitions", "teacher+counter+content", "tiger"}
     assert systems <= {row["system"] for row in figures(tmp_path / "ray")}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "ray"]

@@ -129,6 +129,10 @@ STAGES = [
         "data", "scripts/prepare_data.py", {"format": "table", "k_core": 0}, "dataset", (),
         (*RUN, "--input", "{raw}"),
     ),
+    Stage(
+        "data_by_duckdb", "scripts/prepare_data.py", {"format": "table", "k_core": 2, "engine": "duckdb"},
+        "duckdb_dataset", (), (*RUN, "--input", "{raw}"),
+    ),
     Stage("embeddings", "scripts/embed_items.py", {"dim": 6}, "embeddings", DATA, RUN),
     Stage(
         "semantic_ids",

@@ -6,7 +6,7 @@ from unit.test_counting import make
 from unit.test_evaluation import Recorder, evaluation
 
 from distill.data.dataset import PAD
-from distill.evaluation import cold, evaluate
+from distill.evaluation import cold
 from distill.evaluation.cold import ColdTargets
 from distill.evaluation.report.table import target_table
 
@@ -105,6 +105,6 @@ def test_too_many_scores_are_not_asked_for(tmp_path, monkeypatch):
     """Ten users and 22 cold items make 220 scores."""
     shop = make(tmp_path, [[*range(user, user + 9), 29, 30 + user] for user in range(10)], n_items=40)
     for limit, expected in ((220, 1), (219, None)):
-        monkeypatch.setitem(evaluate.MAX_SCORES, "student", limit)
+        monkeypatch.setitem(cold.MAX_SCORES, "student", limit)
         (row,) = evaluation(shop).run([], [ColdRecorder()], None).rows
         assert row["recall@10_cold_among_cold"] == expected and row["recall@10_cold"] is not None

@@ -96,9 +96,14 @@ def test_lists_in_large_catalogues_are_those_of_all_scores(shop, monkeypatch, ex
     model, examples = Content(vectors), data.examples("test")
     small = model.recommend(examples, 7, exclude_bought)
     np.testing.assert_array_equal(small, recommend(model, examples, 7, exclude_bought))
+    qualities = [model.with_settings(settings).quality(examples, exclude_bought) for settings in content.GRID]
+    assert len(set(qualities)) > 1
     monkeypatch.setattr(content, "LARGE", 1)
     monkeypatch.setattr(content, "CHUNK", 4)
     np.testing.assert_array_equal(model.recommend(examples, 7, exclude_bought), small)
+    monkeypatch.setattr(Content, "scores", None)  # settings are chosen without the scores of all items too
+    others = [model.with_settings(settings).quality(examples, exclude_bought) for settings in content.GRID]
+    assert others == pytest.approx(qualities)
 
 
 def test_fewer_users_are_scored_at_once_in_large_catalogues(shop, monkeypatch):

@@ -11,6 +11,7 @@ from unit.test_transition_memory import counter, memory_of, sequences
 
 from distill.baselines.content import Content, ContentSettings
 from distill.runtime.errors import UserError
+from student import content_memory
 from student.content_memory import ContentMemory
 from student.item_recommender import ItemRecommender
 from student.memory_mixture import Candidates, MixtureWeights, candidates, mixed
@@ -78,6 +79,38 @@ def test_the_mixture_of_three(ranker, exclude_bought, width):
         best = np.sort([truth[item] for item in union])[::-1][: len(listed)]
         np.testing.assert_allclose(truth[listed], best, rtol=5e-3)
         np.testing.assert_allclose(np.exp(scores[row, : len(listed)]), best, rtol=5e-3)
+
+
+@pytest.mark.parametrize("exclude_bought", [True, False])
+@pytest.mark.parametrize("restricted", [False, True])
+def test_some_items_at_a_time(monkeypatch, exclude_bought, restricted):
+    """In large catalogues: the same lists, and scores but for rounding, as from all cosines at once."""
+    student, users = (
+        shop().with_transition_memory(memory_of(sequences(1, users=8), weight=0.4, top=4)),
+        histories([6, 1, 3]),
+    )
+    student = student.with_content_memory(content_of(weight=0.35, temperature=0.3, top=6))
+    if restricted:
+        student.allowed = np.arange(N_ITEMS) % 3 > 0
+    asked = np.tile([3, 0, -1, N_ITEMS - 1, 5], (len(users), 1))
+
+    def results():
+        pool = student.candidates(users, 5, exclude_bought, (0.3, 0.08))
+        lists = [pool.ranked(MixtureWeights(0.4, 0.1, 0.35, temperature), 12) for temperature in (0.3, 0.08)]
+        return pool, *(part for pair in lists for part in pair), student.ranking_scores(users, asked, exclude_bought)
+
+    expected = results()
+    monkeypatch.setattr(content_memory, "LARGE", 1)
+    monkeypatch.setattr(content_memory, "BLOCK", 7)
+    monkeypatch.setattr(ContentMemory, "cosines", None)  # nobody asks for all of them
+    found = results()
+    np.testing.assert_array_equal(found[0].items, expected[0].items)
+    np.testing.assert_array_equal(found[0].by_content, expected[0].by_content)
+    assert found[1].tolist() == expected[1].tolist() and found[3].tolist() == expected[3].tolist()
+    for place in (2, 4, 5):
+        np.testing.assert_allclose(found[place], expected[place], rtol=1e-5)
+    for temperature, values in expected[0].content.items():
+        np.testing.assert_allclose(found[0].content[temperature], values, rtol=1e-5, atol=1e-12)
 
 
 def test_without_weight_it_is_the_counters_memory():

@@ -20,7 +20,7 @@ from distill.data.examples import TargetRanges
 from distill.labels.config import Config, check
 from distill.labels.exporter import Exporter
 from distill.labels.labeller import LabelRequest, Labels
-from distill.labels.ray_export import NO_SHARD, RESULT, RayExporter, ReportedLabeller, ShardLabeller
+from distill.labels.ray_export import NO_SHARD, RayExporter, ReportedLabeller, ShardLabeller
 from distill.labels.store import LabelStore
 from distill.runtime import checksums, ray_cluster
 from distill.runtime.artifacts import ArtifactJob
@@ -135,7 +135,7 @@ def test_a_driver_that_only_has_to_finish_asks_for_the_facts(tmp_path, monkeypat
 def test_a_result_is_a_row_of_typed_columns():
     actor = ShardLabeller(exporter, ray_cluster.versions())
     table = actor(pa.table({"shard": [1]}))
-    assert table.schema == RESULT
+    assert table.schema == ShardLabeller.result
     (row,) = table.to_pylist()
     content, quality = exporter().label_shard(1, lambda _: None)
     assert row["content"] == bytes(content) and json.loads(row["quality"]) == quality

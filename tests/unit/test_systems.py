@@ -8,7 +8,7 @@ from unit import test_counting
 from unit.test_recommender import N_ITEMS, shop
 
 from distill.baselines.content import Content, ContentSettings
-from distill.baselines.counting import Transitions, TransitionSettings
+from distill.baselines.counting import TransitionSettings
 from distill.evaluation.config import EvaluationSettings
 from distill.evaluation.evaluate import Evaluation
 from distill.evaluation.systems import rank_examples
@@ -42,9 +42,7 @@ def test_the_mixture_ranks_as_a_student_with_that_memory(dataset, exclude_bought
     student = shop()
     system = SimpleNamespace(name="student", rank=student.rank_items, score_candidates=student.score_candidates)
     valid, test = dataset.examples("valid", 6), dataset.examples("test", 6)
-    mixture = MemoryMixture(
-        dataset, Transitions(dataset, COUNTING), CONTENT if with_content else None, top=10, batch_size=7
-    )
+    mixture = MemoryMixture(dataset, COUNTING, CONTENT if with_content else None, top=10, batch_size=7)
     assert mixture.names == ["transitions", "counter+content"][: 1 + with_content]
 
     def lists_of(examples, *weights):
@@ -78,7 +76,7 @@ def test_the_mixture_ranks_as_a_student_with_that_memory(dataset, exclude_bought
 
     # given items are scored as the student with these memories scores all of them
     items, histories = np.tile([3, 0, -1, 17], (len(test), 1)), test.histories
-    scores = mixture.ranking_scores(name, system, histories, items, exclude_bought)
+    scores = mixture.ranking_scores(name, system.score_candidates, histories, items, exclude_bought)
     exact = with_memories(student, dataset, *weights).score_items(histories, exclude_bought)
     assert (scores[:, 2] == -np.inf).all()
     np.testing.assert_allclose(np.exp(scores[:, [0, 1, 3]]), np.exp(exact[:, [3, 0, 17]]), rtol=1e-3, atol=1e-12)
