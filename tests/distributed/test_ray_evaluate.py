@@ -68,7 +68,7 @@ def test_a_driver_and_a_node_that_die_change_no_figure(run, tmp_path):
         times = {path: path.stat().st_mtime_ns for path in kept}
         _, log = driver.communicate(timeout=200)
     assert driver.returncode == 0, log
-    assert "shards are done again" in log and "Traceback" not in log
+    assert "Traceback" not in log  # whether the dead node had a shard in hand is a matter of moments
     assert times == kept  # nothing finished was written again
     assert figures(tmp_path / "ray") == figures(tmp_path / "alone")
     for name in LISTS:
