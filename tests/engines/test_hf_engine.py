@@ -80,7 +80,7 @@ def prompt_of(engine, history):
     tokenizer, ids = engine.data.tokenizer, engine.data.ids
     bought = [ids.text(item) for item in history if item != PAD]
     if engine.data.stream.stream_titles:
-        titles, items = engine.data.titles, [item for item in history if item != PAD]
+        titles, items = engine.data.questions.titles, [item for item in history if item != PAD]
         untitled = len(items) - (engine.data.stream.stream_title_items or len(items))
         text = "".join(f"{ids.text(i)}{f'{titles[i]}{NEWLINE}' * (n >= untitled)}" for n, i in enumerate(items))
     elif engine.prompt == "stream":
