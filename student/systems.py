@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from distill.baselines.content import Content
 from distill.baselines.counting import TransitionSettings
 from distill.baselines.mixture import TEMPERATURES
 from distill.data.dataset import Dataset, Examples
+from distill.evaluation.cold import ScoreCandidates
 from distill.evaluation.systems import Ranked, System, batches
 from distill.runtime.artifacts import Artifact
 from distill.runtime.logs import log
@@ -169,12 +170,7 @@ class MemoryMixture:
         return join_candidates(opened)
 
     def ranking_scores(
-        self,
-        name: str,
-        score: Callable[[np.ndarray, np.ndarray], np.ndarray],
-        histories: np.ndarray,
-        items: np.ndarray,
-        exclude_bought: bool,
+        self, name: str, score: ScoreCandidates, histories: np.ndarray, items: np.ndarray, exclude_bought: bool
     ) -> np.ndarray:
         """As `Mixture.ranking_scores`."""
         weights = self.weights[name]

@@ -238,14 +238,9 @@ class Evaluation:
         settings, title = self.settings, system.name
         title += "" if constrained else " without the trie"
         title += " on validation" if part == VALIDATION else ""
+        examples = self._examples_of(part)
         return rank_examples(
-            system,
-            self._examples_of(part),
-            settings.width,
-            self.exclude_bought,
-            constrained,
-            settings.batch_size,
-            title,
+            system, examples, settings.width, self.exclude_bought, constrained, settings.batch_size, title
         )
 
     def _examples_of(self, part: str) -> Examples:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from distill.baselines.content import Content
 from distill.data.dataset import Dataset
 from distill.evaluation.evaluate import Evaluation
-from distill.evaluation.inputs import Inputs, system_kind, system_name, text_vectors
+from distill.evaluation.inputs import Inputs, system_kind, system_name
 from distill.evaluation.rank_shards import RankedShards
 from distill.evaluation.shard_work import SystemRanker, Work
 from distill.evaluation.systems import MakeMixture, Mixture, MixtureRecipe, System
@@ -26,6 +26,7 @@ from distill.runtime.artifacts import Artifact
 from distill.runtime.logs import progress_bar
 from distill.runtime.ray_actors import ShardActor, result_schema
 from distill.runtime.ray_settings import RaySettings
+from distill.semantic_ids.embeddings import text_vectors
 from distill.semantic_ids.ids import SemanticIDs
 
 SHARDS = "ranked"  # folder of the shards in the working folder

@@ -12,6 +12,7 @@ import numpy as np
 from distill.baselines.content import Content, ContentSettings
 from distill.baselines.counting import TransitionSettings
 from distill.data.dataset import PAD, Dataset, Examples, batches_by_length
+from distill.evaluation.cold import ScoreCandidates
 from distill.ranking import mask_history
 from distill.runtime.logs import progress_bar
 
@@ -112,12 +113,7 @@ class Mixture(Protocol):
         ...
 
     def ranking_scores(
-        self,
-        name: str,
-        score: Callable[[np.ndarray, np.ndarray], np.ndarray],
-        histories: np.ndarray,
-        items: np.ndarray,
-        exclude_bought: bool,
+        self, name: str, score: ScoreCandidates, histories: np.ndarray, items: np.ndarray, exclude_bought: bool
     ) -> np.ndarray:
         """Scores of some items by which the mixture ranks, from those of `System.score_candidates` [users, k]."""
         ...

@@ -62,9 +62,8 @@ def test_a_driver_and_a_node_that_die_change_no_figure(run, tmp_path):
         driver = evaluate(run, tmp_path / "ray", *on_ray)  # as many actors as fit: two
         wait_for_actor(driver, doomed, "ShardRanker")
         cluster.remove_node(doomed, allow_graceful=False)
-        wait_for_files(
-            driver, shards, "*.npz", 35
-        )  # of 48: 10 of each system, 4 of validation, 2 of another width of two systems
+        # of 48: 10 of each system, 4 of validation, 2 of another width of two systems
+        wait_for_files(driver, shards, "*.npz", 35)
         times = {path: path.stat().st_mtime_ns for path in kept}
         _, log = driver.communicate(timeout=200)
     assert driver.returncode == 0, log
