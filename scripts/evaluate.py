@@ -17,14 +17,14 @@ from jsonargparse.typing import PositiveInt
 from distill.data.dataset import Dataset
 from distill.evaluation.config import EvaluationSettings, InputSettings, check
 from distill.evaluation.evaluate import Evaluation
-from distill.evaluation.inputs import find_inputs, writes_titles
+from distill.evaluation.inputs import find_inputs
 from distill.evaluation.outside_lists import check_names, content_hash, read_outside_lists
 from distill.evaluation.ranked_lists import write_ranked_lists
 from distill.evaluation.ray_rank import SHARDS, rank_on_ray
 from distill.evaluation.systems import System
 from distill.runtime.artifacts import Artifact, ArtifactJob, write_json
 from distill.runtime.config import IF_CHANGED, JobSettings, Seed, run
-from distill.runtime.devices import check_device
+from distill.runtime.devices import check_device, choose_device
 from distill.runtime.ray_settings import RaySettings, check_ray
 from distill.semantic_ids.ids import SemanticIDs
 from student.config import Precision
@@ -94,20 +94,13 @@ def load_system(
 ) -> System:
     """Load a trained system, here or on a node; `dtype` is that of a teacher, `precision` that of a student."""
     check_device(device)
-    import torch
+    from student.systems import load_student_system
+    from teacher.systems import load_teacher_system
 
-    from student.systems import ItemModelSystem, StudentSystem
-    from teacher.systems import TeacherSystem, TitleSystem
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if writes_titles(artifact):
-        return TitleSystem(artifact, dataset, ids, device, dtype)
+    device = choose_device(device)
     if artifact.kind == "teacher":
-        return TeacherSystem(artifact, dataset, ids, device, dtype)
-    if artifact.kind == "baseline":
-        return ItemModelSystem(artifact, device)
-    return StudentSystem(artifact, device, precision)
+        return load_teacher_system(artifact, dataset, ids, device, dtype)
+    return load_student_system(artifact, device, precision)
 
 
 if __name__ == "__main__":

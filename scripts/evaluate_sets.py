@@ -18,10 +18,9 @@ from distill.baselines import names
 from distill.baselines.item_scorer import longest_history
 from distill.data.dataset import Dataset
 from distill.evaluation.config import BaselineSettings, InputSettings, ProtocolSettings
-from distill.evaluation.inputs import Inputs, find_inputs, writes_titles
+from distill.evaluation.inputs import Inputs, find_inputs
 from distill.evaluation.set_systems import NamedScores, is_feasible, score_baselines
 from distill.evaluation.set_truth import SetExamples, measure_sets
-from distill.evaluation.systems import System
 from distill.runtime.artifacts import Artifact, write_json
 from distill.runtime.config import run
 from distill.runtime.devices import check_device
@@ -80,16 +79,15 @@ def main(config: Config) -> None:
 
 def score_systems(learned: list[Artifact], inputs: Inputs, dataset: Dataset, config: Config) -> Iterator[NamedScores]:
     """Load trained systems, one at a time."""
-    from student.systems import ItemModelSystem, StudentSystem  # with torch: slow to import
-    from teacher.systems import TeacherSystem, TitleSystem
+    from student.systems import load_student_system  # with torch: slow to import
+    from teacher.systems import load_teacher_system
 
     for artifact in learned:
         if artifact.kind == "teacher":
             ids = SemanticIDs.load(inputs.semantic_ids.folder, dataset.n_items)
-            kind = TitleSystem if writes_titles(artifact) else TeacherSystem
-            system: System = kind(artifact, dataset, ids, config.device)
+            system = load_teacher_system(artifact, dataset, ids, config.device)
         else:
-            system = (ItemModelSystem if artifact.kind == "baseline" else StudentSystem)(artifact, config.device)
+            system = load_student_system(artifact, config.device)
         yield NamedScores(system.name, "", partial(system.score_all, exclude_bought=config.exclude_bought))
 
 

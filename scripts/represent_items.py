@@ -11,7 +11,7 @@ from pathlib import Path
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
-from distill.runtime.devices import check_device
+from distill.runtime.devices import check_device, choose_device
 from distill.semantic_ids.lineage import adopt_teacher
 
 
@@ -42,18 +42,15 @@ def main(config: Config) -> None:
         return
     check_device(config.device)
 
-    import torch  # slow to import
     from safetensors.numpy import save_file
 
-    from distill.data.dataset import Dataset
+    from distill.data.dataset import Dataset  # with torch: slow to import
     from distill.semantic_ids.ids import SemanticIDs
     from student.item_states import item_states
     from student.recommender import Recommender
     from teacher.engines.hf import HFEngine
 
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(config.device)
     dataset = Dataset.load(dataset_artifact.folder)
     ids = SemanticIDs.load(ids_artifact.folder, dataset.n_items)
     vectors = {"teacher": HFEngine.load(teacher.folder, dataset, ids, device).item_states()}

@@ -26,7 +26,7 @@ from student.models.item_models.e4srec import E4SRec
 from student.models.item_text import unit_vectors
 from student.models.setrec import SETRec, SETRecConfig
 from student.models.setrec.network import ground
-from student.models.trunk import check_window
+from student.models.trunk import check_window, random_llama
 from student.objective import item_loss
 from student.setrec_config import HEADS
 
@@ -101,7 +101,7 @@ def read_item_embeddings(folder: Path, n_items: int) -> Tensor:
 
 def random_network(config: BaselineConfig) -> dict[str, Any]:
     """Choose the sizes of a language model that starts from random weights, as a Transformers config."""
-    from transformers import LlamaConfig, T5Config
+    from transformers import T5Config
 
     layers = config.layers or 2
     if config.setrec.trunk == "t5":
@@ -110,12 +110,9 @@ def random_network(config: BaselineConfig) -> dict[str, Any]:
             num_decoder_layers=layers, num_heads=HEADS, dropout_rate=config.dropout,
         )  # fmt: skip
         return t5.to_dict()
-    llama = LlamaConfig(
-        vocab_size=2, hidden_size=config.dim, intermediate_size=4 * config.dim, num_hidden_layers=layers,
-        num_attention_heads=HEADS, max_position_embeddings=config.max_history + 1, attention_dropout=config.dropout,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return llama.to_dict()
+    places = config.max_history + 1
+    # larger initial weights learn faster and end lower (docs/setrec.md)
+    return random_llama(config.dim, layers, places, initializer_range=0.02, attention_dropout=config.dropout)
 
 
 def read_base(folder: Path, trunk: str, words: str) -> tuple[Any, Tensor | None]:

@@ -28,6 +28,19 @@ from student.transition_memory import TransitionMemory
 ALWAYS = ("items", "log_probs", "counter", "familiarity")  # what `Candidates` hold without a content memory
 
 
+def load_student_system(artifact: Artifact, device: str, precision: Precision = "auto") -> System:
+    """Load a student, or a trained network over items.
+
+    Args:
+        artifact: of kind student or baseline.
+        device: cpu or cuda.
+        precision: of a student's matrix products.
+    """
+    if artifact.kind == "baseline":
+        return ItemModelSystem(artifact, device)
+    return StudentSystem(artifact, device, precision)
+
+
 class StudentSystem:
     """A student that searches semantic IDs."""
 

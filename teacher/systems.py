@@ -5,11 +5,29 @@ from __future__ import annotations
 import numpy as np
 
 from distill.data.dataset import Dataset
+from distill.evaluation.inputs import writes_titles
+from distill.evaluation.systems import System
 from distill.runtime.artifacts import Artifact
 from distill.runtime.models import count_parameters
 from distill.semantic_ids.ids import SemanticIDs
 from teacher.engines.hf import HFEngine
 from teacher.title_validation import title_ranker
+
+
+def load_teacher_system(
+    artifact: Artifact, dataset: Dataset, ids: SemanticIDs | None, device: str, dtype: str = "float32"
+) -> System:
+    """Load a teacher of semantic IDs, or one that writes titles.
+
+    Args:
+        artifact: the teacher.
+        dataset: of the evaluation.
+        ids: semantic IDs of its items; None: only for a teacher that writes titles.
+        device: cpu or cuda.
+        dtype: of the weights.
+    """
+    kind = TitleSystem if writes_titles(artifact) else TeacherSystem
+    return kind(artifact, dataset, ids, device, dtype)
 
 
 class TeacherSystem:

@@ -10,6 +10,7 @@ import numpy as np
 
 from distill.data.dataset import Dataset
 from distill.runtime.artifacts import Artifact, write_json
+from distill.runtime.devices import choose_device
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
 from distill.semantic_ids import cooccurrence, embeddings, numbering, quantisers
@@ -174,8 +175,6 @@ def _collaborative(dataset: Dataset, settings: QuantiserSettings) -> np.ndarray 
 
 
 def _train(vectors: np.ndarray, settings: QuantiserSettings, collaborative: np.ndarray | None) -> Quantiser:
-    import torch  # late: importing IDs does not need it
-
     with progress_bar(desc=settings.quantiser, unit="step") as bar:
 
         def progress(done: int, total: int, note: str) -> None:
@@ -194,7 +193,7 @@ def _train(vectors: np.ndarray, settings: QuantiserSettings, collaborative: np.n
             settings.kmeans,
             settings.sample,
             progress,
-            "cuda" if torch.cuda.is_available() else "cpu",
+            choose_device("auto"),
             settings.letter,
             collaborative,
         )

@@ -29,13 +29,21 @@ def causal_trunk(network: dict[str, Any], model: Any = None) -> Any:
     return model
 
 
-def random_llama(dim: int, layers: int, max_history: int) -> dict[str, Any]:
-    """Choose the sizes of a LLaMA that starts from random weights, as a Transformers config."""
+def random_llama(dim: int, layers: int, places: int, **options: float) -> dict[str, Any]:
+    """Choose the sizes of a LLaMA that starts from random weights, as a Transformers config.
+
+    Args:
+        dim: width of its states.
+        layers: how many.
+        places: that it can read.
+        options: of Transformers' LlamaConfig; the default of initializer_range, the standard deviation of the initial
+            weights, is dim^-½.
+    """
     from transformers import LlamaConfig
 
     llama = LlamaConfig(
         vocab_size=2, hidden_size=dim, intermediate_size=4 * dim, num_hidden_layers=layers, num_attention_heads=HEADS,
-        max_position_embeddings=max_history, initializer_range=dim**-0.5, bos_token_id=0, eos_token_id=0,
+        max_position_embeddings=places, bos_token_id=0, eos_token_id=0, **{"initializer_range": dim**-0.5} | options,
     )  # fmt: skip
     return llama.to_dict()
 
