@@ -120,7 +120,8 @@ class Recommender(ByItemId):
         facts = read_object(folder / "config.json")
         if not {"backbone", "model"} <= facts.keys():
             is_teacher = (folder / "teacher.json").is_file()
-            what = "It is a teacher." if is_teacher else "It is a baseline." if "network" in facts else ""
+            scores_items = "It is a network over items; student.load_student.load_student loads either."
+            what = "It is a teacher." if is_teacher else scores_items if "network" in facts else ""
             raise UserError(f"{folder} is not a student: its config.json names no backbone. {what}".rstrip())
         with report_damage(folder):
             _check_facts(facts, folder / "config.json")
