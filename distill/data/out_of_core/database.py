@@ -7,7 +7,6 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distill.data.out_of_core.chunks import Loaded
 from distill.data.sources.base import Options
 from distill.data.sources.blocks import InteractionBlocks
 from distill.data.sources.numbering import unknown_item
@@ -56,21 +56,6 @@ def import_duckdb() -> Any:
             "--engine duckdb needs DuckDB: pip install -c constraints.txt -e '.[duckdb]', or use --engine memory."
         ) from None
     return duckdb
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What is known once the log is read.
-
-    Attributes:
-        items: the catalogue; row = item number.
-        n_rows: interactions of the log.
-        n_low: those rated below `min_rating`.
-    """
-
-    items: pa.Table
-    n_rows: int
-    n_low: int
 
 
 class Database:
