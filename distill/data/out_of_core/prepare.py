@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill.data import dataset, sources
-from distill.data.config import PrepareSettings
+from distill.data.config import EngineSettings, PrepareSettings
 from distill.data.dataset import as_lists, check_unique, sequence_table, statistics_of, write_items
 from distill.data.mapped_sequences import SequenceWriter
 from distill.data.out_of_core.chunks import Chunks
 from distill.data.out_of_core.database import Database
 from distill.data.out_of_core.disk_chunks import DiskChunks
 from distill.data.out_of_core.filters import LeftOut, find_short, k_core, refine, renumbered, sizes, without_short
+from distill.data.out_of_core.ray_chunks import RayChunks, configure_sorts
 from distill.data.out_of_core.splitting import moments_of_cut, remove_withheld
 from distill.data.prepare import check_moments, reader_options
 from distill.data.sources import Options, Source
@@ -30,6 +31,7 @@ from distill.data.sources.base import check_texts, without_text
 from distill.data.sources.refine import clean_texts, no_user, short_user
 from distill.data.splits import MIN_LENGTH, MIN_LENGTH_CUT, cut_positions
 from distill.data.withholding import draw_items
+from distill.runtime import ray_cluster, ray_tasks
 
 SCRATCH = "interactions"  # folder of the intermediate files
 
@@ -97,6 +99,15 @@ def in_pieces(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield rest.combine_chunks()
 
 
+def prepare_in_chunks(
+    settings: PrepareSettings, engine: EngineSettings, folder: Path
+) -> contextlib.AbstractContextManager[PreparedChunks]:
+    """Read, filter, check and split by the engine duckdb or ray; `folder` is the working folder."""
+    if engine.engine == "ray":
+        return prepare_on_ray(settings, engine.ray_address, engine.ray_timeout)
+    return prepare_out_of_core(settings, engine.memory_limit, folder)
+
+
 @contextlib.contextmanager
 def prepare_out_of_core(settings: PrepareSettings, memory_limit: str, folder: Path) -> Iterator[PreparedChunks]:
     """Read, filter, check and split as `distill.data.prepare.prepare`, in bounded memory.
@@ -116,6 +127,23 @@ def prepare_out_of_core(settings: PrepareSettings, memory_limit: str, folder: Pa
         database = Database(scratch, memory_limit)
         stack.callback(database.close)
         yield _prepare(settings, DiskChunks(scratch, database))
+
+
+@contextlib.contextmanager
+def prepare_on_ray(settings: PrepareSettings, address: str | None, timeout: float) -> Iterator[PreparedChunks]:
+    """Read, filter, check and split as `distill.data.prepare.prepare`, on a Ray cluster.
+
+    Args:
+        settings: of a format whose reader has `read_blocks`.
+        address: of the cluster, as `ray_cluster.connect` takes it.
+        timeout: seconds without a finished task after which the work ends.
+
+    Raises:
+        UserError: bad input or settings; no Ray, no cluster, or one that cannot do the work.
+    """
+    with ray_cluster.connect(address), ray_tasks.cluster_errors():
+        configure_sorts(timeout)
+        yield _prepare(settings, RayChunks(timeout))
 
 
 def _prepare(settings: PrepareSettings, chunks: Chunks) -> PreparedChunks:
