@@ -1,6 +1,9 @@
 """Data preparation on a real Ray cluster on this machine: the files of one process, also where nodes die."""
 
 import contextlib
+import errno
+import json
+import socket
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +21,10 @@ from distill.data import dataset
 from distill.data.config import PrepareSettings
 from distill.data.out_of_core import ray_chunks
 from distill.data.out_of_core.prepare import _prepare
-from distill.data.out_of_core.ray_chunks import RayChunks, configure_sorts
+from distill.data.out_of_core.ray_chunks import RayChunks
 from distill.data.sources import table, text_table
 from distill.runtime import ray_cluster, ray_tasks
+from distill.runtime.errors import UserError
 from scripts import prepare_data
 
 TIMEOUT = 60.0
@@ -32,7 +36,6 @@ def cluster():
     with local_cluster() as running:
         running.add_node(num_cpus=1, object_store_memory=MEMORY)
         with ray_cluster.connect(running.address):
-            configure_sorts(TIMEOUT)
             yield running
 
 
@@ -88,16 +91,78 @@ def large_pieces(monkeypatch):
     monkeypatch.setattr(dataset, "ROW_GROUP", 100)
 
 
-@pytest.mark.parametrize("size", [1])
-def test_whatever_size_of_blocks_ray_data_is_told(cluster, tmp_path, monkeypatch, large_pieces, size):
+@pytest.mark.parametrize("many", [1, 100_000])
+def test_whatever_size_of_blocks_ray_data_is_told_and_by_both_sorts(cluster, tmp_path, monkeypatch, large_pieces, many):
     import ray.data
 
-    monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", size)
+    monkeypatch.setattr(ray_chunks, "MANY_PIECES", many)
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", 200)
     config = write_large(tmp_path)
-    assert ray_outcome(config) == plain_outcome(config)
+    plain = plain_outcome(config)
+    assert isinstance(plain, tuple)
+    assert ray_outcome(config) == plain
 
 
-@pytest.mark.parametrize("step", ["read_part", "group_users", "make_chunk", "_change", "write"])
+def test_the_command_writes_the_data_set_of_the_plain_engine(cluster, tmp_path, large_pieces, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "connect", contextlib.nullcontext)  # this process is connected
+    (tmp_path / "raw").mkdir()
+    settings = vars(write_large(tmp_path / "raw"))
+    config = prepare_data.Config(**settings, engine="ray", ray_address=cluster.address, output=tmp_path / "ray")
+    alone = replace(config, engine="memory", ray_address=None, output=tmp_path / "memory")
+    for each in (config, alone):
+        prepare_data.main(each)
+    files = [{path.name: path.read_bytes() for path in each.output.iterdir()} for each in (config, alone)]
+    manifests = [json.loads(each.pop("manifest.json")) for each in files]
+    assert files[0] == files[1] and len(files[0]) == 4
+    for key in ("fingerprint", "files", "facts", "identity"):
+        assert manifests[0][key] == manifests[1][key]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["memory", "raw", "ray"]
+
+
+def test_what_workers_refuse_is_refused_with_the_words_of_the_plain_engine(cluster, tmp_path):
+    rows = {"user_id": ["u"] * 9, "item_id": [*"abcabc", " ", "a", None], "timestamp": [*range(8), 8]}
+    pq.write_table(pa.table(rows), tmp_path / "interactions.parquet", row_group_size=2)
+    config = PrepareSettings(format="table", input=tmp_path)
+    refusal = ray_outcome(config)
+    assert refusal == plain_outcome(config)
+    assert "interactions.parquet row 6: expected item id, got nothing" in refusal
+
+
+def failing(error):
+    """Make a function that raises an error; workers, which cannot import this module, get all of it."""
+
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "timeout", "kind", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            TIMEOUT,
+            UserError,
+            "cannot go on: a disk of a node is full",
+        ),
+        (UserError("Mend it."), TIMEOUT, UserError, r"^Mend it\.$"),
+        (ValueError("unexpected"), TIMEOUT, ValueError, "unexpected"),
+        (UserError("never seen"), 1e-6, UserError, r"No task has been finished within 1e-06 s\..* have .*1 CPUs"),
+    ],
+)
+def test_errors_of_workers(cluster, error, timeout, kind, message):
+    with pytest.raises(kind, match=message), ray_tasks.cluster_errors():
+        list(ray_tasks.call_on_cluster(failing(error), [()], timeout))
+
+
+def test_a_worker_of_another_version_is_named():
+    nothing, refusal = ray_tasks._call(failing(ValueError()), (("python", "2.7"),))
+    assert nothing is None
+    assert str(refusal).startswith(f"Node {socket.gethostname()} cannot work: it has python ")
+
+
+@pytest.mark.parametrize("step", ["group_users", "write"])
 def test_a_node_that_dies_costs_what_it_held(cluster, tmp_path, large_pieces, step):
     """It dies when two results of a step have come, or when the first chunk was written."""
     config = write_large(tmp_path)
@@ -127,15 +192,3 @@ def test_a_node_that_dies_costs_what_it_held(cluster, tmp_path, large_pieces, st
 
     assert ray_outcome(config, Broken) == plain
     assert deaths == [step]
-
-
-def test_the_command_writes_the_data_set_of_the_plain_engine(cluster, tmp_path, large_pieces):
-    config = prepare_data.Config(
-        **vars(write_large(tmp_path)), engine="ray", ray_address=cluster.address, output=tmp_path / "ray"
-    )
-    alone = replace(config, engine="memory", ray_address=None, output=tmp_path / "memory")
-    for each in (config, alone):
-        prepare_data.main(each)
-    files = [{path.name: path.read_bytes() for path in each.output.iterdir()} for each in (config, alone)]
-    manifests = [each.pop("manifest.json") for each in files]
-    assert files[0] == files[1] and len(manifests) == 2

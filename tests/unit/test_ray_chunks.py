@@ -60,7 +60,7 @@ def ray_outcome(config, kind=HereChunks):
 
 
 @given(LOGS, st.sampled_from([None, 1, 2, 5]))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_same_bytes_or_refusals_as_the_plain_engine_wherever_tables_are_cut(log, piece):
     kind = type("Cut", (HereChunks,), {"piece": piece})
     with tempfile.TemporaryDirectory() as folder:
@@ -106,6 +106,19 @@ def test_refusals_of_parts_that_are_read_apart(tmp_path, rows, message):
     assert refusal == plain_outcome(config)
     with pytest.raises(UserError, match=message):
         raise UserError(refusal)
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize("times", [pa.timestamp("ms"), pa.date32(), pa.string()])
+def test_types_of_parquet_columns(tmp_path, kind, times):
+    numbers = pa.array([3, 1, 2, 2, 3, 1] * 3)
+    items = numbers.cast(pa.string()).dictionary_encode() if pa.types.is_dictionary(kind) else numbers
+    days = pa.array([5, 4, 4, 1, 2, 3] * 3, pa.int32()).cast(pa.date32()).cast(times)
+    columns = {"user_id": pa.array([7, 8, 7, 8, 7, 8] * 3), "item_id": items, "timestamp": days}
+    pq.write_table(pa.table(columns), tmp_path / "interactions.parquet", row_group_size=4)
+    config = PrepareSettings(format="table", input=tmp_path)
+    assert isinstance(plain_outcome(config), tuple)
+    assert ray_outcome(config) == plain_outcome(config)
 
 
 def parts_of(folder):

@@ -23,7 +23,7 @@ from distill.data.out_of_core.chunks import Chunks
 from distill.data.out_of_core.database import Database
 from distill.data.out_of_core.disk_chunks import DiskChunks
 from distill.data.out_of_core.filters import LeftOut, find_short, k_core, refine, renumbered, sizes, without_short
-from distill.data.out_of_core.ray_chunks import RayChunks, configure_sorts
+from distill.data.out_of_core.ray_chunks import RayChunks
 from distill.data.out_of_core.splitting import moments_of_cut, remove_withheld
 from distill.data.prepare import check_moments, reader_options
 from distill.data.sources import Options, Source
@@ -142,7 +142,6 @@ def prepare_on_ray(settings: PrepareSettings, address: str | None, timeout: floa
         UserError: bad input or settings; no Ray, no cluster, or one that cannot do the work.
     """
     with ray_cluster.connect(address), ray_tasks.cluster_errors():
-        configure_sorts(timeout)
         yield _prepare(settings, RayChunks(timeout))
 
 

@@ -26,6 +26,7 @@ from distill.data.sources.numbering import MERGE_ROWS
 from distill.runtime.ray_tasks import call_on_cluster, fetch
 
 CHUNK_ROWS = 1 << 20  # interactions of a chunk, on average
+MANY_PIECES = 100_000  # of a sort: of every table, one for every range of keys; Ray counts 3 kB of the driver for each
 BINS = 1 << 14  # of first rows, to find users that divide the interactions evenly
 
 
@@ -47,10 +48,9 @@ class RayChunks(Chunks):
         self.origin, self.has_times = str(blocks.path), blocks.columns.time is not None
         function: Callable[..., tuple[pa.Table, Facts]]
         if blocks.parts:
-            first_block = next(blocks.tables, None)
-            parts = blocks.parts if first_block is not None else ()
-            template = blocks.without_rows(first_block.slice(0, 1)) if first_block is not None else blocks
-            function, calls = partial(read_part, template, options.min_rating), ((part,) for part in parts)
+            head = next(blocks.tables).take(pa.array([0]))
+            function = partial(read_part, blocks.without_rows(head), options.min_rating)
+            calls: Iterator[tuple[Any, ...]] = ((part,) for part in blocks.parts)
         else:
             function, calls = partial(rows_of_block, min_rating=options.min_rating), ((block,) for block in blocks)
         appearances = Appearances()
@@ -80,8 +80,9 @@ class RayChunks(Chunks):
             histogram += counts
             if counts.any():
                 users.append(reference)
+        del together  # their objects
         in_order = self._sorted_by(users, "first_row", first_rows_between(histogram, self.n_rows, count))
-        del users, together
+        del users
         make = partial(
             make_chunk, change=change, n_items=self.items.num_rows, origin=self.origin, has_times=self.has_times
         )
@@ -136,17 +137,14 @@ class RayChunks(Chunks):
     def _sort(self, tables: Sequence[Any], key: str, boundaries: list[int]) -> list[Any]:
         """Sort; arguments as `_sorted_by`. Returns references of tables, cut in whatever places Ray Data likes."""
         import ray.data
+        from ray.data.context import DataContext, ShuffleStrategy
 
+        # these two sort by plain tasks, which Ray repeats when a node dies
+        plain, merging = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED, ShuffleStrategy.SORT_SHUFFLE_PUSH_BASED
+        context = DataContext.get_current()
+        context.shuffle_strategy = plain if len(tables) * (len(boundaries) + 1) <= MANY_PIECES else merging
+        context.execution_no_progress_timeout_s = self.timeout
         return ray.data.from_arrow_refs(list(tables)).sort(key, boundaries=boundaries or None).to_arrow_refs()
-
-
-def configure_sorts(timeout: float) -> None:
-    """Let Ray Data sort by tasks alone, each of which makes one table, and give up after some seconds without one."""
-    from ray.data.context import DataContext, ShuffleStrategy
-
-    context = DataContext.get_current()
-    context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-    context.execution_no_progress_timeout_s = timeout
 
 
 @dataclass(frozen=True)
