@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.data.config import EngineSettings, PrepareSettings, check, check_engine
-from distill.data.out_of_core.prepare import PreparedChunks, prepare_out_of_core
+from distill.data.out_of_core.prepare import PreparedChunks, prepare_in_chunks
 from distill.data.prepare import PreparedData, check_moments, prepare, raw_identity
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
@@ -38,14 +38,14 @@ def main(config: Config) -> None:
     job = ArtifactJob("dataset", config, output, extra=raw_identity(config), overwrite=config.overwrite)
     if job.is_finished():
         return
-    if config.engine == "duckdb":
-        with job.write() as folder, prepare_out_of_core(config, config.memory_limit, folder) as prepared:
-            job.facts = prepared.facts()
-            prepared.write(folder)
-    else:
+    if config.engine == "memory":
         prepared = prepare(config)
         job.facts = prepared.facts()
         with job.write() as folder:
+            prepared.write(folder)
+    else:
+        with job.write() as folder, prepare_in_chunks(config, config, folder) as prepared:
+            job.facts = prepared.facts()
             prepared.write(folder)
     print_statistics(prepared)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from distill.runtime.config import HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
@@ -87,26 +87,33 @@ class PrepareSettings(SplitSettings, FilterSettings, SourceSettings):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to work; both engines write the same files."""
+    """How to work; all engines write the same files."""
 
-    engine: Literal["memory", "duckdb"] = field(default="memory", metadata={"identity": False})
-    """memory holds all interactions in memory; duckdb keeps them on disk, for formats table and recbole (NAME.inter)
-    that do not fit (extra duckdb)."""
+    engine: Literal["memory", "duckdb", "ray"] = field(default="memory", metadata={"identity": False})
+    """memory holds all interactions in memory; duckdb keeps them on disk (extra duckdb), ray on the nodes of a Ray
+    cluster (extra ray): both for formats table and recbole (NAME.inter) that do not fit."""
     memory_limit: str = field(default="4GB", metadata={"identity": False})
     """Memory that the engine duckdb may use, such as 4GB or 2500MB."""
+    ray_address: str | None = field(default=None, metadata={"identity": False})
+    """Engine ray: HOST:PORT of the cluster's head, or auto on one of its machines (default: RAY_ADDRESS, else this
+    machine)."""
+    ray_timeout: PositiveFloat = field(default=1800.0, metadata={"identity": False})
+    """Engine ray: seconds without a finished task after which the command gives up."""
 
 
 def check_engine(settings: PrepareSettings, engine: EngineSettings) -> None:
-    """Check that the engine reads the format.
+    """Check that the engine reads the format, and that settings of Ray are for Ray.
 
     Raises:
-        UserError: it does not.
+        UserError: as above.
     """
-    if engine.engine == "duckdb" and settings.format not in BLOCK_FORMATS:
+    if engine.engine != "memory" and settings.format not in BLOCK_FORMATS:
         raise UserError(
-            f"--engine duckdb reads the formats {' and '.join(BLOCK_FORMATS)}, not {settings.format}. Use --engine "
-            "memory, or write the interactions as a table."
+            f"--engine {engine.engine} reads the formats {' and '.join(BLOCK_FORMATS)}, not {settings.format}. Use "
+            "--engine memory, or write the interactions as a table."
         )
+    if engine.engine != "ray" and engine.ray_address is not None:
+        raise UserError("--ray_address is for --engine ray; add it, or leave --ray_address out.")
 
 
 def check(settings: PrepareSettings) -> None:

@@ -72,7 +72,7 @@ def data_limits(workload: Workload, model: LanguageModel, hardware: Hardware) ->
             prepare(w, h).memory_bytes,
             h.cpu_memory,
             "bytes",
-            "prepare_data --engine duckdb, for tables: filters out of core, one partition of users after the other",
+            "prepare_data --engine duckdb or ray, for tables: chunks of users on disk or on a cluster, counts a round",
         ),
         Limit(
             "data",

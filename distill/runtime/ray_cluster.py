@@ -79,6 +79,7 @@ def import_ray() -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray retries by itself
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # errors of results that nobody needed any more
     try:
         import ray
         import ray.data

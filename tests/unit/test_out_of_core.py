@@ -1,6 +1,5 @@
 """Data preparation in bounded memory: the same files, and the same refusals, as the plain engine."""
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -9,12 +8,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import interaction_logs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interaction_logs import LOGS, REFUSALS, plain_outcome, write_config, write_log, write_refused
 
 from distill.data import dataset
 from distill.data.config import EngineSettings, PrepareSettings, check_engine
@@ -22,7 +23,6 @@ from distill.data.out_of_core import chunks, database
 from distill.data.out_of_core.chunks import between_users
 from distill.data.out_of_core.prepare import SCRATCH, in_pieces, prepare_out_of_core
 from distill.data.out_of_core.splitting import order_statistic
-from distill.data.prepare import prepare
 from distill.data.sources import Source, table, text_table
 from distill.runtime.errors import UserError
 from scripts import prepare_data
@@ -41,117 +41,23 @@ def small_pieces(monkeypatch):
 
 
 def outcome(engine, config):
-    """The files that an engine writes and the facts of the manifest, or its refusal."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        try:
-            if engine == "memory":
-                prepared = prepare(config)
-                prepared.write(folder)
-                facts = prepared.facts()
-            else:
-                with prepare_out_of_core(config, LIMIT, folder) as prepared:
-                    facts = prepared.facts()
-                    prepared.write(folder)
-        except UserError as error:
-            assert not (folder / SCRATCH).exists()
-            return str(error)
-        return facts, prepared.short_users, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """What an engine makes, as `interaction_logs.outcome`."""
+    if engine == "memory":
+        return plain_outcome(config)
+    return interaction_logs.outcome(lambda folder: prepare_out_of_core(config, LIMIT, folder))
 
 
-def write_log(folder, form, rows, catalogue):
-    """Write rows (user, item, time, rating) and items (id, title) as a table or RecBole's files."""
-    head, items_head = ["user_id", "item_id", "timestamp", "rating"], ["item_id", "title"]
-    if form == "parquet":
-        columns = [[row[column] for row in rows] for column in range(4)]
-        kinds = (pa.string(), pa.string(), pa.float64(), pa.int64())
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-        pq.write_table(pa.table(dict(zip(head, arrays, strict=True))), folder / "interactions.parquet")
-    else:
-        is_table = form == "csv"
-        head = head if is_table else [f"{name}:token" for name in head]
-        with open(folder / ("interactions.csv" if is_table else "N.inter"), "w", newline="") as file:
-            csv.writer(file, delimiter="," if is_table else "\t", lineterminator="\n").writerows([head, *rows])
-    if catalogue:
-        with open(folder / ("N.item" if form == "recbole" else "items.csv"), "w", newline="") as file:
-            writer = csv.writer(file, delimiter="\t" if form == "recbole" else ",", lineterminator="\n")
-            writer.writerows([items_head, *catalogue])
-
-
-ROW = st.tuples(
-    st.sampled_from(["u", "v", "w", "ü", "10"]),
-    st.sampled_from("abcde"),
-    st.sampled_from([-1.5, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 1e9]),
-    st.integers(1, 5),
-)
-CATALOGUES = (
-    (),
-    tuple(zip("edcbaf", ("E", "D", "C", "B", "A", "F"), strict=True)),
-    tuple(zip("abcdef", ("A", "", "C", "D", "<b>", "F"), strict=True)),
-)
-OPTIONS = st.fixed_dictionaries(
-    {
-        "min_rating": st.sampled_from([None, None, 2.0, 4.0]),
-        "duplicates": st.sampled_from([None, "exact", "first"]),
-        "k_core": st.sampled_from([None, 0, 2, 4]),
-        "item_core": st.sampled_from([None, 0, 1, 3]),
-        "clean_html": st.booleans(),
-        "empty_text": st.sampled_from(["keep", "keep", "keep", "drop", "drop", "error"]),
-        "short_users": st.sampled_from(["drop", "drop", "error"]),
-        "withhold": st.sampled_from([0.0, 0.0, 0.2]),
-        "cut": st.sampled_from([None, (None, None), (0.3, 0.6), (0.5, "1970-01-01T00:00:02")]),
-        "seed": st.integers(0, 3),
-    }
-)
-
-
-@given(
-    st.lists(ROW, min_size=12, max_size=60),
-    st.sampled_from(["parquet", "csv", "recbole"]),
-    st.sampled_from(CATALOGUES),
-    OPTIONS,
-)
+@given(LOGS)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_both_engines_write_the_same_bytes_or_refuse_with_the_same_words(rows, form, catalogue, options):
-    cut = options.pop("cut")
-    if cut:
-        options |= {"split": "global_cut", "valid_from": cut[0], "test_from": cut[1]}
+def test_both_engines_write_the_same_bytes_or_refuse_with_the_same_words(log):
     with tempfile.TemporaryDirectory() as folder:
-        write_log(Path(folder), form, rows, catalogue)
-        form = "recbole" if form == "recbole" else "table"
-        config = PrepareSettings(format=form, input=Path(folder), **options)
+        config = write_config(Path(folder), log)
         assert outcome("duckdb", config) == outcome("memory", config)
 
 
-HEAD = "user_id,item_id,timestamp,rating\n"
-ROWS = "u,a,1,5\nu,b,2,5\nu,c,3,5\nv,a,1,5\nv,b,2,5\nv,c,3,5\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (HEAD + ROWS + "u,,4,5\n", r"interactions\.csv:8: expected item id, got nothing"),
-        (HEAD + ROWS + "  ,a,4,5\n", r"interactions\.csv:8: expected user id, got nothing"),
-        (HEAD + ROWS + "u,a,soon,5\n", r"interactions\.csv:8: expected a time, .*, got 'soon'\. Mend or remove"),
-        (HEAD + ROWS + "u,a,2024-05-31,5\n", r"\.csv:2: expected a time, .* same form; got '1' here and other forms"),
-        (HEAD + ROWS + "u,a,nan,5\n" * 40, r"\.csv:8: expected a time in seconds, got nan \(40 such rows\)"),
-        (HEAD + ROWS + "u,a,4,x\n", r"\.csv:8: expected a rating as a number, got 'x'\."),
-        (HEAD + ROWS + "u,a,4,inf\n" * 40, r"\.csv:8: expected a rating as a number, got inf \(40 such rows\)"),
-        (
-            HEAD + ROWS + "u,z,4,5\n" * 40,
-            r"\.csv:8: unknown item 'z': .* 3 items of .*items\.csv \(40 such inter",
-        ),
-        (HEAD + ROWS + "u,a,4\n", r"\.csv:8: malformed or cut off: expected 4 fields, got 3: 'u,a,4'"),
-        (HEAD.replace("user_id", "who") + ROWS, r"missing column 'user_id'\. .*Name it with --user_column"),
-        (HEAD.replace("timestamp", "when") + ROWS, r"missing column 'timestamp'\. .*--time_column \(null: rows"),
-        (HEAD, r"no user with at least 3 interactions, expected some"),
-        ("", r"expected a header with distinct column names, got none"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), REFUSALS)
 def test_refusals_have_the_words_of_the_plain_engine(tmp_path, text, message):
-    (tmp_path / "interactions.csv").write_text(text)
-    (tmp_path / "items.csv").write_text("item_id,title\na,A\nb,B\nc,C\n")
-    config = PrepareSettings(format="table", input=tmp_path, min_rating=1.0)
+    config = write_refused(tmp_path, text)
     refusal = outcome("duckdb", config)
     assert refusal == outcome("memory", config)
     with pytest.raises(UserError, match=message):
@@ -234,6 +140,14 @@ LOW, HIGH = -(2**63), 2**63 - 1
 TIMES = st.lists(st.one_of(st.integers(-3, 3), st.integers(LOW, HIGH)), min_size=1, max_size=20)
 
 
+class Pieces(list):
+    """Chunks in memory."""
+
+    def map(self, function):
+        """Yield what a function makes of each chunk."""
+        return map(function, self)
+
+
 @given(TIMES, st.data())
 @settings(max_examples=100, deadline=None)
 def test_order_statistic(values, data):
@@ -241,7 +155,7 @@ def test_order_statistic(values, data):
     pieces = [piece for piece in (times[::2], times[1::2]) if len(piece)]
     sources = [Source(pa.table({}), pa.array([0]), piece, np.array([0, len(piece)]), piece) for piece in pieces]
     rank = data.draw(st.integers(0, len(times) - 1))
-    assert order_statistic(sources, rank, min(values), max(values)) == sorted(values)[rank]
+    assert order_statistic(Pieces(sources), rank, min(values), max(values)) == sorted(values)[rank]
 
 
 @pytest.mark.parametrize(

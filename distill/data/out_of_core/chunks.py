@@ -1,75 +1,94 @@
-"""Sorted interactions on disk, in chunks that are cut between users."""
+"""Interactions of users in chunks, one after the other, which are changed and summed up by pure functions."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from distill.data.sources import Source
+from distill.data.sources import Options, Source
+from distill.data.sources.blocks import InteractionBlocks
 
 CHUNK_ROWS = 1 << 21  # interactions of a chunk, at least; a user is never cut
+Summary = TypeVar("Summary")
+Change = Callable[[Source], tuple[Source, Summary]]
 
 
-class Chunks:
-    """Interactions that lie on disk as one `Source` a chunk.
+@dataclass(frozen=True)
+class Loaded:
+    """What is known once the log is read.
 
-    The users of a chunk follow those of the chunk before it. In place of ids they have numbers, the first row of each.
+    Attributes:
+        items: the catalogue; row = item number.
+        n_rows: interactions of the log.
+        n_low: those rated below `min_rating`.
+    """
 
-    Args:
-        folder: exists; chunks are written below it.
+    items: pa.Table
+    n_rows: int
+    n_low: int
+
+
+class Chunks(ABC):
+    """A log of interactions, and its kept interactions as one `Source` a chunk.
+
+    The users of a chunk follow those of the chunk before it; no user is in two. A chunk's `Source` knows the number of
+    items, not the catalogue: its `items` are `unnamed_items`. What is done to a chunk is a function of this chunk
+    alone, which may run in another process; sums over all chunks are made of the summaries that it returns.
+
+    Attributes:
         items: the catalogue.
         origin: where the interactions come from, for messages.
         has_times: whether the log has times.
     """
 
-    def __init__(self, folder: Path, items: pa.Table, origin: str, has_times: bool):
-        self.folder, self.items, self.origin, self.has_times = folder, items, origin, has_times
-        self.paths: list[Path] = []
+    items: pa.Table
+    origin: str
+    has_times: bool
 
-    def __iter__(self) -> Iterator[Source]:
-        """Read one chunk after the other."""
-        return map(self._load, self.paths)
+    @abstractmethod
+    def load(self, blocks: InteractionBlocks, options: Options) -> Loaded:
+        """Read all interactions and number their items.
 
-    def write(self, batches: Iterable[pa.RecordBatch], change: Callable[[Source], Source]) -> None:
-        """Cut sorted rows into chunks and write them.
+        Raises:
+            UserError: what the readers refuse.
+        """
+
+    @abstractmethod
+    def fill(self, change: Change[Summary]) -> Iterator[Summary]:
+        """Sort the kept interactions by user (in order of the first rows), time and row, and cut them into chunks.
 
         Args:
-            batches: columns user, item, time; sorted.
-            change: what is done to a chunk before it is written.
+            change: what is done to a chunk before it is kept.
+
+        Yields:
+            What `change` returns beside the chunk.
         """
-        for rows in between_users(batches):
-            self._save(self.folder / f"{len(self.paths)}.npy", change(self._source(rows)))
-            self.paths.append(self.folder / f"{len(self.paths)}.npy")
 
-    def update(self, change: Callable[[Source], Source]) -> None:
-        """Replace each chunk by what `change` makes of it; chunks that it returns as they are stay as they are."""
-        for path in self.paths:
-            source = self._load(path)
-            changed = change(source)
-            if changed is not source:
-                self._save(path, changed)
+    @abstractmethod
+    def map(self, function: Callable[[Source], Summary]) -> Iterator[Summary]:
+        """Yield what a function makes of each chunk, in order."""
 
-    def _source(self, rows: pa.Table) -> Source:
-        users = rows["user"].to_numpy()
-        starts = np.flatnonzero(np.diff(users, prepend=-1))
-        times = rows["time"].to_numpy().astype(np.int64) if self.has_times else None
-        offsets = np.append(starts, len(users))
-        return Source(self.items, pa.array(users[starts]), rows["item"].to_numpy(), offsets, times, origin=self.origin)
+    @abstractmethod
+    def update(self, change: Change[Summary]) -> Iterator[Summary]:
+        """Replace each chunk by what `change` makes of it; yields, in order, what it returns beside the chunk."""
 
-    def _save(self, path: Path, source: Source) -> None:
-        with open(path, "wb") as file:
-            for array in (source.user_ids.to_numpy(), source.values, source.offsets, source.times):
-                if array is not None:
-                    np.save(file, array)
+    @abstractmethod
+    def with_user_ids(self) -> Iterator[Source]:
+        """Yield the chunks in order, with the users' ids."""
 
-    def _load(self, path: Path) -> Source:
-        with open(path, "rb") as file:
-            users, values, offsets = (np.load(file) for _ in range(3))
-            times = np.load(file) if self.has_times else None
-        return Source(self.items, pa.array(users), values, offsets, times, origin=self.origin)
+    @abstractmethod
+    def user_id(self, user: Any) -> str:
+        """Return the id of a user, who is given as the chunks name users."""
+
+
+def unnamed_items(count: int) -> pa.Table:
+    """Make a catalogue without ids, which takes no memory."""
+    return pa.table({"item_id": pa.nulls(count)})
 
 
 def between_users(batches: Iterable[pa.RecordBatch], rows: int | None = None) -> Iterator[pa.Table]:

@@ -7,17 +7,16 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from distill.data.out_of_core.catalogue import number_items
+from distill.data.out_of_core.chunks import Loaded
 from distill.data.sources.base import Options
 from distill.data.sources.blocks import InteractionBlocks
-from distill.data.sources.numbering import unknown_item
 from distill.runtime.errors import UserError
 
 BATCH_ROWS = 1 << 18  # rows that are fetched at once
@@ -56,21 +55,6 @@ def import_duckdb() -> Any:
             "--engine duckdb needs DuckDB: pip install -c constraints.txt -e '.[duckdb]', or use --engine memory."
         ) from None
     return duckdb
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What is known once the log is read.
-
-    Attributes:
-        items: the catalogue; row = item number.
-        n_rows: interactions of the log.
-        n_low: those rated below `min_rating`.
-    """
-
-    items: pa.Table
-    n_rows: int
-    n_low: int
 
 
 class Database:
@@ -139,24 +123,7 @@ class Database:
             appearances = self.connection.sql(
                 "SELECT item_id, min(row_number) AS first_row, count(*) AS n FROM interactions GROUP BY item_id"
             ).to_arrow_table()
-        ids = appearances["item_id"].combine_chunks()
-        first_rows = appearances["first_row"].to_numpy()
-        if blocks.items is None:
-            order = np.argsort(first_rows)
-            ids, numbers = ids.take(pa.array(order)), np.arange(len(ids))
-            items = pa.table({"item_id": ids.cast(pa.string())})
-        else:
-            known = blocks.items["item_id"].combine_chunks()
-            numbers = pc.index_in(ids, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
-            unknown = np.flatnonzero(numbers < 0)
-            if len(unknown):
-                first = unknown[np.argmin(first_rows[unknown])]
-                place, count = blocks.where(int(first_rows[first])), int(appearances["n"].to_numpy()[unknown].sum())
-                raise unknown_item(place, ids[int(first)].as_py(), len(known), str(blocks.catalogue_path), count)
-            items = blocks.items
-            if blocks.only_items is not None:
-                kept, numbers = np.unique(numbers, return_inverse=True)
-                items = blocks.only_items(kept)
+        items, ids, numbers = number_items(blocks, appearances)
         self._insert("CREATE TABLE items AS", {"item_id": ids, "number": pa.array(numbers, pa.int32())})
         return items
 

@@ -7,7 +7,7 @@ refuses what `read` refuses, with the same messages. Of a file with several faul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,25 @@ class BadRows:
             self.row, self.value = first_row + int(rows[0]), values[rows[0]]
         self.count += len(rows)
 
+    def add_later(self, later: BadRows) -> None:
+        """Add the bad rows of a part of the file that follows the rows counted here."""
+        if not self.count:
+            self.row, self.value = later.row, later.value
+        self.count += later.count
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a file, one after the other, that a process can read without those before them.
+
+    Attributes:
+        first_row: number of the first row in the file.
+        open: reads the rows in blocks; works in other processes too, also on other machines that have the file.
+    """
+
+    first_row: int
+    open: Callable[[], Iterator[pa.Table]]
+
 
 @dataclass(frozen=True)
 class InteractionBlocks:
@@ -90,6 +109,9 @@ class InteractionBlocks:
         items: the catalogue (item_id and texts); None: the items are those of the interactions, as they come.
         only_items: cuts the catalogue down to given rows (ascending), which are the items with interactions; None: it
             keeps all.
+        parts: all rows once more, in parts; none if the file can only be read from its beginning.
+        first_row: number of the first row of `tables`.
+        head: the file's first row, where `tables` begin later; it tells of which form times and ratings are.
         bad_times: times that cannot be stored.
         bad_ratings: ratings that are NaN or infinite.
     """
@@ -101,6 +123,9 @@ class InteractionBlocks:
     where: Callable[[int], str]
     items: pa.Table | None = None
     only_items: Callable[[np.ndarray], pa.Table] | None = None
+    parts: tuple[Part, ...] = ()
+    first_row: int = 0
+    head: pa.Table | None = None
     bad_times: BadRows = field(default_factory=BadRows)
     bad_ratings: BadRows = field(default_factory=BadRows)
 
@@ -110,9 +135,12 @@ class InteractionBlocks:
         Raises:
             UserError: malformed or cut-off files, blank ids, times or ratings that are none.
         """
-        columns, first_row = self.columns, 0
+        columns, first_row = self.columns, self.first_row
         read_times = _BlockNumbers(self.where, columns.time_expected, columns.convert)
         read_ratings = _BlockNumbers(self.where, columns.rating_expected, columns.convert)
+        for name, numbers in ((columns.time, read_times), (columns.rating, read_ratings)):
+            if self.head is not None and name is not None:
+                numbers.expect_form_of(self.head[name])
         for table in self.tables:
             users = self._ids(table[columns.user], "user", first_row)
             items = self._ids(table[columns.item], "item", first_row)
@@ -125,6 +153,15 @@ class InteractionBlocks:
                 self.bad_ratings.add(~np.isfinite(ratings), ratings, first_row)
             yield Block(first_row, users, items, times, ratings)
             first_row += len(table)
+
+    def without_rows(self, head: pa.Table) -> InteractionBlocks:
+        """Make blocks for `of_part` in other processes, without all that only a whole file has; `head` as above."""
+        return replace(self, tables=iter(()), items=None, only_items=None, parts=(), head=head)
+
+    def of_part(self, part: Part) -> InteractionBlocks:
+        """Make blocks of a part alone; their checks are those of the whole file's."""
+        bad_times, bad_ratings = BadRows(), BadRows()
+        return replace(self, tables=part.open(), first_row=part.first_row, bad_times=bad_times, bad_ratings=bad_ratings)
 
     def check_numbers(self) -> None:
         """Refuse the bad ratings and times that the blocks held.
@@ -152,6 +189,11 @@ class _BlockNumbers:
         self.where, self.expected, self.convert = where, expected, convert
         self.first_value: object = None
         self.is_number: bool | None = None
+
+    def expect_form_of(self, column: pa.ChunkedArray) -> None:
+        """Take the form of the file's first row, given as a column, without refusing it: its own block does that."""
+        self.first_value = column[0].as_py()
+        self.is_number = _is_number(column) if pa.types.is_string(column.type) else None
 
     def __call__(self, column: pa.ChunkedArray, first_row: int) -> np.ndarray:
         """Convert a block, whose first row has the number `first_row` [n]."""

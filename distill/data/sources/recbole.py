@@ -149,8 +149,8 @@ def read_blocks(folder: Path, options: Options) -> InteractionBlocks:
     paths = {path.suffix: path for path in files(folder, options)}
     if paths[".inter"].name.endswith(".test.inter"):
         raise UserError(
-            f"{paths['.inter']}: --engine duckdb reads NAME.inter with one interaction a line, not split files. Use "
-            "--engine memory."
+            f"{paths['.inter']}: the engines duckdb and ray read NAME.inter with one interaction a line, not split "
+            "files. Use --engine memory."
         )
     rating = options.rating_column if options.min_rating is not None else None
     only = ["user_id", "item_id", "timestamp"] + ([rating] if rating else [])

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 
 from distill.data.dataset import TEXT_COLUMNS
 from distill.data.sources.base import Options, Source, check_ratings, check_texts, find_file, group
-from distill.data.sources.blocks import BlockColumns, InteractionBlocks
+from distill.data.sources.blocks import BlockColumns, InteractionBlocks, Part
 from distill.data.sources.columns import named_column, need_column, need_ids, to_numbers
 from distill.data.sources.numbering import MERGE_ROWS, check_ids, merged, number_items, with_numbers
 from distill.data.sources.text_table import TextTable
@@ -24,7 +26,8 @@ from distill.runtime.parquet import read_parquet, unreadable
 TIME = "a time, as a number of seconds or like 2024-05-31 12:00:00"
 ENDINGS = (".csv", ".tsv", ".parquet")
 PARQUET_BLOCK = 1 << 20  # rows
-PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
+# by default, all that was read is kept until the file is closed; the buffer: bytes of a column that are read at once
+LITTLE_MEMORY = {"pre_buffer": False, "buffer_size": 1 << 20}
 
 
 def files(folder: Path, options: Options) -> list[Path]:
@@ -97,19 +100,19 @@ def read_blocks(folder: Path, options: Options) -> InteractionBlocks:
     hints = ("user", "item", "time", "rating")
     only = [name for name in names if name is not None]
     if paths[0].suffix == ".parquet":
-        empty, tables = _parquet_blocks(paths[0], only, names[:2])
+        empty, tables, parts = _parquet_blocks(paths[0], only, names[:2])
         where = _parquet_place(paths[0])
     else:
         delimiter = "\t" if paths[0].suffix == ".tsv" else ","
         text, tables = TextTable.blocks(paths[0], delimiter, quoted=True, typed=False, only=only)
-        empty, where = text.columns, text.where
+        empty, where, parts = text.columns, text.where, ()
     for name, kind in zip(names, hints, strict=True):
         if name is not None:
             null = " (null: rows are in time order)" if kind == "time" else ""
             named_column(empty, name, str(paths[0]), f"Name it with --{kind}_column{null}.")
     columns = BlockColumns(*names, time_expected=TIME, rating_expected="a rating as a number", convert=_convert)
     items = _read_items(paths[1], options) if len(paths) > 1 else None
-    return InteractionBlocks(paths[0], paths[-1], columns, tables, where, items)
+    return InteractionBlocks(paths[0], paths[-1], columns, tables, where, items, parts=parts)
 
 
 def _read_items(path: Path, options: Options) -> pa.Table:
@@ -173,26 +176,78 @@ def _open_parquet(path: Path, only: Sequence[str] | None, ids: Sequence[str], **
     return file
 
 
-def _parquet_blocks(path: Path, only: Sequence[str], ids: Sequence[str]) -> tuple[pa.Table, Iterator[pa.Table]]:
-    """Open a parquet file; returns a table without rows, and its rows in blocks."""
+def _parquet_blocks(
+    path: Path, only: Sequence[str], ids: Sequence[str]
+) -> tuple[pa.Table, Iterator[pa.Table], tuple[Part, ...]]:
+    """Open a parquet file; returns a table without rows, its rows in blocks, and in parts."""
     try:
-        # by default, all that was read is kept until the file is closed
-        file = _open_parquet(path, only, ids, pre_buffer=False, buffer_size=PARQUET_BUFFER)
+        file = _open_parquet(path, only, ids, **LITTLE_MEMORY)
     except (pa.ArrowException, OSError, ValueError):
-        return read_parquet(path, ()), iter(())  # raises the message
+        return read_parquet(path, ()), iter(()), ()  # raises the message
+    return file.schema_arrow.empty_table(), _parquet_tables(file, path, only), _parquet_parts(file, path, only)
 
-    def read_batches() -> Iterator[pa.Table]:
-        batches = file.iter_batches(PARQUET_BLOCK, columns=list(only))
-        while True:
-            try:
-                batch = _checked(pa.table(next(batches)))
-            except StopIteration:
-                return
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise unreadable(path, error) from None
-            yield batch
 
-    return file.schema_arrow.empty_table(), read_batches()
+def _parquet_tables(
+    file: pq.ParquetFile, path: Path, only: Sequence[str], row_groups: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """Read all row groups, or some, in blocks."""
+    batches = file.iter_batches(PARQUET_BLOCK, row_groups=row_groups, columns=list(only))
+    while True:
+        try:
+            batch = _checked(pa.table(next(batches)))
+        except StopIteration:
+            return
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise unreadable(path, error) from None
+        yield batch
+
+
+def _parquet_parts(file: pq.ParquetFile, path: Path, only: Sequence[str]) -> tuple[Part, ...]:
+    """Divide the row groups of a file into parts of a block's rows; a row group is never divided."""
+    sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    read = partial(_read_part, path, path.resolve(), path.stat().st_size, tuple(only))
+    parts, groups, first_row, n_rows = [], [], 0, 0
+    for number, size in enumerate(sizes):
+        groups.append(number)
+        n_rows += size
+        if n_rows >= PARQUET_BLOCK or (n_rows and number == len(sizes) - 1):
+            parts.append(Part(first_row, partial(read, tuple(groups))))
+            groups, first_row, n_rows = [], first_row + n_rows, 0
+    return tuple(parts)
+
+
+def _read_part(
+    path: Path, place: Path, size: int, only: tuple[str, ...], row_groups: tuple[int, ...]
+) -> Iterator[pa.Table]:
+    """Read row groups in whatever process.
+
+    Args:
+        path: of the file, for messages.
+        place: where it is, from any working folder.
+        size: its bytes where the command was started.
+        only: the columns.
+        row_groups: their numbers.
+
+    Raises:
+        UserError: this machine has no such file, or another one; or it is damaged.
+    """
+    try:
+        there = place.stat().st_size
+    except OSError as error:
+        raise UserError(
+            f"{socket.gethostname()} cannot read {place} ({error.strerror}). Put it on a disk that all nodes share, or "
+            "copy it to each of them, under the same path."
+        ) from None
+    if there != size:
+        raise UserError(
+            f"{place} is another file on {socket.gethostname()} ({there:,} bytes) than where the command was started "
+            f"({size:,} bytes). Copy it to all nodes, or put it on a disk that they share."
+        )
+    try:
+        file = pq.ParquetFile(place, **LITTLE_MEMORY)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    yield from _parquet_tables(file, path, only, row_groups)
 
 
 def _read_parquet(path: Path, only: list[str] | None, ids: Sequence[str]) -> pa.Table:
