@@ -139,12 +139,11 @@ def test_a_second_run_skips_and_a_change_repeats_what_follows(finished, tmp_path
     changed, copy = tmp_path / "configs", tmp_path / "run"
     shutil.copytree(configs, changed)
     shutil.copytree(run, copy)
-    (changed / "student.yaml").write_text(json.dumps(CONFIGS["student"] | {"lr": 1e-4}))
+    (changed / "evaluate.yaml").write_text(json.dumps(CONFIGS["evaluate"] | {"kl_users": 5}))
     _, error = pipeline(changed, copy)
-    assert "lr (0.002 -> 0.0001) changed" in error
+    assert "kl_users (4 -> 5) changed" in error
     after = manifests(copy)
-    same = {name for name in before if after[name] == before[name]}
-    assert same == {"dataset", "embeddings", "semantic_ids", "teacher", "soft_labels"}
+    assert {name for name in before if after[name] != before[name]} == {"evaluation", "report"}
 
 
 def test_launched_commands_repeat_nothing_unless_told(finished):
