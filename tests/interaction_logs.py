@@ -9,12 +9,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+from distill.data import dataset
 from distill.data.config import PrepareSettings
 from distill.data.out_of_core.prepare import SCRATCH
 from distill.data.prepare import prepare
+from distill.data.sources import table, text_table
 from distill.runtime.errors import UserError
 
 ROW_GROUP = 3  # of parquet files
+
+
+def cut_small(patch, chunks, chunk_rows, block_rows, csv_bytes):
+    """Several blocks, chunks and row groups also for a few rows.
+
+    Args:
+        patch: pytest's monkeypatch.
+        chunks: module with the size of an engine's chunks.
+        chunk_rows: interactions of a chunk.
+        block_rows: rows that are read of parquet at once.
+        csv_bytes: bytes that are read of text at once.
+    """
+    patch.setattr(chunks, "CHUNK_ROWS", chunk_rows)
+    patch.setattr(dataset, "ROW_GROUP", 2)
+    patch.setattr(table, "PARQUET_BLOCK", block_rows)
+    patch.setattr(text_table, "CSV_BLOCK", csv_bytes)
 
 
 def outcome(open_prepared):

@@ -101,11 +101,11 @@ def memory_below(pid: int) -> tuple[float, float, float]:
         current = waiting.pop()
         with contextlib.suppress(OSError):  # it has ended
             status = Path(f"/proc/{current}/status").read_text()
-            own, objects = (
+            unshared, objects = (
                 sum(int(kib) for kib in re.findall(rf"^{name}:\s+(\d+)", status, re.MULTILINE)) / 2**20
                 for name in ("RssAnon", "RssShmem")
             )
-            driver, worker = (own, worker) if current == pid else (driver, max(worker, own))
+            driver, worker = (unshared, worker) if current == pid else (driver, max(worker, unshared))
             shared = max(shared, objects)
             for thread in Path(f"/proc/{current}/task").iterdir():
                 waiting += map(int, (thread / "children").read_text().split())

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from export_run import MEMORY
 from hypothesis import HealthCheck, given, settings
-from interaction_logs import LOGS, outcome, plain_outcome, write_config
+from interaction_logs import LOGS, cut_small, outcome, plain_outcome, write_config
 from local_cluster import local_cluster
 
 from distill.data import dataset
@@ -22,7 +22,7 @@ from distill.data.config import PrepareSettings
 from distill.data.out_of_core import ray_chunks
 from distill.data.out_of_core.prepare import _prepare
 from distill.data.out_of_core.ray_chunks import RayChunks
-from distill.data.sources import table, text_table
+from distill.data.sources import table
 from distill.runtime import ray_cluster, ray_tasks
 from distill.runtime.errors import UserError
 from scripts import prepare_data
@@ -41,11 +41,7 @@ def cluster():
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """Several parts, blocks, chunks and row groups also for few rows."""
-    monkeypatch.setattr(ray_chunks, "CHUNK_ROWS", 16)
-    monkeypatch.setattr(dataset, "ROW_GROUP", 2)
-    monkeypatch.setattr(table, "PARQUET_BLOCK", 16)
-    monkeypatch.setattr(text_table, "CSV_BLOCK", 400)
+    cut_small(monkeypatch, ray_chunks, chunk_rows=16, block_rows=16, csv_bytes=400)
 
 
 @contextlib.contextmanager

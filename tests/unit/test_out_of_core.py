@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from interaction_logs import LOGS, REFUSALS, plain_outcome, write_config, write_log, write_refused
+from interaction_logs import LOGS, REFUSALS, cut_small, plain_outcome, write_config, write_log, write_refused
 
 from distill.data import dataset
 from distill.data.config import EngineSettings, PrepareSettings, check_engine
@@ -23,7 +23,7 @@ from distill.data.out_of_core import chunks, database
 from distill.data.out_of_core.chunks import between_users
 from distill.data.out_of_core.prepare import SCRATCH, in_pieces, prepare_out_of_core
 from distill.data.out_of_core.splitting import order_statistic
-from distill.data.sources import Source, table, text_table
+from distill.data.sources import Source, table
 from distill.runtime.errors import UserError
 from scripts import prepare_data
 
@@ -32,11 +32,7 @@ LIMIT = "1GB"
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """Several blocks, chunks and row groups also for a few rows."""
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", 3)
-    monkeypatch.setattr(dataset, "ROW_GROUP", 2)
-    monkeypatch.setattr(table, "PARQUET_BLOCK", 4)
-    monkeypatch.setattr(text_table, "CSV_BLOCK", 80)
+    cut_small(monkeypatch, chunks, chunk_rows=3, block_rows=4, csv_bytes=80)
     monkeypatch.setattr(database, "BATCH_ROWS", 4)
 
 

@@ -12,25 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from interaction_logs import LOGS, REFUSALS, outcome, plain_outcome, write_config, write_log, write_refused
+from interaction_logs import LOGS, REFUSALS, cut_small, outcome, plain_outcome, write_config, write_log, write_refused
 from ray import cloudpickle
 
-from distill.data import dataset
 from distill.data.config import EngineSettings, PrepareSettings, check_engine
 from distill.data.out_of_core import ray_chunks
 from distill.data.out_of_core.prepare import _prepare
 from distill.data.out_of_core.ray_chunks import RayChunks, first_rows_between, without_cut_keys
-from distill.data.sources import Options, table, text_table
+from distill.data.sources import Options, table
 from distill.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """Several parts, blocks, chunks and row groups also for a few rows."""
-    monkeypatch.setattr(ray_chunks, "CHUNK_ROWS", 8)
-    monkeypatch.setattr(dataset, "ROW_GROUP", 2)
-    monkeypatch.setattr(table, "PARQUET_BLOCK", 4)
-    monkeypatch.setattr(text_table, "CSV_BLOCK", 80)
+    cut_small(monkeypatch, ray_chunks, chunk_rows=8, block_rows=4, csv_bytes=80)
 
 
 class HereChunks(RayChunks):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,8 +57,7 @@ class DiskChunks(Chunks):
     def with_user_ids(self) -> Iterator[Source]:
         """See `Chunks`."""
         numbers = np.concatenate([source.user_ids.to_numpy() for source in self._sources()])
-        batches: Iterable[pa.Table] = self.database.user_ids(numbers)
-        batches, waiting = iter(batches), pa.table({"user_id": pa.array([], pa.string())})
+        batches, waiting = self.database.user_ids(numbers), pa.table({"user_id": pa.array([], pa.string())})
         for source in self._sources():
             users = len(source.user_ids)
             while len(waiting) < users:

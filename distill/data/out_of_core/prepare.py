@@ -197,12 +197,12 @@ def _leave_out_short_users(chunks: Chunks, short_users: Literal["error", "drop"]
     Raises:
         UserError: there are such users and short_users is "error", or no user is left.
     """
-    found = list(chunks.map(partial(find_short, min_length=min_length)))
-    n_short = sum(short.count for short in found)
-    first = next((short.first for short in found if short.first), None)
+    summaries = list(chunks.map(partial(find_short, min_length=min_length)))
+    n_short = sum(short.count for short in summaries)
+    first = next((short.first for short in summaries if short.first), None)
     if first is not None and short_users == "error":
         raise short_user(chunks.origin, chunks.user_id(first[0]), first[1], min_length, split, n_short)
-    if n_short == sum(short.users for short in found):
+    if n_short == sum(short.users for short in summaries):
         raise no_user(chunks.origin, min_length)
     if n_short:
         for _ in chunks.update(partial(without_short, min_length=min_length)):
