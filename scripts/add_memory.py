@@ -18,6 +18,7 @@ from distill.data.dataset import Dataset
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import JobSettings, run
+from distill.runtime.folders import discard
 from distill.semantic_ids.embeddings import text_vectors
 from student.memory_config import MemorySettings, check
 
@@ -61,9 +62,12 @@ def main(config: Config) -> None:
     load = Recommender.from_pretrained if source.kind == "student" else ItemRecommender.from_pretrained
     dataset = Dataset.load(data.folder)
     texts = text_vectors(inputs[-1], dataset.n_items) if config.content else None
-    student, job.facts = add_memories(load(source.folder, config.device), dataset, texts, config)
     with job.write() as folder:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        student, job.facts = add_memories(load(source.folder, config.device), dataset, texts, config, scratch)
         student.save_pretrained(folder)
+        discard(scratch)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +30,7 @@ Student = TypeVar("Student", bound=WithMemories)
 
 
 def add_memories(
-    student: Student, dataset: Dataset, texts: np.ndarray | None, settings: MemorySettings
+    student: Student, dataset: Dataset, texts: np.ndarray | None, settings: MemorySettings, scratch: Path | None = None
 ) -> tuple[Student, dict[str, Any]]:
     """Build the memories of a student and choose their weights.
 
@@ -38,18 +39,19 @@ def add_memories(
         dataset: counted; its validation part decides.
         texts: text embeddings [n_items, dim]; None: no content memory.
         settings: what to mix in, and what is fixed.
+        scratch: an existing folder for counts that do not fit into memory (`TransitionMemory.of`).
 
     Returns:
         The student with its memories, and the choice for a manifest (`describe_choice`).
     """
     exclude_bought = student.facts["exclude_bought"]
     counting = settings.transitions or Transitions.tune(dataset, exclude_bought)[0].settings
-    memory, content = TransitionMemory.of(dataset, counting, top=settings.top), None
+    memory, content = TransitionMemory.of(dataset, counting, scratch=scratch, top=settings.top), None
     if texts is not None:
         content = ContentMemory.of(Content.tune(dataset, texts, exclude_bought), top=settings.top)
     weights, values = choose_weights(student, memory, content, dataset, settings)
     if settings.with_validation:
-        memory = TransitionMemory.of(dataset, counting, True, top=settings.top)
+        memory = TransitionMemory.of(dataset, counting, True, scratch, top=settings.top)
     student = student.with_transition_memory(replace(memory, weight=weights.weight, discount=weights.discount))
     if content:
         content = replace(content, weight=weights.content_weight, temperature=weights.temperature)

@@ -6,6 +6,7 @@ Counting takes seconds and no training; `grow` adds new interactions, at a cost 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from safetensors.numpy import load_file, save_file
 
+from distill.baselines.count_shards import count_purchases, count_shards, divide_rows
 from distill.baselines.counting import TransitionSettings, count_transitions, reading_weights
 from distill.data.dataset import PAD, Dataset
 from distill.runtime.errors import UserError
+from distill.runtime.logs import progress_bar
+from student.count_files import map_shards, write_shards
 from student.count_table import CountTable
 from student.loading import check_numbers
 
-FILE = "memory.safetensors"
 BOUNDS = {
     **{name: (float, 0, 1) for name in ("weight", "decay", "recency")},
     **{name: (int, 1, 2**31) for name in ("top", "window", "last")},
@@ -51,23 +53,40 @@ class TransitionMemory:
     def __post_init__(self) -> None:
         """Make a plain matrix a table."""
         if not isinstance(self.table, CountTable):
-            object.__setattr__(self, "table", CountTable(self.table))
+            object.__setattr__(self, "table", CountTable([self.table]))
 
     @staticmethod
     def of(
-        dataset: Dataset, settings: TransitionSettings, with_validation: bool = False, **facts: Any
+        dataset: Dataset,
+        settings: TransitionSettings,
+        with_validation: bool = False,
+        scratch: Path | None = None,
+        **facts: Any,
     ) -> TransitionMemory:
         """Count the training part of a data set, on request with its validation part.
+
+        More pairs than `count_shards.PAIRS_AT_ONCE` are counted in shards of rows.
 
         Args:
             dataset: the data set.
             settings: how to count and to read the counts.
             with_validation: count the validation part too.
+            scratch: an existing folder in which the shards are written one by one, and mapped; it must stay as long as
+                the memory does. None: all shards are in memory.
             facts: further attributes: weight, top, discount.
         """
-        values, offsets = dataset.training_sequences(with_validation)
-        counts = count_transitions(values, offsets, dataset.n_items, settings.window, settings.decay)
-        return TransitionMemory(counts, settings, **facts)
+        starts = divide_rows(count_purchases(dataset, with_validation), settings.window)
+        n_shards = len(starts) - 1
+        if n_shards <= 1:
+            values, offsets = dataset.training_sequences(with_validation)
+            counts = count_transitions(values, offsets, dataset.n_items, settings.window, settings.decay)
+            return TransitionMemory(counts, settings, **facts)
+        shards = count_shards(dataset, settings, starts, with_validation)
+        if scratch is not None:
+            folder = Path(tempfile.mkdtemp(dir=scratch))
+            write_shards(progress_bar(shards, desc="transitions", total=n_shards), n_shards, folder)
+            shards = map_shards(folder)
+        return TransitionMemory(CountTable(list(shards)), settings, **facts)
 
     @property
     def n_items(self) -> int:
@@ -143,22 +162,16 @@ class TransitionMemory:
 
     def save(self, folder: Path) -> None:
         """Write the counts; `facts` belong into the student's config.json."""
-        counts = self.counts
-        save_file({"values": counts.data, "items": counts.indices, "offsets": counts.indptr}, folder / FILE)
+        shards = self.table.shards()
+        write_shards(shards, len(shards), folder)
 
     @staticmethod
     def load(folder: Path, facts: dict[str, Any]) -> TransitionMemory:
-        """Read what `save` wrote, with the `facts` of the student's config.json."""
+        """Map what `save` wrote, with the `facts` of the student's config.json."""
         facts = dict(facts)
         weight, top, discount = facts.pop("weight"), facts.pop("top"), facts.pop("discount", 0.0)
         check_numbers({"weight": weight, "top": top, "discount": discount} | facts, BOUNDS, folder / "config.json")
-        arrays = load_file(folder / FILE)
-        n_items = len(arrays["offsets"]) - 1
-        counts = sp.csr_array((arrays["values"], arrays["items"], arrays["offsets"]), shape=(n_items, n_items))
-        counts.check_format(full_check=True)  # numbers out of range would be read beyond the arrays
-        if not np.isfinite(counts.data).all():
-            raise UserError(f"{folder / FILE} is damaged: a count is NaN or infinite.")
-        return TransitionMemory(counts, TransitionSettings(**facts), weight, top, discount)
+        return TransitionMemory(CountTable(map_shards(folder)), TransitionSettings(**facts), weight, top, discount)
 
 
 def _new_pairs(

@@ -7,6 +7,7 @@ score(v | history) = Σ_{d < last} recency^d · N[d-th last item, v],   N = diag
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -60,16 +61,24 @@ def count_transitions(values: np.ndarray, offsets: np.ndarray, n_items: int, win
         window: G.
         decay: per step of distance.
     """
+    pairs = pairs_in_order(values, offsets, window, decay)
+    earlier, later, weight = map(np.concatenate, zip(*pairs, strict=True))
+    counts = sp.coo_array((weight, (earlier, later)), shape=(n_items, n_items)).tocsr()
+    return (counts + counts.T).tocsr()
+
+
+def pairs_in_order(
+    values: np.ndarray, offsets: np.ndarray, window: int, decay: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield, for each distance g from 1 to the window, the earlier item, the later one and decay^(g−1) of all pairs.
+
+    The arguments are those of `count_transitions`.
+    """
     sequence_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    rows, columns, weights = [], [], []
     for gap in range(1, window + 1):
         together = sequence_of[gap:] == sequence_of[:-gap]
-        rows.append(values[:-gap][together])
-        columns.append(values[gap:][together])
-        weights.append(np.full(together.sum(), decay ** (gap - 1)))
-    row, column, weight = map(np.concatenate, (rows, columns, weights))
-    counts = sp.coo_array((weight, (row, column)), shape=(n_items, n_items)).tocsr()
-    return (counts + counts.T).tocsr()
+        weights = np.full(together.sum(), decay ** (gap - 1))
+        yield values[:-gap][together], values[gap:][together], weights
 
 
 def reading_weights(histories: np.ndarray, settings: TransitionSettings, n_items: int) -> sp.csr_array:

@@ -34,7 +34,7 @@ from distill.runtime.parquet import id_column, number_lists, read_parquet, text_
 
 Split = Literal["train", "valid", "test"]
 ROW_GROUP = 1 << 20  # users of a row group of sequences.parquet
-CHECKED_AT_ONCE = 1 << 22  # interactions among which repeated items are looked for
+AT_ONCE = 1 << 22  # interactions that are looked at together where not all need be
 TEXT_COLUMNS = ("title", "description", "brand", "categories")
 TextField = Literal["title", "brand", "categories", "description"]
 TEXT_FIELDS: tuple[TextField, ...] = ("title", "brand", "categories", "description")  # in the order of `texts`
@@ -140,6 +140,17 @@ class Dataset:
         keep = position < np.repeat(ends, np.diff(self.offsets))
         return self.values[keep].astype(np.int64), np.concatenate([[0], np.cumsum(ends)])
 
+    def training_parts(self, with_validation: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield `training_sequences` of some users at a time, of up to `AT_ONCE` interactions or one user's."""
+        lengths, first = self.training_lengths(with_validation), 0
+        while first < self.n_users:
+            end = int(np.searchsorted(self.offsets, self.offsets[first] + AT_ONCE, side="right")) - 1
+            end = max(end, first + 1)  # a longer sequence comes as a whole
+            users, place = ragged_range(lengths[first:end])
+            values = self.values[self.offsets[first + users] + place]
+            yield values, np.concatenate([[0], np.cumsum(lengths[first:end])])
+            first = end
+
     def training_lengths(self, with_validation: bool = False) -> np.ndarray:
         """Return how many items of each sequence, from its first, are its training part [users]; as above."""
         ends = self._target_ranges()["valid" if with_validation else "train"][1]
@@ -155,15 +166,10 @@ class Dataset:
 
     def repeats(self) -> bool:
         """Return whether a training sequence holds an item twice; looks at some users at a time."""
-        lengths, first = self.training_lengths(), 0
-        while first < self.n_users:
-            end = int(np.searchsorted(self.offsets, self.offsets[first] + CHECKED_AT_ONCE, side="right")) - 1
-            end = max(end, first + 1)  # a longer sequence is looked at as a whole
-            users, place = ragged_range(lengths[first:end])
-            pairs = users * self.n_items + self.values[self.offsets[first + users] + place]
+        for values, offsets in self.training_parts():
+            pairs = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * self.n_items + values
             if len(np.unique(pairs)) < len(pairs):
                 return True
-            first = end
         return False
 
     def resolve_exclude_bought(self, chosen: bool | None) -> bool:

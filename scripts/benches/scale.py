@@ -6,8 +6,9 @@ Each size is a power of ten. The trie holds as many random IDs of 4 x 256. As ma
 1,000 centres, get unique semantic IDs by residual k-means, trained on 65,536 of them (not counted). The examples are
 those of as many interactions, ten a user, once all of them and once a shard at a time. The label store holds as many
 targets and is streamed once, without decoding a row and with decoding all. Data sets of ten interactions a user are
-loaded, once as they are written and once without the files that are memory-mapped. Seconds are the processor's, memory
-is the peak of the process beyond what it held before.
+loaded, once as they are written and once without the files that are memory-mapped. The transitions of random
+interactions, window 5, are counted all pairs at once, and in shards of rows that are written and mapped. Seconds are
+the processor's, memory is the peak of the process beyond what it held before.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from jsonargparse.typing import PositiveInt
 
 from benches import resident
 from benches.labels import random_shard, write_set
+from distill.baselines.count_shards import count_purchases, divide_rows
+from distill.baselines.counting import TransitionSettings, count_transitions
 from distill.data.dataset import Dataset, as_lists, write_dataset
 from distill.data.mapped_sequences import ITEMS, STARTS
 from distill.decoding.trie import Trie
@@ -38,10 +41,12 @@ from distill.runtime.logs import progress_bar
 from distill.semantic_ids import quantisers
 from distill.semantic_ids.build import resolve
 from distill.semantic_ids.config import CollisionSettings
+from student.transition_memory import TransitionMemory
 
 LEVELS, SIZE, SEQUENCE, SHARD = 4, 256, 10, 4096
 WIDTH, CHUNK = 32, 65_536  # of embeddings; of those that are drawn at once, and that train the quantiser
-STAGES = {
+Stage = Literal["trie", "ids", "examples", "shards", "load", "load_parquet", "read", "labels", "pairs", "counts"]
+STAGES: dict[Stage, str] = {
     "trie": "trie",
     "ids": "semantic IDs",
     "examples": "training examples",
@@ -50,7 +55,10 @@ STAGES = {
     "load_parquet": "data set, parquet alone",
     "read": "labels, read",
     "labels": "labels, read and decoded",
+    "pairs": "transitions, all pairs at once",
+    "counts": "transitions, a shard at a time",
 }
+COUNTING = TransitionSettings()
 LEAST_MIB = 1.0  # less is not drawn: the allocator's noise
 
 
@@ -63,12 +71,12 @@ class Config:
     largest: PositiveInt = 6
     """Power of ten of the largest size of examples and labels: 10^6 examples of 20 items take a gibibyte."""
     largest_trie: PositiveInt = 7
-    """Power of ten of the largest trie, of the largest data set that is loaded, and of examples a shard at a time."""
+    """Power of ten of the largest trie, of the largest data set that is loaded, of examples and counts by shards."""
     largest_ids: PositiveInt = 6
     """Power of ten of the most items that get semantic IDs: some three minutes for 10^6."""
-    stages: list[Literal["trie", "ids", "examples", "shards", "load", "load_parquet", "read", "labels"]] = field(
-        default_factory=lambda: list(STAGES)
-    )
+    stages: list[
+        Literal["trie", "ids", "examples", "shards", "load", "load_parquet", "read", "labels", "pairs", "counts"]
+    ] = field(default_factory=lambda: list(STAGES))
     """What is measured."""
     figure: Path | None = None
     """Draw seconds and MiB into this PNG file."""
@@ -100,9 +108,11 @@ def main(config: Config) -> dict[str, Any]:
         "load_parquet": load_parquet,
         "read": read_labels,
         "labels": decode_labels,
+        "pairs": count_pairs,
+        "counts": count_by_shards,
     }
     works = {name: work for name, work in works.items() if name in config.stages}
-    limits = dict.fromkeys(("trie", "shards", "load", "load_parquet"), config.largest_trie)
+    limits = dict.fromkeys(("trie", "shards", "load", "load_parquet", "counts"), config.largest_trie)
     limits["ids"] = config.largest_ids
     growth = {name: Growth() for name in works}
     figures: dict[str, Any] = {}
@@ -173,12 +183,12 @@ def draw_shards(size: int, rng: np.random.Generator, folder: Path) -> tuple[Call
 
 
 def random_sequences(size: int, rng: np.random.Generator, folder: Path) -> Dataset:
-    """A data set of so many random interactions, ten a user, without items."""
-    users = size // SEQUENCE
+    """A data set of so many random interactions, ten a user, of a tenth as many items without names."""
+    users = items = size // SEQUENCE
     offsets = np.arange(users + 1) * SEQUENCE
-    values = rng.integers(0, max(size // SEQUENCE, 1), size)
+    values = rng.integers(0, items, size, dtype=np.int32)
     artifact = Artifact(folder, "dataset", "", {}, {}, {})
-    return Dataset(artifact, pa.table({"item_id": pa.nulls(0)}), pa.nulls(users), values, offsets)
+    return Dataset(artifact, pa.table({"item_id": pa.nulls(items)}), pa.nulls(users), values, offsets)
 
 
 def load_dataset(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
@@ -238,6 +248,24 @@ def decode_labels(size: int, rng: np.random.Generator, folder: Path) -> tuple[Ca
     rows = min(size, SHARD)
     store = write_set(folder / "labels", random_shard(rows, rng), "u8", -(-size // rows))
     return lambda: stream(store, decode=True), {}
+
+
+def count_pairs(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """The transitions of random interactions in one matrix."""
+    dataset = random_sequences(size, rng, folder)
+
+    def count() -> object:
+        values, offsets = dataset.training_sequences()
+        return count_transitions(values, offsets, dataset.n_items, COUNTING.window, COUNTING.decay)
+
+    return count, {}
+
+
+def count_by_shards(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
+    """The same as a transition memory counts them; as many shards as its pairs need."""
+    dataset = random_sequences(size, rng, folder)
+    shards = len(divide_rows(count_purchases(dataset), COUNTING.window)) - 1
+    return lambda: TransitionMemory.of(dataset, COUNTING, scratch=folder), {"files": shards}
 
 
 def stream(store: LabelStore, decode: bool) -> None:

@@ -18,5 +18,13 @@ def test_benchmark(tmp_path):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["examples_targets_1e2"] == 70  # ten users, each with items 2 to 8 as targets
     assert 0.1 < figures["trie_arrays_mib_1e4"] < 1 and 500 < figures["read_bytes_a_target_1e2"] < 900
-    assert {"trie_s_1e3", "ids_s_1e2", "examples_mib_1e2", "read_s_1e2", "labels_s_1e2"} <= figures.keys()
+    assert {
+        "trie_s_1e3",
+        "ids_s_1e2",
+        "examples_mib_1e2",
+        "read_s_1e2",
+        "labels_s_1e2",
+        "pairs_s_1e2",
+    } <= figures.keys()
+    assert figures["counts_files_1e4"] == 1 and figures["counts_s_1e4"] > 0
     assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
