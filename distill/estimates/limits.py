@@ -171,13 +171,13 @@ def model_limits(workload: Workload, model: LanguageModel, hardware: Hardware, n
             "each process reads its shards only",
         ),
         Limit(
-            "memories",
+            "labels and evaluation by counts",
             "all pairs of the transition counter before they are added up",
             "distill/baselines/counting.py",
             w.interactions * PAIRS_WINDOW * PAIR_BYTES,
             h.cpu_memory,
             "bytes",
-            "counts divided by item, of the most frequent pairs",
+            "counts in shards of rows, as a transition memory's",
         ),
         Limit(
             "memories",

@@ -13,13 +13,22 @@ from distill.runtime.launch import process_count
 
 
 @dataclass(frozen=True)
-class RaySettings:
+class ClusterSettings:
+    """Which Ray cluster, and how long to wait for it."""
+
+    ray_address: str | None = field(default=None, metadata={"identity": False})
+    """HOST:PORT of the cluster's head, or auto on one of its machines (default: RAY_ADDRESS, else this machine)."""
+    ray_timeout: PositiveFloat = field(default=1800.0, metadata={"identity": False})
+    """Seconds in which no shard or task of the cluster is finished, after which the command gives up; loading a model
+    counts."""
+
+
+@dataclass(frozen=True)
+class RaySettings(ClusterSettings):
     """Work on a Ray cluster."""
 
     launcher: Literal["local", "ray"] = field(default="local", metadata={"identity": False})
     """Who works: this process (and those started beside it), or actors on a Ray cluster."""
-    ray_address: str | None = field(default=None, metadata={"identity": False})
-    """HOST:PORT of the cluster's head, or auto on one of its machines (default: RAY_ADDRESS, else this machine)."""
     ray_actors: str | None = field(default=None, metadata={"identity": False})
     """Actors, each with a model: N, or MIN:MAX to grow with the cluster (default: as many as fit into it now)."""
     ray_gpus: NonNegativeFloat | None = field(default=None, metadata={"identity": False})
@@ -28,8 +37,6 @@ class RaySettings:
     """Processor cores of an actor, a fraction too; also its threads."""
     ray_labels: dict[str, str] = field(default_factory=dict, metadata={"identity": False})
     """Only use nodes with these Ray labels, such as ray.io/market-type=spot."""
-    ray_timeout: PositiveFloat = field(default=1800.0, metadata={"identity": False})
-    """Seconds without any finished shard after which the command gives up; loading a model counts."""
 
 
 def check_ray(settings: RaySettings) -> None:
@@ -43,9 +50,23 @@ def check_ray(settings: RaySettings) -> None:
         if process_count() > 1:
             raise UserError("--launcher ray divides the work itself: start one process with python.")
         return
-    changed = [item.name for item in fields(RaySettings) if getattr(settings, item.name) != default_of(item)]
+    refuse_changed(settings, RaySettings, "--launcher ray")
+
+
+def refuse_changed(settings: ClusterSettings, group: type[ClusterSettings], needed: str) -> None:
+    """Refuse settings of a group that are not their defaults.
+
+    Args:
+        settings: of a command.
+        group: the settings that are looked at.
+        needed: the option that they belong to, such as `--launcher ray`.
+
+    Raises:
+        UserError: names the first.
+    """
+    changed = [item.name for item in fields(group) if getattr(settings, item.name) != default_of(item)]
     if changed:
-        raise UserError(f"--{changed[0]} is for --launcher ray; add it, or leave --{changed[0]} out.")
+        raise UserError(f"--{changed[0]} is for {needed}; add it, or leave --{changed[0]} out.")
 
 
 def default_of(item: Field) -> object:

@@ -166,5 +166,7 @@ def test_settings_of_the_engine():
             check_engine(PrepareSettings(format=form), EngineSettings(engine="ray"))
     with pytest.raises(UserError, match="--ray_address is for --engine ray; add it"):
         check_engine(PrepareSettings(), EngineSettings(ray_address="10.0.0.1:6379"))
+    with pytest.raises(UserError, match="--ray_timeout is for --engine ray"):
+        check_engine(PrepareSettings(format="table"), EngineSettings(engine="duckdb", ray_timeout=5))
     check_engine(PrepareSettings(format="table"), EngineSettings(engine="ray", ray_address="auto"))
     assert not any(field.metadata.get("identity", True) for field in dataclasses.fields(EngineSettings))
