@@ -353,7 +353,8 @@ class Config(
     at least the teacher's probability, the student learns that item (equation 8), no distribution and no order."""
     warm_start: Path | None = None
     """A finished student of the same network, such as that of an earlier day: the training starts from its weights. Its
-    items must have the same codes here (`build_semantic_ids.py --extend`)."""
+    items must have the same codes here (`build_semantic_ids.py --extend`), and texts the same embeddings
+    (`embed_items.py --like`). A large student starts with its adapters merged, and new ones train."""
     reference: Path | None = field(default=None, metadata=IF_CHANGED)
     """list_loss dpo, s_dpo and grpo: the finished student that is compared with (default, for dtr: its retriever)."""
     ranker_epochs: PositiveInt = 5

@@ -53,10 +53,10 @@ def check(config: Config) -> None:
             "--item_text only: causal reads the codewords of its targets as history; take --item_text add, or "
             "--backbone nested or seq2seq."
         )
-    if config.warm_start and (config.init or config.item_text != "none" or config.backbone in ITEM_BACKBONES):
+    if config.warm_start and config.backbone in ITEM_BACKBONES:
         raise UserError(
-            "--warm_start is for students over codewords alone, whose weights know no items: leave out --init and "
-            "--item_text, and take --backbone seq2seq, causal or nested."
+            "--warm_start is for students over codewords; a network over items has a row for each, and another day "
+            "numbers them anew. Take --backbone seq2seq, causal or nested."
         )
     if config.preset not in PRESETS:
         raise UserError(f"Unknown preset {config.preset!r}. {suggest(config.preset, PRESETS)}")

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from student_shop import ITEMS, SIZE, K, Nothing, make_shop
+from tiny_llms import NETWORKS, checkpoint
 
 from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.runtime.errors import UserError
+from distill.semantic_ids import embeddings
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from student.config import Config
 from student.train import main
@@ -79,10 +81,57 @@ def test_another_network_is_refused(first_day, tmp_path):
         main(config)
 
 
-@pytest.mark.parametrize(
-    "change", [{"init": "base", "backbone": "causal"}, {"item_text": "add"}, {"backbone": "sasrec"}]
-)
-def test_students_that_know_items_are_refused(first_day, tmp_path, change):
-    config = replace(first_day, output=tmp_path / "out", warm_start=first_day.output, **change)
-    with pytest.raises(UserError, match="--warm_start is for students over codewords alone"):
+def test_a_network_over_items_is_refused(first_day, tmp_path):
+    config = replace(first_day, output=tmp_path / "out", warm_start=first_day.output, backbone="sasrec")
+    with pytest.raises(UserError, match="--warm_start is for students over codewords"):
         main(config)
+
+
+def write_embeddings(first_day, folder, vectors):
+    """Embeddings of the shop's items; returns their folder."""
+    data = artifacts.read(first_day.run / "dataset", "dataset")
+    with ArtifactJob("embeddings", Nothing(), folder, [data]).write() as partial:
+        embeddings.write(partial, vectors, [f"i{number}" for number in range(ITEMS)])
+    return folder
+
+
+def test_a_student_that_reads_texts(first_day, tmp_path):
+    """The projection is the earlier one, the embeddings are this day's; those of another model are refused."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(ITEMS, 6))
+    old, new, other = (
+        write_embeddings(first_day, tmp_path / name, vectors + change)
+        for name, change in [("old", 0), ("new", 0.1 * rng.normal(size=vectors.shape)), ("other", 9 * vectors[::-1])]
+    )
+    reads = replace(first_day, item_text="add", dropout=0.0)
+    main(replace(reads, embeddings=old, output=tmp_path / "first"))
+    later = replace(reads, lr=1e-12, seed=1, warm_start=tmp_path / "first")
+    main(replace(later, embeddings=new, output=tmp_path / "warm"))
+    first, warm = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "warm"))
+    for name, value in first.items():
+        if name != "text.vectors":
+            np.testing.assert_allclose(warm[name], value, atol=1e-6, err_msg=name)
+    assert 0.01 < np.abs(first["text.vectors"] - warm["text.vectors"]).max() < 0.3
+    with pytest.raises(UserError, match=r"are embedded otherwise now \(mean cosine .*--like OLD_EMBEDDINGS"):
+        main(replace(later, embeddings=other, output=tmp_path / "out"))
+    with pytest.raises(UserError, match="is another network than this student"):
+        main(replace(later, item_text="none", output=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("first_day", ["causal"], indirect=True)
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), (2, 0)])
+def test_a_large_student(first_day, tmp_path, before, after):
+    """It starts from the saved weights, into which adapters are merged; new adapters change nothing at first."""
+    ids = SemanticIDs.load(first_day.run / "semantic_ids", ITEMS)
+    base = checkpoint(tmp_path / "base", NETWORKS["llama"], ids.tokens())
+    # `no`: Accelerate knows one precision a process
+    large = replace(first_day, init=base, dropout=0.0, precision="no")
+    main(replace(large, lora_rank=before, lr=0.05, output=tmp_path / "first"))
+    later = replace(large, lora_rank=after, lr=1e-12, seed=1, warm_start=tmp_path / "first")
+    main(replace(later, output=tmp_path / "warm"))
+    start, first, warm = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "first", "warm"))
+    assert first.keys() == warm.keys()
+    for name, value in first.items():
+        np.testing.assert_allclose(warm[name], value, atol=1e-5, err_msg=name)
+    layer = "layers.0.self_attn.q_proj.weight"
+    assert np.abs(first[f"trunk.{layer}"] - start[f"model.{layer}"]).max() > 1e-3
