@@ -95,7 +95,7 @@ def launch(launcher, root, output, *more, **environment):
         capture_output=True,
         text=True,
         env=ENVIRONMENT | environment,
-        timeout=200,
+        timeout=400,
         cwd=root,
     )
     return done.returncode, done.stderr
@@ -231,7 +231,7 @@ def test_each_process_loads_its_share_of_a_base(tmp_path, tied):
         tmp_path
     )
     words = [*LAUNCHERS["zero3"], Path(__file__).with_name("load_base.py"), tmp_path, tmp_path]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=ENVIRONMENT, timeout=200)
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=ENVIRONMENT, timeout=400)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"{process}.json").read_text()) for process in (0, 1))
     assert first == second and first["tables"] == [[320, 320]] * (1 if tied else 2)

@@ -45,7 +45,7 @@ def figures(folder):
 
 def test_a_driver_and_a_node_that_die_change_no_figure(run, tmp_path):
     alone = evaluate(run, tmp_path / "alone")
-    _, log = alone.communicate(timeout=200)
+    _, log = alone.communicate(timeout=400)
     assert alone.returncode == 0, log
     with local_cluster() as cluster:
         doomed, _ = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
@@ -65,7 +65,7 @@ def test_a_driver_and_a_node_that_die_change_no_figure(run, tmp_path):
         # of 48: 10 of each system, 4 of validation, 2 of another width of two systems
         wait_for_files(driver, shards, "*.npz", 35)
         times = {path: path.stat().st_mtime_ns for path in kept}
-        _, log = driver.communicate(timeout=200)
+        _, log = driver.communicate(timeout=400)
     assert driver.returncode == 0, log
     assert "Traceback" not in log  # whether the dead node had a shard in hand is a matter of moments
     assert times == kept  # nothing finished was written again

@@ -70,7 +70,7 @@ def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster
     driver = start(run, cluster, output)  # as many actors as fit: two
     wait_for_actor(driver, doomed, "ShardLabeller")
     cluster.remove_node(doomed, allow_graceful=False)
-    _, log = driver.communicate(timeout=200)
+    _, log = driver.communicate(timeout=400)
     assert driver.returncode == 0, log
     assert "shards are done again" in log and "Traceback" not in log
     assert content(output) == content(whole)
@@ -92,7 +92,7 @@ def test_exact_labels_of_all_items_are_those_of_one_process(run, cluster, tmp_pa
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
     words = [word for name, path in named.items() for word in (f"--{name}", str(path))]
     driver = start(run, cluster, tmp_path / "labels", "--mix", json.dumps(mix), *words)
-    _, log = driver.communicate(timeout=200)
+    _, log = driver.communicate(timeout=400)
     for node in nodes:
         cluster.remove_node(node)
     assert driver.returncode == 0, log
@@ -110,7 +110,7 @@ def test_an_actor_with_vllm_labels_as_one_process(cluster, tmp_path):
     node = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     for output, further in (("alone", ["--launcher", "local"]), ("ray", [])):
         driver = start(tmp_path, cluster, tmp_path / output, *words, *further)
-        _, log = driver.communicate(timeout=200)
+        _, log = driver.communicate(timeout=400)
         assert driver.returncode == 0, log
     cluster.remove_node(node)
     assert content(tmp_path / "ray") == content(tmp_path / "alone")
@@ -121,7 +121,7 @@ def test_an_actor_with_vllm_labels_as_one_process(cluster, tmp_path):
 def test_what_a_node_cannot_do_is_told_in_one_message(run, cluster, tmp_path):
     """Actors that need more than any node has."""
     driver = start(run, cluster, tmp_path / "labels", "--ray_cpus", "64", "--ray_timeout", "3")
-    _, log = driver.communicate(timeout=60)
+    _, log = driver.communicate(timeout=120)
     assert driver.returncode == 2, log
     assert "An actor needs 64 CPUs" in log and "Traceback" not in log
 
@@ -140,7 +140,7 @@ def embed(run, output, *words):
 def test_items_are_embedded_as_by_one_process(run, cluster, tmp_path):
     """The first driver is killed when it has a shard; under the second one a node dies: the bytes stay."""
     alone = embed(run, tmp_path / "alone")
-    _, log = alone.communicate(timeout=200)
+    _, log = alone.communicate(timeout=400)
     assert alone.returncode == 0, log
     address = ["--launcher", "ray", "--ray_address", cluster.address]
     doomed, other = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
@@ -155,7 +155,7 @@ def test_items_are_embedded_as_by_one_process(run, cluster, tmp_path):
     driver = embed(run, tmp_path / "ray", *address)  # as many actors as fit: two
     wait_for_actor(driver, doomed, "ShardEmbedder")
     cluster.remove_node(doomed, allow_graceful=False)
-    _, log = driver.communicate(timeout=200)
+    _, log = driver.communicate(timeout=400)
     cluster.remove_node(other)
     assert driver.returncode == 0, log
     assert "shards are done again" in log and "Traceback" not in log

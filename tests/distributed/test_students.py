@@ -97,7 +97,7 @@ def command(engine, root, output, *options):
 def launch(engine, root, output, *options):
     """Run it; return what it logged."""
     words = command(engine, root, output, *options)
-    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, cwd=root)
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=400, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
@@ -167,7 +167,7 @@ def test_losses_and_gradient_norms_do_not_depend_on_the_split(root, alone, proce
     else:
         words = [*LAUNCHERS["ddp"], ROOT / "tests/distributed/recorded.py", root, path, 4, accumulation]
         done = subprocess.run(
-            [str(word) for word in words], capture_output=True, text=True, env=ENVIRONMENT, timeout=200, cwd=root
+            [str(word) for word in words], capture_output=True, text=True, env=ENVIRONMENT, timeout=400, cwd=root
         )
         assert done.returncode == 0, done.stderr[-3000:]
         actual = json.loads(path.read_text())

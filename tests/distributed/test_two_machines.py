@@ -76,9 +76,9 @@ def start(pair, kind, output, *options):
     return [pair.start(machine, [*launcher(kind, machine), *words], **ENVIRONMENT) for machine in (0, 1)]
 
 
-def end(launches):
+def end(launches, seconds=240):
     """Wait for both launches; returns exit codes and what they logged."""
-    logs = [launch.communicate(timeout=120)[0] for launch in launches]
+    logs = [launch.communicate(timeout=seconds)[0] for launch in launches]
     return [launch.returncode for launch in launches], logs
 
 
@@ -86,12 +86,12 @@ def cut_in_training(pair, kind, output):
     """Cut the cable when both machines have a checkpoint; returns what they log until they end, not by 0."""
     launches = start(pair, kind, output)
     folders = [disk / f"{output}.partial/checkpoints" for disk in pair.disks]
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while not all(list(folder.glob("step-*[0-9]")) for folder in folders):
         assert time.monotonic() < until and all(launch.poll() is None for launch in launches), end(launches)
         time.sleep(0.005)
     pair.cut()
-    codes, logs = end(launches)
+    codes, logs = end(launches, seconds=120)
     pair.mend()
     assert 0 not in codes and not any((disk / output).exists() for disk in pair.disks), logs
     return logs
@@ -115,7 +115,7 @@ def compare_student(run, output):
     """One machine with two processes makes the same bytes, without a break, with dropout."""
     words = [BIN / "torchrun", "--standalone", "--nproc_per_node", 2, "--", SCRIPTS["student"]]
     words += ["--config", run / "student.yaml", "--run", run, "--output", output]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     for name in ("model.safetensors", "ranker.safetensors", "curve.json"):
         assert (run / "student" / name).read_bytes() == (output / name).read_bytes()

@@ -68,7 +68,7 @@ def test_a_cut_cable_ends_the_export_and_it_goes_on(pair, tmp_path):
 
     pair.mend()
     ray_start(pair, 1, "--address", HEAD, "--num-cpus", 1)  # the head has given up the old one
-    log, _ = (driver := start_export(pair)).communicate(timeout=120)
+    log, _ = (driver := start_export(pair)).communicate(timeout=240)
     assert driver.returncode == 0, log
     assert content(pair.disks[0] / "soft_labels") == content(tmp_path / "alone")
     times = {path.name: path.stat().st_mtime_ns for path in (pair.disks[0] / "soft_labels/data").glob("*.parquet")}

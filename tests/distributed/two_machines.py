@@ -67,7 +67,7 @@ class TwoMachines:
         """Wait until something on a machine listens at a port."""
         address = f"{ADDRESSES[number]}/{port}"
         loop = f"until (: < /dev/tcp/{address}) 2> /dev/null; do sleep 0.1; done"
-        subprocess.run(["ip", "netns", "exec", self.names[number], "bash", "-c", loop], check=True, timeout=120)
+        subprocess.run(["ip", "netns", "exec", self.names[number], "bash", "-c", loop], check=True, timeout=240)
 
     def cut(self) -> None:
         """Cut the cable: packets vanish, and nobody is told."""
