@@ -35,7 +35,7 @@ def map_shards(folder: Path) -> list[sp.csr_array]:
     Raises:
         UserError: a file is missing or damaged.
     """
-    numbered = re.compile(rf"{NAME}-\d+-of-(\d+)\.safetensors")
+    numbered = re.compile(NAME + r"-\d{5}-of-(\d{5})\.safetensors")
     counts = {int(match[1]) for path in folder.glob(f"{NAME}-*") if (match := numbered.fullmatch(path.name))}
     count = max(counts, default=1)
     paths = [folder / _file_name(number, count) for number in range(1, count + 1)]
