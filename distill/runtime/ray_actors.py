@@ -201,7 +201,7 @@ def collect(
         if idle_passes == IDLE_PASSES or isinstance(error, ExecutionTimeoutError):
             raise UserError(describe_standstill(error))
         if len(numbers) > answers:
-            log.info(f"{len(numbers) - answers} shards are done again: their actors or nodes died")
+            log.info(f"shards done again, whose actors or nodes died: {len(numbers) - answers}")
     return True
 
 

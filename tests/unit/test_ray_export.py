@@ -109,13 +109,15 @@ def content(folder):
     return {name: path.read_bytes() for name, path in files.items() if name != "manifest.json"}
 
 
-@pytest.mark.parametrize("lost", [[], [0, 3], [2, 2]])
-def test_the_set_is_that_of_one_process(tmp_path, lost):
+@pytest.mark.parametrize("lost", [[], [0, 3], [2, 2]])  # in one pass, and in two
+def test_the_set_is_that_of_one_process(tmp_path, lost, caplog):
     assert exporter().export(job(tmp_path / "alone"))
     LOST.extend(lost)
     assert driver().export(job(tmp_path / "ray"))
     assert content(tmp_path / "ray") == content(tmp_path / "alone")
     assert LabelStore.open(tmp_path / "ray").rows == 18 and not LOST
+    told = [record.message for record in caplog.records if "done again" in record.message]
+    assert [int(message.split()[-1]) for message in told] == {0: [], 2: [2], 1: [1, 1]}[len(set(lost))]
 
 
 def test_a_driver_that_only_has_to_finish_asks_for_the_facts(tmp_path, monkeypatch):
