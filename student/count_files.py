@@ -36,8 +36,8 @@ def map_shards(folder: Path) -> list[sp.csr_array]:
         UserError: a file is missing or damaged.
     """
     numbered = re.compile(NAME + r"-\d{5}-of-(\d{5})\.safetensors")
-    counts = {int(match[1]) for path in folder.glob(f"{NAME}-*") if (match := numbered.fullmatch(path.name))}
-    count = max(counts, default=1)
+    totals = {int(match[1]) for path in folder.glob(f"{NAME}-*") if (match := numbered.fullmatch(path.name))}
+    count = max(totals, default=1)
     paths = [folder / _file_name(number, count) for number in range(1, count + 1)]
     for path in paths:
         if not path.is_file():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
-from distill.baselines.counting import TransitionSettings, pairs_in_order
+from distill.baselines.counting import TransitionSettings, pairs_by_distance
 from distill.data.dataset import Dataset
 
 PAIRS_AT_ONCE = 50_000_000  # some 2.5 GB while they are added up
@@ -53,7 +53,7 @@ def count_rows(
     columns: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     for values, offsets in dataset.training_parts(with_validation):
-        for earlier, later, weight in pairs_in_order(values, offsets, settings.window, settings.decay):
+        for earlier, later, weight in pairs_by_distance(values, offsets, settings.window, settings.decay):
             for row, column in ((earlier, later), (later, earlier)):
                 places = np.flatnonzero((first <= row) & (row < end))
                 rows.append(row[places] - first)

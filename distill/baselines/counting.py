@@ -61,13 +61,13 @@ def count_transitions(values: np.ndarray, offsets: np.ndarray, n_items: int, win
         window: G.
         decay: per step of distance.
     """
-    pairs = pairs_in_order(values, offsets, window, decay)
+    pairs = pairs_by_distance(values, offsets, window, decay)
     earlier, later, weight = map(np.concatenate, zip(*pairs, strict=True))
     counts = sp.coo_array((weight, (earlier, later)), shape=(n_items, n_items)).tocsr()
     return (counts + counts.T).tocsr()
 
 
-def pairs_in_order(
+def pairs_by_distance(
     values: np.ndarray, offsets: np.ndarray, window: int, decay: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield, for each distance g from 1 to the window, the earlier item, the later one and decay^(g−1) of all pairs.

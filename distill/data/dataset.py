@@ -34,7 +34,7 @@ from distill.runtime.parquet import id_column, number_lists, read_parquet, text_
 
 Split = Literal["train", "valid", "test"]
 ROW_GROUP = 1 << 20  # users of a row group of sequences.parquet
-AT_ONCE = 1 << 22  # interactions that are looked at together where not all need be
+INTERACTIONS_AT_ONCE = 1 << 22  # of whole users, in a part of `training_parts`
 TEXT_COLUMNS = ("title", "description", "brand", "categories")
 TextField = Literal["title", "brand", "categories", "description"]
 TEXT_FIELDS: tuple[TextField, ...] = ("title", "brand", "categories", "description")  # in the order of `texts`
@@ -141,10 +141,10 @@ class Dataset:
         return self.values[keep].astype(np.int64), np.concatenate([[0], np.cumsum(ends)])
 
     def training_parts(self, with_validation: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield `training_sequences` of some users at a time, of up to `AT_ONCE` interactions or one user's."""
+        """Yield `training_sequences` of some users at a time: up to `INTERACTIONS_AT_ONCE`, or those of one user."""
         lengths, first = self.training_lengths(with_validation), 0
         while first < self.n_users:
-            end = int(np.searchsorted(self.offsets, self.offsets[first] + AT_ONCE, side="right")) - 1
+            end = int(np.searchsorted(self.offsets, self.offsets[first] + INTERACTIONS_AT_ONCE, side="right")) - 1
             end = max(end, first + 1)  # a longer sequence comes as a whole
             users, place = ragged_range(lengths[first:end])
             values = self.values[self.offsets[first + users] + place]

@@ -74,9 +74,7 @@ class Config:
     """Power of ten of the largest trie, of the largest data set that is loaded, of examples and counts by shards."""
     largest_ids: PositiveInt = 6
     """Power of ten of the most items that get semantic IDs: some three minutes for 10^6."""
-    stages: list[
-        Literal["trie", "ids", "examples", "shards", "load", "load_parquet", "read", "labels", "pairs", "counts"]
-    ] = field(default_factory=lambda: list(STAGES))
+    stages: list[Stage] = field(default_factory=lambda: list(STAGES))
     """What is measured."""
     figure: Path | None = None
     """Draw seconds and MiB into this PNG file."""

@@ -31,7 +31,7 @@ def test_ranges_by_hand():
 @pytest.mark.parametrize("with_validation", [False, True])
 @pytest.mark.parametrize("at_once", [1, 40, 10**6])
 def test_shards_are_rows_of_all_counts(monkeypatch, with_validation, at_once):
-    monkeypatch.setattr(dataset_module, "AT_ONCE", at_once)
+    monkeypatch.setattr(dataset_module, "INTERACTIONS_AT_ONCE", at_once)
     rows = log()
     shop = dataset(rows)
     purchases = count_shards.count_purchases(shop, with_validation)
@@ -58,11 +58,11 @@ def test_a_memory_in_shards_is_that_of_one_matrix(monkeypatch, tmp_path):
         files = [f"memory-{number:05}-of-{n_shards:05}.safetensors" for number in range(1, n_shards + 1)]
         assert n_shards > 3 and sorted(path.name for path in (tmp_path / name).iterdir()) == files
         expected = whole if name != "grown" else whole.grow([[3, 49, 7], [20, 21]], [1, 2])
-        for found in (memory, TransitionMemory.load(tmp_path / name, memory.facts())):
-            assert found.facts() == expected.facts()
-            assert found.counts.toarray().tolist() == expected.counts.toarray().tolist()
-            assert found.familiarity().tolist() == expected.familiarity().tolist()
-            probabilities, wanted = (each.probabilities(histories).toarray().tolist() for each in (found, expected))
+        for tested in (memory, TransitionMemory.load(tmp_path / name, memory.facts())):
+            assert tested.facts() == expected.facts()
+            assert tested.counts.toarray().tolist() == expected.counts.toarray().tolist()
+            assert tested.familiarity().tolist() == expected.familiarity().tolist()
+            probabilities, wanted = (each.probabilities(histories).toarray().tolist() for each in (tested, expected))
             assert probabilities == wanted
 
 

@@ -85,7 +85,7 @@ def test_histories_are_gathered_block_by_block(monkeypatch):
 @pytest.mark.parametrize("repeated", [None, "train", "test"])
 def test_repeats_by_parts(monkeypatch, at_once, repeated):
     """Only the training part counts, and an item of another user is no repeat."""
-    monkeypatch.setattr(dataset_module, "AT_ONCE", at_once)
+    monkeypatch.setattr(dataset_module, "INTERACTIONS_AT_ONCE", at_once)
     last = [4, 5, 6, 7, 8, 9]
     last[{"train": 3, "test": 5}.get(repeated, 0)] = 4
     assert dataset([np.arange(9), np.arange(4), np.array(last)]).repeats() == (repeated == "train")
