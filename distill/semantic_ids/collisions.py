@@ -13,7 +13,7 @@ from distill.semantic_ids.ids import keys
 from distill.semantic_ids.quantisers.sinkhorn import balanced_codes, squared_distances
 
 CHUNK = 1 << 15  # items whose distances to all codewords are held at once
-BATCH = 1 << 22  # distances a Sinkhorn step works on at once
+BATCH = 1 << 17  # distances a Sinkhorn step works on at once: a mebibyte in float64 stays in the cache
 
 
 def groups(key: np.ndarray) -> list[np.ndarray]:

@@ -36,10 +36,10 @@ def sinkhorn(distances: Tensor, epsilon: float = 0.003, iterations: int = 50) ->
     kernel = None
     for _ in range(iterations):
         if kernel is not None:
-            new_u = 1 / (n * (kernel @ v[..., None])[..., 0])  # noqa: F821 - v is set together with kernel
-            new_v = 1 / (k * (new_u[..., None, :] @ kernel)[..., 0, :])
-            low, high = torch.cat([new_u.flatten(), new_v.flatten()]).aminmax()
-            if low > 1e-100 and high < 1e100:  # false for inf and NaN as well
+            # v Kᵀ instead of K v: several times faster on many small matrices.
+            new_u = 1 / (n * (v[..., None, :] @ kernel.mT)[..., 0, :])  # noqa: F821 - v is set with kernel
+            new_v = ((k * new_u[..., None, :]) @ kernel)[..., 0, :].reciprocal_()
+            if _in_range(new_u) and _in_range(new_v):
                 u, v = new_u, new_v
                 continue
             rows, columns = rows + u.log(), columns + v.log()
@@ -48,6 +48,11 @@ def sinkhorn(distances: Tensor, epsilon: float = 0.003, iterations: int = 50) ->
         kernel = (scores + rows[..., None] + columns[..., None, :]).exp()
         u, v = torch.ones_like(rows), torch.ones_like(columns)
     return _rounded(kernel * u[..., None] * v[..., None, :])
+
+
+def _in_range(scaling: Tensor) -> bool:
+    low, high = scaling.aminmax()
+    return bool(low > 1e-100 and high < 1e100)  # false for inf and NaN as well
 
 
 def _rounded(plan: Tensor) -> Tensor:
