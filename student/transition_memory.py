@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from distill.baselines.count_shards import count_purchases, count_shards, divide_rows
-from distill.baselines.counting import TransitionSettings, count_transitions, reading_weights
+from distill.baselines.counting import TransitionSettings, count_transitions, pairs_by_distance, reading_weights
 from distill.data.dataset import PAD, Dataset
 from distill.runtime.errors import UserError
 from distill.runtime.logs import progress_bar
@@ -126,7 +126,12 @@ class TransitionMemory:
                 raise UserError(f"Sequence {user} names an item outside the catalogue of {self.n_items} items.")
             if not 0 <= count <= len(row):
                 raise UserError(f"Sequence {user} has {len(row)} items, {count} of them cannot be new.")
-        earlier, later, weights = _new_pairs(rows, new, self.settings)
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        offsets = np.append(0, lengths.cumsum())
+        is_new = np.repeat(offsets[1:], lengths) - np.arange(offsets[-1]) <= np.repeat(new, lengths)
+        values = np.concatenate([*rows, np.zeros(0, np.int64)])
+        pairs = pairs_by_distance(values, offsets, self.settings.window, self.settings.decay, is_new)
+        earlier, later, weights = map(np.concatenate, zip(*pairs, strict=True))
         if not len(weights):
             return self
         both_ways = np.append(earlier, later), np.append(later, earlier), np.append(weights, weights)
@@ -172,27 +177,3 @@ class TransitionMemory:
         weight, top, discount = facts.pop("weight"), facts.pop("top"), facts.pop("discount", 0.0)
         check_numbers({"weight": weight, "top": top, "discount": discount} | facts, BOUNDS, folder / "config.json")
         return TransitionMemory(CountTable(map_shards(folder)), TransitionSettings(**facts), weight, top, discount)
-
-
-def _new_pairs(
-    rows: list[np.ndarray], new: Sequence[int], settings: TransitionSettings
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """List the pairs whose later item is new: earlier and later item, and the weight decay^(g−1); all [pairs].
-
-    Args:
-        rows: sequences of items.
-        new: how many items at the end of each are new.
-        settings: which pairs count, and how much.
-    """
-    values = np.concatenate([*rows, np.zeros(0, np.int64)])
-    lengths = [len(row) for row in rows]
-    owners = np.repeat(np.arange(len(rows)), lengths)
-    from_end = np.repeat(np.cumsum(lengths, dtype=np.int64), lengths) - np.arange(len(values))
-    is_new = from_end <= np.repeat(np.asarray(new, dtype=np.int64), lengths)
-    earlier, later, weights = [], [], []
-    for gap in range(1, settings.window + 1):
-        counted = (owners[gap:] == owners[:-gap]) & is_new[gap:]
-        earlier.append(values[:-gap][counted])
-        later.append(values[gap:][counted])
-        weights.append(np.full(counted.sum(), settings.decay ** (gap - 1)))
-    return np.concatenate(earlier), np.concatenate(later), np.concatenate(weights)

@@ -68,15 +68,19 @@ def count_transitions(values: np.ndarray, offsets: np.ndarray, n_items: int, win
 
 
 def pairs_by_distance(
-    values: np.ndarray, offsets: np.ndarray, window: int, decay: float
+    values: np.ndarray, offsets: np.ndarray, window: int, decay: float, is_new: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield, for each distance g from 1 to the window, the earlier item, the later one and decay^(g−1) of all pairs.
 
-    The arguments are those of `count_transitions`.
+    Args:
+        values, offsets, window, decay: as in `count_transitions`.
+        is_new: only pairs whose later value is new [values] (bool); default: all.
     """
     sequence_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     for gap in range(1, window + 1):
         together = sequence_of[gap:] == sequence_of[:-gap]
+        if is_new is not None:
+            together &= is_new[gap:]
         weights = np.full(together.sum(), decay ** (gap - 1))
         yield values[:-gap][together], values[gap:][together], weights
 
