@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from jsonargparse.typing import PositiveInt
 
 from distill.baselines import names
@@ -61,7 +60,7 @@ def main(config: Config) -> None:
     dataset = Dataset.load(inputs.dataset.folder)
     learned = [artifact for artifact in inputs.learned() if is_feasible(artifact, dataset, config.systems or [])]
     examples = SetExamples.of(dataset, config.split, longest_history(dataset))
-    counts = np.bincount(dataset.training_sequences()[0], minlength=dataset.n_items)
+    counts = dataset.count_purchases()
     facts: dict[str, Any] = {"split": config.split, "exclude_bought": config.exclude_bought}
     facts[names.FLOOR_KEY], not_learned = score_baselines(inputs, dataset, config.exclude_bought)
     log.info(f"the floor, by validation NDCG@10: {facts[names.FLOOR_KEY]}")

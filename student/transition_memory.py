@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from distill.baselines.count_shards import count_purchases, count_shards, divide_rows
+from distill.baselines.count_shards import count_shards, divide_rows
 from distill.baselines.counting import TransitionSettings, count_transitions, pairs_by_distance, reading_weights
 from distill.data.dataset import PAD, Dataset
 from distill.runtime.errors import UserError
@@ -75,7 +75,7 @@ class TransitionMemory:
                 the memory does. None: all shards are in memory.
             facts: further attributes: weight, top, discount.
         """
-        starts = divide_rows(count_purchases(dataset, with_validation), settings.window)
+        starts = divide_rows(dataset.count_purchases(with_validation), settings.window)
         n_shards = len(starts) - 1
         if n_shards <= 1:
             values, offsets = dataset.training_sequences(with_validation)

@@ -66,7 +66,7 @@ class TitleRanker:
         self.distinct, place = np.unique([title for title in titles if title], return_inverse=True)
         self.place = np.zeros(len(titles), dtype=np.int64)  # of each item's title among the distinct ones
         self.place[self.has_title] = place
-        counts = np.bincount(data.dataset.training_sequences()[0], minlength=len(titles)).astype(float)
+        counts = data.dataset.count_purchases().astype(float)
         self.popularity = (counts - counts.min()) / max(counts.max() - counts.min(), 1)
         self.embeddings = self.embed(self.distinct.tolist())
 

@@ -33,14 +33,6 @@ def divide_rows(purchases: np.ndarray, window: int, most_pairs: int | None = Non
     return np.array(starts)
 
 
-def count_purchases(dataset: Dataset, with_validation: bool = False) -> np.ndarray:
-    """Count how often each item was bought in the training part, on request with the validation part [n_items]."""
-    counts = np.zeros(dataset.n_items, dtype=np.int64)
-    for values, _ in dataset.training_parts(with_validation):
-        counts += np.bincount(values, minlength=dataset.n_items)
-    return counts
-
-
 def count_rows(
     dataset: Dataset, settings: TransitionSettings, first: int, end: int, with_validation: bool = False
 ) -> sp.csr_array:

@@ -11,8 +11,7 @@ class Popularity:
     """Score every item by the number of its interactions in the training part, the same for all users."""
 
     def __init__(self, dataset: Dataset):
-        values, _ = dataset.training_sequences()
-        self.counts = np.bincount(values, minlength=dataset.n_items).astype(float)
+        self.counts = dataset.count_purchases().astype(float)
 
     @property
     def n_items(self) -> int:

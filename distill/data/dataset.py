@@ -156,9 +156,16 @@ class Dataset:
         ends = self._target_ranges()["valid" if with_validation else "train"][1]
         return ends if self.held_out is None else np.where(self.held_out, 0, ends)
 
+    def count_purchases(self, with_validation: bool = False) -> np.ndarray:
+        """Count how often each item was bought in the training part, as above [n_items]."""
+        counts = np.zeros(self.n_items, dtype=np.int64)
+        for values, _ in self.training_parts(with_validation):
+            counts += np.bincount(values, minlength=self.n_items)
+        return counts
+
     def cold_items(self) -> np.ndarray:
         """Return the numbers of the items that no training sequence holds, ascending."""
-        return np.setdiff1d(np.arange(self.n_items), self.training_sequences()[0])
+        return np.flatnonzero(self.count_purchases() == 0)
 
     def without_fold(self, folds: int, fold: int) -> Dataset:
         """Drop the training part of one fold's users: the data that a teacher which labels them may see."""

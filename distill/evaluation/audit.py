@@ -145,7 +145,7 @@ def reach(dataset: Dataset, examples: Examples) -> list[Finding]:
     last = examples.histories[np.arange(len(examples)), (examples.histories != PAD).sum(1) - 1]
     neighbour = np.asarray(counts[last, examples.targets]).ravel() > 0
     bought = (examples.histories == examples.targets[:, None]).any(1)
-    seen = np.bincount(values, minlength=dataset.n_items)[examples.targets]
+    seen = dataset.count_purchases()[examples.targets]
     return [
         Finding("reachable by counting", float(reachable.mean()), "target and an item of the history met in training"),
         Finding("next to the last item", float(neighbour.mean()), "the target stood beside the last item in training"),

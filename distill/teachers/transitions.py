@@ -38,7 +38,7 @@ class TransitionTeacher:
         self.n_items = dataset.n_items
         self.counts = count_transitions(self.values, self.offsets, self.n_items, settings.window, settings.decay)
         self.totals = self.counts.sum(1)
-        self.bought = np.bincount(self.values, minlength=self.n_items).astype(float)
+        self.bought = dataset.count_purchases().astype(float)
 
     @staticmethod
     def tune(dataset: Dataset, exclude_bought: bool, max_users: int = 2000) -> TransitionTeacher:

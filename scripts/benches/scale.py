@@ -28,7 +28,7 @@ from jsonargparse.typing import PositiveInt
 
 from benches import resident
 from benches.labels import random_shard, write_set
-from distill.baselines.count_shards import count_purchases, divide_rows
+from distill.baselines.count_shards import divide_rows
 from distill.baselines.counting import TransitionSettings, count_transitions
 from distill.data.dataset import Dataset, as_lists, write_dataset
 from distill.data.mapped_sequences import ITEMS, STARTS
@@ -262,7 +262,7 @@ def count_pairs(size: int, rng: np.random.Generator, folder: Path) -> tuple[Call
 def count_by_shards(size: int, rng: np.random.Generator, folder: Path) -> tuple[Callable[[], object], dict[str, float]]:
     """The same as a transition memory counts them; as many shards as its pairs need."""
     dataset = random_sequences(size, rng, folder)
-    shards = len(divide_rows(count_purchases(dataset), COUNTING.window)) - 1
+    shards = len(divide_rows(dataset.count_purchases(), COUNTING.window)) - 1
     return lambda: TransitionMemory.of(dataset, COUNTING, scratch=folder), {"files": shards}
 
 

@@ -34,7 +34,7 @@ def test_shards_are_rows_of_all_counts(monkeypatch, with_validation, at_once):
     monkeypatch.setattr(dataset_module, "INTERACTIONS_AT_ONCE", at_once)
     rows = log()
     shop = dataset(rows)
-    purchases = count_shards.count_purchases(shop, with_validation)
+    purchases = shop.count_purchases(with_validation)
     counted = [row[: len(row) - (1 if with_validation else 2)].tolist() for row in rows]
     assert purchases.tolist() == np.bincount(np.concatenate(counted).astype(int), minlength=N_ITEMS).tolist()
     starts = count_shards.divide_rows(purchases, SETTINGS.window, most_pairs=100)
