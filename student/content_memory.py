@@ -124,8 +124,8 @@ class ContentMemory:
                     of_block = logsumexp(cosines / value, axis=1, keepdims=True)
                     totals[value] = np.logaddexp(totals[value], of_block)
                 inside = (known >= start) & (known < end)
-                here = scores_of(cosines, np.where(inside, known - start, PAD))
-                np.copyto(of_known, here, where=inside)
+                block_cosines = scores_of(cosines, np.where(inside, known - start, PAD))
+                np.copyto(of_known, block_cosines, where=inside)
                 yield start, products if allowed is None else np.where(allowed[start:end], products, -np.inf)
 
         items, cosines = best_products(blocks(), len(histories), top)
@@ -135,8 +135,8 @@ class ContentMemory:
         """Compute softmax(cosine / τ) of some items, 0 for -1 [users, k]; histories as for `cosines`."""
         if len(self.vectors) < LARGE:
             return scores_of(self.probabilities(histories, exclude_bought), items, 0.0)
-        found = self.search(histories, items, None, exclude_bought)
-        return np.exp(found.of_known / self.temperature - found.totals[self.temperature])
+        similar = self.search(histories, items, None, exclude_bought)
+        return np.exp(similar.of_known / self.temperature - similar.totals[self.temperature])
 
     def probabilities(self, histories: np.ndarray, exclude_bought: bool = True) -> np.ndarray:
         """Compute softmax(cosine / τ) over the items [users, n_items]; arguments as `cosines`."""

@@ -48,7 +48,7 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
     if config.list_loss == "grpo":
         variant = variant.on_own_beams()
     inputs, texts = read_inputs(config, variant), read_item_texts(config)
-    asked = read_asked_models(config, variant, inputs[1])
+    queried = read_queried_models(config, variant, inputs[1])
     remote = identify_remote_teacher(config, inputs[1])
     folders = [artifact.folder for artifact in inputs]
     output = config.output or config.run / "students" / config.variant
@@ -59,7 +59,7 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
         extra |= remote
         extra |= identify_warm_start(config.warm_start) if config.warm_start else {}
         reads = [config.init, config.warm_start]
-        every_input = [*inputs, *texts, *asked]
+        every_input = [*inputs, *texts, *queried]
         job = ArtifactJob("student", seed_config, output, every_input, extra, config.overwrite, reads)
         if not machines.is_finished(job, config.machine_silence):
             from student.phases import build_student
@@ -67,8 +67,9 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
 
             seed_config = choose_precision(seed_config, job)
             in_process = open_teacher and config.on_policy and not config.teacher_url
-            ask = partial(open_teacher, asked[0]) if in_process else None
-            train(seed_config, job, partial(build_student, seed_config, variant, folders, texts, ask=ask))
+            load_teacher = partial(open_teacher, queried[0]) if in_process else None
+            build = partial(build_student, seed_config, variant, folders, texts, load_teacher=load_teacher)
+            train(seed_config, job, build)
 
     each_seed(config.variant, config.seeds, config.seed, output, train_seed)
 
@@ -181,8 +182,8 @@ def check_prior(config: Config, variant: Variant) -> None:
         )
 
 
-def read_asked_models(config: Config, variant: Variant, ids: Artifact) -> list[Artifact]:
-    """Open the models that are asked during the training: the teacher with on_policy, the reference of a ranking loss.
+def read_queried_models(config: Config, variant: Variant, ids: Artifact) -> list[Artifact]:
+    """Open the models queried during the training: the teacher with on_policy, the reference of a ranking loss.
 
     Raises:
         UserError: on_policy and a variant that learns no distributions.
@@ -192,7 +193,7 @@ def read_asked_models(config: Config, variant: Variant, ids: Artifact) -> list[A
 
 
 def read_teacher(config: Config, variant: Variant) -> list[Artifact]:
-    """Open the teacher that is asked in this process; none without on_policy."""
+    """Open the teacher that is queried in this process; none without on_policy."""
     if not config.on_policy:
         return []
     if variant.retriever.generative != "distill":

@@ -92,9 +92,9 @@ def mixed(
     content_weight: float = 0.0,
 ) -> np.ndarray:
     """Compute log((1 − w − c) · exp(log_probs) + w · counter + c · content), elementwise."""
-    rest = model_share(weight, content_weight)
+    share = model_share(weight, content_weight)
     with np.errstate(divide="ignore"):
-        result = np.logaddexp(np.log(rest) + log_probs, np.log(weight) + np.log(counter))
+        result = np.logaddexp(np.log(share) + log_probs, np.log(weight) + np.log(counter))
         if content is not None and content_weight:
             result = np.logaddexp(result, np.log(content_weight) + np.log(content))
     return result
@@ -102,8 +102,8 @@ def mixed(
 
 def model_share(weight: float, content_weight: float) -> float:
     """Compute 1 − w − c, exactly 0 where rounding leaves it beside 0."""
-    rest = 1 - weight - content_weight
-    return rest if abs(rest) > 1e-12 else 0.0
+    share = 1 - weight - content_weight
+    return share if abs(share) > 1e-12 else 0.0
 
 
 def score_mixture(
@@ -163,11 +163,11 @@ def candidates(
     proposed = [new_items(top_items(proposable, memory.top), items)]
     if content:
         known = np.concatenate([items, *proposed], axis=1)
-        found = content.search(histories, known, temperatures, exclude_bought, allowed)
-        new = np.where((found.items[:, :, None] == known[:, None, :]).any(2), PAD, found.items)
+        nearest = content.search(histories, known, temperatures, exclude_bought, allowed)
+        new = np.where((nearest.items[:, :, None] == known[:, None, :]).any(2), PAD, nearest.items)
         is_used = (new != PAD).any(0)
         proposed.append(new[:, is_used])
-        cosines = np.concatenate([found.of_known, np.where(new == PAD, -np.inf, found.cosines)[:, is_used]], axis=1)
+        cosines = np.concatenate([nearest.of_known, np.where(new == PAD, -np.inf, nearest.cosines)[:, is_used]], axis=1)
     further = np.concatenate(proposed, axis=1)
     items = np.concatenate([items, further], axis=1)
     if further.shape[1]:
@@ -180,7 +180,7 @@ def candidates(
         return result
     by_content = np.zeros(items.shape, dtype=bool)
     by_content[:, items.shape[1] - proposed[1].shape[1] :] = True
-    similar = {temperature: np.exp(cosines / temperature - total) for temperature, total in found.totals.items()}
+    similar = {temperature: np.exp(cosines / temperature - total) for temperature, total in nearest.totals.items()}
     return result._replace(content=similar, by_content=by_content)
 
 

@@ -181,8 +181,8 @@ def _values_with_content(
     for temperature, similar in proposals.content.items():
         similar = similar[users]
         for weight, content_weight in shares:
-            rest = model_share(weight, content_weight)
-            mixture = rest * probabilities + weight * counter + content_weight * similar
+            share = model_share(weight, content_weight)
+            mixture = share * probabilities + weight * counter + content_weight * similar
             for discount, factor in zip(discounts, factors, strict=True):
                 scores = mixture * factor
                 target = np.take_along_axis(scores, place, axis=1)

@@ -93,7 +93,7 @@ def build_student(
     folders: list[Path],
     texts: list[Artifact],
     acc: Accelerator,
-    ask: Callable[[Dataset, SemanticIDs, str, str], Engine] | None = None,
+    load_teacher: Callable[[Dataset, SemanticIDs, str, str], Engine] | None = None,
 ) -> Student:
     """Build a student over codewords.
 
@@ -103,7 +103,7 @@ def build_student(
         folders: of the data set, the semantic IDs and, where the variant needs them, the soft labels.
         texts: the embeddings that it reads, or none.
         acc: the Accelerator.
-        ask: loads the teacher that is asked during the training; None: none is, or one behind a server.
+        load_teacher: loads the teacher that is queried during the training; None: none is, or one behind a server.
     """
     dataset = Dataset.load(folders[0])
     ids = SemanticIDs.load(folders[1], dataset.n_items)
@@ -133,7 +133,7 @@ def build_student(
 
     on_policy = finish = None
     if config.on_policy and variant.retriever.generative == "distill":
-        teacher = CachedTeacher(open_forced_teacher(config, dataset, ids, acc, ask))
+        teacher = CachedTeacher(open_forced_teacher(config, dataset, ids, acc, load_teacher))
         on_policy, finish = OnPolicyTeacher(recommender, teacher, config.on_policy_width), teacher.log_questions
 
     def make_loss(loss: Loss) -> Callable[[nn.Module, Batch, float], Tensor]:
@@ -163,13 +163,13 @@ def open_forced_teacher(
     dataset: Dataset,
     ids: SemanticIDs,
     acc: Accelerator,
-    ask: Callable[[Dataset, SemanticIDs, str, str], Engine] | None,
+    load_teacher: Callable[[Dataset, SemanticIDs, str, str], Engine] | None,
 ) -> ForcedTeacher:
     """Find the teacher that is asked during the training; arguments as `build_student`'s."""
     if config.teacher_url:
         return RemoteTeacher(config.teacher_url)
-    assert ask is not None
-    return EngineTeacher(ask(dataset, ids, str(acc.device), config.teacher_dtype))
+    assert load_teacher is not None
+    return EngineTeacher(load_teacher(dataset, ids, str(acc.device), config.teacher_dtype))
 
 
 def read_reference(config: Config, acc: Accelerator) -> nn.Module:

@@ -190,7 +190,7 @@ class MemoryMixture:
         memory, content = replace(self.memory, weight=weights.weight, discount=weights.discount), None
         if weights.content_weight:
             content = replace(self.content, weight=weights.content_weight, temperature=weights.temperature)
-        asked = (histories.tobytes(), items.tobytes())  # all rows ask for the same
-        if asked not in self._log_probs:
-            self._log_probs[asked] = score(histories, items)
-        return score_mixture(self._log_probs[asked], memory, content, histories, items, exclude_bought)
+        key = (histories.tobytes(), items.tobytes())  # all rows ask for the same
+        if key not in self._log_probs:
+            self._log_probs[key] = score(histories, items)
+        return score_mixture(self._log_probs[key], memory, content, histories, items, exclude_bought)

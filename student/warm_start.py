@@ -56,7 +56,7 @@ def load_weights(model: nn.Module, folder: Path, ids: SemanticIDs) -> None:
         weights |= {f"text.{name}": value for name, value in texts.named_buffers()}  # of this day's items
     # a large student is saved with its adapters merged: it starts from these weights, and new adapters train
     model.load_state_dict(
-        {name: weights.get(name.replace(".base_layer.", "."), own) for name, own in model.state_dict().items()}
+        {name: weights.get(name.replace(".base_layer.", "."), initial) for name, initial in model.state_dict().items()}
     )
     log.info(f"starts from {folder}: {kept.sum():,} of its items are left, {len(row_of) - kept.sum():,} are new")
 

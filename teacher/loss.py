@@ -144,12 +144,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 if cap is not None:
                     logits = logits.div_(cap).tanh_()
                     slope, logits = 1 - logits.square(), logits * cap
-                own = labels[part, None]
+                targets = labels[part, None]
                 log_probs = logits.log_softmax(1)
-                losses = -log_probs.gather(1, own)[:, 0]
+                losses = -log_probs.gather(1, targets)[:, 0]
                 loss += losses.sum() if weights is None else losses @ weights[part].to(accurate)
                 grad = log_probs.exp_()  # softmax minus the target
-                grad.scatter_add_(1, own, grad.new_full(own.shape, -1.0))
+                grad.scatter_add_(1, targets, grad.new_full(targets.shape, -1.0))
                 if weights is not None:
                     grad *= weights[part, None]
                 if slope is not None:

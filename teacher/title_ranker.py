@@ -101,7 +101,7 @@ class TitleRanker:
         order = np.argsort([len(row) for row in rows], kind="stable")
         for start in range(0, len(order), EMBEDDED_AT_ONCE):
             part = order[start : start + EMBEDDED_AT_ONCE]
-            tokens, lengths = engine.padded([rows[row] for row in part], room=0)
+            tokens, lengths = engine.padded([rows[row] for row in part], reserve=0)
             states = engine.model.base_model(input_ids=tokens).last_hidden_state.float()
             place = torch.arange(tokens.shape[1], device=engine.device)
             first = (lengths > 1).long()  # BOS counts where there is nothing else
@@ -175,7 +175,7 @@ def ground(distances: np.ndarray, has_title: np.ndarray, popularity: np.ndarray,
 def prompt_step(engine: HFEngine, histories: np.ndarray) -> TreeStep:
     """Encode the prompts of full histories, and begin a search of tokens behind them."""
     histories = last_items(histories, engine.data.max_history)
-    prompts = engine.prompts(histories, room=engine.data.title_settings.title_tokens)
+    prompts = engine.prompts(histories, reserve=engine.data.title_settings.title_tokens)
     return TreeStep(engine.model, engine.token_of, encode(engine.model, *prompts))
 
 
@@ -193,7 +193,7 @@ def title_log_probs(engine: HFEngine, histories: np.ndarray, targets: np.ndarray
     texts = [data.questions.item_titles.texts[target] for target in targets]
     responses = [[*tokens, data.tokenizer.eos_token_id] for tokens in data.encode(texts)]
     pairs = zip(prompts, responses, strict=True)
-    tokens, _ = engine.padded([[*prompt, *response] for prompt, response in pairs], room=0)
+    tokens, _ = engine.padded([[*prompt, *response] for prompt, response in pairs], reserve=0)
     states = engine.model.base_model(input_ids=tokens).last_hidden_state
     values = np.empty(len(targets))
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):

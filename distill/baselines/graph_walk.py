@@ -136,8 +136,8 @@ class GraphHeuristic:
         known = starts != PAD
         items = np.where(known, starts, 0)
         similarity = self._similarity(items)
-        here = (known.astype(np.float32), (np.arange(len(items)), items))
-        frontier = sp.csr_array(here, shape=similarity.shape)
+        start_entries = (known.astype(np.float32), (np.arange(len(items)), items))
+        frontier = sp.csr_array(start_entries, shape=similarity.shape)
         seen, lists = frontier.toarray() > 0, []
         for hop in range(hops):
             ring = ((frontier @ self.edges).toarray() > 0) & ~seen
@@ -191,16 +191,16 @@ def fill_lists(order: list[tuple[Ring, int]], users: slice, bought: np.ndarray, 
         n_items: catalogue size.
     """
     bought = bought[users]
-    taken = np.zeros((len(bought), n_items + 1), dtype=bool)
-    taken[:, PAD] = True  # the last column stands for padding
-    np.put_along_axis(taken, bought, True, axis=1)
+    unavailable = np.zeros((len(bought), n_items + 1), dtype=bool)
+    unavailable[:, PAD] = True  # the last column stands for padding
+    np.put_along_axis(unavailable, bought, True, axis=1)
     lists = np.full((len(bought), k), PAD)
     for ring, count in order:
         items = ring.items[ring.start_of[users]]
-        free = ~np.take_along_axis(taken, items, axis=1)
+        free = ~np.take_along_axis(unavailable, items, axis=1)
         free &= free.cumsum(1) <= count
         chosen = np.where(free, items, PAD)
-        np.put_along_axis(taken, chosen, True, axis=1)
+        np.put_along_axis(unavailable, chosen, True, axis=1)
         lists = np.concatenate([lists, chosen], axis=1)
         first = np.argsort(lists == PAD, axis=1, kind="stable")[:, :k]
         lists = np.take_along_axis(lists, first, axis=1)

@@ -110,7 +110,7 @@ class ColdTargets:
         self, score: ScoreCandidates, histories: np.ndarray, at: int, exclude_bought: bool, above: float
     ) -> np.ndarray:
         """Rank the cold items of a few users: item numbers, -1 for none [users, up to K]."""
-        scores = np.concatenate([score(*asked) for asked in cold_candidates(self.items, histories)], axis=1)
+        scores = np.concatenate([score(*candidates) for candidates in cold_candidates(self.items, histories)], axis=1)
         if exclude_bought:
             number = np.full(max(self.items.max(), histories.max()) + 1, PAD)
             number[self.items] = np.arange(len(self.items))

@@ -197,14 +197,15 @@ def check_names(folders: Sequence[Path]) -> None:
         UserError: a baseline without training, the teacher or its mixtures, a column of `lists.parquet`, or two alike.
     """
     mixtures = [f"teacher+{name}" for name in (names.TRANSITIONS, names.COUNTER_CONTENT)]
-    taken = {name: "names a row of its own" for name in (*names.NOT_LEARNED, "teacher", *mixtures)}
-    taken |= {name: "names a column of lists.parquet" for name in ASKED}
+    clashes = {name: "names a row of its own" for name in (*names.NOT_LEARNED, "teacher", *mixtures)}
+    clashes |= {name: "names a column of lists.parquet" for name in ASKED}
     for folder in folders:
-        if folder.name in taken:
+        if folder.name in clashes:
             raise UserError(
-                f"{folder} cannot be evaluated under its name: {folder.name!r} {taken[folder.name]}. Rename the folder."
+                f"{folder} cannot be evaluated under its name: {folder.name!r} {clashes[folder.name]}. Rename "
+                "the folder."
             )
-        taken[folder.name] = f"is {folder} too"
+        clashes[folder.name] = f"is {folder} too"
 
 
 def available_baselines(

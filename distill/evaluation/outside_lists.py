@@ -47,11 +47,11 @@ def check_names(paths: Sequence[Path], others: Sequence[str]) -> None:
     Raises:
         UserError: names the file.
     """
-    taken = {*others, *names.NOT_LEARNED, "teacher"}
+    row_names = {*others, *names.NOT_LEARNED, "teacher"}
     for path in paths:
-        if path.stem in taken:
+        if path.stem in row_names:
             raise UserError(f"--lists {path} would be the row {path.stem!r}, which there is already; rename the file.")
-        taken.add(path.stem)
+        row_names.add(path.stem)
 
 
 def content_hash(path: Path) -> str:

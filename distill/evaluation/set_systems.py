@@ -30,20 +30,20 @@ class NamedScores(NamedTuple):
     score: Callable[[np.ndarray], np.ndarray]
 
 
-def is_feasible(artifact: Artifact, dataset: Dataset, asked: Sequence[str]) -> bool:
+def is_feasible(artifact: Artifact, dataset: Dataset, requested: Sequence[str]) -> bool:
     """Tell whether a trained system is evaluated: a teacher of semantic IDs not, where the catalogue is large.
 
     Args:
         artifact: of the system.
         dataset: of the evaluation.
-        asked: names of systems that were asked for.
+        requested: names of systems that were asked for.
 
     Raises:
         UserError: it is not, and was asked for by its name.
     """
     if artifact.kind != "teacher" or writes_titles(artifact) or dataset.n_items <= SMALL_CATALOGUE:
         return True
-    if "teacher" in asked:
+    if "teacher" in requested:
         raise UserError(
             f"A teacher's exact scores are computed for at most {SMALL_CATALOGUE:,} items, and "
             f"{dataset.artifact.folder} has {dataset.n_items:,}. Leave `teacher` out of --systems."

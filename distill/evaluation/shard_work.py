@@ -91,8 +91,8 @@ class SystemRanker:
         free = whole = np.zeros((len(examples), 0), np.int32)
         if work.freely and is_searched_freely(system):
             free = self._search(system, examples, work, constrained=False).items.astype(np.int32)
-        if work.whole and (found := search_whole(system, examples, work.width, work.batch_size)) is not None:
-            whole = found.astype(np.int32)
+        if work.whole and (lists := search_whole(system, examples, work.width, work.batch_size)) is not None:
+            whole = lists.astype(np.int32)
         arrays = {"items": ranked.items.astype(np.int32), "scores": ranked.scores, "free": free, "whole": whole}
         arrays["seconds"] = np.array(ranked.seconds)
         if work.mixed:

@@ -130,19 +130,19 @@ class Exporter:
     ) -> tuple[memoryview, dict[str, float]]:
         """Copy the earlier labels that still hold, and label the rest, whose quality it is; as `label_shard`."""
         rows = earlier.find(examples)
-        kept, rest = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+        copied, missing = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
         parts, quality = [], {"targets": 0.0}
-        if len(kept):
-            parts.append(earlier.read(rows[kept], examples.take(kept), self.ids.codes))
-            progress(len(kept))
-        if len(rest):
-            changed = examples.take(rest)
+        if len(copied):
+            parts.append(earlier.read(rows[copied], examples.take(copied), self.ids.codes))
+            progress(len(copied))
+        if len(missing):
+            changed = examples.take(missing)
             labels = self.labeller.label(changed, self.request, progress)
             check_numbers(changed, labels)
             parts.append(self._columns(changed, labels))
             quality = shard_quality(changed, labels, self.ids, self.request)
-        columns = concatenate_columns(parts, np.argsort(np.concatenate([kept, rest])))
-        return encode_columns(columns), quality | {"copied": float(len(kept))}
+        columns = concatenate_columns(parts, np.argsort(np.concatenate([copied, missing])))
+        return encode_columns(columns), quality | {"copied": float(len(copied))}
 
     def write(self, data: Path, number: int, content: bytes | memoryview, quality: dict[str, float]) -> Record:
         """Write a shard's file; returns its record in the index, with its quality."""

@@ -191,9 +191,9 @@ class Checkpoints:
         for path in unusable[-1:]:
             state = _read_state(path)
             differences = [
-                f"{what} {state.get(what)}, this run {now}"
-                for what, now in self.launch.items()
-                if state.get(what, now) != now
+                f"{name} {state.get(name)}, this run {now}"
+                for name, now in self.launch.items()
+                if state.get(name, now) != now
             ]
             log.info(f"starting afresh: {path.name} has {' and '.join(differences) or f'no readable {STATE}'}")
         return None
@@ -214,7 +214,7 @@ class Checkpoints:
         for path in self.all():
             state = _read_state(path)
             # older checkpoints name neither model nor run
-            matches = bool(state) and all(state.get(what, now) == now for what, now in self.launch.items())
+            matches = bool(state) and all(state.get(name, now) == now for name, now in self.launch.items())
             (usable if matches else unusable).append(path)
         return usable, unusable
 
@@ -299,7 +299,7 @@ def working_folder(job: ArtifactJob, acc: Accelerator) -> Iterator[Path]:
         acc.wait_for_everyone()
 
 
-def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkpoints) -> None:
+def check_finite(quantity: str, value: torch.Tensor, epoch: int, checkpoints: Checkpoints) -> None:
     """Stop a run whose loss or gradient is infinite or NaN.
 
     Raises:
@@ -308,7 +308,7 @@ def check_finite(what: str, value: torch.Tensor, epoch: int, checkpoints: Checkp
     if not torch.isfinite(value):
         kept = checkpoints.all()
         hint = f" The last checkpoint is {kept[-1]}." if kept else ""
-        message = f"The {what} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{hint}"
+        message = f"The {quantity} is {value.item()} in epoch {epoch + 1}; lower --lr or --clip.{hint}"
         raise UserError(message, on_all_processes=False)
 
 

@@ -119,8 +119,8 @@ class ActorPool:
         nodes = ray_cluster.resources_of_nodes()
         gpus = self._actor_gpus(nodes)
         # at least one, for nodes may still join
-        room = max(1, sum(actors_of_node(node, self.settings.ray_cpus, gpus) for node in nodes))
-        fewest, most = parse_actors(self.settings.ray_actors) or (room, room)
+        fitting = max(1, sum(actors_of_node(node, self.settings.ray_cpus, gpus) for node in nodes))
+        fewest, most = parse_actors(self.settings.ray_actors) or (fitting, fitting)
         pool = ray.data.ActorPoolStrategy(
             min_size=min(fewest, len(tasks)),
             max_size=min(most, len(tasks)),
@@ -262,5 +262,5 @@ def actors_of_node(node: dict[str, float], cpus: float, gpus: float) -> int:
         cpus: of an actor.
         gpus: of an actor.
     """
-    room = [node.get(name, 0) // need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
-    return int(min(room, default=1))
+    fitting = [node.get(name, 0) // need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
+    return int(min(fitting, default=1))

@@ -103,19 +103,19 @@ def move_surplus(
     for group in groups(parent):
         if not full[group].any():
             continue
-        room = size - np.bincount(codes[group, level], minlength=size)
-        if room.sum() < 0:
+        spare = size - np.bincount(codes[group, level], minlength=size)
+        if spare.sum() < 0:
             _refuse_full(codes, size)
-        for crowded in np.flatnonzero(room < 0):
+        for crowded in np.flatnonzero(spare < 0):
             rows = group[(codes[group, level] == crowded) & (True if fixed is None else ~fixed[group])]
             distances = _distances(target(rows, codes[rows], level), words(level)).numpy()
             loss = np.delete(distances, crowded, axis=1).min(1) - distances[:, crowded]
-            movers = np.argsort(loss, kind="stable")[: -room[crowded]]
+            movers = np.argsort(loss, kind="stable")[: -spare[crowded]]
             for mover in movers:
-                free = np.flatnonzero(room > 0)
+                free = np.flatnonzero(spare > 0)
                 codes[rows[mover], level] = chosen = free[distances[mover, free].argmin()]
-                room[chosen] -= 1
-            room[crowded] = 0
+                spare[chosen] -= 1
+            spare[crowded] = 0
             moved = rows[movers]
             last = _distances(target(moved, codes[moved], level + 1), words(level + 1))
             codes[moved, level + 1] = last.argmin(1).numpy()
@@ -199,16 +199,16 @@ def _take_free_codes(prefix: np.ndarray, last: np.ndarray, distances: np.ndarray
 
     last, size = last.copy(), distances.shape[1]
     for group in groups(prefix):
-        taken, counts = np.unique(last[group], return_counts=True)
+        used, counts = np.unique(last[group], return_counts=True)
         if counts.max() == 1:
             continue
         movers: list[int] = []
-        for code in taken[counts > 1]:
+        for code in used[counts > 1]:
             sharing = group[last[group] == code]
             is_fixed = fixed[sharing]
             nearest = sharing[distances[sharing, code].argmin()]
             movers += [row for row in sharing[~is_fixed] if is_fixed.any() or row != nearest]
-        free = np.setdiff1d(np.arange(size), taken)
+        free = np.setdiff1d(np.arange(size), used)
         chosen, column = linear_sum_assignment(distances[np.ix_(movers, free)])
         last[np.array(movers, dtype=np.int64)[chosen]] = free[column]
     return last

@@ -32,33 +32,33 @@ def build_textual_ids(texts: list[str], n_words: int) -> list[str]:
         return [""] * len(texts)
     vectorizer = TfidfVectorizer(analyzer=lambda text: WORD.findall(text.lower()))
     weights, columns = vectorizer.fit_transform(texts).tocsr(), vectorizer.vocabulary_
-    taken: set[str] = set()
+    used: set[str] = set()
     ids = []
     for row, row_words in enumerate(words):
         row_weights = weights[row]
         weight = dict(zip(row_weights.indices.tolist(), row_weights.data.tolist(), strict=True))
         ranked = sorted(range(len(row_words)), key=lambda place: -weight[columns[row_words[place]]])
-        ids.append(_unique_id(row_words, ranked, n_words, taken))
+        ids.append(_unique_id(row_words, ranked, n_words, used))
     return ids
 
 
-def _unique_id(words: list[str], ranked: list[int], n_words: int, taken: set[str]) -> str:
-    """Choose words until the ID is not taken, and take it.
+def _unique_id(words: list[str], ranked: list[int], n_words: int, used: set[str]) -> str:
+    """Choose words until no earlier item has the ID, and add it to `used`.
 
     Args:
         words: distinct words of the text, in its order.
         ranked: their places, the weightiest first.
         n_words: words to begin with.
-        taken: IDs of the items before.
+        used: IDs of the items before.
     """
     if not words:
         return ""
     for size in range(min(n_words, len(words)), min(2 * n_words, len(words)) + 1):
         textual_id = " ".join(words[place] for place in sorted(ranked[:size]))
-        if textual_id not in taken:
+        if textual_id not in used:
             break
     number, plain = 2, textual_id
-    while textual_id in taken:
+    while textual_id in used:
         textual_id, number = f"{plain} {number}", number + 1
-    taken.add(textual_id)
+    used.add(textual_id)
     return textual_id

@@ -95,8 +95,8 @@ def _read_fold(folder: Path, folds: int, fold: int, kind: Literal["teacher", "ba
     command = command_for(kind, place, f"--folds {folds} --fold {fold}")
     if not path.exists():
         raise UserError(f"No {kind} for fold {fold} at {path}. Make it with: {command}")
-    made = artifacts.read(path, kind, command)
-    trained = made.config.get("folds", 0), made.config.get("fold", 0)
+    artifact = artifacts.read(path, kind, command)
+    trained = artifact.config.get("folds", 0), artifact.config.get("fold", 0)
     if trained != (folds, fold):
         raise UserError(f"{path} was trained with --folds {trained[0]} --fold {trained[1]}. Make it with: {command}")
-    return made
+    return artifact

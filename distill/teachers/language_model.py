@@ -75,20 +75,22 @@ class EngineLabeller:
             sequences, rows, row = users.batch(self.dataset, users.order[start : start + self.batch_size])
             states = engine.stream_states(sequences, layers)
             projected[rows] = project(states[row, examples.positions[rows]])
-        rest = np.flatnonzero(~in_stream)
-        for batch, histories in batches_by_length(examples.histories[rest], self.batch_size):
-            projected[rest[batch]] = project(engine.codeword_states(histories, examples.targets[rest[batch]], layers))
+        separate = np.flatnonzero(~in_stream)
+        for batch, histories in batches_by_length(examples.histories[separate], self.batch_size):
+            projected[separate[batch]] = project(
+                engine.codeword_states(histories, examples.targets[separate[batch]], layers)
+            )
         return encode_states(projected)
 
     def _batches(self, examples: Examples, request: LabelRequest) -> Iterator[tuple[np.ndarray, Results]]:
         """Yield rows of the examples, each in one batch, and what the engine computes for them."""
         shared = self._in_stream(examples) & getattr(self.engine, "shares_prefixes", False)
         yield from self._from_streams(examples, np.flatnonzero(shared), request)
-        rest = np.flatnonzero(~shared)
-        log_probs = self.distributions(examples.take(rest), request.scope)
-        for batch, histories in batches_by_length(examples.histories[rest], self.batch_size):
+        separate = np.flatnonzero(~shared)
+        log_probs = self.distributions(examples.take(separate), request.scope)
+        for batch, histories in batches_by_length(examples.histories[separate], self.batch_size):
             beams, scores = self.engine.beams(histories, request.width, request.exclude_bought, request.constrained)
-            yield rest[batch], (beams, scores, log_probs[batch])
+            yield separate[batch], (beams, scores, log_probs[batch])
 
     def _corrected(self, examples: Examples, results: Results, request: LabelRequest) -> Labels:
         """Correct the beams of examples."""

@@ -1,7 +1,7 @@
-"""A training step on the shape of a pretrained base (SmolLM2-135M), in four ways and on the same batches.
+"""A training step on the shape of a pretrained base (SmolLM2-135M), with four training loops and on the same batches.
 
 Weights are random: speed does not depend on them. The batches are streams with titles and texts with IDs, as in
-`configs/smollm2/teacher.yaml`. Each way runs in a fresh process, whose peak memory is read too; the ways take turns.
+`configs/smollm2/teacher.yaml`. Each loop runs in a fresh process, whose peak memory is read too; the loops take turns.
 On CPUs the clock counts the process's CPU seconds, divided by its threads, so that other work disturbs it less.
 """
 
@@ -33,7 +33,7 @@ SMOLLM2 = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "vocab_size": 49152,
 }  # fmt: skip
-WAYS = {  # bf16, loss at counted positions
+TRAININGS = {  # bf16, loss at counted positions
     "ours": (True, True),
     "float32_loop": (False, False),
     "bf16_loop": (True, False),
@@ -46,7 +46,7 @@ Batches = list[dict[str, np.ndarray]]
 
 
 def compare(sizes: dict[str, float], run: Path, batch_tokens: int, batches: int, repeats: int, seed: int) -> dict:
-    """Measure all ways.
+    """Measure all loops.
 
     Args:
         sizes: fields of LlamaConfig.
@@ -59,23 +59,23 @@ def compare(sizes: dict[str, float], run: Path, batch_tokens: int, batches: int,
     inputs, vocabulary = draw_batches(run, batch_tokens, batches + 1, seed)
     fields = {name: int(value) for name, value in sizes.items()}
     fields["vocab_size"] = max(fields["vocab_size"], vocabulary)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    peaks: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: dict[str, list[float]] = {training: [] for training in TRAININGS}
+    peaks: dict[str, list[float]] = {training: [] for training in TRAININGS}
     for _ in progress_bar(range(repeats), desc="shape of a base", unit="round"):
-        for way in WAYS:
+        for training in TRAININGS:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                elapsed, peak = pool.apply(measure, (way, fields, inputs, torch.get_num_threads()))
-            seconds[way].append(elapsed)
-            peaks[way].append(peak)
-    median = {way: statistics.median(values) for way, values in seconds.items()}
+                elapsed, peak = pool.apply(measure, (training, fields, inputs, torch.get_num_threads()))
+            seconds[training].append(elapsed)
+            peaks[training].append(peak)
+    median = {training: statistics.median(values) for training, values in seconds.items()}
     tokens = sum(batch["input_ids"].size for batch in inputs[1:])
     counted = sum(int((batch["labels"] >= 0).sum()) for batch in inputs[1:])
     figures: dict[str, Any] = {"base_counted_share": counted / tokens, "base_has_bf16": has_bf16()}
-    for way in WAYS:
-        figures[f"base_tokens_per_s_{way}"] = tokens / median[way]
-        figures[f"base_peak_mib_{way}"] = statistics.median(peaks[way])
-    for way in list(WAYS)[1:]:
-        figures[f"ratio_base_vs_{way}"] = median[way] / median["ours"]
+    for training in TRAININGS:
+        figures[f"base_tokens_per_s_{training}"] = tokens / median[training]
+        figures[f"base_peak_mib_{training}"] = statistics.median(peaks[training])
+    for training in list(TRAININGS)[1:]:
+        figures[f"ratio_base_vs_{training}"] = median[training] / median["ours"]
     rate = matrix_rate()
     flops = 6 * (layer_weights(fields) * tokens + fields["vocab_size"] * fields["hidden_size"] * counted)
     return figures | {"base_share_of_matrix_rate": flops / median["ours"] / rate, "matrix_gflops": rate / 1e9}
@@ -92,10 +92,10 @@ def draw_batches(run: Path, batch_tokens: int, count: int, seed: int) -> tuple[B
     return [collate(samples, group, tokenizer.pad_token_id) for group in groups], len(tokenizer)
 
 
-def measure(way: str, fields: dict[str, int], batches: Batches, threads: int) -> tuple[float, float]:
+def measure(training: str, fields: dict[str, int], batches: Batches, threads: int) -> tuple[float, float]:
     """Train on the batches in this process; returns the seconds of all but the first, and the peak MiB of memory."""
     torch.set_num_threads(threads)
-    bf16, counted = WAYS[way]
+    bf16, counted = TRAININGS[training]
     bf16 = bf16 and has_bf16()
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**fields, tie_word_embeddings=True)).train()
@@ -103,7 +103,9 @@ def measure(way: str, fields: dict[str, int], batches: Batches, threads: int) ->
         use_counted_loss(model)
         if bf16 and not torch.cuda.is_available():
             use_plain_attention(model)
-    seconds = trainer_seconds(model, batches, bf16) if way == "trainer_bf16" else loop_seconds(model, batches, bf16)
+    seconds = (
+        trainer_seconds(model, batches, bf16) if training == "trainer_bf16" else loop_seconds(model, batches, bf16)
+    )
     peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else resident("VmHWM")
     return seconds, peak
 

@@ -73,8 +73,8 @@ def main(config: Config) -> dict[str, Any]:
     faiss.omp_set_num_threads(1)
 
     def search(name: str, index: Any) -> None:
-        found = measure(name, lambda: index.search(queries, config.k)[1])
-        figures[f"{name}_found"] = float(coverage(found, exact).mean())
+        items = measure(name, lambda: index.search(queries, config.k)[1])
+        figures[f"{name}_found"] = float(coverage(items, exact).mean())
 
     flat = faiss.IndexFlatIP(config.dim)
     flat.add(vectors)

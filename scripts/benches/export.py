@@ -162,7 +162,7 @@ class Generate:
         longest = max(map(len, prompts))
         tokens = torch.tensor([[engine.pad] * (longest - len(row)) + row for row in prompts])
         real = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
-        found = engine.model.generate(
+        sequences = engine.model.generate(
             tokens.to(engine.device),
             attention_mask=real.to(engine.device),
             num_beams=self.width,
@@ -174,7 +174,7 @@ class Generate:
             pad_token_id=engine.pad,
             prefix_allowed_tokens_fn=lambda _, sent: self.allowed[tuple(sent[longest:].tolist())],
         )
-        leaves = engine.trie.find(found[:, longest:] - engine.token_of[:, 0]).view(len(prompts), self.width)
+        leaves = engine.trie.find(sequences[:, longest:] - engine.token_of[:, 0]).view(len(prompts), self.width)
         return engine.trie.items(leaves, self.width)[0].cpu().numpy()
 
 
@@ -194,17 +194,17 @@ def one_pass(engine: HFEngine, dataset: Dataset, config: Config) -> dict[str, fl
     )
     streams = [padded(sequences[i : i + 64]) for i in range(0, len(sequences), 64)]
     batches = [prefixes[i : i + 64] for i in range(0, len(prefixes), 64)]
-    asked = [(padded([first for first, _ in batch]), np.array([last for _, last in batch])) for batch in batches]
+    inputs = [(padded([first for first, _ in batch]), np.array([last for _, last in batch])) for batch in batches]
     work = {
         "stream": lambda: [engine.stream_logprobs(batch) for batch in streams],
-        "prefixes": lambda: [engine.codeword_logprobs(*batch) for batch in asked],
+        "prefixes": lambda: [engine.codeword_logprobs(*batch) for batch in inputs],
     }
     seconds = interleaved(work, config.repeats)
     return {
         "ratio_one_pass": seconds["prefixes"] / seconds["stream"],
         "targets_per_s_one_pass": len(prefixes) / seconds["stream"],
         "targets_per_s_per_prefix": len(prefixes) / seconds["prefixes"],
-        "ratio_one_pass_tokens": sum(batch.size + len(batch) for batch, _ in asked) / sum(map(np.size, streams)),
+        "ratio_one_pass_tokens": sum(batch.size + len(batch) for batch, _ in inputs) / sum(map(np.size, streams)),
         "targets_per_user": len(prefixes) / len(sequences),
     }
 
@@ -225,17 +225,17 @@ def shared_prefixes(engine: HFEngine, run: Path, dataset: Dataset, ids: Semantic
     separate = PromptByPrompt(engine.model, engine.data, engine.prompt)
     labels: dict[str, Labels] = {}
 
-    def label(way: str, teacher: HFEngine) -> None:
-        labels[way] = EngineLabeller(teacher, dataset).label(examples, LabelRequest(config.width), no_progress)
+    def label(setting: str, teacher: HFEngine) -> None:
+        labels[setting] = EngineLabeller(teacher, dataset).label(examples, LabelRequest(config.width), no_progress)
 
-    ways = {"prompts_float32": separate, "shared_float32": engine, "shared_bfloat16": low}
-    work = {way: partial(label, way, teacher) for way, teacher in ways.items()}
+    teachers = {"prompts_float32": separate, "shared_float32": engine, "shared_bfloat16": low}
+    work = {setting: partial(label, setting, teacher) for setting, teacher in teachers.items()}
     seconds = interleaved(work, config.repeats, 0, clock if config.device == "cpu" else time.perf_counter)
-    figures: dict[str, Any] = {f"targets_per_s_{way}": len(examples) / seconds[way] for way in ways}
+    figures: dict[str, Any] = {f"targets_per_s_{setting}": len(examples) / seconds[setting] for setting in teachers}
     reference = labels["prompts_float32"]
-    for way in list(ways)[1:]:
-        figures[f"ratio_{way}"] = seconds["prompts_float32"] / seconds[way]
-        figures |= {f"{name}_{way}": value for name, value in agreement(reference, labels[way]).items()}
+    for setting in list(teachers)[1:]:
+        figures[f"ratio_{setting}"] = seconds["prompts_float32"] / seconds[setting]
+        figures |= {f"{name}_{setting}": value for name, value in agreement(reference, labels[setting]).items()}
     return figures
 
 
@@ -274,7 +274,7 @@ def against_vllm(
     engine = VLLMEngine.load(
         run / "teacher", dataset, ids, max_num_seqs=256, structured_outputs_config={"backend": "xgrammar"}
     )
-    peer, few = VLLMBeams(engine, config.width), histories[: max(1, len(histories) // 4)]
+    peer, some_histories = VLLMBeams(engine, config.width), histories[: max(1, len(histories) // 4)]
     work = {
         "ours": lambda: engine.beams(histories, config.width, exclude_bought=False),
         "theirs": lambda: peer(histories),
@@ -284,8 +284,8 @@ def against_vllm(
     items, _ = engine.beams(histories, config.width, exclude_bought=False)
     spent = {name: engine.counters[name] - before[name] for name in before}
     work = {
-        "ours": lambda: engine.beams(few, config.width, exclude_bought=False),
-        "theirs": lambda: peer(few, constrained=True),
+        "ours": lambda: engine.beams(some_histories, config.width, exclude_bought=False),
+        "theirs": lambda: peer(some_histories, constrained=True),
     }
     constrained = interleaved(work, 1, warm_ups=0)
     prompts = prompt_rows(engine.data, engine.prompt, histories)
@@ -295,10 +295,10 @@ def against_vllm(
         "ratio_vs_vllm_beam_search_constrained": constrained["theirs"] / constrained["ours"],
         "users_per_s_vllm": len(histories) / seconds["ours"],
         "users_per_s_vllm_beam_search": len(histories) / seconds["theirs"],
-        "users_per_s_vllm_beam_search_constrained": len(few) / constrained["theirs"],
+        "users_per_s_vllm_beam_search_constrained": len(some_histories) / constrained["theirs"],
         "valid_beams_vllm": float((items >= 0).sum(1).mean()),
         "valid_beams_vllm_beam_search": peer(histories),
-        "valid_beams_vllm_beam_search_constrained": peer(few, constrained=True),
+        "valid_beams_vllm_beam_search_constrained": peer(some_histories, constrained=True),
         "requests_per_user_vllm": spent["requests"] / len(histories),
         "prefix_cache_hits_vllm": spent["cached_tokens"] / spent["tokens"],
         "times_token_floor_vllm": (spent["tokens"] - spent["cached_tokens"]) / floor,
@@ -328,6 +328,6 @@ class VLLMBeams:
         """Valid IDs among the beams, mean over the users."""
         prompts = prompt_rows(self.engine.data, self.engine.prompt, histories)
         requests = [{"prompt_token_ids": prompt} for prompt in prompts]
-        found = self.engine.llm.beam_search(requests, self.params[constrained])
-        tails = [{tuple(beam.tokens[-self.levels :]) for beam in user.sequences} for user in found]
+        results = self.engine.llm.beam_search(requests, self.params[constrained])
+        tails = [{tuple(beam.tokens[-self.levels :]) for beam in user.sequences} for user in results]
         return float(np.mean([len(tail & self.valid) for tail in tails]))

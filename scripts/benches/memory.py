@@ -56,14 +56,14 @@ def main(config: Config) -> dict[str, float]:
     turns = dict.fromkeys(grown, 0)
     batches = rng.integers(0, config.items, (config.batches + 1, config.events, 3))
 
-    def take_batch(way: str) -> None:
-        sequences = batches[turns[way]]
-        turns[way] += 1
-        grow = grow_rows if way == "rows" else grow_whole
-        grown[way] = grow(grown[way], sequences)
+    def take_batch(method: str) -> None:
+        sequences = batches[turns[method]]
+        turns[method] += 1
+        grow = grow_rows if method == "rows" else grow_whole
+        grown[method] = grow(grown[method], sequences)
 
     seconds = interleaved(
-        {way: lambda way=way: take_batch(way) for way in grown}, config.batches, clock=time.process_time
+        {method: lambda method=method: take_batch(method) for method in grown}, config.batches, clock=time.process_time
     )
     if abs(grown["rows"].counts - grown["whole"].counts).max() > 1e-9:
         raise UserError("Both ways count differently, so their times cannot be compared.")

@@ -92,7 +92,7 @@ def set_student(trunk: str, n_items: int, config: Config) -> ItemRecommender:
     backbone = "seq2seq" if trunk == "t5" else "causal"
     sizes = BACKBONES[backbone][1](LEVELS, SIZE, **BACKBONES[backbone][2][config.preset])
     if trunk == "t5":
-        network: Any = T5Config(vocab_size=2, **{name: getattr(sizes, own) for own, name in SIZES.items()})
+        network: Any = T5Config(vocab_size=2, **{t5_name: getattr(sizes, name) for name, t5_name in SIZES.items()})
     else:
         # a LLaMA's feed-forward has three matrices for the student's two
         network = LlamaConfig(

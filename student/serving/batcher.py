@@ -161,8 +161,8 @@ class Batcher:
         mates = [entry for entry in self._waiting if entry.job.key == key]
         mates.sort(key=lambda entry: abs(entry.job.length - length))  # stable: first stays first
         batch = mates[: self.max_batch]
-        taken = set(map(id, batch))
-        self._waiting = [entry for entry in self._waiting if id(entry) not in taken]
+        batched = set(map(id, batch))
+        self._waiting = [entry for entry in self._waiting if id(entry) not in batched]
         return batch
 
     def _forget_cancelled(self) -> None:

@@ -225,38 +225,38 @@ class HFEngine:
             **versions,
         }
 
-    def prompts(self, histories: np.ndarray, room: int | None = None) -> tuple[Tensor, Tensor]:
+    def prompts(self, histories: np.ndarray, reserve: int | None = None) -> tuple[Tensor, Tensor]:
         """Build the prompts: token numbers padded on the right [users, tokens], and lengths [users].
 
         Args:
             histories: item numbers, oldest first, padded with -1 [users, length].
-            room: tokens that must fit behind the prompt (default: an ID without its last codeword).
+            reserve: tokens that must fit behind the prompt (default: an ID without its last codeword).
 
         Raises:
             UserError: they do not fit the model's window.
         """
-        if room is None:  # histories, not whole sequences: the teacher reads as many items as it was tuned with
-            histories, room = last_items(histories, self.data.max_history), self.data.ids.levels - 1
+        if reserve is None:  # histories, not whole sequences: the teacher reads as many items as it was tuned with
+            histories, reserve = last_items(histories, self.data.max_history), self.data.ids.levels - 1
         if self.prompt != "stream" or self.data.writer.titles is not None:
-            return self.padded(prompt_rows(self.data, self.prompt, histories), room)
+            return self.padded(prompt_rows(self.data, self.prompt, histories), reserve)
         padding = histories == PAD
         codes = np.where(padding[..., None], self.pad, self.data.item_tokens[histories])
         tokens = np.pad(codes.reshape(len(histories), -1), ((0, 0), (1, 0)), constant_values=0)
         tokens[:, 0] = self.data.tokenizer.bos_token_id
-        return self._on_device(tokens, 1 + (~padding).sum(1) * self.data.ids.levels, room)
+        return self._on_device(tokens, 1 + (~padding).sum(1) * self.data.ids.levels, reserve)
 
-    def padded(self, rows: list[list[int]], room: int) -> tuple[Tensor, Tensor]:
+    def padded(self, rows: list[list[int]], reserve: int) -> tuple[Tensor, Tensor]:
         """Pad rows of token numbers on the right; returns and raises as `prompts`."""
         lengths = np.array([len(row) for row in rows])
         tokens = np.full((len(rows), lengths.max()), self.pad, dtype=np.int64)
         for number, row in enumerate(rows):
             tokens[number, : len(row)] = row
-        return self._on_device(tokens, lengths, room)
+        return self._on_device(tokens, lengths, reserve)
 
-    def _on_device(self, tokens: np.ndarray, lengths: np.ndarray, room: int) -> tuple[Tensor, Tensor]:
+    def _on_device(self, tokens: np.ndarray, lengths: np.ndarray, reserve: int) -> tuple[Tensor, Tensor]:
         """Check that the rows fit the model's window, count their tokens, and put them on the device."""
         window = getattr(self.model.config, "max_position_embeddings", None)
-        if window and lengths.max() + room > window:
+        if window and lengths.max() + reserve > window:
             raise UserError(
                 f"A prompt of {lengths.max()} tokens and an ID do not fit the teacher's window of {window}; its "
                 f"teacher.json asks for histories of {self.data.max_history} items. Tune it with a longer window."
@@ -293,7 +293,7 @@ class HFEngine:
             padding [users, length * levels]; the cache.
         """
         streams = [self.data.writer.sequence(row[row != PAD]) for row in sequences]
-        tokens, _ = self.padded([stream.tokens.tolist() for stream in streams], room=-1)  # the last is only a target
+        tokens, _ = self.padded([stream.tokens.tolist() for stream in streams], reserve=-1)  # the last is only a target
         before = np.zeros((len(streams), sequences.shape[1] * self.data.ids.levels), dtype=np.int64)
         for row, stream in enumerate(streams):
             positions = np.flatnonzero(stream.codewords) - 1

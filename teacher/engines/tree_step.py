@@ -53,11 +53,11 @@ def prefixes_of(cache: DynamicCache, states: Tensor, rows: Tensor, lengths: Tens
         lengths: tokens of each prefix, at least one [prefixes].
     """
     width = int(lengths.max())
-    taken = copy.copy(cache)
-    taken.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in taken.layers:
+    selected = copy.copy(cache)
+    selected.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in selected.layers:
         layer.keys, layer.values = (table[:, :, :width].index_select(0, rows) for table in (layer.keys, layer.values))
-    return EncodedPrompts(taken, states[rows, lengths - 1], lengths, width)
+    return EncodedPrompts(selected, states[rows, lengths - 1], lengths, width)
 
 
 def codeword_log_probs(model, hidden: Tensor, token_of: Tensor) -> Tensor:

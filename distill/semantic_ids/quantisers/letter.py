@@ -94,12 +94,12 @@ class Letter:
 
     def _positives(self, level: int, codes: Tensor) -> Tensor:
         """Draw another codeword of each code's cluster, -1 where there is none [n]."""
-        clusters, own = self.clusters[level], codes.cpu().numpy()
+        clusters, codewords = self.clusters[level], codes.cpu().numpy()
         members = np.argsort(clusters, kind="stable")  # codewords, cluster after cluster
         place, sizes = np.argsort(members), np.bincount(clusters)
-        start, size = (np.cumsum(sizes) - sizes)[clusters[own]], sizes[clusters[own]]
+        start, size = (np.cumsum(sizes) - sizes)[clusters[codewords]], sizes[clusters[codewords]]
         steps = 1 + self.rng.integers(np.maximum(size - 1, 1))  # onward from the codeword, around its cluster
-        chosen = members[start + (place[own] - start + steps) % size]
+        chosen = members[start + (place[codewords] - start + steps) % size]
         return torch.from_numpy(np.where(size > 1, chosen, -1)).to(codes.device)
 
 

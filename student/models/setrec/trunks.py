@@ -142,9 +142,9 @@ class CausalTrunk(nn.Module):
         numbers[places] = torch.arange(int(places.sum()), device=places.device)  # of the sets, user by user
         parts, order = [], []
         for rows, length in rows_by_length(histories, SEQUENCES):
-            asked = places[rows, :length]
-            parts.append(self.read(tokens, histories[rows, :length], asked, queries, instruction, sparse))
-            order.append(numbers[rows, :length][asked])
+            queried = places[rows, :length]
+            parts.append(self.read(tokens, histories[rows, :length], queried, queries, instruction, sparse))
+            order.append(numbers[rows, :length][queried])
         return torch.cat(parts)[torch.cat(order).argsort()]
 
     def read(
@@ -156,8 +156,8 @@ class CausalTrunk(nn.Module):
         # the trained places of each user in order, then others, whose outputs are dropped
         order = (~places).to(torch.int8).argsort(dim=1, stable=True)[:, :groups]
         items = tokens[histories.clamp(min=0)].flatten(1, 2)
-        asked = queries.expand(users, groups, -1, -1).flatten(1, 2)
-        inputs = torch.cat([instruction.expand(users, -1, -1), items, asked], dim=1)
+        queried = queries.expand(users, groups, -1, -1).flatten(1, 2)
+        inputs = torch.cat([instruction.expand(users, -1, -1), items, queried], dim=1)
         visible = query_mask(order, words, length, k, sparse)
         before = token_positions(words, length, k, histories.device).expand(users, -1)
         positions = torch.cat([before, words + 1 + order.repeat_interleave(k, dim=1)], dim=1)
