@@ -29,7 +29,8 @@ while [ $# -gt 0 ]; do
 done
 
 # one process on this machine unless ACCELERATE_CONFIG names a launch configuration
-launch=(accelerate launch --quiet)
+# accelerate-launch is `accelerate launch` without the imports of its other commands, five seconds a start
+launch=(accelerate-launch --quiet)
 if [ -n "${ACCELERATE_CONFIG:-}" ]; then
   launch+=(--config_file "$ACCELERATE_CONFIG")
 else # Accelerate would choose the same number of threads, and warn that it chose one

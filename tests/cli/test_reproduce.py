@@ -234,9 +234,9 @@ def test_different_users(tmp_path):
 
 
 def test_extras_come_before_the_evaluation(tmp_path):
-    """The pipeline's own commands, by a python and an accelerate that only write down what they are told."""
+    """The pipeline's own commands, by a python and an accelerate-launch that only write down what they are told."""
     (tmp_path / "bin").mkdir()
-    for name, status in (("python", 'case "$*" in *--check*) exit 1 ;; esac'), ("accelerate", "")):
+    for name, status in (("python", 'case "$*" in *--check*) exit 1 ;; esac'), ("accelerate-launch", "")):
         (tmp_path / "bin" / name).write_text(f'#!/bin/sh\n{status}\necho "$@" >> {tmp_path}/log\n')
         (tmp_path / "bin" / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}

@@ -53,7 +53,7 @@ SETTINGS = {
 }  # fmt: skip
 ONE_SHARD_ON_CPUS = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
 TORCHRUN = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", "--"]
-ACCELERATE = [BIN / "accelerate", "launch"]
+ACCELERATE = [BIN / "accelerate-launch"]  # `accelerate launch`, started in five seconds less
 LAUNCHERS = {
     "ddp": TORCHRUN,
     "zero2": [*ACCELERATE, "--config_file", ROOT / "configs/accelerate/zero2.yaml", *ONE_SHARD_ON_CPUS],

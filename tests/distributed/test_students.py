@@ -59,7 +59,7 @@ LAUNCHERS = {
     "ddp": [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", "--"],
     **{
         f"zero{stage}": [
-            BIN / "accelerate", "launch", "--config_file", ROOT / f"configs/accelerate/zero{stage}.yaml",
+            BIN / "accelerate-launch", "--config_file", ROOT / f"configs/accelerate/zero{stage}.yaml",
             *ONE_SHARD_ON_CPUS,
         ]
         for stage in (2, 3)

@@ -73,7 +73,7 @@ def _train(*words: Any) -> None:
     launch = ["--config_file", os.environ.get("ACCELERATE_CONFIG", CONFIGS / "accelerate/cpu.yaml")]
     if "ACCELERATE_CONFIG" not in os.environ:  # said explicitly, or accelerate warns of its own choice
         launch += ["--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)]
-    run_command("accelerate", "launch", "--quiet", *launch, ROOT / "student/train.py", *words)
+    run_command("accelerate-launch", "--quiet", *launch, ROOT / "student/train.py", *words)
 
 
 def _evaluate(configs: Path, *words: Any) -> None:
