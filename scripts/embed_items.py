@@ -4,19 +4,21 @@
     accelerate launch scripts/embed_items.py --embedder hf --model FOLDER          (each process embeds its share)
     python scripts/embed_items.py --embedder hf --model FOLDER --launcher ray      (actors of a Ray cluster do)
     python scripts/embed_items.py --like OLD_EMBEDDINGS --dataset NEW              (items added later, the same space)
+    python scripts/embed_items.py --collaborative concat --item_model RUN/baselines/sasrec      (joined by a SASRec)
 
 A model's embeddings are written shard by shard; a killed command continues after the last finished shard. With
-`--collaborative`, co-occurrence in the training part joins the texts.
+`--collaborative`, co-occurrence in the training part joins the texts, or the item embeddings of a trained network.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from distill.data.dataset import Dataset
-from distill.runtime.artifacts import ArtifactJob
+from distill.runtime import artifacts
+from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
 from distill.runtime.ray_settings import RaySettings, check_ray
@@ -37,6 +39,9 @@ class Config(EmbedSettings, RaySettings, JobSettings):
     like: Path | None = None
     """Embeddings of a smaller catalogue: its items keep their rows, new ones are embedded in the same space by the same
     settings; new items have no co-occurrence part."""
+    item_model: Path | None = field(default=None, metadata={"identity": False})
+    """Trained network over items (SASRec, GRU4Rec or FMLP-Rec of student/baseline.py) whose item embeddings join the
+    texts in place of co-occurrence, as --collaborative says."""
 
 
 def main(config: Config) -> None:
@@ -49,21 +54,43 @@ def main(config: Config) -> None:
     if config.launcher == "ray" and config.embedder == "tfidf":
         raise UserError("--launcher ray is for models; --embedder tfidf takes seconds in one process.")
     dataset = Dataset.load(config.dataset or config.run / "dataset")
+    network = read_item_model(config)
     extra: dict[str, Any] = {"like": old.fingerprint} if old else {}
     job = ArtifactJob(
         "embeddings",
         config,
         config.output or config.run / "embeddings",
-        inputs=[dataset.artifact],
+        inputs=[dataset.artifact, *network],
         extra=extra,
         overwrite=config.overwrite,
-        reads=[config.like, config.model],
+        reads=[config.like, config.model, config.item_model],
     )
     if job.is_finished():
         return
     catalogue = Catalogue.load(dataset, old, config.fields)
+    if network:
+        from student.item_embeddings import read_item_embeddings  # with torch: slow to import
+
+        rows = read_item_embeddings(network[0].folder, dataset.n_items, "--item_model")
+        catalogue = replace(catalogue, item_model=rows.numpy())
     catalogue.check_texts(config.empty_text)
     embed(job, catalogue, config, config if config.launcher == "ray" else None)
+
+
+def read_item_model(config: Config) -> list[Artifact]:
+    """Open the network whose item embeddings join the texts; none without --item_model.
+
+    Raises:
+        UserError: no such network, or nothing that it could join.
+    """
+    if config.item_model is None:
+        return []
+    if config.like:
+        raise UserError("--item_model: with --like old items keep their embeddings, and new ones have none there.")
+    if config.collaborative == "none":
+        raise UserError("--item_model joins the texts as --collaborative says: concat or average, found none.")
+    artifact = artifacts.read(config.item_model, "baseline")
+    return [replace(artifact, role=f"item_model-{artifact.fingerprint[:8]}")]
 
 
 if __name__ == "__main__":

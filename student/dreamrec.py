@@ -9,8 +9,8 @@ import torch
 
 from distill.runtime.errors import UserError
 from student.config import BaselineConfig
+from student.item_embeddings import read_item_embeddings
 from student.models.item_models.dreamrec import DreamRec, DreamRecConfig
-from student.setrec_model import read_item_embeddings
 
 
 @torch.no_grad()

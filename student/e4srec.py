@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from student.config import BaselineConfig
+from student.item_embeddings import read_item_embeddings
 from student.lite_llm4rec import check_causal, read_base
 from student.models.item_models.e4srec import E4SRec, E4SRecConfig
 from student.models.trunk import check_window
-from student.setrec_model import read_item_embeddings
 
 LORA_RANK = 16  # paper
 INPUT_SIZE = 0.16  # standard deviation of the inputs of a language model with random weights

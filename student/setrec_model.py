@@ -21,8 +21,8 @@ from distill.runtime.logs import log
 from distill.semantic_ids.embeddings import text_vectors
 from student.config import BaselineConfig
 from student.item_batches import ItemBatch
+from student.item_embeddings import read_item_embeddings
 from student.item_recommender import ItemRecommender, last_places
-from student.models.item_models.e4srec import E4SRec
 from student.models.item_text import unit_vectors
 from student.models.setrec import SETRec, SETRecConfig
 from student.models.setrec.network import ground
@@ -81,22 +81,6 @@ def build_setrec(config: BaselineConfig, n_items: int, sasrec: Path | None, text
     if config.base:
         check_independent(model, config.base)
     return model
-
-
-def read_item_embeddings(folder: Path, n_items: int) -> Tensor:
-    """Read the item embeddings of a trained network [n_items, dim].
-
-    Raises:
-        UserError: it has none, or they are of another catalogue.
-    """
-    model: Any = ItemRecommender.from_pretrained(folder).model
-    if isinstance(model, SETRec | E4SRec):
-        kind = "a setrec" if isinstance(model, SETRec) else "an e4srec"
-        raise UserError(f"--sasrec {folder} is {kind} itself; name a SASRec, GRU4Rec or FMLP-Rec.")
-    weight = model.items.weight.detach()
-    if len(weight) != n_items:
-        raise UserError(f"--sasrec {folder} has {len(weight)} items, the data set {n_items}.")
-    return weight
 
 
 def random_network(config: BaselineConfig) -> dict[str, Any]:

@@ -47,13 +47,13 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class CollaborativeSettings:
-    """How co-occurrence joins the texts."""
+    """How co-occurrence, or a network's item embeddings, joins the texts."""
 
     collaborative: Literal["none", "concat", "average"] = "none"
-    """Join co-occurrence in the training part: not, as further dimensions, or rotated towards the text and added.
-    docs/semantic-ids.md says when it pays."""
+    """Join co-occurrence in the training part (or --item_model): not, as further dimensions, or rotated towards the
+    text and added. docs/semantic-ids.md says when it pays."""
     collaborative_weight: HalfOpenUnitInterval = 0.5
-    """Share of co-occurrence in the variance."""
+    """Its share of the variance."""
     collaborative_dim: PositiveInt = 64
     """Size of the co-occurrence embedding before it joins."""
     collaborative_window: PositiveInt = 20

@@ -1,4 +1,4 @@
-"""Embed items by co-occurrence: truncated SVD of PPMI counts (Levy and Goldberg 2014).
+"""Embed items by co-occurrence: truncated SVD of PPMI counts (Levy and Goldberg 2014); join such embeddings and texts.
 
 Only the training part of the data set may be counted.
 """
@@ -48,9 +48,13 @@ def embed(values: np.ndarray, offsets: np.ndarray, n_items: int, dim: int, windo
         return np.zeros((n_items, size), dtype=np.float32)
     svd = TruncatedSVD(size, n_iter=7, random_state=seed)
     vectors = svd.fit_transform(matrix) / np.sqrt(np.maximum(svd.singular_values_, 1e-12))
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    present = norms > 1e-6
-    return np.where(present, vectors / np.where(present, norms, 1), 0).astype(np.float32)
+    return unit_rows(vectors, np.linalg.norm(vectors, axis=1) > 1e-6)
+
+
+def unit_rows(vectors: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Scale the rows of vectors [n, dim] to length 1 where `present` [n], to zeros elsewhere."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.where(present[:, None], vectors / np.maximum(lengths, 1e-12), 0).astype(np.float32)
 
 
 def join(text: np.ndarray, cooccurring: np.ndarray, how: Join, weight: float) -> tuple[np.ndarray, float]:
@@ -58,7 +62,8 @@ def join(text: np.ndarray, cooccurring: np.ndarray, how: Join, weight: float) ->
 
     Args:
         text: [n, dim].
-        cooccurring: [n, other]; zero rows are missing: such items keep their text.
+        cooccurring: by co-occurrence, or of a network over items [n, other]; zero rows are missing: such items keep
+            their text.
         how: concat, or average, for which co-occurrence is first rotated towards the text (orthogonal Procrustes).
         weight: from 0 to 1.
 

@@ -1,4 +1,4 @@
-"""Embed the items of a data set: texts, optionally joined by co-occurrence, into an embeddings artifact.
+"""Embed the items of a data set: texts, optionally joined by co-occurrence or by a network's item embeddings.
 
 Items added later can be embedded in the space of earlier embeddings; earlier items then keep their rows.
 """
@@ -47,6 +47,8 @@ class Catalogue:
         texts: of all items, empty if there is none [n_items].
         old: earlier embeddings whose rows are kept, or None.
         old_rows: row of each item in the earlier embeddings, -1 for new items [n_items].
+        item_model: item embeddings of a trained network, which join the texts in place of co-occurrence
+            [n_items, any]; None: co-occurrence does.
     """
 
     dataset: Dataset
@@ -54,6 +56,7 @@ class Catalogue:
     texts: list[str]
     old: Artifact | None
     old_rows: np.ndarray
+    item_model: np.ndarray | None = None
 
     @staticmethod
     def load(dataset: Dataset, old: Artifact | None = None, fields: Sequence[str] = TEXT_FIELDS) -> Catalogue:
@@ -289,21 +292,26 @@ def _join_all(
         mean /= max(float(np.linalg.norm(mean)), 1e-12)
     matrix = np.repeat(mean[None], len(catalogue.item_ids), axis=0)
     matrix[rows] = vectors
-    matrix, factor = _with_cooccurrence(matrix, catalogue.dataset, settings, settings.seed)
+    matrix, factor = _with_collaborative(matrix, catalogue, settings, settings.seed)
     mean = np.pad(mean * factor, (0, matrix.shape[1] - len(mean)))
     return matrix, {"text_factor": factor, "mean": [float(value) for value in mean]}
 
 
-def _with_cooccurrence(
-    text: np.ndarray, dataset: Dataset, settings: CollaborativeSettings, seed: int
+def _with_collaborative(
+    text: np.ndarray, catalogue: Catalogue, settings: CollaborativeSettings, seed: int
 ) -> tuple[np.ndarray, float]:
-    """Join text embeddings [n_items, dim] and co-occurrence; returns them and the factor of the text part."""
+    """Join text embeddings [n_items, dim] and collaborative ones; returns them and the factor of the text part."""
     if settings.collaborative == "none":
         return text, 1.0
-    values, offsets = dataset.training_sequences()
-    cooccurring = cooccurrence.embed(
-        values, offsets, len(text), settings.collaborative_dim, settings.collaborative_window, seed
-    )
-    count = int((np.abs(cooccurring).sum(1) > 0).sum())
-    log.info(f"{count:,} of {len(text):,} items were bought together with others in the training part")
-    return cooccurrence.join(text, cooccurring, settings.collaborative, settings.collaborative_weight)
+    if catalogue.item_model is None:
+        values, offsets = catalogue.dataset.training_sequences()
+        vectors = cooccurrence.embed(
+            values, offsets, len(text), settings.collaborative_dim, settings.collaborative_window, seed
+        )
+        meaning = "were bought together with others"
+    else:  # rows of items that the network never read stay as they started, or were only pushed away
+        vectors = cooccurrence.unit_rows(catalogue.item_model, catalogue.dataset.count_purchases() > 0)
+        meaning = "were bought"
+    count = int((np.abs(vectors).sum(1) > 0).sum())
+    log.info(f"{count:,} of {len(text):,} items {meaning} in the training part")
+    return cooccurrence.join(text, vectors, settings.collaborative, settings.collaborative_weight)

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from by_command import KINDS, LINES, TITLES, command, make_dataset, real_command, refused
+from by_command import KINDS, LINES, TITLES, Nothing, command, make_dataset, real_command, refused
 from safetensors.numpy import load_file
 
 from distill.data.dataset import Dataset
+from distill.runtime import artifacts
+from distill.runtime.artifacts import ArtifactJob
 from distill.semantic_ids import cooccurrence, embeddings
 from distill.semantic_ids.embedding_shards import write_shard
 
@@ -177,6 +179,52 @@ def test_what_is_bought_together_joins_the_texts(tmp_path, how):
     company = cooccurrence.embed(*dataset.training_sequences(), 20, 3, 20, 0)
     expected, _ = cooccurrence.join(rows(tmp_path, "text"), company, how, 0.4)
     np.testing.assert_allclose(rows(tmp_path), expected, atol=1e-5)
+
+
+def write_network(folder, dataset, n_items=20):
+    """A SASRec, untrained; returns its item embeddings."""
+    from student.item_recommender import ItemRecommender
+    from student.models.item_models import SASRec, SASRecConfig
+
+    model = SASRec(SASRecConfig(n_items, dim=4))
+    with ArtifactJob("baseline", Nothing(), folder, [artifacts.read(dataset, "dataset")]).write() as partial:
+        ItemRecommender(model, {"network": "sasrec"}).save_pretrained(partial)
+    return model.items.weight.detach().numpy()
+
+
+@pytest.mark.parametrize("how", ["concat", "average"])
+def test_a_networks_item_embeddings_join_the_texts(tmp_path, how):
+    make_dataset(tmp_path, TITLES)
+    weight = write_network(tmp_path / "sasrec", tmp_path / "dataset")
+    assert command("embed_items.py", tmp_path, "--dim", "8", "--output", "text")[0] == 0
+    words = ["--dim", "8", "--collaborative", how, "--collaborative_weight", "0.4", "--item_model", "sasrec"]
+    code, _, error = command("embed_items.py", tmp_path, *words)
+    assert code == 0, error
+    assert "3 of 20 items were bought in the training part" in error
+    joining = np.zeros((20, 4), np.float32)
+    for item in (0, 1, 2):
+        joining[item] = weight[item] / np.sqrt(np.sum(weight[item] ** 2))
+    expected, _ = cooccurrence.join(rows(tmp_path, "text"), joining, how, 0.4)
+    np.testing.assert_allclose(rows(tmp_path), expected, atol=1e-5)
+    assert "finished, at" in command("embed_items.py", tmp_path, *words)[2]
+    write_network(tmp_path / "other", tmp_path / "dataset")  # of other weights
+    code, _, error = command("embed_items.py", tmp_path, *words[:-1], "other")
+    assert code == 0 and "made again, because input baseline/item_model-" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--item_model joins the texts as --collaborative says: concat or average, found none"),
+        (["--collaborative", "concat"], "--item_model network has 12 items, the data set 20"),
+        (["--collaborative", "concat", "--like", "text"], "--item_model: with --like old items keep their embeddings"),
+    ],
+)
+def test_networks_that_cannot_join(tmp_path, words, message):
+    make_dataset(tmp_path, TITLES)
+    write_network(tmp_path / "network", tmp_path / "dataset", 12)
+    assert command("embed_items.py", tmp_path, "--dim", "8", "--output", "text")[0] == 0
+    assert message in refused("embed_items.py", tmp_path, *words, "--item_model", "network", kind="embeddings")
 
 
 @pytest.mark.parametrize("how", ["none", "concat"])
