@@ -64,7 +64,7 @@ def launcher(kind, machine):
     if kind == "student":
         words = [BIN / "torchrun", "--nnodes", 2, "--nproc_per_node", 1, "--node_rank", machine]
         return [*words, "--master_addr", ADDRESSES[0], "--master_port", 29500, "--"]
-    words = [BIN / "accelerate-launch", "--config_file", ROOT / "configs/accelerate/multinode.yaml"]
+    words = [BIN / "accelerate", "launch", "--config_file", ROOT / "configs/accelerate/multinode.yaml"]
     words += ["--machine_rank", machine, "--main_process_ip", ADDRESSES[0]]
     return [*words, "--num_processes", 2, "--mixed_precision", "no"]
 
