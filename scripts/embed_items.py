@@ -54,13 +54,13 @@ def main(config: Config) -> None:
     if config.launcher == "ray" and config.embedder == "tfidf":
         raise UserError("--launcher ray is for models; --embedder tfidf takes seconds in one process.")
     dataset = Dataset.load(config.dataset or config.run / "dataset")
-    network = read_item_model(config)
+    networks = read_item_model(config)
     extra: dict[str, Any] = {"like": old.fingerprint} if old else {}
     job = ArtifactJob(
         "embeddings",
         config,
         config.output or config.run / "embeddings",
-        inputs=[dataset.artifact, *network],
+        inputs=[dataset.artifact, *networks],
         extra=extra,
         overwrite=config.overwrite,
         reads=[config.like, config.model, config.item_model],
@@ -68,17 +68,17 @@ def main(config: Config) -> None:
     if job.is_finished():
         return
     catalogue = Catalogue.load(dataset, old, config.fields)
-    if network:
+    catalogue.check_texts(config.empty_text)
+    for network in networks:
         from student.item_embeddings import read_item_embeddings  # with torch: slow to import
 
-        rows = read_item_embeddings(network[0].folder, dataset.n_items, "--item_model")
+        rows = read_item_embeddings(network.folder, dataset.n_items, "--item_model")
         catalogue = replace(catalogue, item_model=rows.numpy())
-    catalogue.check_texts(config.empty_text)
     embed(job, catalogue, config, config if config.launcher == "ray" else None)
 
 
 def read_item_model(config: Config) -> list[Artifact]:
-    """Open the network whose item embeddings join the texts; none without --item_model.
+    """Open the network whose item embeddings join the texts; an empty list without --item_model.
 
     Raises:
         UserError: no such network, or nothing that it could join.
@@ -86,7 +86,9 @@ def read_item_model(config: Config) -> list[Artifact]:
     if config.item_model is None:
         return []
     if config.like:
-        raise UserError("--item_model: with --like old items keep their embeddings, and new ones have none there.")
+        raise UserError(
+            "--item_model: with --like old items keep their embeddings, and no network has any of new ones."
+        )
     if config.collaborative == "none":
         raise UserError("--item_model joins the texts as --collaborative says: concat or average, found none.")
     artifact = artifacts.read(config.item_model, "baseline")

@@ -53,7 +53,7 @@ class CollaborativeSettings:
     """Join co-occurrence in the training part (or --item_model): not, as further dimensions, or rotated towards the
     text and added. docs/semantic-ids.md says when it pays."""
     collaborative_weight: HalfOpenUnitInterval = 0.5
-    """Its share of the variance."""
+    """Share of co-occurrence (or of --item_model) in the variance."""
     collaborative_dim: PositiveInt = 64
     """Size of the co-occurrence embedding before it joins."""
     collaborative_window: PositiveInt = 20
