@@ -1,6 +1,7 @@
 # make demo: the end-to-end pipeline on simulated data, on a CPU.
 # make demo-llm: the same with a pretrained teacher that reads titles, SmolLM2-135M from the package index.
 # make test: style, types and the test suite.   make test-fast: style, types and the quick unit tests.
+# make test-all: the suite with its long tests (more engines, networks and cut cables), ten minutes more.
 # make lint: format and fix.   make docs: the documentation site, into site/.
 # make soak: 50,000 mutated inputs; every command killed at every change to a file, on full disks, with damaged inputs;
 # about an hour (SOAK_ARGS: python -m tests.faults.soak --help).
@@ -21,7 +22,7 @@ LAUNCH_TESTS := tests/distributed tests/engines
 VLLM := $(if $(findstring not vllm,$(PYTEST_ARGS)),,$(VENV)/.installed-vllm)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo demo-llm test test-fast check lint docs soak audit clean
+.PHONY: demo demo-llm test test-all test-fast check lint docs soak audit clean
 
 demo: $(VENV)/.installed
 	scripts/run_pipeline.sh configs/demo
@@ -40,6 +41,9 @@ $(BASE)/config.json: $(VENV)/.installed
 test: check $(VLLM)
 	python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST_ARGS)
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LAUNCH_TESTS) $(PYTEST_ARGS)
+
+test-all:
+	$(MAKE) test PYTEST_ARGS="--long $(PYTEST_ARGS)"
 
 test-fast: check
 	python -m pytest -n $(WORKERS) --dist loadfile tests/unit -m "not slow" $(PYTEST_ARGS)

@@ -34,12 +34,20 @@ SLOW_UNIT_TESTS = (  # they train, or export graphs; `make test-fast` leaves the
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their folder, and the slow ones among the unit tests."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--long`."""
+    parser.addoption("--long", action="store_true", help="run the tests marked `long`, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, and the slow ones among the unit tests; leave the long ones out unless asked for."""
     for item in items:
         folder, name = item.path.parent.relative_to(ROOT).as_posix(), item.nodeid.rpartition("/")[2]
         for marker in MARKERS.get(folder, ["slow"] if name.startswith(SLOW_UNIT_TESTS) else []):
             item.add_marker(marker)
+    if not config.getoption("--long"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 from test_finetune import ENVIRONMENT, ROOT
 
 
+@pytest.mark.long
 def test_benchmark(tmp_path):
     sizes = ["--smallest", "2", "--largest", "2", "--largest_trie", "4", "--largest_ids", "2"]
     files = ["--json", tmp_path / "figures.json", "--figure", tmp_path / "scale.png"]

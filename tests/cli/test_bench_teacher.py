@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 from test_finetune import ENVIRONMENT, ROOT
 
 
+@pytest.mark.long
 def test_benchmark(tmp_path):
     size = "--sizes.hidden_size 16 --sizes.intermediate_size 24 --sizes.num_hidden_layers 1 --batches 2 --repeats 1"
     base = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 from test_finetune import ENVIRONMENT, ROOT
 
 
+@pytest.mark.long
 def test_benchmark(tmp_path):
     size = "--preset demo --users 6 --batches 2 --batch_size 8 --k 4 --repeats 1 --steps 1"
     done = subprocess.run(

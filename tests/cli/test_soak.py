@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
 STAGES = ["embeddings", "labels", "push", "sasrec"]
 
 
+@pytest.mark.long
 def test_broken_off_commands_end_as_unbroken_ones(tmp_path):
     words = [f"--stages={','.join(STAGES)}", "--checks=kills,two_runs,full_disk,damage", "--limit=2", "--random=1"]
     words += [f"--root={tmp_path / 'soak'}", f"--output={tmp_path / 'results.json'}"]

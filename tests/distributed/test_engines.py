@@ -59,6 +59,7 @@ LAUNCHERS = {
     "zero2": [*ACCELERATE, "--config_file", ROOT / "configs/accelerate/zero2.yaml", *ONE_SHARD_ON_CPUS],
     "zero3": [*ACCELERATE, "--config_file", ROOT / "configs/accelerate/zero3.yaml", *ONE_SHARD_ON_CPUS],
 }
+LONG = pytest.mark.long
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
@@ -161,7 +162,7 @@ def broken(root):
     return get
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero2", marks=LONG), "zero3"])
 def test_a_process_dies(broken, engine):
     output, code, left, messages = broken(engine)
     assert code != 0
@@ -170,7 +171,7 @@ def test_a_process_dies(broken, engine):
     assert not (output / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero2", marks=LONG), "zero3"])
 def test_two_processes_train_as_one(one, broken, engine):
     """Killed and started again in between."""
     output = broken(engine)[0]
@@ -193,10 +194,10 @@ def test_killed_or_not(root, broken):
 @pytest.mark.parametrize(
     ("mode", "engine", "embeddings"),
     [
-        ("lora", "zero3", "codewords"),
+        pytest.param("lora", "zero3", "codewords", marks=LONG),
         ("lora", "zero3", "all"),
         ("full", "zero3", "codewords"),
-        ("full", "ddp", "codewords"),
+        pytest.param("full", "ddp", "codewords", marks=LONG),
     ],
 )
 def test_a_base_on_two_processes(root, mode, engine, embeddings):
@@ -224,7 +225,7 @@ def test_a_base_on_two_processes(root, mode, engine, embeddings):
             np.testing.assert_allclose(found[key], expected[key], atol=1e-3, err_msg=key)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=LONG)])
 def test_each_process_loads_its_share_of_a_base(tmp_path, tied):
     """Half of every layer, and whole token tables, into which rows are written before they are cut."""
     LlamaForCausalLM(LlamaConfig(**SETTINGS["sizes"], vocab_size=320, tie_word_embeddings=tied)).save_pretrained(

@@ -43,6 +43,7 @@ def figures(folder):
     return [{name: value for name, value in row.items() if name != "users_per_s"} for row in rows]
 
 
+@pytest.mark.long
 def test_a_driver_and_a_node_that_die_change_no_figure(run, tmp_path):
     alone = evaluate(run, tmp_path / "alone")
     _, log = alone.communicate(timeout=400)

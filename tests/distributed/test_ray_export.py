@@ -80,7 +80,11 @@ def test_a_driver_and_a_node_that_die_cost_only_their_shards(run, whole, cluster
     assert [path.name for path in tmp_path.iterdir()] == ["labels"]
 
 
-@pytest.mark.parametrize("mix", [{"item_model": 1.0}, {"transitions": 1.0}], ids=lambda mix: next(iter(mix)))
+@pytest.mark.parametrize(
+    "mix",
+    [{"item_model": 1.0}, pytest.param({"transitions": 1.0}, marks=pytest.mark.long)],
+    ids=lambda mix: next(iter(mix)),
+)
 def test_exact_labels_of_all_items_are_those_of_one_process(run, cluster, tmp_path, mix):
     """The teacher scores all items: a network over items, or counts; no language model is read."""
     network = run / "baselines" / "sasrec"
@@ -137,6 +141,7 @@ def embed(run, output, *words):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_items_are_embedded_as_by_one_process(run, cluster, tmp_path):
     """The first driver is killed when it has a shard; under the second one a node dies: the bytes stay."""
     alone = embed(run, tmp_path / "alone")

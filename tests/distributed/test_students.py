@@ -65,6 +65,7 @@ LAUNCHERS = {
         for stage in (2, 3)
     },
 }  # fmt: skip
+LONG = pytest.mark.long
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
 PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": PATHS}
@@ -116,7 +117,7 @@ def assert_same(output, expected):
     assert not (output / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("engine", LAUNCHERS)
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero2", marks=LONG), "zero3"])
 def test_two_processes_train_as_one(root, single, engine):
     launch(engine, root, root / engine)
     assert_same(root / engine, single)
@@ -145,7 +146,7 @@ def large(root):
     return root / "large"
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=LONG), "zero3"])
 def test_two_processes_train_a_large_student_as_one(root, large, engine):
     """Adapters and codewords' rows train, all else is frozen; ZeRO-3 cuts both, and DTR's two models."""
     launch(engine, root, root / f"large-{engine}", "--init", root / "base", "--lora_rank", 2)
@@ -180,7 +181,7 @@ def test_losses_and_gradient_norms_do_not_depend_on_the_split(root, alone, proce
         np.testing.assert_allclose(actual[name], steps, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero2", marks=LONG)])
 def test_seeds_one_after_the_other(root, engine):
     """The second seed trains in the processes of the first, and ends as it does alone."""
     output = root / f"seeds-{engine}"
@@ -208,8 +209,8 @@ def token_sources(root):
 
 
 SETREC = {"backbone": "setrec", "layers": 1, "setrec": SETRecSettings(semantic=2, hidden=[8])}
-ITEM_MODELS = [("sasrec", engine) for engine in LAUNCHERS]
-ITEM_MODELS += [("causal", "ddp"), ("t5", "zero2")]
+ITEM_MODELS = [pytest.param("sasrec", engine, marks=LONG) for engine in ("ddp", "zero2")]
+ITEM_MODELS += [("sasrec", "zero3"), ("causal", "ddp"), ("t5", "zero2")]
 
 
 @pytest.mark.parametrize(("network", "engine"), ITEM_MODELS)

@@ -97,7 +97,7 @@ def cut_in_training(pair, kind, output):
     return logs
 
 
-@pytest.mark.parametrize("kind", ["student", "teacher"])
+@pytest.mark.parametrize("kind", ["student", pytest.param("teacher", marks=pytest.mark.long)])
 def test_a_cut_cable_ends_the_launch_and_it_resumes(pair, kind, tmp_path):
     for log in cut_in_training(pair, kind, kind):
         assert log.count("error: ") == 1 and "no sign of life from machine" in log

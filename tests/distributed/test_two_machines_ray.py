@@ -49,6 +49,7 @@ def start_export(pair):
     return pair.start(0, words, **ENVIRONMENT | {"PYTHONPATH": str(ROOT)})
 
 
+@pytest.mark.long
 def test_a_cut_cable_ends_the_export_and_it_goes_on(pair, tmp_path):
     export.main(replace(export.Config(run=pair.disks[0], output=tmp_path / "alone"), **SETTINGS))
     head = ["--head", "--port", 6379, "--num-cpus", 0, "--include-dashboard", "false", "--temp-dir", pair.place / "ray"]

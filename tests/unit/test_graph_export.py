@@ -65,7 +65,11 @@ def nested(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("backbone", "scope", "ranker", "exclude_bought"),
-    [("nested", "trie", False, True), ("causal", "level", True, True), ("seq2seq", "all", False, False)],
+    [
+        ("nested", "trie", False, True),
+        pytest.param("causal", "level", True, True, marks=pytest.mark.long),
+        ("seq2seq", "all", False, False),
+    ],
 )
 def test_onnx_lists_equal_the_recommenders(backbone, scope, ranker, exclude_bought, tmp_path, request):
     """Any number of users, histories longer than max_history, items that share an ID, more places than items."""

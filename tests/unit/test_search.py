@@ -41,7 +41,7 @@ def test_the_first_trial_is_the_settings_as_they_are(config):
     assert len({row["gamma"] for row in settings}) == 8
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("random", marks=pytest.mark.long)])
 def test_broken_off_at_any_trial_it_ends_with_the_same_trials(config, sampler, tmp_path):
     config = replace(config, sampler=sampler)
     whole = finish(TrialPlan(config))

@@ -94,7 +94,7 @@ def agree(expected, others):
 
 
 @pytest.mark.parametrize("backbone", ["causal", "nested"])
-@pytest.mark.parametrize(("loss", "scope"), itertools.product(LOSSES, ["level", "all", "trie"]))
+@pytest.mark.parametrize(("loss", "scope"), list(itertools.product(LOSSES, ["level", "all", "trie"])))
 def test_one_pass_trains_as_prefix_by_prefix(root, loss, scope, backbone):
     """All examples in one batch: equal loss and gradient."""
     changes = {
