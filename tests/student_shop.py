@@ -13,6 +13,7 @@ from distill.labels.writer import write_shard
 from distill.runtime.artifacts import ArtifactJob, read, write_json
 from distill.semantic_ids.ids import SemanticIDs, write_codes
 from student.item_batches import cut_windows
+from student.item_recommender import ItemRecommender
 
 LEVELS, SIZE, ITEMS, K = 3, 6, 40, 5
 FEATURES = 4
@@ -52,6 +53,13 @@ def make_shop(root, lengths, seed=0, shards=3, feature_layers=(1,)):
         if len(feature_layers) > 1:
             facts["feature_layers"] = list(feature_layers)
         write_labels(folder, examples, codes, *labels, shards=shards, states=states, **facts)
+
+
+def write_network(folder, model, dataset=None, **facts):
+    """Write a SASRec, made from a data set's folder or from nothing; `facts` are further ones of its recommender."""
+    inputs = [] if dataset is None else [read(dataset, "dataset")]
+    with ArtifactJob("baseline", Nothing(), folder, inputs).write() as partial:
+        ItemRecommender(model, {"network": "sasrec", **facts}).save_pretrained(partial)
 
 
 def make_teacher(root):

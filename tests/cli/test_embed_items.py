@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from by_command import KINDS, LINES, TITLES, Nothing, command, make_dataset, real_command, refused
+from by_command import KINDS, LINES, TITLES, command, make_dataset, real_command, refused
 from safetensors.numpy import load_file
+from student_shop import write_network
 
 from distill.data.dataset import Dataset
-from distill.runtime import artifacts
-from distill.runtime.artifacts import ArtifactJob
 from distill.semantic_ids import cooccurrence, embeddings
 from distill.semantic_ids.embedding_shards import write_shard
+from student.models.item_models import SASRec, SASRecConfig
 
 
 def rows(root, name="embeddings"):
@@ -181,21 +181,17 @@ def test_what_is_bought_together_joins_the_texts(tmp_path, how):
     np.testing.assert_allclose(rows(tmp_path), expected, atol=1e-5)
 
 
-def write_network(folder, dataset, n_items=20):
-    """A SASRec, untrained; returns its item embeddings."""
-    from student.item_recommender import ItemRecommender
-    from student.models.item_models import SASRec, SASRecConfig
-
+def make_sasrec(root, name, n_items=20):
+    """Write a SASRec, untrained, into the folder of a run; returns its item embeddings."""
     model = SASRec(SASRecConfig(n_items, dim=4))
-    with ArtifactJob("baseline", Nothing(), folder, [artifacts.read(dataset, "dataset")]).write() as partial:
-        ItemRecommender(model, {"network": "sasrec"}).save_pretrained(partial)
+    write_network(root / name, model, root / "dataset")
     return model.items.weight.detach().numpy()
 
 
 @pytest.mark.parametrize("how", ["concat", "average"])
 def test_a_networks_item_embeddings_join_the_texts(tmp_path, how):
     make_dataset(tmp_path, TITLES)
-    weight = write_network(tmp_path / "sasrec", tmp_path / "dataset")
+    weight = make_sasrec(tmp_path, "sasrec")
     assert command("embed_items.py", tmp_path, "--dim", "8", "--output", "text")[0] == 0
     words = ["--dim", "8", "--collaborative", how, "--collaborative_weight", "0.4", "--item_model", "sasrec"]
     code, _, error = command("embed_items.py", tmp_path, *words)
@@ -207,7 +203,7 @@ def test_a_networks_item_embeddings_join_the_texts(tmp_path, how):
     expected, _ = cooccurrence.join(rows(tmp_path, "text"), joining, how, 0.4)
     np.testing.assert_allclose(rows(tmp_path), expected, atol=1e-5)
     assert "finished, at" in command("embed_items.py", tmp_path, *words)[2]
-    write_network(tmp_path / "other", tmp_path / "dataset")  # of other weights
+    make_sasrec(tmp_path, "other")  # of other weights
     code, _, error = command("embed_items.py", tmp_path, *words[:-1], "other")
     assert code == 0 and "made again, because input baseline/item_model-" in error
 
@@ -222,7 +218,7 @@ def test_a_networks_item_embeddings_join_the_texts(tmp_path, how):
 )
 def test_networks_that_cannot_join(tmp_path, words, message):
     make_dataset(tmp_path, TITLES)
-    write_network(tmp_path / "network", tmp_path / "dataset", 12)
+    make_sasrec(tmp_path, "network", 12)
     assert command("embed_items.py", tmp_path, "--dim", "8", "--output", "text")[0] == 0
     assert message in refused("embed_items.py", tmp_path, *words, "--item_model", "network", kind="embeddings")
 

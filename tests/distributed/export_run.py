@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
+from student_shop import write_network
 
 from distill.data.dataset import Dataset, write_dataset
-from distill.runtime import artifacts
 from distill.runtime.artifacts import ArtifactJob, write_json
 from distill.semantic_ids.ids import SemanticIDs, write_codes
-from student.item_recommender import ItemRecommender
 from student.models.item_models import ITEM_MODELS
 from teacher.base_model import from_scratch
 from teacher.tokenizer import add_codewords, train_tokenizer
@@ -65,11 +64,9 @@ def make_network(root):
     """Write a network over items of random weights into the folder of a run that has a data set; returns its folder."""
     torch.manual_seed(0)
     network, sizes = ITEM_MODELS["sasrec"]
-    dataset = artifacts.read(root / "dataset", "dataset")
-    with ArtifactJob("baseline", Nothing(), root / "baselines" / "sasrec", [dataset]).write() as folder:
-        facts = {"network": "sasrec", "exclude_bought": True}
-        ItemRecommender(network(sizes(ITEMS, dim=8)), facts).save_pretrained(folder)
-    return root / "baselines" / "sasrec"
+    folder = root / "baselines" / "sasrec"
+    write_network(folder, network(sizes(ITEMS, dim=8)), root / "dataset", exclude_bought=True)
+    return folder
 
 
 def content(folder):

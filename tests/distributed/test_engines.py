@@ -5,11 +5,9 @@ means within 1e-4: sums of floats in another order, carried through some 50 step
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from launchers import ACCELERATE, ENVIRONMENT, LAUNCHERS, LONG, ROOT, TORCHRUN, TWO_ON_CPUS
 from safetensors.numpy import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -30,8 +29,6 @@ from teacher.config import Config
 from teacher.finetune import main
 from teacher.tokenizer import train_tokenizer
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 LEVELS, SIZE, ITEMS, USERS = 3, 8, 40, 60
 EPOCHS = 3
 # wide enough that ZeRO-3 cuts the matrices: it leaves what has less than 1e5 numbers whole
@@ -51,17 +48,6 @@ SETTINGS = {
     "patience": 0,
     "checkpoint_every": 3,
 }  # fmt: skip
-ONE_SHARD_ON_CPUS = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
-TORCHRUN = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", "--"]
-ACCELERATE = [BIN / "accelerate-launch"]  # `accelerate launch`, started in five seconds less
-LAUNCHERS = {
-    "ddp": TORCHRUN,
-    "zero2": [*ACCELERATE, "--config_file", ROOT / "configs/accelerate/zero2.yaml", *ONE_SHARD_ON_CPUS],
-    "zero3": [*ACCELERATE, "--config_file", ROOT / "configs/accelerate/zero3.yaml", *ONE_SHARD_ON_CPUS],
-}
-LONG = pytest.mark.long
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
-ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
 @dataclass(frozen=True)
@@ -265,7 +251,7 @@ class TestRefused:
 
     def test_whole_in_place_of_sharded(self, root, tmp_path):
         """FSDP 2 without a GPU: two copies that never meet."""
-        launcher = [*ACCELERATE, "--config_file", ROOT / "configs/accelerate/fsdp.yaml", *ONE_SHARD_ON_CPUS]
+        launcher = [*ACCELERATE, "--config_file", ROOT / "configs/accelerate/fsdp.yaml", *TWO_ON_CPUS]
         self.refused(root, tmp_path, launcher, "FSDP was asked for, but ", CUDA_VISIBLE_DEVICES="")
 
     @staticmethod

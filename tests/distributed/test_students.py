@@ -5,17 +5,15 @@ Equal means within 1e-4: sums of floats in another order, carried through some 2
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from launchers import ENVIRONMENT, LAUNCHERS, LONG, ROOT
 from recorded import TRAININGS, record_all
 from safetensors.numpy import load_file
 from student_shop import ITEMS, LEVELS, SIZE, K, Nothing, make_shop, make_teacher
@@ -31,8 +29,6 @@ from student.config import BaselineConfig, Config
 from student.setrec_config import SETRecSettings
 from student.train import main
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 SETTINGS = {
     "precision": "no",
     "backbone": "causal",
@@ -54,21 +50,6 @@ SETTINGS = {
 RECORDED = SETTINGS | {
     "epochs": 1, "checkpoint_every": 0, "valid_users": 2, "confidence": 0.5, "rank_within": 4, "alpha": 0.2,
 }  # fmt: skip
-ONE_SHARD_ON_CPUS = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
-LAUNCHERS = {
-    "ddp": [BIN / "torchrun", "--standalone", "--nproc_per_node", "2", "--"],
-    **{
-        f"zero{stage}": [
-            BIN / "accelerate-launch", "--config_file", ROOT / f"configs/accelerate/zero{stage}.yaml",
-            *ONE_SHARD_ON_CPUS,
-        ]
-        for stage in (2, 3)
-    },
-}  # fmt: skip
-LONG = pytest.mark.long
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
-PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": PATHS}
 
 
 @pytest.fixture(scope="module")

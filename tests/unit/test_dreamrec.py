@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from reference import dreamrec_naive
+from student_shop import write_network
 from unit.test_item_models import N_ITEMS, Nothing, root  # noqa: F401 - a fixture
 
 from distill.data.dataset import Dataset
 from distill.runtime import artifacts
-from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
 from student.baseline import main
 from student.config import BaselineConfig, Config
@@ -167,9 +167,7 @@ def test_embeddings_of_a_trained_network_are_standardised_and_stay(root, tmp_pat
     network, sizes = ITEM_MODELS["sasrec"]
     torch.manual_seed(3)
     sasrec = network(sizes(N_ITEMS, dim=DIM))
-    data = artifacts.read(root / "dataset", "dataset")
-    with ArtifactJob("baseline", Nothing(), tmp_path / "sasrec", [data]).write() as folder:
-        ItemRecommender(sasrec, {"network": "sasrec"}).save_pretrained(folder)
+    write_network(tmp_path / "sasrec", sasrec, root / "dataset")
     config = BaselineConfig(
         run=root, network="dreamrec", output=tmp_path / "dreamrec", sasrec=tmp_path / "sasrec", dim=DIM, epochs=2,
         batch_size=16, lr=1e-2, dreamrec=DreamRecSettings(steps=3),

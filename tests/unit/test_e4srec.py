@@ -8,7 +8,7 @@ import pytest
 import torch
 from breaking_off import BrokenOffError, break_at
 from reference import e4srec_naive as naive
-from student_shop import ITEMS, make_shop
+from student_shop import ITEMS, make_shop, write_network
 from transformers import AutoModelForCausalLM
 
 from distill.data.dataset import PAD, Dataset, write_dataset
@@ -36,9 +36,7 @@ def write_sasrec(folder, n_items, dataset=None):
     model = SASRec(SASRecConfig(n_items, dim=8))
     with torch.no_grad():
         model.items.weight.normal_()
-    inputs = [] if dataset is None else [artifacts.read(dataset, "dataset")]
-    with ArtifactJob("baseline", Nothing(), folder, inputs).write() as partial:
-        ItemRecommender(model, {"network": "sasrec"}).save_pretrained(partial)
+    write_network(folder, model, dataset)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from student_shop import ITEMS, Nothing, make_shop
+from student_shop import ITEMS, make_shop, write_network
 from torch import nn
 from unit.test_recommender import shop
 
 from distill.data.dataset import Dataset
-from distill.runtime import artifacts
-from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.errors import UserError
 from student.item_recommender import ItemRecommender
 from student.load_student import dataset_of, is_item_model, load_student
@@ -36,10 +34,8 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     make_shop(root, [4, 4])
     network, sizes = ITEM_MODELS["sasrec"]
-    data = artifacts.read(root / "dataset", "dataset")
-    with ArtifactJob("baseline", Nothing(), root / "baselines/sasrec", [data]).write() as folder:
-        model = network(sizes(ITEMS, dim=8, max_history=6))
-        ItemRecommender(model, {"network": "sasrec", "exclude_bought": True}).save_pretrained(folder)
+    model = network(sizes(ITEMS, dim=8, max_history=6))
+    write_network(root / "baselines/sasrec", model, root / "dataset", exclude_bought=True)
     return root
 
 
