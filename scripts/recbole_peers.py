@@ -4,7 +4,8 @@
 
 `--data` is what `export_dataset.py --format recbole` wrote. Each model is trained for every point of a small grid; the
 epoch with the best validation NDCG@10 is kept, as RecBole measures it, and the grid's point with the best validation
-NDCG@10 of the lists. recbole-MODEL.parquet holds the test lists for `evaluate.py --lists`, recbole-MODEL.json the grid.
+NDCG@10 of the lists. recbole-MODEL.parquet holds the test lists for `evaluate.py --lists`, recbole-MODEL.json the grid;
+with `--loss BPR` they are recbole-MODEL-bpr.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pretrain_epochs", type=int, default=50, help="of S3Rec (default 50; RecBole: 500)")
     parser.add_argument("--lr", type=rates, default="0.001,0.003", help="to try (default 0.001,0.003)")
     parser.add_argument("--dropout", type=rates, default="0.3,0.5", help="to try (default 0.3,0.5)")
+    help = "cross-entropy over all items, or BPR against one item drawn at random (default CE)"
+    parser.add_argument("--loss", choices=("CE", "BPR"), default="CE", help=help)
     parser.add_argument("--batch_size", type=int, default=256, help="examples of a step (default 256; RecBole: 2048)")
     parser.add_argument("--max_history", type=int, default=20, help="items of a history (default 20)")
     parser.add_argument("--width", type=int, default=50, help="items of a list (default 50)")
@@ -73,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     identity = identify(args)
     for name in args.models:
-        path = args.output / f"recbole-{name.lower()}.parquet"
+        path = args.output / f"recbole-{name.lower()}{'' if args.loss == 'CE' else '-bpr'}.parquet"
         record = path.with_suffix(".json")
         if path.is_file() and record.is_file() and json.loads(record.read_text())["identity"] == identity:
             print(f"{name}: finished, at {path} (remove it to repeat)")
@@ -90,7 +93,9 @@ def main(args: argparse.Namespace) -> None:
 
 def identify(args: argparse.Namespace) -> dict:
     """Return all that decides the lists: settings, interactions and RecBole's version."""
-    values = {key: value for key, value in vars(args).items() if key not in ("data", "output", "models")}
+    values = {key: value for key, value in vars(args).items() if key not in ("data", "output", "models", "loss")}
+    if args.loss != "CE":
+        values["loss"] = args.loss
     with open(args.data / f"{args.data.name}.inter", "rb") as file:
         values["interactions"] = hashlib.file_digest(file, "sha256").hexdigest()
     return values | {"recbole": recbole.__version__}
@@ -102,7 +107,7 @@ def grid(name: str, args: argparse.Namespace) -> list[tuple[float, float | None]
 
 
 def settings(name: str, lr: float, rate: float | None, args: argparse.Namespace) -> dict:
-    """Return RecBole's settings: leave-one-out in time order, ranking of all items, cross-entropy over all items."""
+    """Return RecBole's settings: leave-one-out in time order, ranking of all items, the loss that was asked for."""
     return {
         "data_path": str(args.data.resolve().parent),
         "load_col": {
@@ -110,8 +115,8 @@ def settings(name: str, lr: float, rate: float | None, args: argparse.Namespace)
             "item": ["item_id", "categories"] if name in EXTRAS else ["item_id"],
         },
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full", "group_by": "user"},
-        "train_neg_sample_args": None,
-        "loss_type": "CE",
+        "train_neg_sample_args": None if args.loss == "CE" else {"distribution": "uniform", "sample_num": 1},
+        "loss_type": args.loss,
         "MAX_ITEM_LIST_LENGTH": args.max_history,
         "metrics": ["NDCG"],
         "valid_metric": "NDCG@10",

@@ -5,13 +5,13 @@
     python scripts/reproduce.py table1 --dataset demo --settings paper
     python scripts/reproduce.py figure4 --dataset demo
 
-table1 is accuracy on the test split: baselines, SASRec and GRU4Rec, the teacher, all students, one of them with a
-memory; with several seeds it also writes the report over all of them. table2 is the ablation of DWR on the validation
-split. --settings paper adds the students with the paper's values (configs/paper/student.yaml) to both. table3 is the
-statistics of the data set. figure1 shows accuracy, diversity and invalid IDs of TIGER over the beam width, figure3 the
-diversity of all students. figure4 shows a map of the items' representations, and how well students learn the teacher's
-lists from four kinds of labels. cases are Tables 4 and 5, recommendations with titles. Finished artifacts are not made
-again.
+table1 is accuracy on the test split: baselines, SASRec, GRU4Rec, FMLP-Rec, P5-CID, the teacher, all students, one of
+them with a memory; --lists adds what scripts/run_peers.sh has written; with several seeds it also writes the report
+over all of them. table2 is the ablation of DWR on the validation split. --settings paper adds the students with the
+paper's values (configs/paper/student.yaml) to both. table3 is the statistics of the data set. figure1 shows accuracy,
+diversity and invalid IDs of TIGER over the beam width, figure3 the diversity of all students. figure4 shows a map of
+the items' representations, and how well students learn the teacher's lists from four kinds of labels. cases are Tables
+4 and 5, recommendations with titles. Finished artifacts are not made again.
 """
 
 from __future__ import annotations
@@ -61,13 +61,15 @@ def main(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Refuse unknown data sets, repeated seeds, the paper's settings where nothing is trained, and maps without UMAP.
+    """Refuse unknown data sets, repeated seeds, options of other tables, and maps without UMAP.
 
     Raises:
         UserError: see above.
     """
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds: expected at least one, each once, got {config.seeds}.")
+    if config.lists and config.table != "table1":
+        raise UserError(f"--lists adds rows to table1; {config.table} is made of this project's students alone.")
     if config.table == "figure4":
         check_umap()
     if config.settings == "paper" and config.table not in ("table1", "table2"):

@@ -5,7 +5,7 @@
 #   scripts/run_pipeline.sh configs/demo --run runs/demo-1 --seed 1     (the same data, other seeds of all training)
 #   scripts/run_pipeline.sh configs/scientific --input data/scientific --extras
 #
-# --extras adds SASRec and GRU4Rec, alone and (SASRec) taught by the teacher, and dwr with a memory. --input goes to
+# --extras adds SASRec, GRU4Rec and FMLP-Rec, SASRec taught by the teacher, and dwr with a memory. --input goes to
 # prepare_data alone, --index to build_semantic_ids; --seed to every job but prepare_data; other options to every job.
 set -euo pipefail
 
@@ -67,8 +67,9 @@ for variant in tiger smooth distill dtr dwr; do
   launched_job student student/train.py --variant "$variant" ${seed[@]+"${seed[@]}"}
 done
 if [ -n "$extras" ]; then
-  launched_job baseline student/baseline.py --network sasrec ${seed[@]+"${seed[@]}"}
-  launched_job baseline student/baseline.py --network gru4rec ${seed[@]+"${seed[@]}"}
+  for network in sasrec gru4rec fmlp; do
+    launched_job baseline student/baseline.py --network "$network" ${seed[@]+"${seed[@]}"}
+  done
   launched_job baseline student/baseline.py --network sasrec --loss list ${seed[@]+"${seed[@]}"}
   job memory scripts/add_memory.py
 fi

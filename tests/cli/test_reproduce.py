@@ -66,6 +66,23 @@ def test_table1_beside_published_figures(tmp_path):
     assert (tmp_path / "r/reproduce/table1.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_table1_with_further_baselines(tmp_path):
+    """In front of the students, beside the figures of the paper's row; lists of one seed have no deviation."""
+    for folder, value in (("r", 0.12), ("r-seed1", 0.14)):
+        evaluation(tmp_path / folder / "evaluation", TABLE1 | {"sasrec": 0.2})
+        evaluation(tmp_path / folder / "evaluation-p5-cid", {"popularity": 0.01, "p5-cid": value})
+    evaluation(tmp_path / "r/evaluation-lists", {"popularity": 0.01, "recbole-s3rec": 0.15, "mine": 0.16})
+    words = ("table1", "--dataset", "instruments", "--run", tmp_path / "r", "--make", "false", "--seeds", "[0, 1]")
+    code, out, error = reproduce(*words)
+    assert code == 0, error
+    lines = [line for line in out.splitlines() if line.startswith("|")][2:]
+    names = ["transitions", "teacher", "p5-cid", "recbole-s3rec", "mine", "tiger", "dwr", "sasrec"]
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == names
+    assert lines[2].startswith("| p5-cid | 0.1300 ± 0.0141 |") and "| 0.0827 | 0.1016 | 0.0708 | 0.0768 |" in lines[2]
+    assert lines[3].startswith("| recbole-s3rec | 0.1500 | 0.2500 |") and "| 0.0863 | 0.1136 |" in lines[3]
+    assert lines[7].endswith("| 0.0751 | 0.0947 | 0.0627 | 0.0690 | LOHRec, EMNLP Findings 2025 |")
+
+
 def test_table2_of_a_data_set_without_published_figures(tmp_path):
     evaluation(tmp_path / "r/evaluation-valid", TABLE2, split="valid")
     evaluation(tmp_path / "r/evaluation-ablation", {"dwr-without-distill": 0.15}, split="valid")
@@ -84,10 +101,16 @@ def test_commands(tmp_path, monkeypatch):
         with pytest.raises(SystemExit):  # nothing was made
             words = ["--table", table, "--dataset", "instruments", "--run", str(tmp_path / "r"), "--seeds", "[3, 4]"]
             run(module.main, module.Config, None, [*words, "--input", "DATA", "--index", "INDEX"])
-    first, second, *ablation = calls
+    first, *p5_cid = calls[:4]
+    second, *ablation = [*calls[4:5], *calls[8:]]
     assert first[2:] == [str(ROOT / "configs/instruments"), "--run", str(tmp_path / "r"), "--seed", "3",
                          "--input", "DATA", "--index", "INDEX", "--extras"]  # fmt: skip
     assert second[3:7] == ["--run", str(tmp_path / "r-seed4"), "--seed", "4"]
+    words = [" ".join(call[1:]) for call in p5_cid]
+    ids = tmp_path / "r/ids-p5-cid"
+    assert "build_semantic_ids.py" in words[0] and f"--codebook_size 256 --spectral.leaf 20 --output {ids}" in words[0]
+    assert "--variant tiger" in words[1] and f"--semantic_ids {ids}" in words[1] and "--seed 3" in words[1]
+    assert f"--semantic_ids {ids}" in words[2] and words[2].endswith(str(tmp_path / "r/evaluation-p5-cid"))
     assert len(ablation) == 2 * 4 and "--extras" not in ablation[0] and "dwr-without-distill" in ablation[1]
     assert [call[call.index("--output") + 1] for call in ablation[2:4]] == [
         str(tmp_path / "r" / name) for name in ("evaluation-valid", "evaluation-ablation")
@@ -182,7 +205,7 @@ def test_commands_of_the_papers_settings_and_figures(tmp_path, monkeypatch):
             run(module.main, module.Config, None, ["--dataset", "instruments", "--run", str(tmp_path / "r"), *words])
         return [" ".join(call) for call in calls]
 
-    _, *trained, evaluated = called("--table", "table1", "--settings", "paper")
+    _, _, _, _, *trained, evaluated = called("--table", "table1", "--settings", "paper")
     assert len(trained) == 5
     configs = f"--config {ROOT / 'configs/instruments/student.yaml'} --config {ROOT / 'configs/paper/student.yaml'}"
     assert (
@@ -199,6 +222,8 @@ def test_commands_of_the_papers_settings_and_figures(tmp_path, monkeypatch):
         and "evaluation-widths" in widths
     )
     assert len(called("--table", "table3", "--input", "DATA")) == 1 and calls[0][-2:] == ["--input", "DATA"]
+    *_, evaluated = called("--table", "table1", "--lists", "a.parquet,b.parquet", "--seeds", "0")
+    assert evaluated.endswith(f"[popularity] --lists [a.parquet, b.parquet] --output {tmp_path / 'r/evaluation-lists'}")
     *_, trained, whole = called("--table", "figure1")
     assert "--variant tiger --scope all" in trained and trained.endswith("students-scope-all/tiger-scope-all")
     assert whole.endswith("evaluation-widths-scope-all") and "[popularity, tiger-scope-all]" in whole
@@ -218,6 +243,7 @@ def test_commands_of_the_papers_settings_and_figures(tmp_path, monkeypatch):
         (("table1", "--dataset", "instrumets"), "Did you mean 'instruments'?"),
         (("table1", "--seeds", "[1, 1]"), "each once, got [1, 1]"),
         (("table4",), "table4"),
+        (("table2", "--lists", "a.parquet"), "--lists adds rows to table1"),
         (("table1", "--make", "false", "--run", "/nowhere/at/all"), "No evaluation at"),
     ],
 )
@@ -248,10 +274,11 @@ def test_extras_come_before_the_evaluation(tmp_path):
         (tmp_path / "log").unlink()
     plain, extras = orders
     place = len(plain) - 2
-    assert extras[:place] + extras[place + 4 :] == plain and "scripts/evaluate.py" in plain[place]
-    for line, words in zip(extras[place : place + 4], (
+    assert extras[:place] + extras[place + 5 :] == plain and "scripts/evaluate.py" in plain[place]
+    for line, words in zip(extras[place : place + 5], (
         ("student/baseline.py", "configs/demo/baseline.yaml", "--network sasrec", "--seed 3"),
         ("student/baseline.py", "configs/demo/baseline.yaml", "--network gru4rec"),
+        ("student/baseline.py", "--network fmlp"),
         ("student/baseline.py", "--network sasrec --loss list"),
         ("scripts/add_memory.py", "configs/demo/memory.yaml", "--run here"),
     ), strict=True):  # fmt: skip

@@ -31,6 +31,9 @@ class Config:
     preset: str | None = None
     """Sizes of the students with the paper's settings (default: those of configs/DATASET/student.yaml; the paper's:
     lohrec-13m)."""
+    lists: list[Path] | None = None
+    """table1: ranked lists of systems outside this project, as scripts/run_peers.sh writes them, a row each beside
+    the first seed's."""
     widths: list[PositiveInt] = field(default_factory=lambda: [10, 20, 50, 100])
     """figure1, figure3: beam widths (paper: 10, 20, 50 and 100)."""
     width_users: PositiveInt = 1000

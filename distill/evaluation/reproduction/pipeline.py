@@ -17,6 +17,9 @@ ROOT = CONFIGS.parent
 EVALUATIONS = {"table1": ("evaluation",), "table2": ("evaluation-valid", "evaluation-ablation")}  # folders of a run
 WITHOUT_DISTILL = "dwr-without-distill"  # the one student of table2 that the pipeline does not train
 
+P5_CID, P5_CID_EVALUATION = "p5-cid", "evaluation-p5-cid"  # TIGER on IDs by spectral clusters of co-occurrence
+LISTS_EVALUATION = "evaluation-lists"  # of systems outside this project
+BASELINE_EVALUATIONS = (P5_CID_EVALUATION, LISTS_EVALUATION)  # of table1, beside a popularity that they do without
 PAPER_EVALUATIONS = {"table1": "evaluation-paper", "table2": "evaluation-paper-valid"}  # of students-paper
 PAPER_STUDENTS = {
     "table1": ("tiger", "smooth", "distill", "dtr", "dwr"),
@@ -48,6 +51,10 @@ def make_evaluations(config: Config, folder: Path, seed: int) -> None:
         raw += ["--index", config.index]
     extras = ["--extras"] if config.table == "table1" else []
     run_command("bash", ROOT / "scripts/run_pipeline.sh", configs, "--run", folder, "--seed", seed, *raw, *extras)
+    if config.table == "table1":
+        _evaluate_p5_cid(configs, folder, seed)
+        if config.lists and folder == config.runs()[0]:
+            _evaluate_lists(config, folder)
     if config.table == "table2":
         _evaluate_ablation(configs, folder, seed)
     if config.settings == "paper" and config.table in PAPER_STUDENTS:
@@ -78,6 +85,27 @@ def _train(*words: Any) -> None:
 
 def _evaluate(configs: Path, *words: Any) -> None:
     run_command(sys.executable, ROOT / "scripts/evaluate.py", "--config", configs / "evaluate.yaml", *words)
+
+
+def _evaluate_p5_cid(configs: Path, folder: Path, seed: int) -> None:
+    """Train and evaluate TIGER on the IDs of P5-CID, with the sizes of the data set's students.
+
+    Clusters of at most 20 items: with the paper's k, as many as codewords, a small catalogue would be divided once.
+    """
+    common, ids, students = ("--run", folder, "--seed", seed), folder / "ids-p5-cid", folder / "students-p5-cid"
+    words = ("--quantiser", "cid", "--levels", 4, "--codebook_size", 256, "--spectral.leaf", 20, "--output", ids)
+    run_command(sys.executable, ROOT / "scripts/build_semantic_ids.py", *common, *words)
+    student, on_ids = ("--config", configs / "student.yaml"), ("--semantic_ids", ids)
+    _train("--variant", "tiger", *student, *common, *on_ids, "--output", students / P5_CID)
+    words = ("--students", students, "--systems", f"[popularity, {P5_CID}]", "--output", folder / P5_CID_EVALUATION)
+    _evaluate(configs, *common, *on_ids, *words)
+
+
+def _evaluate_lists(config: Config, folder: Path) -> None:
+    """Measure the lists of systems outside this project."""
+    lists = f"[{', '.join(map(str, config.lists or []))}]"
+    words = ("--systems", "[popularity]", "--lists", lists, "--output", folder / LISTS_EVALUATION)
+    _evaluate(CONFIGS / config.dataset, "--run", folder, *words)
 
 
 def _evaluate_paper_settings(config: Config, folder: Path, seed: int) -> None:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from distill.evaluation.reproduction.config import Config
 from distill.evaluation.reproduction.output import Output, Row, format_value
-from distill.evaluation.reproduction.pipeline import EVALUATIONS, PAPER_EVALUATIONS, PAPER_STUDENTS, WITHOUT_DISTILL
+from distill.evaluation.reproduction.pipeline import (
+    EVALUATIONS,
+    LISTS_EVALUATION,
+    P5_CID_EVALUATION,
+    PAPER_EVALUATIONS,
+    PAPER_STUDENTS,
+    WITHOUT_DISTILL,
+)
 from distill.evaluation.reproduction.published import LC_REC, LOHREC, published_figures, source
 from distill.runtime import artifacts
 from distill.runtime.errors import UserError
@@ -51,21 +59,39 @@ def label(table: str, system: str) -> str:
 def make_table(runs: Sequence[Path], config: Config) -> Output:
     """Gather table1 or table2 from the runs of all seeds; raises as `read_run` and `gather`."""
     rows = gather([read_run(folder, config) for folder in runs], config)
+    if config.table == "table1":
+        lists = gather([read_baselines(runs[0] / LISTS_EVALUATION)], replace(config, seeds=config.seeds[:1]))
+        rows = before_students(rows, lists)
     return Output(render_markdown(config, rows), rows, lambda path: draw(path, config, rows))
 
 
 def read_run(folder: Path, config: Config) -> list[Row]:
-    """Read the rows of a run's evaluations, those of the paper's settings last.
+    """Read the rows of a run's evaluations: the students' after the baselines', those of the paper's settings last.
 
     Raises:
         UserError: an evaluation is missing.
     """
     rows = [row for name in EVALUATIONS[config.table] for row in read_rows(folder / name)]
+    if config.table == "table1":
+        rows = before_students(rows, read_baselines(folder / P5_CID_EVALUATION))
     if config.settings == "paper":
         systems = PAPER_STUDENTS[config.table]
         paper = [row for row in read_rows(folder / PAPER_EVALUATIONS[config.table]) if row["system"] in systems]
         rows += [row | {"system": row["system"] + PAPER_SETTINGS} for row in paper]
     return rows
+
+
+def read_baselines(evaluation: Path) -> list[Row]:
+    """Read the rows of an evaluation beside the run's, without its popularity; none if it was not made."""
+    if not evaluation.is_dir():
+        return []
+    return [row for row in read_rows(evaluation) if row["system"] != "popularity"]
+
+
+def before_students(rows: list[Row], baselines: list[Row]) -> list[Row]:
+    """Put baselines in front of the first student."""
+    place = next((place for place, row in enumerate(rows) if row["system"] in PAPER_STUDENTS["table1"]), len(rows))
+    return [*rows[:place], *baselines, *rows[place:]]
 
 
 def read_rows(evaluation: Path) -> list[Row]:
