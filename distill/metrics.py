@@ -188,14 +188,15 @@ def paired(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
         a, b: a metric of the same users [users].
 
     Returns:
-        `difference` of the means, its 95% bootstrap interval `low`, `high`, and `p` of the paired t-test.
+        `difference` of the means, its 95% bootstrap interval `low`, `high`, and `p` of the paired t-test; where all
+        differences are equal, so that there is no variance, of the sign test.
     """
     from scipy import stats
 
     difference = a - b
     low, high = interval(difference)
-    if np.ptp(difference) < 1e-12:  # the same for all users: no variance to test with
-        p = 1.0 if abs(difference[0]) < 1e-12 else 0.0
+    if np.ptp(difference) < 1e-12:  # the same for all users
+        p = 1.0 if abs(difference[0]) < 1e-12 else 2.0 ** (1 - len(difference))
     else:
         p = float(stats.ttest_rel(a, b).pvalue)
     return {"difference": float(difference.mean()), "low": low, "high": high, "p": p}

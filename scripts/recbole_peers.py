@@ -74,8 +74,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Train the models whose lists are not finished."""
     args.output.mkdir(parents=True, exist_ok=True)
-    identity = identify(args)
     for name in args.models:
+        identity = identify(name, args)
         path = args.output / f"recbole-{name.lower()}{'' if args.loss == 'CE' else '-bpr'}.parquet"
         record = path.with_suffix(".json")
         if path.is_file() and record.is_file() and json.loads(record.read_text())["identity"] == identity:
@@ -84,20 +84,30 @@ def main(args: argparse.Namespace) -> None:
         runs = [run_point(name, lr, rate, args) for lr, rate in grid(name, args)]
         best = max(runs, key=lambda run: run["valid_ndcg@10"])
         facts = [{key: value for key, value in run.items() if key != "lists"} for run in runs]
-        pq.write_table(best["lists"], path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
         values = {"identity": identity, "chosen": facts[runs.index(best)], "grid": facts}
-        record.write_text(json.dumps(values, indent=2) + "\n")
+        write(path, best["lists"], values)
         print(f"{name}: wrote {path}, validation NDCG@10 {best['valid_ndcg@10']:.4f}")
 
 
-def identify(args: argparse.Namespace) -> dict:
-    """Return all that decides the lists: settings, interactions and RecBole's version."""
+def write(path: Path, lists: pa.Table, facts: dict) -> None:
+    """Write a model's lists and the JSON beside them, each whole or not at all, and JSON only beside its own lists."""
+    record, partial = path.with_suffix(".json"), path.with_suffix(".partial")
+    record.unlink(missing_ok=True)
+    pq.write_table(lists, partial)
+    partial.replace(path)
+    partial.write_text(json.dumps(facts, indent=2) + "\n")
+    partial.replace(record)
+
+
+def identify(name: str, args: argparse.Namespace) -> dict:
+    """Return all that decides a model's lists: settings, the files that it reads, and RecBole's version."""
     values = {key: value for key, value in vars(args).items() if key not in ("data", "output", "models", "loss")}
     if args.loss != "CE":
         values["loss"] = args.loss
-    with open(args.data / f"{args.data.name}.inter", "rb") as file:
-        values["interactions"] = hashlib.file_digest(file, "sha256").hexdigest()
+    files = {"interactions": "inter"} | ({"items": "item"} if name in EXTRAS else {})
+    for key, suffix in files.items():
+        with open(args.data / f"{args.data.name}.{suffix}", "rb") as file:
+            values[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return values | {"recbole": recbole.__version__}
 
 

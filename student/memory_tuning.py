@@ -35,7 +35,7 @@ def add_memories(
     """Build the memories of a student and choose their weights.
 
     Args:
-        student: without memories.
+        student: memories that it has are left out.
         dataset: counted; its validation part decides.
         texts: text embeddings [n_items, dim]; None: no content memory.
         settings: what to mix in, and what is fixed.
@@ -44,7 +44,7 @@ def add_memories(
     Returns:
         The student with its memories, and the choice for a manifest (`describe_choice`).
     """
-    exclude_bought = student.facts["exclude_bought"]
+    student, exclude_bought = student.with_transition_memory(None), student.facts["exclude_bought"]
     counting = settings.transitions or Transitions.tune(dataset, exclude_bought)[0].settings
     memory, content = TransitionMemory.of(dataset, counting, scratch=scratch, top=settings.top), None
     if texts is not None:

@@ -16,6 +16,9 @@ FLOOR_CANDIDATES = (POPULARITY, TRANSITIONS, GRAPH, CONTENT, COUNTER_CONTENT)
 NOT_LEARNED = (ORACLE, POPULARITY, TRANSITIONS, TRANSITIONS_VALID, GRAPH, CONTENT, COUNTER_CONTENT)
 """Systems without trained parameters."""
 
+TEACHER_MIXTURES = (f"teacher+{TRANSITIONS}", f"teacher+{COUNTER_CONTENT}")
+"""The teacher mixed with systems that learn nothing."""
+
 FLOOR_KEY = "floor"
 """Key of every row: the name of the table's floor."""
 VALID_NDCG_KEY = "valid_ndcg@10"

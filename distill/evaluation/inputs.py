@@ -17,6 +17,7 @@ from distill.runtime.artifacts import Artifact
 from distill.runtime.commands import command_for
 from distill.runtime.config import suggest
 from distill.runtime.errors import UserError
+from distill.runtime.logs import log
 from distill.semantic_ids.embeddings import read_embeddings, text_vectors
 from distill.semantic_ids.ids import SemanticIDs
 from distill.semantic_ids.lineage import adopt_teacher
@@ -137,6 +138,8 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
             raise UserError(f"Unknown system {name!r} in {folder}. {suggest(name, [*learned, *not_learned])}")
     wanted = config.systems or learned
     students, item_models = ([path for path in paths if path.name in wanted] for paths in (students, item_models))
+    if protocol.split == "valid":
+        students, item_models = (_without_validation(paths, config.systems) for paths in (students, item_models))
     has_teacher &= "teacher" in wanted
 
     baseline_artifacts = [read_baseline(path) for path in item_models]
@@ -172,6 +175,23 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
     return inputs
 
 
+def _without_validation(folders: Sequence[Path], asked: Sequence[str] | None) -> list[Path]:
+    """Leave out systems whose memory has counted the validation targets, on which they would be evaluated.
+
+    Raises:
+        UserError: one of them was asked for by name.
+    """
+    kept = []
+    for folder in folders:
+        if not artifacts.read_any(folder, ("student", "baseline", "teacher")).config.get("with_validation"):
+            kept.append(folder)
+        elif folder.name in (asked or ()):
+            raise UserError(f"{folder} has counted the validation targets; evaluate it with --split test.")
+        else:
+            log.info(f"{folder.name} is left out: its memory has counted the validation targets")
+    return kept
+
+
 def read_baseline(folder: Path) -> Artifact:
     """Open a trained baseline: a network over items, or a teacher that writes titles.
 
@@ -196,8 +216,7 @@ def check_names(folders: Sequence[Path]) -> None:
     Raises:
         UserError: a baseline without training, the teacher or its mixtures, a column of `lists.parquet`, or two alike.
     """
-    mixtures = [f"teacher+{name}" for name in (names.TRANSITIONS, names.COUNTER_CONTENT)]
-    clashes = {name: "names a row of its own" for name in (*names.NOT_LEARNED, "teacher", *mixtures)}
+    clashes = {name: "names a row of its own" for name in (*names.NOT_LEARNED, "teacher", *names.TEACHER_MIXTURES)}
     clashes |= {name: "names a column of lists.parquet" for name in ASKED}
     for folder in folders:
         if folder.name in clashes:

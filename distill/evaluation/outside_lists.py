@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from distill.baselines import names
 from distill.data.dataset import PAD, Dataset, Examples, Split
+from distill.evaluation.ranked_lists import ASKED
 from distill.runtime.errors import UserError
 
 
@@ -42,13 +43,15 @@ class OutsideLists:
 
 
 def check_names(paths: Sequence[Path], others: Sequence[str]) -> None:
-    """Refuse files whose row would have the name of another row.
+    """Refuse files whose row would have the name of another row, or of a column of `lists.parquet`.
 
     Raises:
         UserError: names the file.
     """
-    row_names = {*others, *names.NOT_LEARNED, "teacher"}
+    row_names = {*others, *names.NOT_LEARNED, "teacher", *names.TEACHER_MIXTURES}
     for path in paths:
+        if path.stem in ASKED:
+            raise UserError(f"--lists {path}: {path.stem!r} names a column of lists.parquet; rename the file.")
         if path.stem in row_names:
             raise UserError(f"--lists {path} would be the row {path.stem!r}, which there is already; rename the file.")
         row_names.add(path.stem)

@@ -178,16 +178,23 @@ def test_the_memory_is_chosen_on_validation_and_saved(evaluated):
 
 
 def test_a_weight_of_ones_own_and_counts_with_validation(evaluated, tmp_path):
-    words = ("--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED, "--output", tmp_path / "mine")
+    mine = tmp_path / "students/mine"
+    words = ("--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED, "--output", mine)
     code, _, error = command("add_memory.py", *words, "--weight", "0.25", "--with_validation", "true")
     assert code == 0, error
-    student = Recommender.from_pretrained(tmp_path / "mine")
+    student = Recommender.from_pretrained(mine)
     assert student.transition_memory.weight == 0.25
     assert (
         student.transition_memory.counts.sum()
         > Recommender.from_pretrained(evaluated / "students/tiger+memory").transition_memory.counts.sum()
     )
     assert "expected a number from 0 to 1" in refused("add_memory.py", *words, "--weight", "2")
+    words = ("--run", evaluated, "--students", mine.parent, *COUNTED, "--split", "valid", "--output", tmp_path / "out")
+    error = refused("evaluate.py", *words, "--systems", "[transitions, mine]")
+    assert f"{mine} has counted the validation targets; evaluate it with --split test" in error
+    code, _, error = command("evaluate.py", *words)
+    assert code == 0 and "mine is left out: its memory has counted the validation targets" in error
+    assert "mine" not in systems_of(tmp_path / "out")
 
 
 def test_a_memory_of_three(evaluated, tmp_path):
@@ -212,6 +219,14 @@ def test_a_memory_of_three(evaluated, tmp_path):
     assert code == 0, error
     memory = Recommender.from_pretrained(students / "fixed")
     assert memory.content_memory.weight == 0.3 and memory.transition_memory.weight == 0.5
+    again = ("--run", evaluated, "--student", students / "fixed", *COUNTED, "--output", tmp_path / "counter")
+    code, _, error = command("add_memory.py", *again)
+    assert code == 0, error
+    counter, first = (
+        Recommender.from_pretrained(path) for path in (tmp_path / "counter", evaluated / "students/tiger+memory")
+    )
+    assert counter.content_memory is None  # the memories that it had are left out
+    assert counter.transition_memory.weight == first.transition_memory.weight
     words = ("--run", evaluated, "--students", students, *COUNTED, "--exact_users", "5", "--output", tmp_path / "out")
     code, _, error = command("evaluate.py", *words, "--systems", "[transitions, three, fixed]")
     assert code == 0, error

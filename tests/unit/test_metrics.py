@@ -178,4 +178,5 @@ def test_pairs():
     swapped = metrics.paired(b, a)
     assert swapped["difference"] == -found["difference"] and swapped["p"] == pytest.approx(found["p"])
     assert metrics.paired(a, a) == {"difference": 0, "low": 0, "high": 0, "p": 1}
-    assert metrics.paired(np.ones(5), np.full(5, 0.5)) == {"difference": 0.5, "low": 0.5, "high": 0.5, "p": 0}
+    assert metrics.paired(np.ones(5), np.full(5, 0.5)) == {"difference": 0.5, "low": 0.5, "high": 0.5, "p": 1 / 16}
+    assert metrics.paired(np.ones(1), np.zeros(1))["p"] == 1  # one user is no evidence

@@ -1,5 +1,7 @@
 """Rows of systems outside this project: lists read from parquet."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,8 +107,10 @@ def test_files_that_are_refused(shop, tmp_path):
     pq.write_table(pa.table({"user": ["a"], "items": [["i1"]]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="has no column 'user_id'; it has user, items"):
         lists_of(shop, tmp_path / "x.parquet")
-    for others, name in (([], "graph"), ([], "teacher"), (["tiger"], "tiger")):
-        with pytest.raises(UserError, match=f"would be the row '{name}', which there is already"):
+    for others, name in (([], "graph"), ([], "teacher"), ([], "teacher+transitions"), (["tiger"], "tiger")):
+        with pytest.raises(UserError, match=re.escape(f"would be the row '{name}', which there is already")):
             check_names([tmp_path / f"{name}.parquet"], others)
+    with pytest.raises(UserError, match=r"'target' names a column of lists\.parquet"):
+        check_names([tmp_path / "target.parquet"], [])
     with pytest.raises(UserError, match="would be the row 'x'"):
         check_names([tmp_path / "x.parquet", tmp_path / "other/x.parquet"], [])
