@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.dataset import Dataset
-from distill.runtime import artifacts
+from distill.runtime import artifacts, checksums
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.config import JobSettings, run
 from distill.runtime.errors import UserError
 from distill.runtime.ray_settings import RaySettings, check_ray
 from distill.semantic_ids.config import EmbedSettings, check_embedder
 from distill.semantic_ids.embed import Catalogue, embed, read_space, with_settings_of
+
+MODEL_FILES = "model files"  # the model's identity among the facts that decide the result
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def main(config: Config) -> None:
     dataset = Dataset.load(config.dataset or config.run / "dataset")
     networks = read_item_model(config)
     extra: dict[str, Any] = {"like": old.fingerprint} if old else {}
+    extra |= identify_model(config)
     job = ArtifactJob(
         "embeddings",
         config,
@@ -65,6 +68,8 @@ def main(config: Config) -> None:
         overwrite=config.overwrite,
         reads=[config.like, config.model, config.item_model],
     )
+    if old:
+        check_same_model(config, job, old)
     if job.is_finished():
         return
     catalogue = Catalogue.load(dataset, old, config.fields)
@@ -75,6 +80,27 @@ def main(config: Config) -> None:
         rows = read_item_embeddings(network.folder, dataset.n_items, "--item_model")
         catalogue = replace(catalogue, item_model=rows.numpy())
     embed(job, catalogue, config, config if config.launcher == "ray" else None)
+
+
+def identify_model(config: Config) -> dict[str, Any]:
+    """Identify a model in a local folder by its files, for it may be trained again in place; no facts on others."""
+    if config.embedder not in ("sentence", "hf") or not Path(str(config.model)).is_dir():
+        return {}
+    return {MODEL_FILES: checksums.model_identity(Path(str(config.model)))}
+
+
+def check_same_model(config: Config, job: ArtifactJob, old: Artifact) -> None:
+    """Refuse a model that was trained again since it embedded the earlier items: new ones would lie in another space.
+
+    Raises:
+        UserError: its files are others than then.
+    """
+    earlier = (old.manifest["identity"].get("extra") or {}).get(MODEL_FILES)  # earlier versions recorded none
+    if earlier is not None and earlier != job.identity["extra"].get(MODEL_FILES):
+        raise UserError(
+            f"--like: the model {config.model} is not what it was when it embedded {old.folder}. Restore it, or embed "
+            "all items again."
+        )
 
 
 def read_item_model(config: Config) -> list[Artifact]:

@@ -195,7 +195,15 @@ def train(model, config: Config, train_data, valid_data) -> int:
             best.update(score=score, epoch=epoch + 1, weights=copy.deepcopy(model.state_dict()))
 
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    trainer.fit(train_data, valid_data, verbose=False, saved=False, show_progress=False, callback_fn=keep)
+    try:
+        trainer.fit(train_data, valid_data, verbose=False, saved=False, show_progress=False, callback_fn=keep)
+    except ValueError as error:  # the loss is not a number; BERT4Rec's where a batch has no masked item
+        name, rest = config["model"], len(train_data.dataset) % config["train_batch_size"]
+        print(
+            f"error: {name}: {error}. The last batch has {rest} examples: try another --batch_size or --lr.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     model.load_state_dict(best["weights"])
     return best["epoch"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.data.dataset import Dataset
-from distill.runtime import artifacts, machines
+from distill.runtime import artifacts, checksums, machines
 from distill.runtime.artifacts import Artifact, ArtifactJob
 from distill.runtime.commands import COMMANDS, command_for
 from distill.runtime.errors import UserError
@@ -21,8 +21,15 @@ from distill.semantic_ids.ids import SemanticIDs
 from distill.semantic_ids.lineage import adopt_teacher, knows
 from distill.teachers.remote import RemoteTeacher
 from student import variants
-from student.config import LABELLED_PRIORS, BaselineConfig, Config
-from student.config_checks import AnyConfig, check_baseline, is_large, settle_precision, settle_tables
+from student.config import ITEM_BACKBONES, LABELLED_PRIORS, BaselineConfig, Config
+from student.config_checks import (
+    AnyConfig,
+    baseline_config,
+    check_baseline,
+    is_large,
+    settle_precision,
+    settle_tables,
+)
 from student.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
@@ -42,22 +49,15 @@ def make_student(config: Config, open_teacher: OpenTeacher | None = None) -> Non
         UserError: an unknown variant; inputs that are missing or do not fit.
     """
     config = settle_tables(settle_precision(config))
-    variant = variants.find(config.variant, config.labels)
-    if config.prior == "pseudo":
-        variant = variant.on_pseudo_ids()
-    if config.list_loss == "grpo":
-        variant = variant.on_own_beams()
+    variant = find_variant(config)
     inputs, texts = read_inputs(config, variant), read_item_texts(config)
     queried = read_queried_models(config, variant, inputs[1])
-    remote = identify_remote_teacher(config, inputs[1])
+    extra = identify_other_models(config, inputs[1])
     folders = [artifact.folder for artifact in inputs]
     output = config.output or config.run / "students" / config.variant
 
     def train_seed(seed: int, output: Path) -> None:
         seed_config = replace(config, seed=seed, seeds=None)
-        extra = check_init(config.init, inputs[1]) if config.init else {}
-        extra |= remote
-        extra |= identify_warm_start(config.warm_start) if config.warm_start else {}
         reads = [config.init, config.warm_start]
         every_input = [*inputs, *texts, *queried]
         job = ArtifactJob("student", seed_config, output, every_input, extra, config.overwrite, reads)
@@ -82,11 +82,8 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
     """
     check_baseline(config)
     config = settle_precision(config)
-    inputs = [artifacts.read(config.dataset or config.run / "dataset", "dataset")]
-    if config.loss != "ce":
-        inputs.append(read_labels(config))
-    folders, texts = [artifact.folder for artifact in inputs], read_item_texts(config)
-    source = read_cf_source(config)
+    inputs, texts = read_item_model_inputs(config), read_item_texts(config)
+    folders, source = [artifact.folder for artifact in inputs], read_cf_source(config)
     extra = identify_base(config.base) if config.base else {}
 
     def train_seed(seed: int, output: Path) -> None:
@@ -101,6 +98,39 @@ def make_item_model(config: BaselineConfig, seeds: list[int] | None = None) -> N
             train(seed_config, job, partial(build_item_model, seed_config, folders, texts, source))
 
     each_seed(config.output_folder.name, seeds, config.seed, config.output_folder, train_seed)
+
+
+def identify_inputs(config: Config) -> dict[str, Any]:
+    """Identify what the training of a student would read: artifacts by name and fingerprint, and other models.
+
+    Raises:
+        UserError: as `make_student` and `make_item_model`, of inputs that are missing or do not fit.
+    """
+    if config.backbone in ITEM_BACKBONES:
+        item_config = baseline_config(config)
+        inputs = [*read_item_model_inputs(item_config), *read_cf_source(item_config)]
+        extra = identify_base(item_config.base) if item_config.base else {}
+    else:
+        variant = find_variant(config)
+        inputs = read_inputs(config, variant)
+        extra = identify_other_models(config, inputs[1])
+        inputs += read_queried_models(config, variant, inputs[1])
+    inputs += read_item_texts(config)
+    return {artifact.name: artifact.fingerprint for artifact in inputs} | extra
+
+
+def find_variant(config: Config) -> Variant:
+    """Find the variant that a config trains.
+
+    Raises:
+        UserError: an unknown variant.
+    """
+    variant = variants.find(config.variant, config.labels)
+    if config.prior == "pseudo":
+        variant = variant.on_pseudo_ids()
+    if config.list_loss == "grpo":
+        variant = variant.on_own_beams()
+    return variant
 
 
 def choose_precision(config: AnyConfig, job: ArtifactJob) -> AnyConfig:
@@ -259,6 +289,14 @@ def read_cf_source(config: BaselineConfig) -> list[Artifact]:
     return [replace(artifact, role=f"cf_source-{artifact.fingerprint[:8]}")]
 
 
+def read_item_model_inputs(config: BaselineConfig) -> list[Artifact]:
+    """Open the data set, and the labels that the loss needs."""
+    inputs = [artifacts.read(config.dataset or config.run / "dataset", "dataset")]
+    if config.loss != "ce":
+        inputs.append(read_labels(config))
+    return inputs
+
+
 def identify_base(folder: Path) -> dict[str, Any]:
     """Identify the pretrained model that a SETRec, Lite-LLM4Rec or E4SRec starts from.
 
@@ -266,7 +304,7 @@ def identify_base(folder: Path) -> dict[str, Any]:
         UserError: no checkpoint there.
     """
     check_checkpoint(folder, "--base")
-    return {"base": checkpoint_identity(folder)}
+    return {"base": checksums.model_identity(folder)}
 
 
 def read_labels(config: Config | BaselineConfig) -> Artifact:
@@ -289,6 +327,17 @@ def read_prior(config: Config) -> Artifact:
     return replace(artifact, role=config.prior)
 
 
+def identify_other_models(config: Config, ids: Artifact) -> dict[str, Any]:
+    """Identify the models that are no inputs: those that the training starts from, and a teacher that is a server.
+
+    Raises:
+        UserError: one is missing or does not fit.
+    """
+    facts = check_init(config.init, ids) if config.init else {}
+    facts |= identify_remote_teacher(config, ids)
+    return facts | (identify_warm_start(config.warm_start) if config.warm_start else {})
+
+
 def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
     """Identify the language model that a student starts from.
 
@@ -304,7 +353,7 @@ def check_init(folder: Path, ids: Artifact) -> dict[str, Any]:
     """
     check_checkpoint(folder, "--init")
     if not (folder / artifacts.MANIFEST).is_file():
-        return {"init": checkpoint_identity(folder)}
+        return {"init": checksums.model_identity(folder)}
     teacher = artifacts.read(folder, "teacher")
     if not knows(teacher, ids):
         raise UserError(
@@ -333,9 +382,3 @@ def check_checkpoint(folder: Path, flag: str) -> None:
         adapter = (folder / "adapter_config.json").is_file()
         kind = "a LoRA adapter; merge it first (teacher/merge.py)" if adapter else "no config.json with *.safetensors"
         raise UserError(f"{flag} {folder} is no Hugging Face checkpoint: it holds {kind}.")
-
-
-def checkpoint_identity(folder: Path) -> dict[str, Any]:
-    """Identify a checkpoint that is no artifact, by its config and the sizes of its weights' files."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
-    return {"config": (folder / "config.json").read_text(), "weights": sizes}

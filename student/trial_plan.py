@@ -21,9 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 from distill.runtime.config import parse, suggest
 from distill.runtime.errors import UserError
 from student.config import Config as StudentConfig
+from student.jobs import identify_inputs
 from student.search_config import JOURNAL, Config, read_settings
 
 PLAN = "plan"  # attribute of the study: what its trials have in common
+INPUTS = "inputs"  # of the plan
 
 
 class TrialPlan:
@@ -33,7 +35,8 @@ class TrialPlan:
         config: of the command.
 
     Raises:
-        UserError: a space that is none, or an earlier search of another plan in the folder.
+        UserError: a space that is none; missing inputs of the student; or an earlier search of another plan, or on
+            other inputs, in the folder.
     """
 
     def __init__(self, config: Config):
@@ -41,6 +44,8 @@ class TrialPlan:
         self.student_config(extreme(self.space, "low"))  # refuses names and ends of ranges before the first training
         self.student_config(extreme(self.space, "high"))
         self.planned = self.planned_trials()
+        # of the settings as they are: inputs that only other trials read are not compared
+        self.inputs = identify_inputs(self.student_config({}))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         config.folder.mkdir(parents=True, exist_ok=True)
         self.study = optuna.create_study(
@@ -53,9 +58,17 @@ class TrialPlan:
         config = self.config
         plan = {"student": read_settings(config.student), "variant": config.variant, "seed": config.seed}
         plan |= {"settings": config.settings, "space": config.space, "sampler": config.sampler}
-        plan = json.loads(json.dumps(plan, default=str))
-        earlier = self.study.user_attrs.get(PLAN, plan)
+        plan = json.loads(json.dumps(plan | {INPUTS: self.inputs}, default=str))
+        # journals of earlier versions do not name the inputs: theirs are taken to be those of now
+        earlier = plan | self.study.user_attrs.get(PLAN, {})
         different = [key for key in plan if plan[key] != earlier.get(key)]
+        if different == [INPUTS]:
+            before, now = earlier[INPUTS], plan[INPUTS]
+            names = [name for name in before | now if before.get(name) != now.get(name)]
+            raise UserError(
+                f"{config.folder} holds trials that read other inputs than new ones would: {', '.join(names)} changed. "
+                "Name another --output, or forget that search with --overwrite."
+            )
         if different:
             raise UserError(
                 f"{config.folder} holds a search with another {different[0]}: {earlier.get(different[0])}, now "

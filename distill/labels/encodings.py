@@ -84,7 +84,9 @@ class TopK:
         with np.errstate(divide="ignore"):
             tail = np.log(probs.sum(1)).astype(np.float16)
         top_log_probs = np.take_along_axis(log_probs, top, axis=1).astype(np.float16)
-        return {"top": top.astype(np.int16), "top_log_probs": top_log_probs, "tail": tail}
+        # a codebook has fewer than 2^15 codewords, but with --scope all V counts those of all levels
+        dtype = np.int16 if log_probs.shape[1] <= 1 << 15 else np.int32
+        return {"top": top.astype(dtype), "top_log_probs": top_log_probs, "tail": tail}
 
     @staticmethod
     def decode(columns: Columns, size: int) -> np.ndarray:

@@ -250,10 +250,9 @@ def join(queue: ShardQueue, overwrite: bool, number: int, processes: int) -> boo
     if number == 0:
         queue.join(fresh=True)
         store.set("first", "done")
-    else:
-        store.wait(["first"])
-        queue.join()
-    return True
+        return True
+    store.wait(["first"])
+    return queue.join()
 
 
 def is_complete(job: ArtifactJob) -> bool:

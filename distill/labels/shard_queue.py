@@ -78,6 +78,8 @@ class ShardQueue:
                 self.job.begin()
             else:
                 self.job.refuse_change()
+                # with overwrite, the process that joined afresh has made the working folder: if it is gone, the output
+                # is the new set
                 if (self.job.output / MANIFEST).is_file() and not self.job.partial.exists():
                     if not self._damaged_in(self.job.output):
                         return False

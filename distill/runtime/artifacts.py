@@ -309,12 +309,15 @@ class ArtifactJob:
     def refuse_change(self) -> None:
         """Refuse to replace output or unfinished work of another identity: for work too expensive to lose unasked.
 
+        With `overwrite` the output may be of another identity: it is what unfinished work will replace.
+
         Raises:
             UserError: there is such work; the message names what differs.
         """
         identities = {self.partial: self.unfinished_identity()}
-        with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged manifest is reported by `read`
-            identities[self.output] = json.loads((self.output / MANIFEST).read_text())["identity"]
+        if not self.overwrite:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged manifest is reported by `read`
+                identities[self.output] = json.loads((self.output / MANIFEST).read_text())["identity"]
         for folder, identity in identities.items():
             difference = identity_difference(identity, self.identity) if identity is not None else ""
             if difference:

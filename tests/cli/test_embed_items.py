@@ -1,9 +1,11 @@
 """From texts to embeddings: every embedder, resumption, sharding, co-occurrence, items added later, bad input."""
 
+import shutil
+
 import numpy as np
 import pytest
 from by_command import KINDS, LINES, TITLES, command, make_dataset, real_command, refused
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from student_shop import write_network
 
 from distill.data.dataset import Dataset
@@ -221,6 +223,25 @@ def test_networks_that_cannot_join(tmp_path, words, message):
     make_sasrec(tmp_path, "network", 12)
     assert command("embed_items.py", tmp_path, "--dim", "8", "--output", "text")[0] == 0
     assert message in refused("embed_items.py", tmp_path, *words, "--item_model", "network", kind="embeddings")
+
+
+def test_a_model_trained_again_in_place_is_another(tmp_path, tiny_model):
+    """Of the same path and sizes; its shards must not be mixed, nor its vectors added to those of before."""
+    make_dataset(tmp_path, TITLES)
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    words = ["--embedder", "hf", "--model", str(model), "--shard_rows", "4"]
+    assert command("embed_items.py", tmp_path, *words)[0] == 0
+    before = rows(tmp_path)
+    shutil.copytree(tiny_model, model, dirs_exist_ok=True)
+    assert "finished, at" in command("embed_items.py", tmp_path, *words)[2]
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value * 2 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    code, _, error = command("embed_items.py", tmp_path, "--like", "embeddings", "--output", "more")
+    assert code == 2 and f"--like: the model {model} is not what it was" in error and not (tmp_path / "more").exists()
+    code, _, error = command("embed_items.py", tmp_path, *words)
+    assert code == 0 and "made again, because model files changed" in error
+    assert np.abs(rows(tmp_path) - before).max() > 1e-3
+    assert command("embed_items.py", tmp_path, "--like", "embeddings", "--output", "more")[0] == 0
 
 
 @pytest.mark.parametrize("how", ["none", "concat"])

@@ -413,7 +413,9 @@ def test_launched_processes_share_the_work_and_may_start_anew(shop, tmp_path):
     script = str(Path(export.__file__))
     words = ["--run", str(shop), "--mix", "transitions=1.0", "--shard_rows", "20", "--keep", "4"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-    for output, before, more in (("alone", [], []), ("shared", [], []), ("shared", launcher, ["--overwrite"])):
+    runs = [("alone", [], []), ("shared", [], ["--keep", "3"])]
+    runs += [("shared", launcher, ["--overwrite"])] * 2  # over a set of other settings, then of the same
+    for output, before, more in runs:
         done = subprocess.run(
             [sys.executable, *before, script, *words, "--output", str(tmp_path / output), *more],
             capture_output=True, text=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"},

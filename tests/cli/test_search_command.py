@@ -1,6 +1,7 @@
 """The real command of search.py on a small shop, killed and continued."""
 
 import csv
+import shutil
 import subprocess
 import sys
 
@@ -49,8 +50,12 @@ def test_a_search_and_what_it_leaves(shop):
 
 
 def test_a_student_that_fails_ends_the_search(shop):
-    plan = {"run": str(shop / "nowhere"), "student": str(shop / "student.yaml")}
+    shutil.copytree(shop / "run", shop / "damaged", ignore=shutil.ignore_patterns("search"))
+    (shop / "damaged/semantic_ids/report.json").write_text("{}")
+    plan = {"run": str(shop / "damaged"), "student": str(shop / "student.yaml")}
     (shop / "search.yaml").write_text(yaml.safe_dump(plan | {"space": {"gamma": {"low": 0.01, "high": 1.0}}}))
     code, _, error = search(shop)
     assert code == 2 and "Traceback" not in error
-    assert "nowhere/dataset" in error and "This command failed, see its message above" in error
+    assert "report.json is damaged" in error and "This command failed, see its message above" in error
+    code, _, error = search(shop, "--run", shop / "nowhere")  # inputs are missing: no student starts
+    assert code == 2 and "No dataset at" in error and "This command failed" not in error

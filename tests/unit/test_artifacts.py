@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import xxhash
 
-from distill.runtime import artifacts, commands
+from distill.runtime import artifacts, checksums, commands
 from distill.runtime.artifacts import ArtifactJob, check_agreement, fingerprint
 from distill.runtime.config import JobSettings
 from distill.runtime.errors import UserError
@@ -46,6 +47,32 @@ def test_ancestors_are_passed_on(tmp_path):
     ids = make(tmp_path, inputs=[data], text="2")
     teacher = make(tmp_path, "teacher", "teacher", inputs=[ids], text="3")
     assert teacher.inputs == {"dataset": data.fingerprint, "semantic_ids": ids.fingerprint}
+
+
+def test_a_model_is_its_files(tmp_path):
+    """Also those of sub-folders; not texts about it, hidden files or times."""
+    model = tmp_path / "model"
+    (model / "1_Pooling").mkdir(parents=True)
+    (model / ".cache").mkdir()
+    counted, others = ["1_Pooling/config.json", "model.safetensors"], [".cache/at.json", "README.md", "manifest.json"]
+    for name in counted + others:
+        (model / name).write_text("old")
+    before = checksums.model_identity(model)
+    assert before == dict.fromkeys(counted, (3, xxhash.xxh3_64_hexdigest(b"old")))
+    for name in others:
+        (model / name).write_text("new")
+    assert checksums.model_identity(model) == before
+    (model / "model.safetensors").write_text("new")  # of the same size
+    assert checksums.model_identity(model) != before
+
+
+def test_a_large_file_is_sampled(tmp_path, monkeypatch):
+    """Two bytes of every four, and the last two."""
+    for name, value in (("WHOLE_BYTES", 10), ("SAMPLE_STEP", 4), ("SAMPLE_BYTES", 2)):
+        monkeypatch.setattr(checksums, name, value)
+    for content, sampled in ((b"0123456789", b"0123456789"), (b"0123456789A", b"0145899A")):
+        (tmp_path / "file").write_bytes(content)
+        assert checksums.sampled_checksum(tmp_path / "file") == xxhash.xxh3_64_hexdigest(sampled)
 
 
 def test_finished_work_is_skipped(tmp_path, capsys):

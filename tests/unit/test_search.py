@@ -4,20 +4,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from student_shop import make_shop
 
+from distill.runtime.artifacts import read
 from distill.runtime.errors import UserError
 from student.search_config import Config
-from student.trial_plan import TrialPlan
+from student.trial_plan import INPUTS, PLAN, TrialPlan
 
 SPACE = {"gamma": {"low": 0.01, "high": 1.0, "log": True}, "candidates": {"low": 2, "high": 16}}
 GRID = {"gamma": {"choices": [0.1, 0.2]}, "scope": {"choices": ["level", "all"]}}
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shop")
+    make_shop(root, [4] * 6)
+    return root
+
+
 @pytest.fixture
-def config(tmp_path):
+def config(shop, tmp_path):
     student = tmp_path / "student.yaml"
     student.write_text("gamma: 0.1\ncandidates: 4\n")
-    return Config(run=tmp_path / "run", student=student, space=SPACE, trials=8)
+    return Config(run=shop, student=student, space=SPACE, trials=8, output=tmp_path / "search")
 
 
 def value(params):
@@ -89,7 +98,46 @@ def test_a_grid_is_every_combination_once(config):
 def test_another_plan_in_the_folder_is_refused(config):
     finish(TrialPlan(config), most=1)
     with pytest.raises(UserError, match="another variant: dwr, now dtr"):
-        TrialPlan(replace(config, variant="dtr", output=config.folder))
+        TrialPlan(replace(config, variant="dtr"))
+
+
+def test_trials_on_other_inputs_are_refused(config, tmp_path):
+    """Labels made again of the same data set and semantic IDs; the journal knows those that it began with."""
+    config = replace(config, run=tmp_path / "run")
+    make_shop(config.run, [4] * 6)
+    finish(TrialPlan(config), most=1)
+    make_shop(config.run, [4] * 6, shards=2)
+    with pytest.raises(UserError, match=r"trials that read other inputs than new ones would: soft_labels changed\."):
+        TrialPlan(config)
+    make_shop(config.run, [4] * 6)
+    assert len(finish(TrialPlan(config))) == 7
+
+
+def test_a_journal_without_inputs_goes_on_once(config, tmp_path):
+    """As of earlier versions: its trials are taken to be of the present inputs, which it then names."""
+    config = replace(config, run=tmp_path / "run")
+    make_shop(config.run, [4] * 6)
+    plan = TrialPlan(config)
+    finish(plan, most=1)
+    before = plan.study.user_attrs[PLAN]
+    plan.study.set_user_attr(PLAN, {name: value for name, value in before.items() if name != INPUTS})
+    assert TrialPlan(config).study.user_attrs[PLAN] == before
+    make_shop(config.run, [5] * 6)
+    with pytest.raises(UserError, match="dataset, soft_labels changed"):
+        TrialPlan(config)
+
+
+def test_items_networks_have_other_inputs(config, shop):
+    config = replace(
+        config, variant="tiger", settings={"backbone": "sasrec"}, space={"lr": {"low": 1e-4, "high": 1e-2}}
+    )
+    assert TrialPlan(config).inputs == {"dataset": read(shop / "dataset", "dataset").fingerprint}
+
+
+def test_inputs_that_are_missing(config, tmp_path):
+    with pytest.raises(UserError, match=r"No dataset at .*nowhere/dataset"):
+        TrialPlan(replace(config, run=tmp_path / "nowhere"))
+    assert not config.folder.exists()
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,26 @@ def test_topk_by_hand(monkeypatch):
     np.testing.assert_allclose(np.exp(ENCODINGS["topk+tail"].decode(found, 4)), probs, rtol=2e-3)
 
 
+@pytest.mark.parametrize(("codebook_size", "dtype"), [(1 << 14, np.int16), ((1 << 14) + 1, np.int32)])
+def test_topk_of_many_codewords(codebook_size, dtype, tmp_path, monkeypatch):
+    """Two levels side by side: the last of 2^15 codewords is the largest int16."""
+    monkeypatch.setattr(encodings.TopK, "K", 2)
+    last = 2 * codebook_size - 1
+    log_probs = np.full((1, 2, last + 1), -np.inf, np.float32)
+    log_probs[0, :, [0, last]] = np.log([[0.25], [0.5]])
+    assert kl(log_probs, "topk+tail") == pytest.approx(0, abs=1e-3)
+    labels = np.array([[0, 0]]), np.array([[5]]), np.zeros((1, 1)), log_probs
+    with ArtifactJob("soft_labels", Nothing(), tmp_path / "labels").write() as part:
+        (part / "data").mkdir()
+        shard = write_shard(part / "data/00000.parquet", examples([0], [1], [5]), *labels, "topk+tail")
+        facts = {"levels": 2, "codebook_size": codebook_size, "scope": "all", "encoding": "topk+tail", "keep": 1}
+        write_index(part, [shard], **facts)
+    store = LabelStore.open(tmp_path / "labels")
+    top = store.shard(0)["top_1"]
+    assert top.tolist() == [[last, 0]] and top.dtype == dtype
+    np.testing.assert_allclose(np.exp(store.load().log_probs()[0, 1, [0, 1, last]]), [0.25, 0, 0.5], rtol=1e-3)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
