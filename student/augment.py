@@ -36,7 +36,8 @@ def drop_items_with_targets(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Drop items from sequences that hold the targets.
 
-    A target that is dropped, or left without history, is no longer an example.
+    A target that is dropped, or left without history, is no longer an example. If none would be left, the last one
+    stays, with the item before it: a batch needs an example.
 
     Args:
         sequences: see above.
@@ -48,9 +49,15 @@ def drop_items_with_targets(
         The sequences, the targets' new places [n], and which examples remain [n].
     """
     keep = (sequences != PAD) & (rng.random(sequences.shape) >= probability)
+    if not _remaining(keep, rows, places).any():
+        keep[rows[-1], places[-1] - 1 : places[-1] + 1] = True
     before = np.cumsum(keep, axis=1) - keep
-    places, kept = before[rows, places], keep[rows, places]
-    return _close_gaps(sequences, keep), places, kept & (places > 0)
+    return _close_gaps(sequences, keep), before[rows, places], _remaining(keep, rows, places)
+
+
+def _remaining(keep: np.ndarray, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Tell which targets are kept with an item before them [n]."""
+    return keep[rows, places] & (places > keep.argmax(1)[rows])
 
 
 def _close_gaps(sequences: np.ndarray, keep: np.ndarray) -> np.ndarray:

@@ -225,18 +225,19 @@ class BatchSampler:
         return self.index.find(*keys)[0]
 
     def _local_batch(self, block: LabelBlock | None, global_batch: GlobalBatch, rows: np.ndarray, last: bool) -> Batch:
-        """Cut some rows out of a global batch; without rows, take the first with weight 0."""
+        """Cut some rows out of a global batch; without any example in them, take the first's row with weight 0."""
         if global_batch.on_policy:
             return self._own_batch(global_batch, rows, last)
-        factor = 1.0 if len(rows) else 0.0
-        rows = rows if len(rows) else np.arange(1)
+        has_examples = bool(np.isin(global_batch.rows, rows).any())  # dropped items may have taken those of all rows
+        factor = 1.0 if has_examples else 0.0
+        rows = rows if has_examples else global_batch.rows[:1]
         row_number = np.full(len(global_batch.sequences), PAD)
         row_number[rows] = np.arange(len(rows))
         chosen = np.flatnonzero(row_number[global_batch.rows] >= 0)  # examples of these rows
         local_rows, label_rows = row_number[global_batch.rows[chosen]], global_batch.label_rows[chosen]
         sequences = global_batch.sequences[rows]
         rank_weights = global_batch.rank_weights[chosen] * factor
-        has_ranked = self.one_pass and self.loss.rank and len(chosen)
+        has_ranked = self.one_pass and self.loss.rank
         arrays = {
             "sequences": sequences[:, : max(1, (sequences != PAD).sum(1).max())],
             "rows": local_rows,

@@ -231,7 +231,8 @@ class SamplerSettings(BatchSettings, AugmentationSettings, LabelSettings, OnPoli
     """In one pass, targets with more than max_history items before them: in windows that overlap by half, so that each
     has the last max_history/2 to max_history items, or prefix by prefix with exactly the last max_history."""
     buffer_rows: PositiveInt = field(default=65536, metadata={"identity": False})
-    """Labels in memory at once; batches are drawn from among them."""
+    """Labels in memory at once; batches are drawn from among them. A broken run goes on with the same number, and
+    starts afresh with another."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill.data.dataset import Dataset, Examples
 from distill.labels.store import LabelStore
 from distill.runtime.artifacts import Artifact
+from distill.runtime.errors import UserError
 from distill.runtime.logs import log
 from distill.runtime.models import count_parameters
 from distill.runtime.sharding import trainable_state, unsharded
@@ -66,6 +67,14 @@ class Phase:
     lr: float
     sampler: BatchSampler | ItemBatchSampler
     loss: Callable[[nn.Module, Batch | ItemBatch, float], Tensor]
+
+    @property
+    def division(self) -> dict[str, int]:
+        """Settings outside the student's identity that decide which batches an epoch has."""
+        if not isinstance(self.sampler, BatchSampler) or self.sampler.store is None:
+            return {}
+        # above the number of labels, all values mean the same: one block
+        return {"buffer_rows": min(self.sampler.settings.buffer_rows, self.sampler.store.rows)}
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,10 @@ def build_student(
     )
 
     trie = recommender.trie if config.scope == "trie" else None
-    reference = read_reference(config, acc) if config.reference else None
+    in_one_pass = any(
+        samplers[name].one_pass and not loss.own_beams for name, loss in variant.phases.items() if loss.rank
+    )
+    reference = read_reference(config, acc, in_one_pass) if config.reference else None
 
     on_policy = finish = None
     if config.on_policy and variant.retriever.generative == "distill":
@@ -172,11 +184,33 @@ def open_forced_teacher(
     return EngineTeacher(load_teacher(dataset, ids, str(acc.device), config.teacher_dtype))
 
 
-def read_reference(config: Config, acc: Accelerator) -> nn.Module:
-    """Load the network whose scores the ranking loss subtracts."""
+def read_reference(config: Config, acc: Accelerator, in_one_pass: bool) -> nn.Module:
+    """Load the network whose scores the ranking loss subtracts.
+
+    Args:
+        config: of the command.
+        acc: the Accelerator.
+        in_one_pass: whether the student ranks in one pass, so that the reference must too.
+
+    Raises:
+        UserError: it normalises over other codewords than the student, or cannot score in one pass.
+    """
     assert config.reference is not None
     student = Recommender.from_pretrained(config.reference)
-    return (student.ranker or student.model).to(acc.device)
+    network, scope, backbone = student.ranker or student.model, student.facts["scope"], student.facts["backbone"]
+    if scope != config.scope:
+        raise UserError(
+            f"--reference {config.reference} was trained with --scope {scope}, this student has --scope "
+            f"{config.scope}: log-probabilities over other codewords cannot be compared. Take --scope {scope}, or a "
+            f"reference of --scope {config.scope}."
+        )
+    if in_one_pass and not hasattr(network, "one_pass"):
+        raise UserError(
+            f"--reference {config.reference} has --backbone {backbone}, which cannot score in one pass, and this "
+            f"student, --backbone {config.backbone}, is trained so. Give a reference of --backbone {config.backbone}, "
+            "or --one_pass false."
+        )
+    return network.to(acc.device)
 
 
 def build_item_model(

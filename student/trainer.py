@@ -110,7 +110,7 @@ class PhaseTrainer:
         self.wrapped, self.optimizer = acc.prepare(self.model, optimizer)
         self.checkpoints = Checkpoints(
             job.partial / "checkpoints", settings.checkpoint_every, settings.keep_checkpoints, acc, self.wrapped,
-            self.optimizer, name=phase.title, best_everywhere=True, job=job,
+            self.optimizer, name=phase.title, best_everywhere=True, job=job, division=phase.division,
         )  # fmt: skip
         acc.wait_for_everyone()
         self.progress = self.checkpoints.restore()

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
-from distill.baselines import counting
 from distill.baselines.content import Content
-from distill.baselines.counting import Transitions, TransitionSettings, count_transitions
-from distill.baselines.item_scorer import mean_ndcg, sample_examples
+from distill.baselines.counting import Transitions, count_transitions
+from distill.baselines.item_scorer import mean_ndcg, sample_examples, split_examples
 from distill.baselines.mixture import CounterContent
 from distill.baselines.popularity import Popularity
 from distill.data.dataset import PAD, Dataset, Examples
@@ -59,7 +59,7 @@ def audit(
     findings += dependence(dataset, tuned, examples, exclude_bought)
     if texts is not None:
         findings += similarity_alone(dataset, tuned, texts, examples, exclude_bought)
-    return findings + reach(dataset, examples)
+    return findings + reach(values, offsets, dataset.n_items, examples)
 
 
 def branching(pairs: np.ndarray, n_items: int) -> list[Finding]:
@@ -135,17 +135,20 @@ def similarity_alone(
     ]
 
 
-def reach(dataset: Dataset, examples: Examples) -> list[Finding]:
-    """Measure which targets counting can find at all, and how familiar targets are."""
-    values, offsets = dataset.training_sequences()
-    widest = max(int(np.diff(offsets).max(initial=1)), 1)
-    settings = TransitionSettings(window=widest, decay=1.0, recency=1.0, last=examples.histories.shape[1])
-    reachable = counting.reachable(Transitions(dataset, settings), examples)
-    counts = count_transitions(values, offsets, dataset.n_items, 1, 1.0)
+def reach(values: np.ndarray, offsets: np.ndarray, n_items: int, examples: Examples) -> list[Finding]:
+    """Measure which targets counting can find at all, and how familiar targets are.
+
+    Args:
+        values, offsets: of the training sequences.
+        n_items: catalogue size.
+        examples: of the validation part.
+    """
+    reachable = met_in_training(values, offsets, n_items, examples)
+    counts = count_transitions(values, offsets, n_items, 1, 1.0)
     last = examples.histories[np.arange(len(examples)), (examples.histories != PAD).sum(1) - 1]
     neighbour = np.asarray(counts[last, examples.targets]).ravel() > 0
     bought = (examples.histories == examples.targets[:, None]).any(1)
-    seen = dataset.count_purchases()[examples.targets]
+    seen = np.bincount(values, minlength=n_items)[examples.targets]
     return [
         Finding("reachable by counting", float(reachable.mean()), "target and an item of the history met in training"),
         Finding("next to the last item", float(neighbour.mean()), "the target stood beside the last item in training"),
@@ -153,6 +156,30 @@ def reach(dataset: Dataset, examples: Examples) -> list[Finding]:
         Finding("targets seen under 5 times", float((seen < 5).mean()), "in the training part"),
         Finding("cold targets", float((seen == 0).mean()), "in no training sequence: counting cannot find them"),
     ]
+
+
+def met_in_training(values: np.ndarray, offsets: np.ndarray, n_items: int, examples: Examples) -> np.ndarray:
+    """Tell whether a training sequence holds a pair of the target and an item of the history [users], bool.
+
+    The pairs of all sequences are never counted: their number grows with the square of the sequences' lengths.
+
+    Args:
+        values, offsets, n_items, examples: as for `reach`.
+    """
+    sequence_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    shape = (len(offsets) - 1, n_items)
+    times = sp.coo_array((np.ones(len(values), np.int32), (sequence_of, values)), shape=shape).tocsr()
+    is_repeated = np.zeros(n_items, dtype=bool)
+    is_repeated[times.indices[times.data > 1]] = True  # some sequence holds a pair of the item with itself
+    holds = times.astype(bool)
+    held_by, met = holds.T.tocsr(), []
+    for part in split_examples(examples, n_items):
+        targets, row = np.unique(part.targets, return_inverse=True)
+        meets = (held_by[targets] @ holds).toarray()  # whether any sequence holds both [targets, n_items]
+        meets[np.arange(len(targets)), targets] = is_repeated[targets]
+        is_met = meets[row[:, None], part.histories.clip(min=0)] & (part.histories != PAD)
+        met.append(is_met.any(1))
+    return np.concatenate(met)
 
 
 def next_item_pairs(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:

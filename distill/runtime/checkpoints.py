@@ -72,7 +72,8 @@ class Progress:
 class Checkpoints:
     """Saves and restores a run.
 
-    Checkpoints belong to a run (the identity of its job), a model and a launch; others are not loaded.
+    Checkpoints belong to a run (the identity of its job), a model, a launch and a division into batches; others are not
+    loaded.
 
     Args:
         folder: of the checkpoints, shared by all processes; created on the first save. It lies in the job's working
@@ -86,6 +87,7 @@ class Checkpoints:
         name: of the model in training, for messages.
         best_everywhere: restore the best parameters on every process, not only on those that write.
         job: tells which processes write; None: the first.
+        division: settings that are not in the job's identity and decide which batches follow.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Checkpoints:
         name: str = "teacher",
         best_everywhere: bool = False,
         job: ArtifactJob | None = None,
+        division: Mapping[str, int] | None = None,
     ):
         self.name, self.best_everywhere = name, best_everywhere
         self.is_writer = acc.is_main_process if job is None else job.is_writer
@@ -107,7 +110,7 @@ class Checkpoints:
         self.model, self.optimizer, self.schedule = acc.unwrap_model(model), optimizer, schedule
         self.sharded = acc.distributed_type.value in SHARDED
         self.launch = {"processes": acc.num_processes, "engine": engine_of(acc)}
-        self.launch |= {"model": name, "run": _run_of(folder.parent)}
+        self.launch |= {"model": name, "run": _run_of(folder.parent), **(division or {})}
         if job is not None and job.separate_disks:
             self.launch["machine"] = machines.number()  # whose processes' files are on this disk
 
@@ -145,8 +148,8 @@ class Checkpoints:
     def restore(self) -> Progress:
         """Go back to the last whole checkpoint of this run and launch, or start afresh; called by all processes.
 
-        Checkpoints of another run, number of processes or engine cannot be loaded. They are removed by the first
-        `save`, not here: the launch may be a mistake, and loses nothing if it is stopped before.
+        Checkpoints of another run, number of processes, engine or division are not loaded. They are removed by the
+        first `save`, not here: the launch may be a mistake, and loses nothing if it is stopped before.
         """
         name = self._choose()
         if name is None:
@@ -213,7 +216,7 @@ class Checkpoints:
         unusable: list[Path] = []
         for path in self.all():
             state = _read_state(path)
-            # older checkpoints name neither model nor run
+            # older checkpoints name neither model nor run nor division
             matches = bool(state) and all(state.get(name, now) == now for name, now in self.launch.items())
             (usable if matches else unusable).append(path)
         return usable, unusable

@@ -236,6 +236,9 @@ class Causal(Featured, CodewordTables):
             States after each codeword but the last, of the `inner_layers` and, last, of the whole decoder
             [batch, groups, k, levels - 1, d_model].
         """
+        if items.shape[-1] == 1:  # the history's state scores the only codeword, and no token is read
+            no_states = keys[0].new_zeros(*items.shape[:-1], 0, self.config.d_model)
+            return [no_states] * (len(self.inner_layers) + 1)
         tree = PrefixTree(prefix_tokens(items, self.config.codebook_size).flatten(0, 1))
         history_bias, tree_bias = self.candidate_biases(tree, seen, keys[0].shape[2])
         packing = choose_packing(tree.present)

@@ -88,7 +88,8 @@ def test_without_labels_in_parts_of_whole_users(shop, one_pass, monkeypatch):
 
 @pytest.mark.parametrize("one_pass", [False, True])
 @pytest.mark.parametrize("loss", [NLL, DWR])
-def test_global_batches_do_not_depend_on_the_split(shop, loss, one_pass):
+@pytest.mark.parametrize("dropped", [0.3, 0.9])
+def test_global_batches_do_not_depend_on_the_split(shop, loss, one_pass, dropped):
     def steps(processes, accumulation, **changes):
         batches = []
         for process in range(processes):
@@ -101,7 +102,7 @@ def test_global_batches_do_not_depend_on_the_split(shop, loss, one_pass):
                 number += batch.last
         return [(sorted(actual), *rest) for actual, *rest in batches]
 
-    changes = {"drop_items": 0.3, "rank_within": 3 if loss.rank else 0, "confidence": 0.5 if loss.rank else 0.0}
+    changes = {"drop_items": dropped, "rank_within": 3 if loss.rank else 0, "confidence": 0.5 if loss.rank else 0.0}
     alone = steps(1, 1, batch_size=12, **changes)
     assert len(alone) > 2
     assert steps(2, 1, batch_size=6, **changes) == alone
@@ -200,6 +201,49 @@ def test_dropped_items_take_their_targets_along():
             assert new[example] > 0
         seen.add(tuple(kept))
     assert len(seen) > 8
+
+
+def test_the_last_target_stays_where_all_would_be_dropped():
+    """With the item before it; what a sequence keeps beside them stays too, and other draws change nothing."""
+    sequences = np.array([[1, 2, 3, 4], [5, 6, 7, PAD]])
+    rows, places = np.array([0, 0, 1, 1]), np.array([1, 3, 1, 2])
+    actual, new, kept = drop_items_with_targets(sequences, rows, places, 1.0, np.random.default_rng(0))
+    assert actual.tolist() == [[PAD] * 4, [6, 7, PAD, PAD]]
+    assert kept.tolist() == [False, False, False, True] and new[-1] == 1
+    outcomes = set()
+    for seed in range(300):
+        keep = (sequences != PAD) & (np.random.default_rng(seed).random(sequences.shape) >= 0.7)
+        expected = [bool(keep[row, place] and keep[row, :place].any()) for row, place in zip(rows, places, strict=True)]
+        is_lost = not any(expected)
+        if is_lost:
+            keep[1, 1:3] = True
+            expected = [False, False, bool(keep[1, 0]), True]
+        actual, new, kept = drop_items_with_targets(sequences, rows, places, 0.7, np.random.default_rng(seed))
+        assert kept.tolist() == expected
+        assert [row[row != PAD].tolist() for row in actual] == [
+            row[mask].tolist() for row, mask in zip(sequences, keep, strict=True)
+        ]
+        for row, place, target in zip(rows[kept], new[kept], sequences[rows, places][kept], strict=True):
+            assert actual[row, place] == target and place > 0
+        outcomes.add((is_lost, *expected))
+    assert {outcome[0] for outcome in outcomes} == {False, True} and len(outcomes) > 6
+
+
+@pytest.mark.parametrize("loss", [NLL, DWR, Loss(None, rank=True, own_beams=True)])
+def test_every_part_of_a_batch_has_an_example(shop, loss):
+    """Where a process or an accumulation step lost all of its own to dropped items, it is another's, of weight 0."""
+    changes = {"drop_items": 0.9, "batch_size": 1, "accumulation": 2}
+    lists = [list(sampler(shop, loss, True, process, 2, **changes).batches(0)) for process in range(2)]
+    empty = 0
+    for first in range(0, len(lists[0]), 2):
+        parts = [batch for one in lists for batch in one[first : first + 2]]
+        for batch in parts:
+            assert batch.count > 0 and len(batch.targets) > 0 and (batch.places > 0).all()
+            assert len(batch.sequences) > max(batch.rows) and (batch.sequences[:, 0] != PAD).all()
+            assert batch.on_policy or (batch.sequences[batch.rows, batch.places] == batch.targets).all()
+            empty += not batch.weights.any()
+        assert sum(batch.weights.sum().item() for batch in parts) == pytest.approx(parts[0].total)
+    assert empty > 5
 
 
 def test_order():

@@ -14,9 +14,9 @@ def checkpoints(tmp_path):
     """Opens the run's checkpoints, the last two of which are kept, as a new start of the command would."""
     acc = accelerator()
 
-    def open_them():
+    def open_them(**options):
         model = torch.nn.Linear(1, 1)
-        return Checkpoints(tmp_path / "checkpoints", 1, 2, acc, model, torch.optim.SGD(model.parameters()))
+        return Checkpoints(tmp_path / "checkpoints", 1, 2, acc, model, torch.optim.SGD(model.parameters()), **options)
 
     return open_them
 
@@ -46,6 +46,17 @@ def test_a_fresh_start_keeps_its_own_checkpoints(checkpoints, launch, caplog):
     fresh.save(Progress(step=2))
     assert steps(fresh) == [1, 2]
     assert checkpoints().restore().step == 2  # broken off, the fresh run goes on from its own checkpoint
+
+
+def test_another_division_into_batches_starts_afresh(checkpoints):
+    checkpoints(division={"buffer_rows": 60}).save(Progress(step=3, batch=3))
+    assert checkpoints(division={"buffer_rows": 61}).restore() == Progress()
+    assert checkpoints(division={"buffer_rows": 60}).restore().step == 3
+
+
+def test_a_checkpoint_from_before_divisions_were_noted_goes_on(checkpoints):
+    checkpoints().save(Progress(step=3))
+    assert checkpoints(division={"buffer_rows": 60}).restore().step == 3
 
 
 def test_a_fresh_checkpoint_of_the_same_step_replaces_the_old_one(checkpoints):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
 from student_shop import ITEMS, LEVELS, SIZE, K, make_shop
 from tiny_llms import NETWORKS, SMALL, WORDS, checkpoint
 from transformers import (
@@ -30,7 +31,7 @@ from distill.runtime.artifacts import ArtifactJob
 from distill.runtime.config import run
 from distill.runtime.errors import UserError
 from distill.semantic_ids.ids import SemanticIDs
-from student import train, trainer
+from student import jobs, train, trainer
 from student.models import large
 from student.models.causal import Positions
 from student.recommender import Recommender
@@ -122,6 +123,26 @@ def test_candidates_beside_one_history_equal_plain_passes(pair, scope):
     expected = naive_all(plain, codes, items, scope)
     close(model(codes, items, scope), expected)  # in one pass, as in training
     close(model.log_probs(model.encode(codes), items, scope), expected)  # behind cached keys and values
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_ids_of_one_codeword(name, tmp_path):
+    """The plain language model's logits after the history, whatever the candidates."""
+    ids = SemanticIDs(None, [f"i{item}" for item in range(SIZE)], np.arange(SIZE)[:, None], SIZE)
+    folder = checkpoint(tmp_path / "base", NETWORKS[name], ids.tokens())
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    model, codes, items = large.load(folder, ids, 20).double(), histories([5, 2])[..., :1], some_items(2, K)[..., :1]
+    expected = []
+    for history in (codes[0], codes[1, :2], codes[0, :3], codes[1, :1]):
+        tokens = torch.cat([torch.tensor([0]), history.flatten() + len(WORDS)])
+        expected.append(plain(input_ids=tokens[None]).logits[0, -1, len(WORDS) :].log_softmax(-1))
+    whole, shorter = (torch.stack(rows)[:, None, None].expand(-1, K, -1, -1) for rows in (expected[:2], expected[2:]))
+    close(model(codes, items), whole)
+    close(model.log_probs(model.encode(codes), items), whole)
+    groups = torch.tensor([[3], [1]])
+    _, chosen = model(codes, items[:, None], "level", Positions(torch.tensor([0]), torch.tensor([1]), groups))
+    close(chosen[:, 0], shorter.gather(-1, items[..., None]).squeeze(-1))
 
 
 def test_gradients_equal_plain_passes(pair):
@@ -346,6 +367,23 @@ def test_by_the_command(root, tmp_path, ids):
 
 def another(ids, size):
     return dataclasses.replace(ids, codes=ids.codes.clip(max=size - 1), codebook_size=size)
+
+
+def test_weights_tuned_again_in_place_are_another_start(root, tmp_path, ids):
+    """Their files have the same sizes."""
+    folder = checkpoint(tmp_path / "base", NETWORKS["llama"], ids.tokens())
+    codebook = artifacts.read(root / "semantic_ids", "semantic_ids")
+    before = [jobs.check_init(folder, codebook), jobs.identify_base(folder)]
+    (folder / "README.md").write_text("A model.")
+    assert [jobs.check_init(folder, codebook), jobs.identify_base(folder)] == before
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 0.1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    after = [jobs.check_init(folder, codebook), jobs.identify_base(folder)]
+    assert all(now != then for now, then in zip(after, before, strict=True))
+    then, now = before[0]["init"], after[0]["init"]
+    changed = [name for name in then if now[name] != then[name]]
+    assert changed == ["model.safetensors"] and now[changed[0]][0] == then[changed[0]][0]
 
 
 BAD = {

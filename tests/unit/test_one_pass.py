@@ -93,3 +93,33 @@ def test_nothing_after_the_target_is_seen(model):
     after = model(changed, items, "level", at)
     torch.testing.assert_close(before[0], after[0], rtol=0, atol=0)
     torch.testing.assert_close(before[1], after[1], rtol=0, atol=0)
+
+
+ONE_LEVEL = {
+    "causal": lambda: Causal(CausalConfig(1, SIZE, **SIZES, layers=3)),
+    "nested": lambda: Nested(NestedConfig(1, SIZE, **SIZES, outer=2, layers=2)),
+    "nested tied": lambda: Nested(NestedConfig(1, SIZE, **SIZES, outer=2, layers=2, tied=True)),
+    "causal with states": lambda: Causal(CausalConfig(1, SIZE, **SIZES, layers=3, features=5, feature_layers=2)),
+}
+
+
+@pytest.mark.parametrize("name", ONE_LEVEL)
+@pytest.mark.parametrize("k", [1, K])
+def test_candidates_of_one_codeword_are_scored_by_the_history_alone(name, k):
+    """By hand: the softmax of the head's products with the state after the history."""
+    torch.manual_seed(0)
+    model = ONE_LEVEL[name]()
+    lengths, groups = [5, 2, 4], torch.tensor([[1, 4], [1, -1], [3, 2]])
+    codes = sequences(lengths)[..., :1]
+    items = torch.randint(SIZE, (3, k, 1), generator=torch.Generator().manual_seed(2))
+    histories = [codes[row, None, :length] for row, length in enumerate(lengths)]
+    states = torch.cat([model.encode(history).last_state for history in histories])
+    expected = (states @ model.output_table()[0].T).log_softmax(-1)
+    torch.testing.assert_close(model(codes, items), expected[:, None, None].expand(-1, k, -1, -1))
+    replaced = items[:, None].expand(-1, 2, -1, -1)
+    _, chosen = model(codes, replaced, "level", Positions(torch.tensor([0]), torch.tensor([1]), groups))
+    assert chosen.shape == (3, 2, k, 1)
+    for row, group in (groups >= 0).nonzero().tolist():
+        state = model.encode(codes[row, None, : groups[row, group]]).last_state[0]
+        log_probs = (model.output_table()[0] @ state).log_softmax(-1)
+        torch.testing.assert_close(chosen[row, group, :, 0], log_probs[items[row, :, 0]])

@@ -22,7 +22,7 @@ from distill.runtime import artifacts
 from distill.runtime.artifacts import write_json
 from distill.runtime.config import parse
 from distill.runtime.errors import UserError
-from distill.semantic_ids.ids import SemanticIDs
+from distill.semantic_ids.ids import SemanticIDs, write_codes
 from student import train, trainer, variants
 from student.batches import BatchSampler
 from student.config import Config
@@ -290,6 +290,31 @@ def test_ends_as_an_unbroken_run(root, tmp_path, monkeypatch, capsys, variant, b
     assert {path.name for path in (tmp_path / "broken").iterdir()} == names
 
 
+@pytest.mark.parametrize(
+    ("rows", "variant", "message"),
+    [
+        ((50, 20), "distill", "starting afresh: step-00000002 has buffer_rows 50, this run 20"),
+        ((10**4, 10**5), "distill", "goes on from step 2 "),  # more than there are labels: one block
+        ((50, 20), "tiger", "goes on from step 2 "),  # which reads no labels
+    ],
+)
+def test_another_division_of_the_labels_trains_every_example_once(
+    root, tmp_path, monkeypatch, capsys, rows, variant, message
+):
+    """Broken off in the middle of an epoch; a finished student is not stale."""
+    before, after = ({"backbone": "causal", "batch_size": 4, "buffer_rows": number} for number in rows)
+    whole = run(root, tmp_path / "whole", variant, **after)
+    with monkeypatch.context() as patch:
+        break_at(patch, 2)
+        with pytest.raises(BrokenOffError):
+            run(root, tmp_path / "broken", variant, **before)
+    actual = run(root, tmp_path / "broken", variant, **after)
+    assert actual.fingerprint == whole.fingerprint
+    assert message in capsys.readouterr().err
+    run(root, tmp_path / "broken", variant, **before)
+    assert "finished" in capsys.readouterr().err
+
+
 def test_the_ranker_is_the_same_if_broken_off_before_its_first_checkpoint(root, tmp_path, monkeypatch):
     """The random generators go on from the end of the retriever's phase."""
     whole = run(root, tmp_path / "whole", "dtr", backbone="causal")
@@ -400,6 +425,55 @@ def test_every_option_trains(root, tmp_path, variant, changes):
     run(root, tmp_path / "student", variant, **changes)
     curve = json.loads((tmp_path / "student/curve.json").read_text())["retriever"]
     assert len(curve) == 2 and all(np.isfinite(row["loss"]) for row in curve)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("tiger", {"backbone": "nested"}),
+        ("tiger", {"backbone": "causal"}),
+        ("dwr", {"backbone": "nested", "accumulation": 2}),
+        ("dtr", {"backbone": "causal", "list_loss": "grpo"}),
+        ("dwr-smooth", {"backbone": "nested", "prior": "pseudo", "candidates": 16}),
+    ],
+    ids=str,
+)
+def test_batches_that_would_lose_all_targets_train(root, tmp_path, variant, changes):
+    """In batches of one sequence most would: it keeps one."""
+    run(root, tmp_path / "student", variant, epochs=1, drop_items=0.9, batch_size=1, checkpoint_every=0, **changes)
+    curves = json.loads((tmp_path / "student/curve.json").read_text()).values()
+    assert all(0 < row["loss"] < 100 for curve in curves for row in curve)
+
+
+@pytest.fixture(scope="module")
+def one_level_root(tmp_path_factory):
+    """A shop whose items have one codeword each, as the quantiser iid gives them."""
+    folder = tmp_path_factory.mktemp("iid")
+    make_shop(folder, LENGTHS)
+    dataset, codes = Dataset.load(folder / "dataset"), np.arange(ITEMS)[:, None]
+    examples, store = dataset.examples("train"), LabelStore.open(folder / "soft_labels").load()
+    labels = store.candidates(), store.scores(), np.full((len(examples), 1, ITEMS), -np.log(ITEMS))
+    names = dataset.items["item_id"].to_pylist()
+    for kind in ("semantic_ids", "soft_labels"):
+        shutil.rmtree(folder / kind)
+    data = artifacts.read(folder / "dataset", "dataset")
+    with artifacts.ArtifactJob("semantic_ids", Nothing(), folder / "semantic_ids", [data]).write() as partial:
+        write_codes(partial, names, codes)
+        write_json(partial / "report.json", {"codebook_size": ITEMS})
+    inputs = [data, artifacts.read(folder / "semantic_ids", "semantic_ids")]
+    with artifacts.ArtifactJob("soft_labels", Nothing(), folder / "soft_labels", inputs).write() as partial:
+        write_labels(partial, examples, codes, *labels, levels=1, codebook_size=ITEMS)
+    return folder
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("variant", ["dwr", "dtr"])
+def test_items_of_one_codeword_train(one_level_root, tmp_path, variant, backbone):
+    """And dtr's ranker re-scores beams of one codeword."""
+    run(one_level_root, tmp_path / "student", variant, backbone=backbone, epochs=1)
+    student = Recommender.from_pretrained(tmp_path / "student")
+    lists, scores = student.rank_items(np.array([[1, 2, -1], [3, -1, -1]]), 5)
+    assert (lists >= 0).all() and np.isfinite(scores).all()
 
 
 @pytest.mark.parametrize(
@@ -606,6 +680,70 @@ def test_a_joint_ranker_is_compared_with_a_finished_student(root, tmp_path):
     make_shop(foreign, LENGTHS, seed=1)
     with pytest.raises(UserError, match="do not belong together"):
         run(foreign, tmp_path / "other", "dwr", **options)
+
+
+@pytest.fixture(scope="module")
+def references(root, tmp_path_factory):
+    """Finished students: (backbone, scope) -> folder; their networks are larger than those that are compared."""
+    folder, sizes = tmp_path_factory.mktemp("references"), {"d_model": 24, "d_ff": 24, "heads": 2, "d_head": 8}
+    layers = {
+        "seq2seq": {"encoder_layers": 1, "decoder_layers": 1},
+        "causal": {"layers": 1},
+        "nested": {"outer": 1, "layers": 1},
+    }
+
+    def train_once(backbone, scope):
+        output = folder / f"{backbone}-{scope}"
+        if not output.exists():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(BACKBONES[backbone][2], "demo", sizes | layers[backbone])
+                run(root, output, "tiger", backbone=backbone, scope=scope, epochs=1)
+        return output
+
+    return train_once
+
+
+@pytest.mark.parametrize(
+    ("backbone", "scope", "changes"),
+    [
+        ("causal", "level", {"backbone": "causal"}),
+        ("nested", "level", {"backbone": "causal"}),
+        ("causal", "all", {"backbone": "nested", "scope": "all"}),
+        ("nested", "level", {"backbone": "seq2seq"}),
+        ("seq2seq", "level", {"backbone": "nested", "one_pass": False}),
+        ("seq2seq", "level", {"backbone": "causal", "variant": "dtr", "list_loss": "grpo"}),  # prefix by prefix
+    ],
+    ids=str,
+)
+def test_references_that_score_what_the_student_scores(root, tmp_path, references, backbone, scope, changes):
+    """Sizes may differ, and networks, as long as both score the same candidates over the same codewords."""
+    options = {"variant": "dwr", "list_loss": "dpo", "reference": references(backbone, scope), "epochs": 1}
+    run(root, tmp_path / "student", **(options | changes))
+    curves = json.loads((tmp_path / "student/curve.json").read_text()).values()
+    assert all(np.isfinite(row["loss"]) for curve in curves for row in curve)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "scope", "changes", "message"),
+    [
+        ("seq2seq", "level", {"backbone": "causal"}, "--backbone seq2seq, which cannot .* --backbone causal, is"),
+        ("seq2seq", "level", {"backbone": "nested", "list_loss": "s_dpo"}, "--one_pass false"),
+        ("seq2seq", "level", {"backbone": "causal", "variant": "dtr"}, "--backbone seq2seq, which cannot score"),
+        ("causal", "all", {"backbone": "causal"}, "with --scope all, this student has --scope level"),
+        (
+            "causal",
+            "level",
+            {"backbone": "causal", "scope": "trie"},
+            "with --scope level, this student has --scope trie",
+        ),
+    ],
+    ids=str,
+)
+def test_references_that_cannot_be_compared(root, tmp_path, references, backbone, scope, changes, message):
+    options = {"variant": "dwr", "list_loss": "dpo", "reference": references(backbone, scope)}
+    with pytest.raises(UserError, match=message):
+        run(root, tmp_path / "student", **(options | changes))
+    assert not list(tmp_path.iterdir())  # before anything is trained
 
 
 def test_annealing_by_hand():

@@ -169,10 +169,12 @@ class Large(Featured):
     def log_probs(self, encoded: EncodedHistory, items: Tensor, scope: str = "level") -> Tensor:
         """Compute the log-probabilities of every codeword at every position of candidates; as `Causal.log_probs`."""
         batch, k, levels = items.shape
+        first = encoded.last_state[:, None, None].expand(-1, k, -1, -1)
+        if levels == 1:  # the history's state scores the only codeword, and no token is read
+            return forced_log_probs(first, self.head, scope)
         visible, positions = candidate_attention_mask(encoded.lengths[:, None], k, levels - 1, encoded.width)
         tokens = prefix_tokens(items, self.config.codebook_size).flatten(1)
         after = self.run_trunk(tokens, visible, positions, fork(encoded.cache))[-1].view(batch, k, levels - 1, -1)
-        first = encoded.last_state[:, None, None].expand(-1, k, -1, -1)
         return forced_log_probs(torch.cat([first, after], dim=2), self.head, scope)
 
     def step(self, encoded: EncodedHistory, scope: str = "level") -> TreeStep:
