@@ -25,7 +25,7 @@ from distill.runtime.ray_settings import RaySettings, check_ray
 from distill.semantic_ids.config import EmbedSettings, check_embedder
 from distill.semantic_ids.embed import Catalogue, embed, read_space, with_settings_of
 
-MODEL_FILES = "model files"  # the model's identity among the facts that decide the result
+MODEL_IDENTITY = "model files"  # its key among the facts that decide the result
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def identify_model(config: Config) -> dict[str, Any]:
     """Identify a model in a local folder by its files, for it may be trained again in place; no facts on others."""
     if config.embedder not in ("sentence", "hf") or not Path(str(config.model)).is_dir():
         return {}
-    return {MODEL_FILES: checksums.model_identity(Path(str(config.model)))}
+    return {MODEL_IDENTITY: checksums.model_identity(Path(str(config.model)))}
 
 
 def check_same_model(config: Config, job: ArtifactJob, old: Artifact) -> None:
@@ -95,8 +95,8 @@ def check_same_model(config: Config, job: ArtifactJob, old: Artifact) -> None:
     Raises:
         UserError: its files are others than then.
     """
-    earlier = (old.manifest["identity"].get("extra") or {}).get(MODEL_FILES)  # earlier versions recorded none
-    if earlier is not None and earlier != job.identity["extra"].get(MODEL_FILES):
+    earlier = (old.manifest["identity"].get("extra") or {}).get(MODEL_IDENTITY)  # earlier versions recorded none
+    if earlier is not None and earlier != job.identity["extra"].get(MODEL_IDENTITY):
         raise UserError(
             f"--like: the model {config.model} is not what it was when it embedded {old.folder}. Restore it, or embed "
             "all items again."

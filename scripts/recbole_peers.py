@@ -55,8 +55,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pretrain_epochs", type=int, default=50, help="of S3Rec (default 50; RecBole: 500)")
     parser.add_argument("--lr", type=rates, default="0.001,0.003", help="to try (default 0.001,0.003)")
     parser.add_argument("--dropout", type=rates, default="0.3,0.5", help="to try (default 0.3,0.5)")
-    help = "cross-entropy over all items, or BPR against one item drawn at random (default CE)"
-    parser.add_argument("--loss", choices=("CE", "BPR"), default="CE", help=help)
+    losses = "cross-entropy over all items, or BPR against one item drawn at random (default CE)"
+    parser.add_argument("--loss", choices=("CE", "BPR"), default="CE", help=losses)
     parser.add_argument("--batch_size", type=int, default=256, help="examples of a step (default 256; RecBole: 2048)")
     parser.add_argument("--max_history", type=int, default=20, help="items of a history (default 20)")
     parser.add_argument("--width", type=int, default=50, help="items of a list (default 50)")

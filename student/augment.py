@@ -37,7 +37,7 @@ def drop_items_with_targets(
     """Drop items from sequences that hold the targets.
 
     A target that is dropped, or left without history, is no longer an example. If none would be left, the last one
-    stays, with the item before it: a batch needs an example.
+    is kept, with the item before it: a batch needs an example.
 
     Args:
         sequences: see above.

@@ -138,11 +138,14 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
             raise UserError(f"Unknown system {name!r} in {folder}. {suggest(name, [*learned, *not_learned])}")
     wanted = config.systems or learned
     students, item_models = ([path for path in paths if path.name in wanted] for paths in (students, item_models))
-    if protocol.split == "valid":
-        students, item_models = (_without_validation(paths, config.systems) for paths in (students, item_models))
     has_teacher &= "teacher" in wanted
 
     baseline_artifacts = [read_baseline(path) for path in item_models]
+    student_artifacts = [artifacts.read(path, "student") for path in students]
+    if protocol.split == "valid":
+        baseline_artifacts, student_artifacts = (
+            _without_validation(found, config.systems) for found in (baseline_artifacts, student_artifacts)
+        )
     teacher_artifact = artifacts.read(teacher, "teacher") if has_teacher else None
     if teacher_artifact and writes_titles(teacher_artifact):
         raise UserError(
@@ -153,7 +156,7 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
     codes = config.semantic_ids or config.run / "semantic_ids"
     # only teachers and students need semantic IDs, and diversity without embeddings
     teachers = has_teacher or any(artifact.kind == "teacher" for artifact in baseline_artifacts)
-    needed = bool(students) or teachers or embeddings is None or bool(config.semantic_ids)
+    needed = bool(student_artifacts) or teachers or embeddings is None or bool(config.semantic_ids)
     ids = artifacts.read(codes, "semantic_ids") if needed or codes.exists() else None
     inputs = Inputs(
         dataset,
@@ -161,7 +164,7 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
         embeddings,
         adopt_teacher(teacher_artifact, ids) if teacher_artifact and ids else teacher_artifact,
         baseline_artifacts,
-        [artifacts.read(path, "student") for path in students],
+        student_artifacts,
         [name for name in not_learned if name in wanted] or not_learned,
     )
     apart = inputs.with_different_labels()
@@ -175,16 +178,17 @@ def find_inputs(config: InputSettings, baselines: BaselineSettings, protocol: Pr
     return inputs
 
 
-def _without_validation(folders: Sequence[Path], asked: Sequence[str] | None) -> list[Path]:
+def _without_validation(learned: Sequence[Artifact], asked: Sequence[str] | None) -> list[Artifact]:
     """Leave out systems whose memory has counted the validation targets, on which they would be evaluated.
 
     Raises:
         UserError: one of them was asked for by name.
     """
     kept = []
-    for folder in folders:
-        if not artifacts.read_any(folder, ("student", "baseline", "teacher")).config.get("with_validation"):
-            kept.append(folder)
+    for artifact in learned:
+        folder = artifact.folder
+        if not artifact.config.get("with_validation"):
+            kept.append(artifact)
         elif folder.name in (asked or ()):
             raise UserError(f"{folder} has counted the validation targets; evaluate it with --split test.")
         else:

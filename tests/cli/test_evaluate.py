@@ -178,23 +178,33 @@ def test_the_memory_is_chosen_on_validation_and_saved(evaluated):
 
 
 def test_a_weight_of_ones_own_and_counts_with_validation(evaluated, tmp_path):
-    mine = tmp_path / "students/mine"
-    words = ("--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED, "--output", mine)
+    counted = tmp_path / "students/counted"
+    words = ("--run", evaluated, "--student", evaluated / "students/tiger", *COUNTED, "--output", counted)
     code, _, error = command("add_memory.py", *words, "--weight", "0.25", "--with_validation", "true")
     assert code == 0, error
-    student = Recommender.from_pretrained(mine)
+    student = Recommender.from_pretrained(counted)
     assert student.transition_memory.weight == 0.25
     assert (
         student.transition_memory.counts.sum()
         > Recommender.from_pretrained(evaluated / "students/tiger+memory").transition_memory.counts.sum()
     )
     assert "expected a number from 0 to 1" in refused("add_memory.py", *words, "--weight", "2")
-    words = ("--run", evaluated, "--students", mine.parent, *COUNTED, "--split", "valid", "--output", tmp_path / "out")
-    error = refused("evaluate.py", *words, "--systems", "[transitions, mine]")
-    assert f"{mine} has counted the validation targets; evaluate it with --split test" in error
+    words = (
+        "--run",
+        evaluated,
+        "--students",
+        counted.parent,
+        *COUNTED,
+        "--split",
+        "valid",
+        "--output",
+        tmp_path / "out",
+    )
+    error = refused("evaluate.py", *words, "--systems", "[transitions, counted]")
+    assert f"{counted} has counted the validation targets; evaluate it with --split test" in error
     code, _, error = command("evaluate.py", *words)
-    assert code == 0 and "mine is left out: its memory has counted the validation targets" in error
-    assert "mine" not in systems_of(tmp_path / "out")
+    assert code == 0 and "counted is left out: its memory has counted the validation targets" in error
+    assert "counted" not in systems_of(tmp_path / "out")
 
 
 def test_a_memory_of_three(evaluated, tmp_path):

@@ -71,12 +71,12 @@ def test_table1_with_further_baselines(tmp_path):
     for folder, value in (("r", 0.12), ("r-seed1", 0.14)):
         evaluation(tmp_path / folder / "evaluation", TABLE1 | {"sasrec": 0.2})
         evaluation(tmp_path / folder / "evaluation-p5-cid", {"popularity": 0.01, "p5-cid": value})
-    evaluation(tmp_path / "r/evaluation-lists", {"popularity": 0.01, "recbole-s3rec": 0.15, "mine": 0.16})
+    evaluation(tmp_path / "r/evaluation-lists", {"popularity": 0.01, "recbole-s3rec": 0.15, "outside": 0.16})
     words = ("table1", "--dataset", "instruments", "--run", tmp_path / "r", "--make", "false", "--seeds", "[0, 1]")
     code, out, error = reproduce(*words)
     assert code == 0, error
     lines = [line for line in out.splitlines() if line.startswith("|")][2:]
-    names = ["transitions", "teacher", "p5-cid", "recbole-s3rec", "mine", "tiger", "dwr", "sasrec"]
+    names = ["transitions", "teacher", "p5-cid", "recbole-s3rec", "outside", "tiger", "dwr", "sasrec"]
     assert [line.split(" | ")[0].strip("| ") for line in lines] == names
     assert lines[2].startswith("| p5-cid | 0.1300 ± 0.0141 |") and "| 0.0827 | 0.1016 | 0.0708 | 0.0768 |" in lines[2]
     assert lines[3].startswith("| recbole-s3rec | 0.1500 | 0.2500 |") and "| 0.0863 | 0.1136 |" in lines[3]

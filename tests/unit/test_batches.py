@@ -204,7 +204,7 @@ def test_dropped_items_take_their_targets_along():
 
 
 def test_the_last_target_stays_where_all_would_be_dropped():
-    """With the item before it; what a sequence keeps beside them stays too, and other draws change nothing."""
+    """With the item before it; what a sequence keeps beside them is kept too, and other draws change nothing."""
     sequences = np.array([[1, 2, 3, 4], [5, 6, 7, PAD]])
     rows, places = np.array([0, 0, 1, 1]), np.array([1, 3, 1, 2])
     actual, new, kept = drop_items_with_targets(sequences, rows, places, 1.0, np.random.default_rng(0))

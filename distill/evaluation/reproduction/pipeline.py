@@ -19,7 +19,6 @@ WITHOUT_DISTILL = "dwr-without-distill"  # the one student of table2 that the pi
 
 P5_CID, P5_CID_EVALUATION = "p5-cid", "evaluation-p5-cid"  # TIGER on IDs by spectral clusters of co-occurrence
 LISTS_EVALUATION = "evaluation-lists"  # of systems outside this project
-BASELINE_EVALUATIONS = (P5_CID_EVALUATION, LISTS_EVALUATION)  # of table1, beside a popularity that they do without
 PAPER_EVALUATIONS = {"table1": "evaluation-paper", "table2": "evaluation-paper-valid"}  # of students-paper
 PAPER_STUDENTS = {
     "table1": ("tiger", "smooth", "distill", "dtr", "dwr"),
